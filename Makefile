@@ -1,0 +1,32 @@
+# Everything runs from `.venv`, which the first target makes. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semiseg needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The main job on generated scans: about 6 minutes on 2 cores; leaves semiseg-demo/report.html.
+demo: .venv/installed
+	$(BIN)/semiseg demo semiseg-demo
+
+check: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+# Slow: hours. docs/benchmarks.md says what each shows.
+bench: .venv/installed
+	$(BIN)/python benchmarks/gradient_cosine.py
+	$(BIN)/python benchmarks/demo_difficulty.py
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

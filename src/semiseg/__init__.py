@@ -1,0 +1,78 @@
+"""semiseg: a few labelled and very many unlabelled 3D scans in, a good segmenter and a fast predictor out.
+
+The whole way in Python, as on the command line:
+
+>>> import semiseg
+>>> sorted(name for name in dir(semiseg) if not name.startswith("_"))  # doctest: +NORMALIZE_WHITESPACE
+['RunSettings', 'check', 'compare', 'evaluate', 'evaluate_run', 'load_model', 'predict', 'predict_array',
+ 'predict_test_cases', 'prepare', 'report', 'run_all', 'train']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semiseg.predict.model import load_model
+    from semiseg.predict.predictor import predict_array
+    from semiseg.settings import RunSettings
+    from semiseg.workflows import (
+        check,
+        compare,
+        evaluate,
+        evaluate_run,
+        predict,
+        predict_test_cases,
+        prepare,
+        report,
+        run_all,
+        train,
+    )
+
+_HOMES = {
+    "RunSettings": "semiseg.settings",
+    "load_model": "semiseg.predict.model",
+    "predict_array": "semiseg.predict.predictor",
+} | dict.fromkeys(
+    (
+        "check",
+        "compare",
+        "evaluate",
+        "evaluate_run",
+        "predict",
+        "predict_test_cases",
+        "prepare",
+        "report",
+        "run_all",
+        "train",
+    ),
+    "semiseg.workflows",
+)
+
+__all__ = [
+    "RunSettings",
+    "check",
+    "compare",
+    "evaluate",
+    "evaluate_run",
+    "load_model",
+    "predict",
+    "predict_array",
+    "predict_test_cases",
+    "prepare",
+    "report",
+    "run_all",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for, so that `semiseg --help` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'semiseg' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

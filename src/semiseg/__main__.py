@@ -1,0 +1,5 @@
+"""`python -m semiseg`."""
+
+from semiseg.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""What augmentation may do, and how often."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from semiseg.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """Ranges and probabilities of augmentation; the defaults are nnU-Net's.
+
+    Probabilities of the spatial part are per sample, those of the intensity part per sample and channel.
+    Raises `ConfigError` for a probability outside [0, 1], a range that is empty or a factor that is not
+    positive.
+    """
+
+    enabled: bool = True
+    """Whether anything is augmented; `AugmentSettings.none()` switches all of it off."""
+    coarse_axis: int | None = None
+    """Axis (0 Z, 1 Y, 2 X) along which nothing is interpolated: rotation is about it only, and zoom and low
+    resolution leave it alone; the run sets it from the plan's anisotropic axis, and None means an isotropic
+    plan."""
+
+    rotation_probability: float = 0.2
+    """Probability that a sample is rotated."""
+    rotation_radians: tuple[float, float, float] = (math.pi / 6, math.pi / 6, math.pi / 6)
+    """Largest angle about the Z, Y and X axis in either direction; 30 degrees, as a patient may lie in a
+    scanner."""
+    zoom_probability: float = 0.2
+    """Probability that a sample is scaled."""
+    zoom: tuple[float, float] = (0.7, 1.4)
+    """Range of the size of the anatomy after scaling relative to before, the same along all axes."""
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; X swaps the mirror
+    pairs."""
+
+    noise_probability: float = 0.1
+    """Probability of additive Gaussian noise."""
+    noise_deviation: tuple[float, float] = (0.0, 0.1)
+    """Range of the noise's standard deviation in normalised intensity (nnU-Net calls it variance)."""
+    blur_probability: float = 0.1
+    """Probability of Gaussian blur: nnU-Net's 0.2 per sample times 0.5 per channel."""
+    blur_sigma: tuple[float, float] = (0.5, 1.0)
+    """Range of the blur's standard deviation in voxels."""
+    brightness_probability: float = 0.15
+    """Probability that intensities are multiplied by a factor."""
+    brightness: tuple[float, float] = (0.75, 1.25)
+    """Range of the brightness factor."""
+    contrast_probability: float = 0.15
+    """Probability that the distance of intensities from their mean is multiplied by a factor."""
+    contrast: tuple[float, float] = (0.75, 1.25)
+    """Range of the contrast factor; results are clipped to the range before."""
+    low_resolution_probability: float = 0.125
+    """Probability of a simulated low resolution: nnU-Net's 0.25 per sample times 0.5 per channel."""
+    low_resolution: tuple[float, float] = (0.5, 1.0)
+    """Range of the size to which each axis is reduced (nearest) before it is enlarged again (linear)."""
+    gamma_probability: float = 0.3
+    """Probability of a gamma curve on the intensities."""
+    inverted_gamma_probability: float = 0.1
+    """Probability of a gamma curve on the negated intensities, which acts on the bright end."""
+    gamma: tuple[float, float] = (0.7, 1.5)
+    """Range of the exponent of both gamma curves; mean and deviation are kept."""
+
+    weak_intensity: bool = False
+    """Whether the teacher's weak view gets the changes of brightness and contrast; off, since a pseudo-label
+    should be as good as the teacher can make it."""
+
+    def __post_init__(self) -> None:
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"augment.{name} = {value} is no probability; choose a value from 0 to 1.")
+        for name, lowest in _RANGES.items():
+            low, high = getattr(self, name)
+            if not lowest <= low <= high < math.inf:
+                raise ConfigError(
+                    f"augment.{name} = {(low, high)} is no range; give two numbers, the lower one first and "
+                    f"not below {lowest:g}."
+                )
+        if not 0 < self.low_resolution[1] <= 1:
+            raise ConfigError(f"augment.low_resolution = {self.low_resolution} must not go above 1.")
+        if not all(0 <= angle <= math.pi for angle in self.rotation_radians):
+            raise ConfigError(
+                f"augment.rotation_radians = {self.rotation_radians} must be three angles from 0 to pi; "
+                "30 degrees are 0.5236."
+            )
+        self._check_axes()
+
+    def _check_axes(self) -> None:
+        if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
+            raise ConfigError(
+                f"augment.mirror_axes = {self.mirror_axes} must name axes once each: 0 (Z), 1 (Y), 2 (X)."
+            )
+        if self.coarse_axis not in (None, 0, 1, 2):
+            raise ConfigError(
+                f"augment.coarse_axis = {self.coarse_axis} is no axis; give 0 (Z), 1 (Y), 2 (X) or nothing."
+            )
+
+    @classmethod
+    def none(cls) -> AugmentSettings:
+        """No augmentation at all: every view equals its input bit for bit."""
+        return cls(enabled=False)
+
+    def weak(self) -> AugmentSettings:
+        """The settings of the teacher's weak view: at most brightness and contrast change the intensities."""
+        kept = self.weak_intensity
+        return replace(
+            self,
+            noise_probability=0.0,
+            blur_probability=0.0,
+            brightness_probability=self.brightness_probability if kept else 0.0,
+            contrast_probability=self.contrast_probability if kept else 0.0,
+            low_resolution_probability=0.0,
+            gamma_probability=0.0,
+            inverted_gamma_probability=0.0,
+        )
+
+
+_PROBABILITIES = (
+    "rotation_probability",
+    "zoom_probability",
+    "noise_probability",
+    "blur_probability",
+    "brightness_probability",
+    "contrast_probability",
+    "low_resolution_probability",
+    "gamma_probability",
+    "inverted_gamma_probability",
+)
+_RANGES = {
+    "zoom": 0.1,
+    "noise_deviation": 0.0,
+    "blur_sigma": 0.01,
+    "brightness": 0.01,
+    "contrast": 0.01,
+    "low_resolution": 0.1,
+    "gamma": 0.01,
+}
+"""Ranges and the lowest value that each allows."""

@@ -1,0 +1,50 @@
+"""The views of a batch that methods train on.
+
+B batch, C channel, D H W (= Z Y X).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from semiseg.augment.intensity import apply_intensity, sample_intensity
+from semiseg.augment.mirror import mirror_images, mirror_labels, sample_flips
+from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.spatial import apply_spatial, sample_spatial
+from semiseg.io.dataset import LabelScheme
+from semiseg.randomness import Draw
+
+
+def labelled_view(
+    images: Tensor, labels: Tensor, draw: Draw, settings: AugmentSettings, scheme: LabelScheme
+) -> tuple[Tensor, Tensor]:
+    """The fully augmented images (B, C, D, H, W), float32, and their label maps (B, D, H, W), integer.
+
+    draw: of the batch's first sample by its global index. scheme: gives the mirror pairs and the ignore
+    value.
+    """
+    n = len(images)
+    spatial = sample_spatial(draw, n, settings, "labelled/spatial")
+    flips = sample_flips(draw, n, settings, "labelled/mirror")
+    images, warped = apply_spatial(images, labels, spatial, ignore=scheme.ignore)
+    images = _with_intensity(mirror_images(images, flips), draw, settings, "labelled/intensity")
+    return images, mirror_labels(labels if warped is None else warped, flips, scheme)
+
+
+def unlabelled_views(images: Tensor, draw: Draw, settings: AugmentSettings) -> tuple[Tensor, Tensor]:
+    """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place.
+
+    Both share one geometry, so a pseudo-label of the weak view is one of the strong view as it is, without
+    any exchange of mirror pairs. The weak view's intensities follow `settings.weak()`, the strong view's
+    `settings`.
+    """
+    n = len(images)
+    images, _ = apply_spatial(images, None, sample_spatial(draw, n, settings, "unlabelled/spatial"))
+    images = mirror_images(images, sample_flips(draw, n, settings, "unlabelled/mirror"))
+    weak = _with_intensity(images, draw, settings.weak(), "unlabelled/weak")
+    return weak, _with_intensity(images, draw, settings, "unlabelled/strong")
+
+
+def _with_intensity(images: Tensor, draw: Draw, settings: AugmentSettings, purpose: str) -> Tensor:
+    n, channels = images.shape[:2]
+    return apply_intensity(images, sample_intensity(draw, n, channels, settings, purpose))

@@ -1,0 +1,274 @@
+"""The command line: parse, call one workflow, print. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from semiseg.errors import ConfigError, SemisegError
+
+if TYPE_CHECKING:
+    from semiseg.settings import RunSettings
+
+Quiet = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunArguments:
+    """What `prepare` and `run` share."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, for example runs/first; everything is kept there, and the same command goes on."""
+    recipe: Path | None = None
+    """A TOML file of settings (recipes/*.toml are runs that we stand behind)."""
+    data: Path | None = None
+    """Dataset folder; overrides the recipe's data.root."""
+    labelled: int | None = None
+    """Keep only so many labels and hide all others; overrides data.labelled."""
+    method: Literal["supervised", "pseudo_label", "mpl"] | None = None
+    """Learning method; overrides method.name."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Any setting, as section.key=value, for example --set train.steps=100; can be repeated."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Open every file of a dataset folder; say what is there, and what is wrong."""
+
+    folder: tyro.conf.Positional[Path]
+    """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/."""
+    layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
+    """How the folder is laid out."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        return 0 if workflows.check(self.folder, layout=self.layout).ok else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(_RunArguments):
+    """Make the plan of a run and bring all scans to network units."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        plan = workflows.prepare(self.run, _settings(self), quiet=self.quiet)
+        _say(f"Prepared. Plan: {self.run}/plan.toml (patch {plan.patch}). Next: semiseg train {self.run}", self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a prepared run; a run that was cut off goes on."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder that `prepare` made."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        model = workflows.train(self.run, quiet=self.quiet)
+        _say(f"Trained. Model: {model}. Next: semiseg predict {model} SCANS --output FOLDER", self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Segment scans with a trained model, each in its own grid; finished ones are not done again."""
+
+    model: tyro.conf.Positional[Path]
+    """Model folder, or a run that was trained."""
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Scans and folders of scans (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
+    output: Path
+    """Folder for ID.nii.gz and predictions.jsonl."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    tile_batch: int = 1
+    """Tiles computed together."""
+    mirror: Quiet = False
+    """Average over mirrored tiles: eight times the time."""
+    probabilities: Quiet = False
+    """Also write class probabilities."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+        from semiseg.predict.settings import PredictSettings
+
+        settings = PredictSettings(
+            device=self.device, tile_batch=self.tile_batch, mirror=self.mirror, probabilities=self.probabilities
+        )
+        outcomes = workflows.predict(self.model, self.inputs, self.output, settings=settings, quiet=self.quiet)
+        failed = [outcome for outcome in outcomes if outcome.error]
+        reused = sum(outcome.reused for outcome in outcomes)
+        _say(f"{len(outcomes) - len(failed)} scans in {self.output} ({reused} of them from before).", self.quiet)
+        for outcome in failed:
+            print(f"failed: {outcome.id}: {outcome.error}", file=sys.stderr)
+        return 1 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score predictions: DSC, NSD, HD95 and volumes per case and organ."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """A run: its predictions against its test labels. Or name the two folders below."""
+    predictions: Path | None = None
+    """Folder of predicted label maps."""
+    references: Path | None = None
+    """Folder of reference label maps of the same names."""
+    labels: Path | None = None
+    """dataset.json or plan.toml that names the labels; by default 1..K without names."""
+    rules: Literal["standard", "flare22"] = "standard"
+    """flare22 scores as the challenge does."""
+    tolerance_mm: float = 1.0
+    """Surface error in mm that NSD forgives."""
+    output: Path | None = None
+    """Where summary.json and summary.csv go; by default beside the predictions."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+        from semiseg.evaluate import EvaluateSettings
+
+        if self.run is not None:
+            workflows.evaluate_run(self.run, quiet=self.quiet)
+            return 0
+        if self.predictions is None or self.references is None:
+            raise ConfigError("name a run, or both --predictions FOLDER and --references FOLDER.")
+        settings = EvaluateSettings(rules=self.rules, tolerance_mm=self.tolerance_mm)
+        workflows.evaluate(
+            self.predictions, self.references, self.labels, settings=settings, output=self.output, quiet=self.quiet
+        )
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare evaluated runs, the first as baseline: Dice and NSD per organ, paired differences with intervals."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Two or more run folders."""
+    names: tuple[str, ...] = ()
+    """Column titles, for example Baseline "Baseline + MPL"."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        workflows.compare(self.runs, names=self.names)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the page of a run: report.html."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        print(workflows.report(self.run))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(_RunArguments):
+    """The whole way: prepare, train, predict the test cases, evaluate, report; goes on where it was cut off."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        page = workflows.run_all(self.run, _settings(self), quiet=self.quiet)
+        _say(f"Done. Open {page} in a browser; the model is {self.run}/model.", self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """The whole way on a generated abdominal CT phantom set, supervised and with Meta Pseudo Labels."""
+
+    folder: tyro.conf.Positional[Path] = Path("semiseg-demo")
+    """Where everything is kept."""
+    seed: int = 0
+    """Of the phantoms and the training."""
+    steps: int | None = None
+    """Training steps of each run; by default what about 2 minutes allow here."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg.demo import tour
+
+        tour.run_demo(self.folder, seed=self.seed, steps=self.steps, quiet=self.quiet)
+        return 0
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "check": Check,
+    "prepare": Prepare,
+    "train": Train,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "report": Report,
+    "run": Run,
+    "demo": Demo,
+}
+
+
+def _settings(arguments: _RunArguments) -> RunSettings:
+    """The recipe with the flags on top."""
+    from semiseg.config import load_settings
+
+    given = {
+        "data.root": None if arguments.data is None else f'"{arguments.data.resolve().as_posix()}"',
+        "data.labelled": arguments.labelled,
+        "method.name": arguments.method,
+    }
+    flags = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if arguments.recipe is None and (arguments.run / "run.toml").exists() and not flags and not arguments.set:
+        return load_settings(arguments.run / "run.toml")
+    return load_settings(arguments.recipe, [*flags, *arguments.set])
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text)
+
+
+def main() -> None:
+    """Entry point of `semiseg`; exits with 0, 1 (problems found) or 2 (an error that the user can mend)."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS,
+        prog="semiseg",
+        description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
+    )
+    sys.exit(run_command(command.execute))
+
+
+def run_command(execute: Callable[[], int]) -> int:
+    """Run a command; an error of the user's making is one message on stderr and exit code 2."""
+    try:
+        return execute()
+    except SemisegError as error:
+        kind = "settings" if isinstance(error, ConfigError) else "error"
+        print(f"semiseg: {kind}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("semiseg: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130

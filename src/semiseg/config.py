@@ -1,0 +1,48 @@
+"""From a recipe file and `--set` flags to the settings of a run."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from semiseg.errors import ConfigError
+from semiseg.files import read_toml
+from semiseg.settings import RunSettings, settings_from
+
+
+def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
+    """The recipe (or the defaults) with `section.key=value` overrides applied in order.
+
+    A relative `data.root` of a recipe starts from the recipe's folder, one given by an override from the working
+    folder. Raises `ConfigError` for anything unknown.
+    """
+    tables = read_toml(recipe) if recipe else {}
+    data = tables.get("data")
+    if recipe and isinstance(data, dict) and isinstance(data.get("root"), str) and data["root"]:
+        data["root"] = str((recipe.parent / data["root"]).resolve())
+    for override in overrides:
+        tables = _with_override(tables, override)
+    source = str(recipe) if recipe else "settings"
+    return settings_from(tables, source=f"{source} with --set" if overrides else source)
+
+
+def _with_override(tables: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    parts = path.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example train.steps=100.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word such as mpl is meant as text
+    tables = copy.deepcopy(tables)
+    table = tables
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override}: {part} is not a section.")
+    table[parts[-1]] = value
+    return tables

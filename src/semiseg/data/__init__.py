@@ -1,0 +1,1 @@
+"""From a dataset folder to training batches: check, fingerprint, plan, preparation, sampling."""

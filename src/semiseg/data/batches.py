@@ -1,0 +1,231 @@
+"""Batches of patches from the case store, computed for any step and read ahead by a thread.
+
+B samples of this rank, C channels, `(Z, Y, X)` the patch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.data.sampling import (
+    PredictedLocations,
+    SamplingSettings,
+    cases_by_class,
+    labelled_patch,
+    unlabelled_patch,
+)
+from semiseg.errors import ConfigError
+from semiseg.geometry import Box
+from semiseg.io.store import OpenCase, open_case, read_case_meta
+from semiseg.randomness import Draw
+from semiseg.types import FloatArray, Shape
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples of this rank.
+
+    images: (B, C, Z, Y, X) float32. labels: (B, Z, Y, X) int64. unlabelled: images of unlabelled cases, or None
+    where they were not asked for.
+    """
+
+    step: int
+    images: FloatArray
+    labels: NDArray[np.int64]
+    unlabelled: FloatArray | None
+
+
+class BatchSource:
+    """The batches of a run. A batch depends on seed, step and rank only, never on the batches read before.
+
+    labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the
+    second may be empty. patch: size in voxels. batch, unlabelled_batch: samples of a step over all ranks (the
+    second equals the first if None), of which rank r of `world` reads the r-th part. outside_label: label of
+    voxels outside of a scan that is smaller than the patch.
+
+    Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for
+    a damaged case, here or when it is read.
+    """
+
+    depth = 2
+    """Batches that are read ahead."""
+
+    def __init__(
+        self,
+        labelled: Sequence[Path],
+        unlabelled: Sequence[Path] = (),
+        *,
+        patch: Shape,
+        batch: int,
+        seed: int,
+        unlabelled_batch: int | None = None,
+        settings: SamplingSettings | None = None,
+        outside_label: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._patch, self._seed, self._outside_label = patch, seed, outside_label
+        self._batch = batch
+        self._unlabelled_batch = batch if unlabelled_batch is None else unlabelled_batch
+        self._settings = SamplingSettings() if settings is None else settings
+        self._rank, self._world = rank, world
+        _check(len(labelled), (self._batch, self._unlabelled_batch), world)
+        self._labelled = _Cases(labelled)
+        self._unlabelled = _Cases(unlabelled)
+        self._holders = cases_by_class(self._labelled.metas)
+        self._memory = _Memory(int(self._settings.cache_gb * 1e9))
+        self._reading = threading.Lock()  # one open case is not to be read by two threads at once
+        self._predicted: list[tuple[int, PredictedLocations]] = [(0, {})]
+        self._asked = -1
+
+    def labelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of this rank for a step."""
+        images, labels = [], []
+        with self._reading:
+            for draw in self._draws(step, self._batch):
+                patch = labelled_patch(
+                    self._labelled.metas, self._holders, self._patch, draw, self._batch, self._settings
+                )
+                case = self._labelled.open(patch.case, self._memory)
+                images.append(case.read_image(patch.box))
+                labels.append(case.read_label(patch.box, fill=self._outside_label))
+        return np.stack(images), np.stack(labels).astype(np.int64)
+
+    def unlabelled(self, step: int) -> FloatArray:
+        """Images (B, C, Z, Y, X) float32 of this rank for a step; `ConfigError` without unlabelled cases."""
+        self._require_unlabelled()
+        self._asked = max(self._asked, step)
+        return self._unlabelled_images(step)
+
+    def _unlabelled_images(self, step: int) -> FloatArray:
+        predicted = next(found for start, found in reversed(self._predicted) if start <= step)
+        images = []
+        with self._reading:
+            for draw in self._draws(step, self._unlabelled_batch):
+                patch = unlabelled_patch(
+                    self._unlabelled.metas, predicted, self._patch, draw, self._unlabelled_batch, self._settings
+                )
+                images.append(self._unlabelled.open(patch.case, self._memory).read_image(patch.box))
+        return np.stack(images)
+
+    def publish(self, predicted: PredictedLocations, *, from_step: int) -> None:
+        """Place unlabelled patches on what the teacher predicts, from a step on; earlier steps stay as they were.
+
+        from_step: must not have been read yet; while `iterate` is running, at least the current step + 1 +
+        `depth`. To resume exactly, keep what was published with the checkpoint. Raises `ValueError` for a step
+        that is too early.
+        """
+        first = max(self._asked + 1, self._predicted[-1][0])
+        if from_step < first:
+            raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
+        self._predicted.append((from_step, predicted))
+
+    def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
+        """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
+
+        unlabelled: whether to read unlabelled images too. An error of the thread is raised here, at its step.
+        Closing the generator (or leaving the loop) waits for the batch in the making and drops the others.
+        """
+        if unlabelled:
+            self._require_unlabelled()
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semiseg-batches")
+        waiting: deque[Future[Batch]] = deque()
+        ahead = start_step
+        try:
+            for step in range(start_step, stop_step):
+                while ahead < min(stop_step, step + 1 + self.depth):
+                    if unlabelled:
+                        self._asked = max(self._asked, ahead)
+                    waiting.append(pool.submit(self._read, ahead, unlabelled))
+                    ahead += 1
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, step: int, unlabelled: bool) -> Batch:
+        images, labels = self.labelled(step)
+        return Batch(step, images, labels, self._unlabelled_images(step) if unlabelled else None)
+
+    def _require_unlabelled(self) -> None:
+        if not self._unlabelled.metas:
+            raise ConfigError("There is no unlabelled case to train on. Add some, or choose `supervised`.")
+
+    def _draws(self, step: int, batch: int) -> list[Draw]:
+        """Keys of this rank's part of the global batch."""
+        share = batch // self._world
+        return [Draw(self._seed, step, self._rank * share + i) for i in range(share)]
+
+
+def _check(labelled: int, batches: tuple[int, int], world: int) -> None:
+    if labelled == 0:
+        raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
+    for name, size in zip(("batch", "unlabelled batch"), batches, strict=True):
+        if size < 1 or size % world:
+            raise ConfigError(
+                f"The {name} of {size} cannot be divided among {world} processes; choose a multiple of their number."
+            )
+
+
+class _Memory:
+    """How many bytes of decompressed cases may still be kept."""
+
+    def __init__(self, free_bytes: int) -> None:
+        self._free_bytes = free_bytes
+
+    def take(self, size: int) -> bool:
+        """Whether so many bytes were free; if so, they are taken."""
+        if size > self._free_bytes:
+            return False
+        self._free_bytes -= size
+        return True
+
+
+class _Cases:
+    """Stored cases: their descriptions, a few of them open, and decompressed arrays as memory allows.
+
+    Decompressed cases are kept in the order of their first use and none is thrown out: passes over the cases in
+    random order would evict a case before its next use, and decompress whole cases for single patches.
+    """
+
+    open_limit = 64
+    """Cases held open at once: each holds a file descriptor or two, of which many systems grant 1,024."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = tuple(folders)
+        self.metas = [read_case_meta(folder) for folder in self._folders]
+        self._kept: dict[int, OpenCase] = {}
+        self._recent: OrderedDict[int, OpenCase] = OrderedDict()
+
+    def open(self, index: int, memory: _Memory) -> OpenCase:
+        """The case, with its arrays in memory if they fit."""
+        if index in self._kept:
+            return self._kept[index]
+        case = self._recent.pop(index, None) or open_case(self._folders[index])
+        if memory.take(_decompressed_bytes(case)):
+            self._kept[index] = _decompressed(case)
+            return self._kept[index]
+        self._recent[index] = case
+        if len(self._recent) > self.open_limit:
+            self._recent.popitem(last=False)
+        return case
+
+
+def _decompressed_bytes(case: OpenCase) -> int:
+    voxels = int(np.prod(case.meta.shape_zyx))
+    label = 0 if case.label is None else case.label.dtype.itemsize
+    return voxels * (4 * len(case.meta.channel_minimum) + label)
+
+
+def _decompressed(case: OpenCase) -> OpenCase:
+    """The case with arrays in memory in the place of the files."""
+    whole = Box((0, 0, 0), case.meta.shape_zyx)
+    label = None if case.label is None else case.read_label(whole)
+    return replace(case, image=case.read_image(whole), label=label)

@@ -1,0 +1,60 @@
+"""Where the body is in a scan: places worth drawing unlabelled patches from."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
+
+_COARSE_AXIS_VOXELS = 96
+_AIR_HU, _DENSE_HU = -1024.0, 500.0
+
+
+def body_locations(
+    channel: FloatArray, shape_out: Shape, *, ct: bool, count: int, generator: np.random.Generator
+) -> tuple[Shape, ...]:
+    """Up to `count` voxels `(z, y, x)` of a grid of `shape_out` that lie in the body.
+
+    The mask is made on every n-th voxel, at most 96 an axis, since places need no fine outline. channel:
+    `(Z, Y, X)` in the scan's own units and grid. ct: intensities are Hounsfield units.
+    """
+    steps = [max(1, -(-n // _COARSE_AXIS_VOXELS)) for n in channel.shape]
+    coarse = channel[tuple(slice(step // 2, None, step) for step in steps)]
+    mask = body_mask(coarse, ct=ct)
+    occupied = np.argwhere(mask if mask.any() else np.ones_like(mask))
+    chosen = generator.choice(len(occupied), min(count, len(occupied)), replace=False)
+    source = occupied[chosen] * steps + [step // 2 for step in steps]
+    # The voxel of the output grid that holds the centre of the source voxel.
+    place = ((source + 0.5) * np.divide(shape_out, channel.shape)).astype(int)
+    return tuple((int(z), int(y), int(x)) for z, y, x in np.minimum(place, np.subtract(shape_out, 1)))
+
+
+def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
+    """The body `(Z, Y, X)`: in CT the largest component above Otsu's threshold, otherwise all above the
+    mean.
+    """
+    if not ct:
+        return np.asarray(channel > channel.mean(dtype=np.float64))
+    # Padding far below air would be a third mode that draws the threshold to itself.
+    bounded = np.clip(channel, _AIR_HU, _DENSE_HU)
+    mask = bounded > otsu_threshold(bounded)
+    components, count = ndimage.label(mask)
+    if count <= 1:
+        return np.asarray(mask)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    return np.asarray(components == sizes.argmax())
+
+
+def otsu_threshold(values: AnyArray, *, bins: int = 256) -> float:
+    """The threshold with the largest variance between the two classes that it makes (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins=bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = counts.cumsum()[:-1]
+    above = counts.sum() - below
+    sums = (counts * centres).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
+        between = np.nan_to_num(below * above * gap**2, nan=0.0)
+    return float(edges[1:-1][between.argmax()])

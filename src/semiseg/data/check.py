@@ -1,0 +1,223 @@
+"""Check a dataset before work begins: open every file, list what is there and every problem with its remedy."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiseg.data.check_case import (
+    CaseFacts,
+    Expectation,
+    Problem,
+    Remark,
+    as_problem,
+    expectation,
+    inspect_case,
+    role_of,
+)
+from semiseg.data.laterality import measured_mirror_axis
+from semiseg.geometry import LEFT_RIGHT_AXIS
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.types import Spacing
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases done and of all cases."""
+
+_Findings = tuple[CaseFacts, list[Problem]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What a dataset holds and what is wrong with it.
+
+    target_spacing_mm: the spacing that disk_bytes was estimated for, None if no scan was readable. disk_bytes: upper
+    bound of what preparation writes: float32 images and uint8 labels at that spacing, before compression.
+    """
+
+    name: str
+    layout: str
+    root: str
+    channels: tuple[str, ...]
+    labels: LabelScheme
+    cases: tuple[CaseFacts, ...]
+    problems: tuple[Problem, ...]
+    target_spacing_mm: Spacing | None
+    disk_bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings and notes do not count."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report in types that JSON has; label values become strings."""
+        value = asdict(self) | {"ok": self.ok}
+        value["labels"]["names"] = {str(number): name for number, name in self.labels.names.items()}
+        for case in value["cases"]:
+            voxels = case["label_voxels"]
+            case["label_voxels"] = None if voxels is None else {str(number): n for number, n in voxels.items()}
+        return value
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    target_spacing_mm: Spacing | None = None,
+) -> CheckReport:
+    """Open every file of the dataset and report. A damaged file never stops the rest, nor does a killed worker.
+
+    workers: processes; up to 1 reads in this one. target_spacing_mm: for the disk estimate, the median spacing of the
+    training cases by default.
+    """
+    findings = _inspect_all(dataset.cases, expectation(dataset), workers, progress or (lambda done, total: None))
+    facts = tuple(fact for fact, _ in findings)
+    problems = [as_problem(("error", file, text), dataset.root) for file, text in dataset.problems]
+    problems += [problem for _, found in findings for problem in found]
+    problems += [as_problem(remark, dataset.root) for remark in _compare_cases(facts, dataset)]
+    target = target_spacing_mm or _median_spacing(facts)
+    return CheckReport(
+        name=dataset.name,
+        layout=dataset.layout,
+        root=str(dataset.root),
+        channels=dataset.channels,
+        labels=dataset.labels,
+        cases=facts,
+        problems=tuple(sorted(problems, key=lambda problem: ("error", "warning", "note").index(problem.severity))),
+        target_spacing_mm=target,
+        disk_bytes=_disk_bytes(facts, len(dataset.channels), target) if target else 0,
+    )
+
+
+def _inspect_all(cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress) -> list[_Findings]:
+    """Findings in the order of the cases, in this process if one worker is enough."""
+    results: dict[int, _Findings] = {}
+    if workers > 1:
+        _fill_in_pool(results, cases, expected, workers, progress)
+    else:
+        for index, case in enumerate(cases):
+            results[index] = inspect_case(case, expected)
+            progress(len(results), len(cases))
+    # After a broken pool one worker goes on in order: if it is killed too, the first case left undone is at fault.
+    while missing := [index for index in range(len(cases)) if index not in results]:
+        _fill_in_pool(results, cases, expected, 1, progress)
+        if missing[0] not in results:
+            results[missing[0]] = _killed(cases[missing[0]], expected.root)
+            progress(len(results), len(cases))
+    return [results[index] for index in range(len(cases))]
+
+
+def _fill_in_pool(
+    results: dict[int, _Findings], cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress
+) -> None:
+    """Add the findings that are missing; a killed worker leaves some of them out."""
+    missing = [index for index in range(len(cases)) if index not in results]
+    # Spawned, since a forked copy of a process with running threads may hang.
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(inspect_case, cases[index], expected): index for index in missing}
+        for future in as_completed(futures):
+            try:
+                results[futures[future]] = future.result()
+            except BrokenProcessPool:
+                continue
+            progress(len(results), len(cases))
+
+
+def _killed(case: Case, root: Path) -> _Findings:
+    text = "the process that read it was killed, most likely for want of memory. Leave the case out."
+    return CaseFacts(id=case.id, role=role_of(case)), [as_problem(("error", case.images[0], text), root, case.id)]
+
+
+def _compare_cases(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
+    """What only shows when cases are held against each other."""
+    return [
+        *_same_content(facts, dataset),
+        *_orientations(facts, dataset.root),
+        *_unseen_classes(facts, dataset),
+        *_turned_headers(dataset),
+    ]
+
+
+def _same_content(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
+    """A warning for every case whose voxels are those of an earlier one."""
+    files = {case.id: case.images[0] for case in dataset.cases}
+    groups: defaultdict[str, list[CaseFacts]] = defaultdict(list)
+    for fact in facts:
+        if fact.content is not None:
+            groups[fact.content].append(fact)
+    remarks: list[Remark] = []
+    for first, *others in groups.values():
+        for other in others:
+            text = f"the same voxels as case {first.id}. Remove one of the two."
+            if (first.role == "test") != (other.role == "test"):
+                text = f"the same voxels as {first.role} case {first.id}: a test scan is trained on. Remove one."
+            remarks.append(("warning", files[other.id], text))
+    return remarks
+
+
+def _orientations(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:
+    counts = Counter(fact.orientation for fact in facts if fact.orientation is not None)
+    if len(counts) < 2:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    return [
+        (
+            "note",
+            root,
+            f"orientations are mixed ({listed}): every scan is brought to RAS on reading. Nothing to do.",
+        )
+    ]
+
+
+def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
+    """A warning for classes that no training label contains."""
+    maps = [fact.label_voxels for fact in facts if fact.role == "labelled" and fact.label_voxels is not None]
+    if not maps:
+        text = "no training case has a readable label: nothing can be learned. Label a few scans."
+        return [("warning", dataset.root, text)]
+    unseen = [f"{name} ({value})" for value, name in dataset.labels.organs.items() if not any(value in m for m in maps)]
+    text = f"no training label contains {', '.join(unseen)}: it cannot be learned. Label it, or take it off the list."
+    return [("warning", dataset.root, text)] if unseen else []
+
+
+def _turned_headers(dataset: Dataset) -> list[Remark]:
+    """A warning where left and right organs lie apart along another axis than the headers say."""
+    axis = measured_mirror_axis(dataset.labels, [case.label for case in dataset.cases if case.label is not None])
+    if axis == LEFT_RIGHT_AXIS:
+        return []
+    a, b = (dataset.labels.names[value] for value in dataset.labels.mirror_pairs[0])
+    text = (
+        f"{a} and {b} lie apart along {'ZYX'[axis]}, not along X as the headers say: the stored orientation looks "
+        f"wrong. Training mirrors along {'ZYX'[axis]} as left-right; pictures will carry the headers' letters. "
+        "Correct the headers if you can."
+    )
+    return [("warning", dataset.root, text)]
+
+
+def _median_spacing(facts: Sequence[CaseFacts]) -> Spacing | None:
+    """Median per axis over the training cases, over all where none is readable."""
+    known = [fact for fact in facts if fact.spacing_mm is not None]
+    spacings = [f.spacing_mm for f in known if f.role != "test"] or [f.spacing_mm for f in known]
+    if not spacings:
+        return None
+    z, y, x = (float(value) for value in np.median(np.array(spacings), axis=0))
+    return (z, y, x)
+
+
+def _disk_bytes(facts: Sequence[CaseFacts], channels: int, target: Spacing) -> int:
+    total = 0
+    for fact in facts:
+        if fact.shape_zyx is None or fact.spacing_mm is None:
+            continue
+        sizes = (int(np.ceil(n * mm / new)) for n, mm, new in zip(fact.shape_zyx, fact.spacing_mm, target, strict=True))
+        total += int(np.prod([*sizes], dtype=np.int64)) * (4 * channels + (fact.label_voxels is not None))
+    return total

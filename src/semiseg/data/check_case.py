@@ -1,0 +1,249 @@
+"""What one case holds and what is wrong with it: opens every file of the case, headers and voxels."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from semiseg.errors import DataError
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.nifti import Grid, read_grid, read_label, read_volume
+from semiseg.types import FloatArray, LabelArray, Shape, Spacing
+
+Severity = Literal["error", "warning", "note"]
+Role = Literal["labelled", "unlabelled", "test"]
+
+
+_BLOCK_BYTES = 1 << 20
+_CHECKSUM = "the file is damaged: its contents do not fit the checksum at its end. Restore it from the original."
+
+Remark = tuple[Severity, Path, str]
+"""A problem in the making: its file and a text that may begin with the file's path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong. file is relative to the dataset's folder; text ends with the remedy.
+
+    error: the case cannot be used. warning: it can, and a person should look. note: put right while reading.
+    """
+
+    severity: Severity
+    file: str
+    text: str
+    case: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFacts:
+    """What the files of one case hold; None where a file could not be read.
+
+    label_voxels: number of voxels by label value. content: hash of the image's canonical voxels, whatever the file's
+    compression and orientation.
+    """
+
+    id: str
+    role: Role
+    shape_zyx: Shape | None = None
+    spacing_mm: Spacing | None = None
+    orientation: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    label_voxels: dict[int, int] | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What the dataset says about each of its cases. label_source: who says which labels there are."""
+
+    root: Path
+    channels: tuple[str, ...]
+    labels: LabelScheme
+    label_source: str
+
+
+def expectation(dataset: Dataset) -> Expectation:
+    """What every case of the dataset is held against."""
+    sources = {"nnunet": "dataset.json", "msd": "dataset.json", "flare22": "FLARE22's list"}
+    return Expectation(
+        root=dataset.root,
+        channels=dataset.channels,
+        labels=dataset.labels,
+        label_source=sources.get(dataset.layout, "the label list"),
+    )
+
+
+def inspect_case(case: Case, expected: Expectation) -> tuple[CaseFacts, list[Problem]]:
+    """Open all files of a case. Nothing that is wrong with them raises: it is in the list of problems."""
+    remarks: list[Remark] = []
+    grid, image = _inspect_image(case, expected, remarks)
+    label_grid, voxels = _inspect_label(case.label, expected, remarks) if case.label else (None, None)
+    if case.label and grid and label_grid and (difference := grid.difference(label_grid)):
+        text = f"not on the grid of its image: {difference}. Resample it onto the image, or restore the file."
+        remarks.append(("error", case.label, text))
+    facts = CaseFacts(
+        id=case.id,
+        role=role_of(case),
+        shape_zyx=grid.shape_zyx if grid else None,
+        spacing_mm=grid.spacing_mm if grid else None,
+        orientation=grid.orientation if grid else None,
+        minimum=float(image.min()) if image is not None else None,
+        maximum=float(image.max()) if image is not None else None,
+        label_voxels=voxels,
+        content=_content(image) if image is not None else None,
+    )
+    return facts, [as_problem(remark, expected.root, case.id) for remark in remarks]
+
+
+def role_of(case: Case) -> Role:
+    """`test`, or for training cases whether they have a label."""
+    if case.split == "test":
+        return "test"
+    return "labelled" if case.label is not None else "unlabelled"
+
+
+def as_problem(remark: Remark, root: Path, case: str | None = None) -> Problem:
+    """A remark with the file's path below the dataset's folder, or its whole path if it lies elsewhere."""
+    severity, file, text = remark
+    text = text.removeprefix(f"{file}: ")
+    inside = file != root and file.is_relative_to(root)
+    name = str(file.relative_to(root)) if inside else str(file)
+    return Problem(severity=severity, file=name, text=text[:1].upper() + text[1:], case=case)
+
+
+def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> tuple[Grid | None, FloatArray | None]:
+    """Grid and voxels `(C, Z, Y, X)` of the image, each None where it cannot be had."""
+    grids = [_header(path, remarks) for path in case.images]
+    if any(grid is None for grid in grids):
+        return next((grid for grid in grids if grid), None), None
+    first = grids[0]
+    if first is None or not _form_fits([grid for grid in grids if grid], case, expected, remarks):
+        return first, None
+    try:
+        image = read_volume(case.images).array
+    except DataError as error:
+        remarks.append(("error", _named_file(error, case.images), str(error)))
+        return first, None
+    if damaged := [path for path in case.images if _fails_checksum(path)]:
+        remarks += [("error", path, _CHECKSUM) for path in damaged]
+        return first, None
+    _judge_intensities(image, case, expected, remarks)
+    return first, image
+
+
+def _header(path: Path, remarks: list[Remark]) -> Grid | None:
+    try:
+        grid = read_grid(path)
+    except DataError as error:
+        remarks.append(("error", path, str(error)))
+        return None
+    if conflict := grid.form_conflict():
+        remarks.append(("warning", path, f"{conflict}. Look whether left and right are right, and correct the header."))
+    elif not int(grid.header["sform_code"]) and not int(grid.header["qform_code"]):
+        text = "neither sform nor qform is set, so that left and right are a guess (LAS). Write the right affine."
+        remarks.append(("warning", path, text))
+    return grid
+
+
+def _form_fits(grids: list[Grid], case: Case, expected: Expectation, remarks: list[Remark]) -> bool:
+    """Whether dimensions and channels are those of a 3D case of this dataset."""
+    file, shape, wanted = case.images[0], grids[0].shape_zyx, len(expected.channels)
+    if min(shape) == 1:
+        text = f"2D scans are not supported: the shape (Z, Y, X) is {shape}. Leave the case out."
+        remarks.append(("error", file, text))
+        return False
+    channels = sum(grid.channels for grid in grids)
+    if channels == wanted:
+        return True
+    if wanted == 1:
+        text = f"4D with {channels} volumes, but a 3D scan is expected. Keep one volume, or name all channels."
+    else:
+        names = ", ".join(expected.channels)
+        text = f"{channels} channels, but the dataset names {wanted} ({names}). Add or remove channels."
+    remarks.append(("error", file, text))
+    return False
+
+
+def _judge_intensities(image: FloatArray, case: Case, expected: Expectation, remarks: list[Remark]) -> None:
+    constant = [name for name, c in zip(expected.channels, image, strict=True) if float(c.min()) == float(c.max())]
+    if len(constant) == len(expected.channels):
+        value = float(image.flat[0])
+        text = f"every voxel is {value:g}: there is nothing to see. Restore the scan, or leave it out."
+        remarks.append(("error", case.images[0], text))
+    elif constant:
+        text = f"the channel {', '.join(constant)} is constant. Restore it, or leave the case out."
+        remarks.append(("warning", case.images[0], text))
+    for name, channel in zip(expected.channels, image, strict=True):
+        if name.upper() == "CT" and name not in constant and float(channel.min()) >= 0:
+            text = f"the channel is called CT, but its lowest value is {float(channel.min()):g}: no Hounsfield units? "
+            remarks.append(
+                (
+                    "warning",
+                    case.images[0],
+                    text + "Apply the rescale intercept, or name the channel otherwise.",
+                )
+            )
+
+
+def _inspect_label(
+    file: Path, expected: Expectation, remarks: list[Remark]
+) -> tuple[Grid | None, dict[int, int] | None]:
+    """Grid and voxel counts of a label map, each None where it cannot be had."""
+    try:
+        label, grid = read_label(file)
+    except DataError as error:
+        remarks.append(("error", file, str(error)))
+        return None, None
+    if _fails_checksum(file):
+        remarks.append(("error", file, _CHECKSUM))
+        return None, None
+    counts = _voxel_counts(label)
+    labels = expected.labels
+    strange = {value: count for value, count in counts.items() if value not in labels.names and value != labels.ignore}
+    if strange:
+        parts = [f"{count} voxel{'s have' if count > 1 else ' has'} value {value}" for value, count in strange.items()]
+        shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more values" if len(parts) > 4 else "")
+        text = f"{shown}, but {expected.label_source} ends at {max(labels.names)}. Fix the file, or add the label."
+        remarks.append(("error", file, text))
+    elif not any(value in labels.organs for value in counts):
+        text = "the label is empty: no voxel has a class. Remove the file if nobody has labelled the scan."
+        remarks.append(("warning", file, text))
+    return grid, counts
+
+
+def _fails_checksum(file: Path) -> bool:
+    """Whether a gzip file's contents are not those that were compressed; reading voxels alone does not look."""
+    if file.suffix != ".gz":
+        return False
+    try:
+        with gzip.open(file) as stream:
+            while stream.read(_BLOCK_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return True
+    return False
+
+
+def _voxel_counts(label: LabelArray) -> dict[int, int]:
+    """Number of voxels of each value that occurs."""
+    counts = np.bincount(label.ravel())
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _content(image: FloatArray) -> str:
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def _named_file(error: DataError, files: Sequence[Path]) -> Path:
+    """The file that the message begins with, the first one otherwise."""
+    return next((file for file in files if str(error).startswith(f"{file}:")), files[0])

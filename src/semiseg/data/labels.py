@@ -1,0 +1,39 @@
+"""Label maps read and held against the image's grid and the dataset's classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.errors import DataError
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.nifti import Grid, read_label
+from semiseg.types import LabelArray
+
+
+def count_values(label: LabelArray) -> dict[int, int]:
+    """Voxels of each value that occurs, ascending."""
+    # Counting slice by slice is many times faster than sorting all voxels, and needs no 64-bit copy of them.
+    length = int(label.max(initial=0)) + 1
+    counts = sum((np.bincount(plane.ravel(), minlength=length) for plane in label), np.zeros(length, np.int64))
+    return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+
+
+def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme) -> tuple[LabelArray, dict[int, int]]:
+    """The label map `(Z, Y, X)` and the voxels of each value in it.
+
+    image, grid: the scan that it belongs to. Raises `DataError` for another grid than the scan's, and for
+    values that the dataset does not declare.
+    """
+    label, label_grid = read_label(path)
+    if difference := label_grid.difference(grid):
+        raise DataError(f"{path}: not on the grid of {image}: {difference}. Resample one onto the other.")
+    voxels = count_values(label)
+    for value, count in voxels.items():
+        if value not in labels.names and value != labels.ignore:
+            raise DataError(
+                f"{path}: {count} voxels have value {value}, but the dataset's labels end at {max(labels.names)}. "
+                "Correct the file, or declare the label."
+            )
+    return label, voxels

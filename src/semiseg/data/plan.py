@@ -1,0 +1,109 @@
+"""The plan: everything that preparation, networks and prediction must agree on, as one readable TOML file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from semiseg.errors import ConfigError
+from semiseg.files import read_toml, write_toml
+from semiseg.io.dataset import LabelScheme
+from semiseg.types import Shape, Spacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelNormalisation:
+    """How one channel is brought to network units.
+
+    scheme `ct`: clip to [low, high], subtract mean, divide by deviation, all from the labelled foreground of the whole
+    training set. scheme `zscore`: mean and deviation of each case, low to deviation unused.
+    """
+
+    scheme: Literal["ct", "zscore"]
+    low: float = 0.0
+    high: float = 0.0
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+    """Sizes of one 3D U-Net. All tuples have one entry per level, from the finest to the coarsest.
+
+    features: channels of a level. kernels: size of its convolutions `(D, H, W)`. strides: pooling *into* the level;
+    the first is (1, 1, 1).
+    """
+
+    features: tuple[int, ...]
+    kernels: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+    deep_supervision: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The agreement of a run. `(Z, Y, X)` order throughout; spacings in mm.
+
+    anisotropic_axis: the axis whose spacing is more than 3 times that of the others (resampled with order 0 along it),
+    or None.
+    """
+
+    dataset: str
+    channels: tuple[str, ...]
+    labels: LabelScheme
+    spacing_mm: Spacing
+    anisotropic_axis: int | None
+    patch: Shape
+    batch: int
+    normalisation: tuple[ChannelNormalisation, ...]
+    teacher: NetworkPlan
+    student: NetworkPlan
+
+
+_ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write the plan as TOML that a person can read and edit."""
+    value = asdict(plan)
+    value["labels"]["names"] = {str(k): name for k, name in plan.labels.names.items()}
+    value["labels"] = {k: v for k, v in value["labels"].items() if v is not None}
+    write_toml(path, {k: v for k, v in value.items() if v is not None})
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan; raises `ConfigError` that names the key."""
+    value = read_toml(path)
+    value.setdefault("anisotropic_axis", None)
+    try:
+        plan = _ADAPTER.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {key}: {first['msg']}. Correct the key, or run `semiseg prepare` again.") from None
+    problem = _inconsistency(plan)
+    if problem:
+        raise ConfigError(f"{path}: {problem}")
+    return plan
+
+
+def _inconsistency(plan: Plan) -> str | None:
+    """What cannot work in an edited plan, as a sentence with the remedy."""
+    if len(plan.normalisation) != len(plan.channels):
+        return f"normalisation has {len(plan.normalisation)} entries for {len(plan.channels)} channels; give one each."
+    if min(plan.patch) < 1 or plan.batch < 1 or min(plan.spacing_mm) <= 0:
+        return "patch, batch and spacing_mm must be positive."
+    for name, network in (("teacher", plan.teacher), ("student", plan.student)):
+        if not len(network.features) == len(network.kernels) == len(network.strides):
+            return f"{name}: features, kernels and strides must have one entry per level."
+        for axis in range(3):
+            stride = 1
+            for level in network.strides:
+                stride *= level[axis]
+            if plan.patch[axis] % stride:
+                edge = f"{name}: patch[{axis}] = {plan.patch[axis]}"
+                return f"{edge} must be a multiple of {stride}, the product of its strides."
+    return None

@@ -1,0 +1,288 @@
+"""The planner: from a fingerprint and a memory budget to the plan. Rules: docs/decisions/0001 and 0002.
+
+Spacing is nnU-Net's (median; the 10th percentile along a coarse axis). The patch starts at 4 voxels of the
+coarsest level and grows, always along the axis that is shortest in millimetres, until it covers the median
+scan, has as many voxels as the paper's, or fills the memory with the smallest batch; what memory is left
+goes into the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Literal
+
+import numpy as np
+
+from semiseg.data.fingerprint import ChannelIntensity, Fingerprint
+from semiseg.data.memory import training_gb
+from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
+from semiseg.errors import ConfigError
+from semiseg.io.dataset import LabelScheme
+from semiseg.ops.resample import ANISOTROPY_RATIO, coarse_axis, target_shape
+from semiseg.types import Shape, Spacing
+
+Device = Literal["cpu", "cuda", "mps"]
+
+SMALLEST_BOTTLENECK = 4
+"""Voxels that an axis keeps at the coarsest level: with fewer, 3-voxel kernels see padding more than image."""
+HELD_BACK_RATIO = 4.0
+"""An axis is not pooled while its voxels are more than 4 times as long as the finest: nnU-Net's factor of
+2, held against the spacing that the finest axis has after the pooling. So the paper's 2.5 x 0.8 x 0.8 mm
+pools in all axes.
+"""
+_BATCHES = {"cpu": (2, 2), "cuda": (2, 8), "mps": (2, 8)}
+"""Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for
+more.
+"""
+_BASE_FEATURES = {"cpu": 16, "cuda": 32, "mps": 32}
+_SMALLEST_BASE = 8
+_BUDGET_GB = {"cpu": 4.0, "cuda": 32.0, "mps": 16.0}
+_PATCH_VOXELS = {"cpu": 64 * 64 * 80, "cuda": 64 * 160 * 160, "mps": 64 * 160 * 160}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What the planner may be told; it chooses where a value is None, and takes what is given as it is."""
+
+    device: Device | Literal["auto"] = "auto"
+    """Where training will run; `semiseg prepare` settles auto by what is there, the planner alone takes
+    cuda: a CPU gets fewer features, smaller patches and batches, since time is its limit.
+    """
+    memory_budget_gb: float | None = None
+    """Memory for training in GB; None is 32 on cuda (where the paper's plan fits), 16 on mps and 4 on cpu."""
+    spacing_mm: Spacing | None = None
+    """Target spacing (Z, Y, X) in mm; None takes nnU-Net's rule."""
+    patch: Shape | None = None
+    """Patch (Z, Y, X) in voxels of the target spacing; None grows it from the data."""
+    max_patch_voxels: int | None = None
+    """Patches grow to at most this many voxels; None is the paper's 64 x 160 x 160, and 64 x 64 x 80 on
+    cpu.
+    """
+    batch: int | None = None
+    """Samples in a batch; None takes what fits, from 2 to the paper's 8, and 2 on cpu."""
+    base_features: int | None = None
+    """Features of the teacher's finest level; None is the paper's 32 (16 on cpu), fewer where memory is
+    short.
+    """
+    student_base_features: int | None = None
+    """Features of the finest level of the student, the network that is shipped; None is the teacher's
+    number.
+    """
+    max_features: int = 512
+    """No level has more features than this: the paper's coarsest level."""
+    max_levels: int = 5
+    """At most so many levels, the paper's five; small scans get fewer."""
+    deep_supervision: bool = False
+    """Whether coarser decoder levels have a loss of their own; the paper's network has none."""
+
+    def __post_init__(self) -> None:
+        for name in ("memory_budget_gb", "max_patch_voxels", "batch", "base_features", "student_base_features"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"plan.{name} = {value}: must be above 0. Raise it, or remove the key.")
+        for name in ("spacing_mm", "patch"):
+            values = getattr(self, name)
+            if values is not None and not min(values) > 0:
+                raise ConfigError(f"plan.{name} = {values}: all three must be above 0. Correct or remove the key.")
+        if self.max_features < 1:
+            raise ConfigError(f"plan.max_features = {self.max_features}: must be at least 1. Raise it.")
+        if self.max_levels < 2:
+            raise ConfigError(f"plan.max_levels = {self.max_levels}: a U-Net has at least 2 levels. Raise it.")
+
+    @property
+    def planned_for(self) -> Device:
+        """The device with auto settled."""
+        return "cuda" if self.device == "auto" else self.device
+
+    @property
+    def budget_gb(self) -> float:
+        """The memory budget, by the device where none is given."""
+        return self.memory_budget_gb or _BUDGET_GB[self.planned_for]
+
+
+def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSettings | None = None) -> Plan:
+    """The plan for a training set; the same fingerprint, labels and settings always give the same plan.
+
+    Raises `ConfigError` if no network fits into the memory budget, or if a given patch cannot be pooled.
+    """
+    settings = settings or PlanSettings()
+    spacing = settings.spacing_mm or target_spacing(fingerprint)
+    median = median_shape(fingerprint, spacing)
+    strides, kernels = _levels(settings.patch or median, spacing, settings)
+    units = _triple(prod(stride[axis] for stride in strides) for axis in range(3))
+    limit = _triple(ceil(n / unit) * unit for n, unit in zip(median, units, strict=True))
+    smallest = _triple(min(n, SMALLEST_BOTTLENECK * unit) for n, unit in zip(limit, units, strict=True))
+    least_batch, most_batch = (settings.batch, settings.batch) if settings.batch else _BATCHES[settings.planned_for]
+
+    def plan(base: int, patch: Shape, batch: int) -> Plan:
+        return Plan(
+            dataset=fingerprint.dataset,
+            channels=fingerprint.channels,
+            labels=labels,
+            spacing_mm=spacing,
+            anisotropic_axis=coarse_axis(spacing),
+            patch=patch,
+            batch=batch,
+            normalisation=tuple(map(_normalisation, fingerprint.channels, fingerprint.intensities)),
+            teacher=_network(base, strides, kernels, settings),
+            student=_network(settings.student_base_features or base, strides, kernels, settings),
+        )
+
+    def fits(candidate: Plan) -> bool:
+        return estimated_gb(candidate, settings.planned_for) <= settings.budget_gb
+
+    base = settings.base_features or _affordable_base(
+        lambda base: plan(base, settings.patch or smallest, least_batch), fits, settings
+    )
+    most_voxels = settings.max_patch_voxels or _PATCH_VOXELS[settings.planned_for]
+    patch = settings.patch or _grow(
+        smallest,
+        limit,
+        units,
+        spacing,
+        lambda patch: prod(patch) <= most_voxels and fits(plan(base, patch, least_batch)),
+    )
+    batches = range(most_batch, least_batch, -1)
+    return plan(base, patch, next((n for n in batches if fits(plan(base, patch, n))), least_batch))
+
+
+def estimated_gb(plan: Plan, device: Device) -> float:
+    """The memory in GB that training is expected to take: teacher and student with one batch each.
+
+    On cuda feature maps are in mixed precision, elsewhere in float32.
+    """
+    return sum(
+        training_gb(
+            network,
+            patch=plan.patch,
+            batch=plan.batch,
+            channels=len(plan.channels),
+            classes=plan.labels.count,
+            activation_bytes=2 if device == "cuda" else 4,
+        )
+        for network in (plan.teacher, plan.student)
+    )
+
+
+def target_spacing(fingerprint: Fingerprint) -> Spacing:
+    """nnU-Net's rule: the median spacing of each axis, in mm.
+
+    If the coarsest axis is more than 3 times as coarse as the others and has less than a third of their
+    voxels, it takes the 10th percentile of its spacings instead, but never less than the others have.
+    """
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases])
+    target = np.median(spacings, axis=0)
+    size = np.median([case.shape_zyx for case in fingerprint.cases], axis=0)
+    worst = int(target.argmax())
+    others = [axis for axis in range(3) if axis != worst]
+    finer = float(target[others].max())
+    if target[worst] > ANISOTROPY_RATIO * finer and size[worst] * ANISOTROPY_RATIO < size[others].min():
+        target[worst] = max(float(np.percentile(spacings[:, worst], 10)), finer)
+    z, y, x = (float(v) for v in target)
+    return (z, y, x)
+
+
+def median_shape(fingerprint: Fingerprint, spacing_mm: Spacing) -> Shape:
+    """The median over the training cases of their shapes at `spacing_mm`, rounded up."""
+    shapes = [target_shape(case.shape_zyx, case.spacing_mm, spacing_mm) for case in fingerprint.cases]
+    return _triple(ceil(n) for n in np.median(shapes, axis=0))
+
+
+def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
+    """Strides and kernels of each level for scans of shape `median`, or for the patch that the settings
+    give.
+
+    A level is added while at least two axes have room for it. An axis that would fall under 4 voxels is left
+    alone; one that is more than 4 times as coarse as the finest is held back, and convolved with kernel 1
+    until it no longer is.
+    """
+    shape, given = settings.patch or median, settings.patch is not None
+    units, current, kernel = (1, 1, 1), spacing_mm, (1, 1, 1)
+    strides: list[Shape] = [(1, 1, 1)]
+    kernels: list[Shape] = []
+    while True:
+        bound = HELD_BACK_RATIO * min(current)
+        kernel = _triple(3 if k == 3 or s <= bound else 1 for k, s in zip(kernel, current, strict=True))
+        kernels.append(kernel)
+        room = [_can_pool(n, unit, given) for n, unit in zip(shape, units, strict=True)]
+        bound = HELD_BACK_RATIO * min((s for s, free in zip(current, room, strict=True) if free), default=0.0)
+        stride = _triple(2 if free and s <= bound else 1 for free, s in zip(room, current, strict=True))
+        if len(kernels) == settings.max_levels or sum(room) < 2:
+            break
+        strides.append(stride)
+        units = _triple(a * b for a, b in zip(units, stride, strict=True))
+        current = (current[0] * stride[0], current[1] * stride[1], current[2] * stride[2])
+    if len(strides) == 1:
+        source = f"plan.patch = {shape}" if given else f"the median scan of {shape} voxels at {spacing_mm} mm"
+        raise ConfigError(
+            f"{source} cannot be pooled: two axes need 7 voxels or more (in a patch: 8, and even). "
+            "Give plan.patch or plan.spacing_mm other values."
+        )
+    return tuple(strides), tuple(kernels)
+
+
+def _can_pool(size: int, unit: int, given: bool) -> bool:
+    """Whether an axis that is already pooled by `unit` keeps 4 voxels after one more pooling by 2.
+
+    A patch that is given must be divisible; a grown one is rounded up to what is.
+    """
+    if given and size % (2 * unit):
+        return False
+    return ceil(size / (2 * unit)) >= SMALLEST_BOTTLENECK
+
+
+def _affordable_base(plan: Callable[[int], Plan], fits: Callable[[Plan], bool], settings: PlanSettings) -> int:
+    """The device's usual number of features, halved until the smallest patch fits into the memory."""
+    base = _BASE_FEATURES[settings.planned_for]
+    while not fits(plan(base)):
+        if base <= _SMALLEST_BASE:
+            raise ConfigError(
+                f"plan.memory_budget_gb = {settings.budget_gb:g}: even {base} features and a patch of "
+                f"{plan(base).patch} need {estimated_gb(plan(base), settings.planned_for):.2g} GB. Raise it, or lower "
+                "plan.max_levels or plan.patch."
+            )
+        base //= 2
+    return base
+
+
+def _grow(smallest: Shape, limit: Shape, units: Shape, spacing_mm: Spacing, fits: Callable[[Shape], bool]) -> Shape:
+    """`smallest` grown by `units` along the axis that is shortest in mm, while it `fits` and is within
+    `limit`.
+    """
+    patch, growing = smallest, {0, 1, 2}
+    while growing:
+        axis = min(growing, key=lambda a: (patch[a] * spacing_mm[a], a))
+        larger = _triple(n + units[a] if a == axis else n for a, n in enumerate(patch))
+        if larger[axis] <= limit[axis] and fits(larger):
+            patch = larger
+        else:
+            growing.remove(axis)
+    return patch
+
+
+def _network(base: int, strides: tuple[Shape, ...], kernels: tuple[Shape, ...], settings: PlanSettings) -> NetworkPlan:
+    return NetworkPlan(
+        features=tuple(min(base * 2**level, settings.max_features) for level in range(len(strides))),
+        kernels=kernels,
+        strides=strides,
+        deep_supervision=settings.deep_supervision,
+    )
+
+
+def _normalisation(channel: str, intensity: ChannelIntensity) -> ChannelNormalisation:
+    if channel.strip().casefold() != "ct":
+        return ChannelNormalisation(scheme="zscore")
+    return ChannelNormalisation(
+        scheme="ct",
+        low=intensity.percentile_00_5,
+        high=intensity.percentile_99_5,
+        mean=intensity.mean,
+        deviation=intensity.deviation,
+    )
+
+
+def _triple(values: Iterable[int]) -> Shape:
+    z, y, x = values
+    return (z, y, x)

@@ -1,0 +1,246 @@
+"""Preparation: scans normalised and resampled as the plan says, stored case by case, never done twice.
+
+The order is nnU-Net's: normalise on the scan's own grid, then resample. Nothing is cropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from semiseg.data.body import body_locations
+from semiseg.data.labels import count_values, read_checked_label
+from semiseg.data.plan import ChannelNormalisation, Plan
+from semiseg.errors import DataError, SemisegError
+from semiseg.files import hash_files
+from semiseg.io.dataset import Case
+from semiseg.io.nifti import Volume, read_volume
+from semiseg.io.store import StoredCase, read_case_meta, write_case
+from semiseg.ops.normalise import normalise_ct, normalise_zscore
+from semiseg.ops.resample import coarse_axis, is_anisotropic, resample_image, resample_label
+from semiseg.ops.resample import target_shape as target_shape
+from semiseg.randomness import Draw
+from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
+
+PREPARATION_VERSION = 1
+"""Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
+MAX_LOCATIONS = 512
+Progress = Callable[[int, int, str], None]
+"""Called with (cases done, cases in all, id of the case just done)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCase:
+    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as
+    text.
+    """
+
+    id: str
+    hash: str | None = None
+    reused: bool = False
+    error: str | None = None
+
+
+def prepare_array(array: FloatArray, spacing_mm: Spacing, plan: Plan) -> FloatArray:
+    """The scan as the network sees it: `(C, Z, Y, X)` float32 at the plan's spacing, in network units.
+
+    Training and prediction both come through here. array: `(C, Z, Y, X)`, canonical, in the scan's own units.
+    Raises `DataError` for another number of channels than the plan's.
+    """
+    if array.shape[0] != len(plan.channels):
+        raise DataError(
+            f"the scan has {array.shape[0]} channels, but the plan expects {len(plan.channels)} "
+            f"({', '.join(plan.channels)}). Give one image per channel, in this order."
+        )
+    z, y, x = array.shape[1:]
+    shape = target_shape((z, y, x), spacing_mm, plan.spacing_mm)
+    return resample_image(_normalise(array, plan.normalisation), shape, preparation_axis(spacing_mm, plan))
+
+
+def preparation_axis(spacing_mm: Spacing, plan: Plan) -> int | None:
+    """The axis of order 0 on the way from a scan to the plan's grid.
+
+    As in nnU-Net a scan that is itself anisotropic decides, and the plan otherwise.
+    """
+    return coarse_axis(spacing_mm) if is_anisotropic(spacing_mm) else plan.anisotropic_axis
+
+
+def export_axis(spacing_mm: Spacing, plan: Plan) -> int | None:
+    """The axis of order 0 on the way back from the plan's grid to a scan's: the plan decides first."""
+    if plan.anisotropic_axis is not None or is_anisotropic(plan.spacing_mm):
+        return plan.anisotropic_axis
+    return coarse_axis(spacing_mm)
+
+
+def case_hash(case: Case, plan: Plan) -> str:
+    """A hash of the case's file contents and of all in the plan that preparation depends on."""
+    recipe = {
+        "version": PREPARATION_VERSION,
+        "spacing_mm": plan.spacing_mm,
+        "anisotropic_axis": plan.anisotropic_axis,
+        "normalisation": [asdict(channel) for channel in plan.normalisation],
+        "classes": sorted(plan.labels.names),
+        "ignore": plan.labels.ignore,
+        "labelled": case.label is not None,
+    }
+    files = [*case.images, *([case.label] if case.label else [])]
+    try:
+        return hash_files(files, salt=json.dumps(recipe, sort_keys=True))
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Restore or remove it.") from None
+
+
+def prepare_case(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
+    """Read, normalise, resample and store one case under `store_folder/ID`, unless it is there unchanged.
+
+    Raises `DataError` naming the file that cannot be used.
+    """
+    digest = case_hash(case, plan)
+    folder = store_folder / case.id
+    if _is_stored(folder, digest):
+        return PreparedCase(id=case.id, hash=digest, reused=True)
+    volume = read_volume(case.images)
+    source_label = None
+    if case.label is not None:
+        source_label, _ = read_checked_label(case.label, case.images[0], volume.grid, plan.labels)
+    try:
+        image = prepare_array(volume.array, volume.spacing_mm, plan)
+    except DataError as error:
+        raise DataError(f"{case.images[0]}: {error}") from None
+    z, y, x = image.shape[1:]
+    label = None
+    if source_label is not None:
+        label = resample_label(source_label, (z, y, x), None, preparation_axis(volume.spacing_mm, plan))
+    meta = _describe(case, plan, digest, volume, image, label)
+    write_case(folder, image=image, label=label, meta=meta)
+    return PreparedCase(id=case.id, hash=digest)
+
+
+def prepare_cases(
+    cases: Sequence[Case],
+    plan: Plan,
+    store_folder: Path,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> list[PreparedCase]:
+    """Prepare all cases, `workers` at a time, and return one result each, in the order of `cases`.
+
+    A case that fails is reported in its result and stops no other; what is stored stays, so a second call
+    goes on where the first was cut off. With more than one worker, processes are spawned with one compute
+    thread each.
+    """
+    results: list[PreparedCase | None] = [None] * len(cases)
+    with _attempts(cases, plan, store_folder, workers) as attempts:
+        for done, (index, result) in enumerate(attempts, start=1):
+            results[index] = result
+            if progress:
+                progress(done, len(cases), result.id)
+    return [result for result in results if result is not None]
+
+
+@contextmanager
+def _attempts(
+    cases: Sequence[Case], plan: Plan, store_folder: Path, workers: int
+) -> Iterator[Iterator[tuple[int, PreparedCase]]]:
+    """Yield `(index, result)` pairs as they come, in this process or from a pool."""
+    if workers <= 1 or len(cases) <= 1:
+        yield ((i, _attempt(case, plan, store_folder)) for i, case in enumerate(cases))
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(cases)),
+        mp_context=get_context("spawn"),
+        initializer=threadpool_limits,
+        initargs=(1,),
+    )
+    try:
+        futures = {pool.submit(_attempt, case, plan, store_folder): i for i, case in enumerate(cases)}
+        yield ((futures[f], _outcome(f, cases[futures[f]])) for f in as_completed(futures))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _attempt(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
+    try:
+        return prepare_case(case, plan, store_folder)
+    except SemisegError as error:
+        return PreparedCase(id=case.id, error=str(error))
+    except MemoryError:
+        return PreparedCase(id=case.id, error=f"{case.images[0]}: not enough memory. Use fewer workers.")
+    except OSError as error:
+        return PreparedCase(id=case.id, error=f"{error.filename or store_folder / case.id}: {error.strerror or error}.")
+
+
+def _outcome(future: Future[PreparedCase], case: Case) -> PreparedCase:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        text = "a worker process was killed, most likely for want of memory. Use fewer workers and run again."
+        return PreparedCase(id=case.id, error=f"{case.images[0]}: not prepared: {text}")
+
+
+def _is_stored(folder: Path, digest: str) -> bool:
+    try:
+        return folder.is_dir() and read_case_meta(folder).hash == digest
+    except DataError:
+        return False  # damaged: done again and replaced
+
+
+def _normalise(array: FloatArray, channels: Sequence[ChannelNormalisation]) -> FloatArray:
+    out = np.empty_like(array, dtype=np.float32)
+    for source, target, channel in zip(array, out, channels, strict=True):
+        if channel.scheme == "ct":
+            target[:] = normalise_ct(
+                source, low=channel.low, high=channel.high, mean=channel.mean, deviation=channel.deviation
+            )
+        else:
+            target[:] = normalise_zscore(source)
+    return out
+
+
+def _describe(
+    case: Case, plan: Plan, digest: str, volume: Volume, image: FloatArray, label: LabelArray | None
+) -> StoredCase:
+    z, y, x = image.shape[1:]
+    voxels: dict[int, int] = {}
+    locations: dict[int, tuple[Shape, ...]] = {}
+    draw = Draw(seed=0)  # locations belong to the content of the case, not to a run
+    if label is not None:
+        voxels = count_values(label)
+        for value in voxels.keys() - {0, plan.labels.ignore}:
+            locations[value] = _sample_locations(label == value, draw.generator(f"locations/{case.id}/{value}"))
+    body = body_locations(
+        volume.array[0],
+        (z, y, x),
+        ct=plan.normalisation[0].scheme == "ct",
+        count=MAX_LOCATIONS,
+        generator=draw.generator(f"locations/{case.id}/body"),
+    )
+    return StoredCase(
+        id=case.id,
+        shape_zyx=(z, y, x),
+        spacing_mm=plan.spacing_mm,
+        source_shape_zyx=volume.grid.shape_zyx,
+        source_spacing_mm=volume.spacing_mm,
+        hash=digest,
+        labelled=label is not None,
+        channel_minimum=tuple(float(channel.min()) for channel in image),
+        class_voxels=voxels,
+        class_locations=locations,
+        body_locations=body,
+    )
+
+
+def _sample_locations(mask: BoolArray, generator: np.random.Generator) -> tuple[Shape, ...]:
+    occupied = np.flatnonzero(mask)
+    chosen = generator.choice(occupied, min(MAX_LOCATIONS, occupied.size), replace=False)
+    return tuple((int(z), int(y), int(x)) for z, y, x in zip(*np.unravel_index(chosen, mask.shape), strict=True))

@@ -1,0 +1,131 @@
+"""Who is labelled, unlabelled, held out or tested on in a run: `cases.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import read_jsonl, write_jsonl
+from semiseg.io.dataset import Case, Dataset, Split
+from semiseg.randomness import Draw
+
+Role = Literal["labelled", "unlabelled", "validation", "test"]
+FEWEST_TO_VALIDATE = 8
+"""Below so many labelled cases none is held out: they are too few to give away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Section `[data]` of a run file."""
+
+    root: str = ""
+    """The dataset folder; relative paths start from the folder of the run file that names them."""
+    layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
+    """How the folder is laid out; auto looks."""
+    labelled: int | None = None
+    """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
+    label_seed: int | None = None
+    """Which cases keep theirs: None takes the first of `splits.json` (or by name), a number draws by that seed."""
+    mirror_pairs: tuple[tuple[str, str], ...] | None = None
+    """Pairs of label names that mirroring exchanges; None takes dataset.json's, or left_x with right_x."""
+
+    def __post_init__(self) -> None:
+        if self.labelled is not None and self.labelled < 1:
+            raise ConfigError(f"data.labelled = {self.labelled}: at least 1 labelled case is needed.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCase:
+    """A case and its role in a run; `label` is None where there is none or the label budget hides it."""
+
+    id: str
+    images: tuple[str, ...]
+    label: str | None
+    split: Split
+    role: Role
+    hash: str | None = None
+
+    def case(self) -> Case:
+        label = Path(self.label) if self.label else None
+        return Case(id=self.id, images=tuple(map(Path, self.images)), label=label, split=self.split)
+
+
+def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fraction: float, seed: int) -> list[RunCase]:
+    """One `RunCase` per case of the dataset, in its order.
+
+    validation_fraction: share of the labelled training cases that is held out, if there are at least 8 (0: none).
+    seed: of the held-out choice. Raises `ConfigError` where the label budget cannot be met, and `DataError` where
+    nothing is labelled.
+    """
+    order = _label_order(dataset, settings)
+    if not order:
+        raise DataError(f"{dataset.root}: no training case has a label, but at least one is needed. Add labels.")
+    if settings.labelled is not None and settings.labelled > len(order):
+        raise ConfigError(f"data.labelled = {settings.labelled}, but only {len(order)} training cases have a label.")
+    kept = order[: settings.labelled]
+    held_out: set[str] = set()
+    if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
+        count = max(1, round(validation_fraction * len(kept)))
+        generator = Draw(seed=seed).generator("validation cases")
+        held_out = {kept[i] for i in generator.choice(len(kept), count, replace=False)}
+
+    def role(case: Case) -> Role:
+        if case.split == "test":
+            return "test"
+        if case.id in held_out:
+            return "validation"
+        return "labelled" if case.id in kept else "unlabelled"
+
+    return [_run_case(case, role(case)) for case in dataset.cases]
+
+
+def _run_case(case: Case, role: Role) -> RunCase:
+    label = str(case.label.resolve()) if case.label and role != "unlabelled" else None
+    images = tuple(str(image.resolve()) for image in case.images)
+    return RunCase(id=case.id, images=images, label=label, split=case.split, role=role)
+
+
+def _label_order(dataset: Dataset, settings: DataSettings) -> list[str]:
+    """Ids of the labelled training cases in the order in which a budget spends labels."""
+    labelled = [case.id for case in dataset.cases if case.split == "train" and case.label is not None]
+    if settings.label_seed is not None:
+        shuffled = Draw(seed=settings.label_seed).generator("label budget").permutation(len(labelled))
+        names = sorted(labelled)
+        return [names[i] for i in shuffled]
+    listed = [case for case in dataset.train_order if case in set(labelled)]
+    return listed + [case for case in labelled if case not in set(listed)]
+
+
+def of_role(cases: Sequence[RunCase], *roles: Role) -> list[RunCase]:
+    """The cases that have one of the roles, in order."""
+    return [case for case in cases if case.role in roles]
+
+
+def write_run_cases(path: Path, cases: Sequence[RunCase]) -> None:
+    """Write `cases.jsonl`."""
+    write_jsonl(path, [asdict(case) for case in cases])
+
+
+def read_run_cases(path: Path) -> list[RunCase]:
+    """Read `cases.jsonl`; raises `DataError` that names the line."""
+    rows = read_jsonl(path)
+    if not rows:
+        raise DataError(f"{path}: missing or empty. Run `semiseg prepare` first.")
+    cases = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            case = RunCase(**(row | {"images": tuple(row["images"])}))
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{path}, line {number}: not a case ({error}). Prepare the run again.") from None
+        if case.role not in get_args(Role):
+            raise DataError(f"{path}, line {number}: role {case.role!r} is none of {', '.join(get_args(Role))}.")
+        cases.append(case)
+    return cases
+
+
+def with_hashes(cases: Sequence[RunCase], hashes: dict[str, str | None]) -> list[RunCase]:
+    """The cases with the hash that preparation found for each."""
+    return [replace(case, hash=hashes.get(case.id)) for case in cases]

@@ -1,0 +1,114 @@
+"""summary.json: its schema, how it is put together from scores, how it is read, and its CSV twin."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from semiseg.errors import DataError
+from semiseg.evaluate.metrics import OrganScores
+from semiseg.evaluate.statistics import Interval, mean_interval
+from semiseg.files import read_json, write_json, write_text
+from semiseg.randomness import Draw
+
+Metric = Literal["dice", "nsd", "hd95_mm"]
+Rules = Literal["standard", "flare22"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+
+class CaseScores(TypedDict):
+    """One evaluated case; organs by name, paths as text."""
+
+    id: str
+    reference: str
+    prediction: str
+    image: str | None
+    organs: dict[str, OrganScores]
+
+
+class Summary(TypedDict):
+    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over
+    organs."""
+
+    rules: Rules
+    organs: dict[str, str]
+    tolerance_mm: dict[str, float]
+    cases: list[CaseScores]
+    per_organ: dict[str, dict[Metric, Interval]]
+    mean: dict[Metric, Interval]
+
+
+_SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)
+
+
+def summarise(
+    cases: Sequence[CaseScores],
+    organs: Mapping[int, str],
+    tolerance_mm: Mapping[str, float],
+    rules: Rules,
+    draw: Draw,
+    *,
+    samples: int,
+) -> Summary:
+    """Put the cases' scores together. draw, samples: the key and number of the bootstrap's draws."""
+    return Summary(
+        rules=rules,
+        organs={str(value): name for value, name in organs.items()},
+        tolerance_mm=dict(tolerance_mm),
+        cases=list(cases),
+        per_organ={
+            organ: {
+                metric: mean_interval(organ_values(cases, organ, metric), draw, f"{organ}/{metric}", samples=samples)
+                for metric in METRICS
+            }
+            for organ in organs.values()
+        },
+        mean={
+            metric: mean_interval(case_means(cases, metric), draw, f"mean/{metric}", samples=samples)
+            for metric in METRICS
+        },
+    )
+
+
+def organ_values(cases: Sequence[CaseScores], organ: str, metric: Metric) -> list[float | None]:
+    """A metric of one organ, a value per case."""
+    return [case["organs"][organ][metric] for case in cases]
+
+
+def case_means(cases: Sequence[CaseScores], metric: Metric) -> list[float | None]:
+    """Each case's mean of a metric over the organs in which it is defined; None where it is in none."""
+    means: list[float | None] = []
+    for case in cases:
+        defined = [value for organ in case["organs"].values() if (value := organ[metric]) is not None]
+        means.append(sum(defined) / len(defined) if defined else None)
+    return means
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write `summary.json`, and `summary.csv` with a row per case and organ (empty cell: undefined)."""
+    labels = {name: value for value, name in summary["organs"].items()}
+    fields = ["case", "label", "organ", *OrganScores.__annotations__]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=fields, lineterminator="\n")
+    writer.writeheader()
+    for case in summary["cases"]:
+        for organ, scores in case["organs"].items():
+            writer.writerow({"case": case["id"], "label": labels[organ], "organ": organ, **scores})
+    write_text(folder / "summary.csv", text.getvalue())
+    write_json(folder / "summary.json", summary)
+
+
+def read_summary(path: Path) -> Summary:
+    """Read and check a summary.json; raises `DataError` that names the key."""
+    try:
+        return _SUMMARY.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {key}: {first['msg']}. Run `semiseg evaluate` again.") from None

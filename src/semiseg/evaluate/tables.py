@@ -1,0 +1,74 @@
+"""Console tables of a summary: boxed in a terminal, aligned plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from semiseg.evaluate.statistics import Interval
+from semiseg.evaluate.summary import METRICS, Metric, Summary
+
+TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
+DECIMALS: dict[Metric, int] = {"dice": 4, "nsd": 4, "hd95_mm": 2}
+UNDEFINED = "–"
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """Print a row per organ and the mean over organs: each metric with its 95 % interval over cases."""
+    header = ["organ", "tolerance (mm)", *(f"{TITLES[metric]} [95 %]" for metric in METRICS), "cases"]
+    rows = []
+    for organ, intervals in summary["per_organ"].items():
+        cells = [interval_text(intervals[metric], DECIMALS[metric]) for metric in METRICS]
+        counts = "/".join(dict.fromkeys(str(intervals[metric]["count"]) for metric in METRICS))
+        rows.append([organ, f"{summary['tolerance_mm'][organ]:g}", *cells, counts])
+    cells = [interval_text(summary["mean"][metric], DECIMALS[metric]) for metric in METRICS]
+    rows.append(["mean", "", *cells, str(len(summary["cases"]))])
+    print_table(f"{len(summary['cases'])} cases, rules {summary['rules']}", header, rows, console)
+
+
+def interval_text(interval: Interval, decimals: int, *, signed: bool = False) -> str:
+    """`0.8123 [0.7900, 0.8310]`; a dash where the mean is undefined."""
+    if interval["mean"] is None:
+        return UNDEFINED
+    form = f"{'+' if signed else ''}.{decimals}f"
+    if interval["low"] is None or interval["high"] is None:
+        return f"{interval['mean']:{form}}"
+    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
+) -> None:
+    """Print a table whose last row is a total; the first column is text, the others are numbers."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.print(plain_table(title, header, rows), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, column in enumerate(header):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows[:-1]:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*rows[-1], style="bold")
+    console.print(table)
+
+
+def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as aligned text without a frame, however wide."""
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    lines = [title]
+    for line in [header, *rows]:
+        cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table in Markdown."""
+    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
+    rule = "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

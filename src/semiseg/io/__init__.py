@@ -1,0 +1,1 @@
+"""Doors to files: NIfTI volumes, dataset layouts and the case store."""

@@ -1,0 +1,77 @@
+"""What a dataset folder holds, whatever its layout: cases, labels and channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from semiseg.geometry import LEFT_RIGHT_AXIS
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One patient's scan.
+
+    images: one 3D file per channel (or one 4D file that holds all channels). label: its label map, or None for an
+    unlabelled case. split: `test` cases are measured on, never trained on.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+    split: Split = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScheme:
+    """The classes of a dataset.
+
+    names: value in the label map to name; 0 is the background; values are 0, 1, ..., K-1 without gaps. ignore: value
+    of voxels that nobody labelled, or None. mirror_pairs: pairs of classes that mirroring left-right exchanges.
+    mirror_axis: the axis (0 Z, 1 Y, 2 X) along which it does: X in canonical orientation, another one where the
+    headers are wrong (measured by `semiseg.data.laterality`).
+    """
+
+    names: dict[int, str]
+    ignore: int | None = None
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
+    mirror_axis: int = LEFT_RIGHT_AXIS
+
+    @property
+    def count(self) -> int:
+        """Number of classes with the background, K."""
+        return len(self.names)
+
+    @property
+    def organs(self) -> dict[int, str]:
+        """The classes without the background."""
+        return {value: name for value, name in self.names.items() if value != 0}
+
+    def permutation(self) -> list[int]:
+        """Class k of a mirrored scan is class `permutation()[k]` of the scan."""
+        order = list(range(self.count))
+        for a, b in self.mirror_pairs:
+            order[a], order[b] = b, a
+        return order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A folder of scans, read by `semiseg.io.layouts.read_dataset`.
+
+    layout: `nnunet`, `msd`, `flare22` or `plain`. channels: names in order, such as `("CT",)`. train_order: ids of
+    training cases in the order in which a label budget spends labels (`splits.json`), or empty. problems: what the
+    layout itself shows to be wrong without opening a scan (a label that exists for no image), as `(file, text)`.
+    """
+
+    root: Path
+    name: str
+    layout: str
+    channels: tuple[str, ...]
+    labels: LabelScheme
+    cases: tuple[Case, ...]
+    train_order: tuple[str, ...] = ()
+    problems: tuple[tuple[Path, str], ...] = field(default=())

@@ -1,0 +1,129 @@
+"""Which cases a folder holds: nnU-Net raw, MSD, FLARE22, or a plain pair of folders, by one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from semiseg.errors import ConfigError, DataError, UnsupportedError
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.layouts.flare22 import is_flare22, read_flare22
+from semiseg.io.layouts.folders import (
+    CHANNEL,
+    TRAINING,
+    Found,
+    read_object,
+    scans,
+    stem,
+    train_order,
+    unique_cases,
+)
+from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
+from semiseg.io.layouts.msd import read_msd
+from semiseg.io.layouts.nnunet import read_nnunet
+from semiseg.io.layouts.plain import IMAGES, LABELS, read_plain
+from semiseg.io.nifti import read_grid
+
+READERS: dict[str, Callable[[Path, LabelScheme | None], Found]] = {
+    "nnunet": read_nnunet,
+    "msd": read_msd,
+    "flare22": read_flare22,
+    "plain": read_plain,
+}
+_LOOKED_FOR = (
+    "nnunet (imagesTr/ID_0000.nii.gz and dataset.json), msd (a dataset.json that lists its training files), "
+    "flare22 (FLARE22_Tr_0001_0000.nii.gz in any sub-folder), plain (images/ and labels/)"
+)
+
+
+def read_dataset(
+    root: Path,
+    *,
+    layout: str = "auto",
+    mirror_pairs: Sequence[tuple[str, str]] | None = None,
+    labels: LabelScheme | None = None,
+) -> Dataset:
+    """What the folder holds. No voxels are read, except by the plain layout to count classes that nobody named.
+
+    layout: `auto` looks; or `nnunet`, `msd`, `flare22`, `plain`. mirror_pairs: names of classes that are each other's
+    mirror image; None takes the dataset's own `mirror_pairs`, or pairs names that differ by left and right.
+    labels: takes the place of the dataset's label list. An image without a label is an unlabelled case; what cannot
+    be used is left out and listed in `Dataset.problems`.
+
+    Raises `DataError` where no layout fits or no scan is found, `UnsupportedError` for regions, 2D and other formats.
+    """
+    if layout != "auto" and layout not in READERS:
+        raise ConfigError(f"layout = {layout!r} is not known. Choose auto, {', '.join(READERS)}.")
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder.")
+    layout = detect_layout(root) if layout == "auto" else layout
+    found = READERS[layout](root, labels)
+    problems = list(found.problems)
+    cases = unique_cases(found.cases, problems)
+    if not cases:
+        reasons = f" First problem: {problems[0][0]}: {problems[0][1]}" if problems else ""
+        raise DataError(f"{root}: read as {layout}, but it holds no usable scan (.nii.gz or .nii).{reasons}")
+    _refuse_flat(cases)
+    return Dataset(
+        root=root,
+        name=found.name,
+        layout=layout,
+        channels=found.channels,
+        labels=_with_pairs(found, mirror_pairs, root),
+        cases=cases,
+        train_order=train_order(root, cases, problems),
+        problems=tuple(problems),
+    )
+
+
+def detect_layout(root: Path) -> str:
+    """The name of the layout; raises `DataError` that says what was looked for and what is there."""
+    if (root / "dataset.json").is_file():
+        names = [stem(file) for file in scans(root / TRAINING)]
+        numbered = bool(names) and all(CHANNEL.fullmatch(name) for name in names)
+        # nnU-Net 1 lists its training files too, by names without the channel number: then the list names no file.
+        listed = _lists_files(root)
+        if listed or ((root / TRAINING).is_dir() and not numbered and "training" in read_object(root / "dataset.json")):
+            return "msd"
+        if (root / TRAINING).is_dir():
+            return "nnunet"
+    if is_flare22(root):
+        return "flare22"
+    if (root / IMAGES).is_dir() and (root / LABELS).is_dir():
+        return "plain"
+    entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
+    there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
+    raise DataError(f"{root}: no known layout. Looked for {_LOOKED_FOR}; found {there}.")
+
+
+def _lists_files(root: Path) -> bool:
+    """Whether dataset.json has a list of training files whose first one exists under that name."""
+    training = read_object(root / "dataset.json").get("training")
+    if not isinstance(training, list) or not training or not isinstance(training[0], dict):
+        return False
+    return any((root / str(entry.get("image"))).is_file() for entry in training if isinstance(entry, dict))
+
+
+def _with_pairs(found: Found, mirror_pairs: Sequence[tuple[str, str]] | None, root: Path) -> LabelScheme:
+    scheme = found.labels
+    if mirror_pairs is not None:
+        return replace(scheme, mirror_pairs=declared_pairs(mirror_pairs, scheme.names, "settings"))
+    if found.pairs is not None:
+        pairs = declared_pairs(found.pairs, scheme.names, str(root / "dataset.json"))
+        return replace(scheme, mirror_pairs=pairs)
+    return scheme if scheme.mirror_pairs else replace(scheme, mirror_pairs=automatic_pairs(scheme.names))
+
+
+def _refuse_flat(cases: Sequence[Case]) -> None:
+    """Raise `UnsupportedError` if the first readable scans all have an axis of one voxel."""
+    shapes = []
+    for case in cases[:3]:
+        try:
+            shapes.append(read_grid(case.images[0]).shape_zyx)
+        except DataError:
+            continue  # the check names it
+    if shapes and all(min(shape) == 1 for shape in shapes):
+        raise UnsupportedError(
+            f"{cases[0].images[0]}: the scan is 2D (shape (Z, Y, X) {shapes[0]}). semiseg segments 3D scans only."
+        )

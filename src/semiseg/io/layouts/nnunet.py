@@ -1,0 +1,74 @@
+"""nnU-Net raw folders (version 1 and 2), with `imagesUn/` for unlabelled scans.
+
+imagesTr/ID_0000.nii.gz  labelsTr/ID.nii.gz  imagesUn/ID_0000.nii.gz  imagesTs/...  labelsTs/...  dataset.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from semiseg.errors import DataError, UnsupportedError
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.layouts.folders import (
+    TEST,
+    TEST_LABELS,
+    TRAINING,
+    TRAINING_LABELS,
+    UNLABELLED,
+    Found,
+    Problems,
+    folder_cases,
+    read_object,
+    refuse_other_files,
+)
+from semiseg.io.layouts.labels import parse_channels, parse_labels
+from semiseg.io.nifti import NIFTI_ENDINGS
+
+
+def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
+    """Read the folder; `labels` takes the place of those of dataset.json."""
+    file = root / "dataset.json"
+    description = read_object(file)
+    _refuse_endings(description, file)
+    for folder in (TRAINING, UNLABELLED, TEST):
+        refuse_other_files(root / folder)
+    channels = dataset_channels(description, file)
+    scheme = labels or dataset_labels(description, file)
+    problems: Problems = []
+    cases = folder_cases(root, TRAINING, TRAINING_LABELS, "train", channels, problems)
+    cases += folder_cases(root, UNLABELLED, None, "train", channels, problems)
+    cases += folder_cases(root, TEST, TEST_LABELS, "test", channels, problems)
+    return Found(
+        name=str(description.get("name", root.name)),
+        channels=channels,
+        labels=scheme,
+        cases=cases,
+        pairs=description.get("mirror_pairs"),
+        problems=problems,
+    )
+
+
+def dataset_labels(description: dict[str, Any], file: Path) -> LabelScheme:
+    """The label list of a dataset.json; raises `UnsupportedError` for regions."""
+    if "labels" not in description:
+        raise DataError(f'{file}: "labels" is missing. Add the names, such as {{"background": 0, "liver": 1}}.')
+    if "regions_class_order" in description:
+        raise UnsupportedError(
+            f"{file}: regions_class_order: region-based training is not supported. Give every class one value."
+        )
+    return parse_labels(description["labels"], file)
+
+
+def dataset_channels(description: dict[str, Any], file: Path) -> tuple[str, ...]:
+    """The channel names of a dataset.json: `channel_names`, or `modality` in older ones."""
+    for key in ("channel_names", "modality"):
+        if key in description:
+            return parse_channels(description[key], file, key)
+    raise DataError(f'{file}: "channel_names" is missing. Add it, such as {{"0": "CT"}}: it chooses the normalisation.')
+
+
+def _refuse_endings(description: dict[str, Any], file: Path) -> None:
+    ending = description.get("file_ending", ".nii.gz")
+    if ending not in NIFTI_ENDINGS:
+        raise UnsupportedError(f"{file}: file_ending {ending!r} is not supported: semiseg reads 3D .nii.gz and .nii.")

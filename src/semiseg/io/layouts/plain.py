@@ -1,0 +1,113 @@
+"""A plain pair of folders: `images/` and `labels/` with equal names, with or without nnU-Net's `_0000`.
+
+Names of classes come from an optional labels.json or dataset.json; otherwise they are `class_1`, `class_2`, ... up to
+the highest value in the label files. `imagesUn/`, `imagesTs/` and `labelsTs/` are read if they are there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiseg.errors import DataError
+from semiseg.io.dataset import Case, LabelScheme, Split
+from semiseg.io.layouts.folders import (
+    CHANNEL,
+    TEST,
+    TEST_LABELS,
+    UNLABELLED,
+    Found,
+    Problems,
+    by_stem,
+    pair_up,
+    read_object,
+    refuse_other_files,
+    scans,
+)
+from semiseg.io.layouts.labels import parse_labels, unknown_names
+from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
+from semiseg.io.nifti import read_label
+
+IMAGES, LABELS = "images", "labels"
+UNKNOWN_CHANNEL = "image"
+"""Channel name where nobody told the modality; only a channel named CT is normalised as CT."""
+
+
+def read_plain(root: Path, labels: LabelScheme | None) -> Found:
+    """Read the folders; `labels` takes the place of the files' own."""
+    refuse_other_files(root / IMAGES)
+    file = root / "dataset.json"
+    description = read_object(file) if file.is_file() else {}
+    problems: Problems = []
+    groups: list[tuple[Split, dict[str, dict[int, Path]], dict[str, Path]]] = []
+    for images, label_folder, split in _FOLDERS:
+        references = by_stem(scans(root / label_folder), problems) if label_folder else {}
+        groups.append((split, _by_channel(by_stem(scans(root / images), problems), references), references))
+    channels = _channels(description, file, [files for _, images, _ in groups for files in images.values()])
+    cases: list[Case] = []
+    for split, images_by_id, references in groups:
+        cases += pair_up(images_by_id, references, split, channels, problems)
+    return Found(
+        name=str(description.get("name", root.resolve().name)),
+        channels=channels,
+        labels=labels or _labels(root, description, cases),
+        cases=cases,
+        pairs=description.get("mirror_pairs"),
+        problems=problems,
+    )
+
+
+_FOLDERS: tuple[tuple[str, str | None, Split], ...] = (
+    (IMAGES, LABELS, "train"),
+    (UNLABELLED, None, "train"),
+    (TEST, TEST_LABELS, "test"),
+)
+
+
+def _by_channel(images: dict[str, Path], references: dict[str, Path]) -> dict[str, dict[int, Path]]:
+    """Images by id and channel. Four digits at the end are a channel unless a label has the very same name."""
+    equal_names = any(CHANNEL.fullmatch(name) for name in images.keys() & references.keys())
+    grouped: dict[str, dict[int, Path]] = {}
+    for name, file in images.items():
+        match = None if equal_names else CHANNEL.fullmatch(name)
+        if match is not None and f"{match['id']}_0000" in images:
+            grouped.setdefault(match["id"], {})[int(match["channel"])] = file
+        else:
+            grouped.setdefault(name, {})[0] = file
+    return grouped
+
+
+def _channels(description: dict[str, Any], file: Path, images: list[dict[int, Path]]) -> tuple[str, ...]:
+    if "channel_names" in description or "modality" in description:
+        return dataset_channels(description, file)
+    count = max((len(files) for files in images), default=1)
+    return (UNKNOWN_CHANNEL,) if count == 1 else tuple(f"{UNKNOWN_CHANNEL}_{index}" for index in range(count))
+
+
+def _labels(root: Path, description: dict[str, Any], cases: list[Case]) -> LabelScheme:
+    if "labels" in description:
+        return dataset_labels(description, root / "dataset.json")
+    file = root / "labels.json"
+    if file.is_file():
+        return parse_labels(read_object(file), file)
+    return labels_found(root, [case.label for case in cases if case.label is not None])
+
+
+def labels_found(root: Path, files: list[Path]) -> LabelScheme:
+    """Classes up to the highest value in the label files."""
+    values: set[int] = set()
+    for file in files:
+        try:
+            values.update(int(value) for value in np.unique(read_label(file)[0]))
+        except DataError:
+            continue  # the check opens every file again and names this one
+    found = sorted(values - {0})
+    remedy = f'Name the classes in {root / "labels.json"}, such as {{"liver": 1}}.'
+    if not found:
+        raise DataError(f"{root / LABELS}: no label file has a class. {remedy}")
+    if 2 * len(found) < found[-1]:
+        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        raise DataError(f"{root / LABELS}: the values {shown} leave gaps; classes must be 1, 2, 3, ... Renumber them.")
+    return LabelScheme(names=unknown_names(found))

@@ -1,0 +1,252 @@
+"""NIfTI in and out: canonical arrays in, the file's own grid and exact header out."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from semiseg.errors import DataError
+from semiseg.files import atomic_file
+from semiseg.geometry import (
+    canonical_affine,
+    canonical_grid,
+    from_canonical,
+    orientation_name,
+    stored_axes,
+    to_canonical,
+)
+from semiseg.types import AnyArray, DoubleArray, FloatArray, LabelArray, Shape, Spacing
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+_AFFINE_TOLERANCE_MM = 1e-3
+_LARGEST_MM = 1e9
+"""No scan lies a thousand kilometres off: larger numbers are a damaged header."""
+_MAX_LABEL = 65535
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file lie: enough to check two files against each other and to write a third one.
+
+    shape_zyx and spacing_mm are in canonical order; affine and header are the file's own.
+    """
+
+    shape_zyx: Shape
+    spacing_mm: Spacing
+    affine: DoubleArray
+    header: Any
+    channels: int = 1
+
+    @property
+    def orientation(self) -> str:
+        return orientation_name(self.affine)
+
+    @property
+    def _canonical_affine(self) -> DoubleArray:
+        """The affine of canonical indices; the same for every order in which a file may store one grid."""
+        axes = stored_axes(self.affine) or (0, 1, 2)
+        x, y, z = (self.shape_zyx[2 - axis] for axis in axes)
+        return canonical_affine(self.affine, (x, y, z))
+
+    def difference(self, other: Grid) -> str | None:
+        """One sentence with the numbers where two grids differ, or None. Affines may differ by 0.001 mm.
+
+        Files that store the same grid in another order or direction of axes do not differ: reading undoes that.
+        """
+        if self.shape_zyx != other.shape_zyx:
+            return f"the shapes differ (Z, Y, X): {self.shape_zyx} and {other.shape_zyx}"
+        mine, theirs = self._canonical_affine, other._canonical_affine
+        if not np.allclose(mine, theirs, atol=_AFFINE_TOLERANCE_MM, rtol=1e-4):
+            worst = float(np.abs(mine - theirs).max())
+            return (
+                f"the geometries differ: spacings (Z, Y, X) {_numbers(self.spacing_mm)} and "
+                f"{_numbers(other.spacing_mm)} mm, orientations {self.orientation} and {other.orientation}, "
+                f"origins {_numbers(mine[:3, 3])} and {_numbers(theirs[:3, 3])} mm "
+                f"(largest difference of the affines {worst:.4g})"
+            )
+        return None
+
+    def form_conflict(self) -> str | None:
+        """A sentence if the header's sform and qform are both set and disagree; the sform is what we use."""
+        sform, sform_code = self.header.get_sform(coded=True)
+        try:
+            qform, qform_code = self.header.get_qform(coded=True)
+        except ValueError:
+            return "the qform's quaternion is no rotation; the sform is used" if sform_code else None
+        if sform_code and qform_code and not np.allclose(sform, qform, atol=1e-2, rtol=1e-3):
+            return f"sform and qform disagree by up to {float(np.abs(sform - qform).max()):.4g}; the sform is used"
+        return None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan in memory: float32 array `(C, Z, Y, X)` in canonical orientation, and the grid it came from."""
+
+    array: FloatArray
+    grid: Grid
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        return self.grid.spacing_mm
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the header only. Raises `DataError` for what is no NIfTI file, or not 3D or 4D."""
+    return _grid(_open(path), path)
+
+
+def read_volume(paths: Sequence[Path]) -> Volume:
+    """Read one case: a 3D file per channel, or one 4D file of channels.
+
+    Raises `DataError` that names the file: unreadable, truncated, channels of different geometry, NaN or infinity.
+    """
+    arrays: list[FloatArray] = []
+    first: Grid | None = None
+    for path in paths:
+        image = _open(path)
+        grid = _grid(image, path)
+        stored = _read_scaled(image, path)
+        channels = [stored[..., c] for c in range(stored.shape[3])] if stored.ndim == 4 else [stored]
+        if stored.ndim == 4 and len(paths) > 1:
+            raise DataError(f"{path}: 4D ({stored.shape}), but one 3D file per channel is expected. Split it.")
+        arrays += [np.ascontiguousarray(to_canonical(channel, grid.affine)) for channel in channels]
+        if first is None:
+            first = grid
+        elif difference := first.difference(grid):
+            raise DataError(f"{path}: not on the grid of {paths[0]}: {difference}. Resample one onto the other.")
+        bad = int(np.count_nonzero(~np.isfinite(stored)))
+        if bad:
+            raise DataError(
+                f"{path}: {bad} voxels are NaN or infinite. Replace them (CT: by -1024), or leave the scan out."
+            )
+    if first is None:
+        raise DataError("a case without image files cannot be read.")
+    return Volume(np.stack(arrays), first)
+
+
+def read_label(path: Path) -> tuple[LabelArray, Grid]:
+    """Read a label map `(Z, Y, X)`: uint8 where it fits, uint16 otherwise.
+
+    Raises `DataError` for values that are not whole numbers from 0 to 65535, and for 4D files.
+    """
+    image = _open(path)
+    grid = _grid(image, path)
+    stored = _read_scaled(image, path)
+    if stored.ndim == 4 and stored.shape[3] == 1:
+        stored = stored[..., 0]
+    if stored.ndim != 3:
+        raise DataError(f"{path}: a label map must be 3D, but this is {stored.shape}. Store one value per voxel.")
+    if not np.isfinite(stored).all():
+        raise DataError(f"{path}: the label map has NaN or infinite voxels. Repair the file.")
+    whole = np.rint(stored)
+    if np.any(whole != stored):
+        raise DataError(
+            f"{path}: label values must be whole numbers, but {float(stored[whole != stored][0]):.6g} was found."
+        )
+    low, high = (float(whole.min()), float(whole.max())) if whole.size else (0.0, 0.0)
+    if low < 0 or high > _MAX_LABEL:
+        raise DataError(f"{path}: label values from {low:g} to {high:g}; 0 to {_MAX_LABEL} are allowed.")
+    dtype = np.uint8 if high < 256 else np.uint16
+    return np.ascontiguousarray(to_canonical(whole.astype(dtype), grid.affine)), grid
+
+
+def write_label(path: Path, label_zyx: LabelArray, grid: Grid) -> None:
+    """Write a canonical label map into the grid of `grid`, atomically.
+
+    Affine, sform, qform and their codes, units and pixel sizes are the source file's, bit for bit.
+    """
+    _write(path, label_zyx.astype(np.uint8 if int(label_zyx.max(initial=0)) < 256 else np.uint16), grid)
+
+
+def write_map(path: Path, array_zyx: FloatArray, grid: Grid) -> None:
+    """Write a canonical float32 map `(Z, Y, X)` or maps `(C, Z, Y, X)` (stored as 4D) into the grid of `grid`."""
+    _write(path, array_zyx.astype(np.float32), grid)
+
+
+def _write(path: Path, array: AnyArray, grid: Grid) -> None:
+    if array.ndim == 4:
+        stored = np.stack([from_canonical(channel, grid.affine) for channel in array], axis=-1)
+    else:
+        stored = from_canonical(array, grid.affine)
+    header = grid.header.copy()
+    header.set_data_shape(stored.shape)
+    header.set_data_dtype(stored.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    image = type_of(header)(np.ascontiguousarray(stored), None, header)
+    with atomic_file(path) as temporary:
+        nib.save(image, temporary)
+
+
+def type_of(header: Any) -> Any:
+    """The single-file image class for a header: NIfTI-2 stays NIfTI-2."""
+    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+
+
+def _open(path: Path) -> Any:
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.") from None
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}). Restore or remove it.") from None
+    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
+        raise DataError(f"{path}: {type(image).__name__} is not NIfTI. Convert it to .nii.gz.")
+    return image
+
+
+def _grid(image: Any, path: Path) -> Grid:
+    shape = tuple(int(n) for n in image.shape)
+    if len(shape) not in (3, 4):
+        raise DataError(f"{path}: {len(shape)}D ({shape}), but a 3D scan is expected.")
+    if min(shape) < 1:
+        raise DataError(f"{path}: the header gives the shape {shape}, which holds no voxels. Restore the file.")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not _invertible(affine):
+        raise DataError(f"{path}: the affine is singular or not finite. Repair the header's sform or qform.")
+    shape_zyx, spacing_mm = canonical_grid(affine, (shape[0], shape[1], shape[2]))
+    return Grid(shape_zyx, spacing_mm, affine, image.header.copy(), shape[3] if len(shape) == 4 else 1)
+
+
+def _invertible(affine: DoubleArray) -> bool:
+    """Whether every stored axis has a direction of its own; also false for what overflows when squared."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > _LARGEST_MM:
+        return False
+    return abs(float(np.linalg.det(affine[:3, :3]))) >= 1e-12 and stored_axes(affine) is not None
+
+
+def _read_scaled(image: Any, path: Path) -> FloatArray:
+    """The voxels as float32 with the header's slope applied, without the float64 copy of `get_fdata`."""
+    try:
+        raw = np.asanyarray(image.dataobj.get_unscaled())
+    except (MemoryError, OverflowError):
+        shape = tuple(int(n) for n in image.shape)
+        raise DataError(f"{path}: the header claims {shape} voxels, more than memory can hold. Restore it.") from None
+    except (OSError, EOFError, zlib.error, ValueError, ImageFileError) as error:
+        raise DataError(
+            f"{path}: the voxels cannot be read ({_first_line(error)}); the file is damaged or truncated."
+        ) from None
+    if raw.dtype.kind not in "iufb":
+        raise DataError(f"{path}: voxels of type {raw.dtype} are not numbers of one channel. Convert them.")
+    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    with np.errstate(over="ignore", invalid="ignore"):  # what exceeds float32 becomes infinite, and is named then
+        array: FloatArray = raw.astype(np.float32)
+        if slope != 1.0 or inter != 0.0:
+            array = array * np.float32(slope) + np.float32(inter)
+    return array
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _numbers(values: Sequence[float] | AnyArray) -> str:
+    return "(" + ", ".join(f"{float(v):.4g}" for v in values) + ")"

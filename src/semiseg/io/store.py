@@ -1,0 +1,184 @@
+"""The case store: prepared cases as chunked, memory-mapped arrays from which a patch is read without the
+volume.
+
+A case is one folder: `image.b2nd` (float32, `(C, Z, Y, X)`), `label.b2nd` (uint8 or uint16, `(Z, Y, X)`;
+absent for an unlabelled case) and `case.json` (a `StoredCase` and the size of each file).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from semiseg.errors import DataError
+from semiseg.files import atomic_folder, read_json, write_json
+from semiseg.geometry import Box
+from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
+
+STORE_FORMAT = 1
+_CHUNK: Shape = (32, 64, 64)
+_BLOCK: Shape = (8, 32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCase:
+    """What training has to know of a case without reading its voxels.
+
+    shape_zyx, spacing_mm: of the stored arrays. source_shape_zyx, source_spacing_mm: of the scan in
+    canonical orientation. hash: of the files and of all that preparation depends on. class_voxels: voxels
+    of each class that occurs, background and ignore value included. class_locations: up to 512 voxels `(z,
+    y, x)` of each class that occurs, without the background and the ignore value. body_locations: up to 512
+    voxels of the body. channel_minimum: smallest value of each channel, the fill outside of the image.
+    """
+
+    id: str
+    shape_zyx: Shape
+    spacing_mm: Spacing
+    source_shape_zyx: Shape
+    source_spacing_mm: Spacing
+    hash: str
+    labelled: bool
+    channel_minimum: tuple[float, ...]
+    class_voxels: dict[int, int]
+    class_locations: dict[int, tuple[Shape, ...]]
+    body_locations: tuple[Shape, ...]
+
+
+_ADAPTER: TypeAdapter[StoredCase] = TypeAdapter(StoredCase)
+
+
+@dataclass(frozen=True)
+class OpenCase:
+    """A memory-mapped case. It holds file handles: open it in the process that reads it."""
+
+    folder: Path
+    meta: StoredCase
+    image: Any
+    label: Any
+
+    def read_image(self, box: Box) -> FloatArray:
+        """The image in `box`, `(C, d, h, w)` float32; outside of the scan each channel has its smallest
+        value.
+        """
+        inside, place = _clip(box, self.meta.shape_zyx)
+        out = np.empty((len(self.meta.channel_minimum), *box.shape), dtype=np.float32)
+        if inside.shape != box.shape:
+            out[:] = np.asarray(self.meta.channel_minimum, dtype=np.float32)[:, None, None, None]
+        if min(inside.shape) > 0:
+            out[:, *place.slices()] = self._read(self.image, (slice(None), *inside.slices()))
+        return out
+
+    def read_label(self, box: Box, *, fill: int = 0) -> LabelArray:
+        """The label map in `box`, `(d, h, w)`; `fill` outside of the scan (0, or the dataset's ignore value).
+
+        Raises `DataError` for an unlabelled case.
+        """
+        if self.label is None:
+            raise DataError(
+                f"{self.folder}: the case has no label. Prepare it again with one, or use it as unlabelled."
+            )
+        inside, place = _clip(box, self.meta.shape_zyx)
+        out = np.full(box.shape, fill, dtype=self.label.dtype)
+        if min(inside.shape) > 0:
+            out[place.slices()] = self._read(self.label, inside.slices())
+        return out
+
+    def _read(self, stored: Any, slices: tuple[slice, ...]) -> AnyArray:
+        try:
+            return np.asarray(stored[slices])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _damaged(self.folder, str(error)) from None
+
+
+def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, meta: StoredCase) -> None:
+    """Write a case as one folder, whole or not at all; a case that was there is replaced.
+
+    image: `(C, Z, Y, X)` float32. label: `(Z, Y, X)` uint8 or uint16, or None for an unlabelled case.
+    """
+    if image.shape[1:] != meta.shape_zyx or (label is not None and label.shape != meta.shape_zyx):
+        raise ValueError(f"{meta.id}: arrays {image.shape} do not have the shape of the case, {meta.shape_zyx}.")
+    with atomic_folder(folder) as temporary:
+        _write_array(temporary / "image.b2nd", image, blosc2.Codec.LZ4)
+        if label is not None:
+            _write_array(temporary / "label.b2nd", label, blosc2.Codec.ZSTD)
+        sizes = {file.name: file.stat().st_size for file in sorted(temporary.glob("*.b2nd"))}
+        write_json(temporary / "case.json", {"format": STORE_FORMAT, "bytes": sizes, "case": asdict(meta)})
+
+
+def read_case_meta(folder: Path) -> StoredCase:
+    """The description of a stored case; raises `DataError` if any of its files is damaged or missing."""
+    value = read_json(folder / "case.json")
+    try:
+        if value["format"] != STORE_FORMAT:
+            raise _damaged(folder, f"store format {value['format']}, but this version writes {STORE_FORMAT}")
+        meta = _ADAPTER.validate_python(value["case"])
+        sizes = {str(name): int(size) for name, size in value["bytes"].items()}
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(folder, f"case.json, {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _damaged(folder, f"case.json lacks or garbles {error}") from None
+    expected = {"image.b2nd", "label.b2nd"} if meta.labelled else {"image.b2nd"}
+    if set(sizes) != expected:
+        raise _damaged(folder, f"case.json lists {sorted(sizes)} instead of {sorted(expected)}")
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if found != size:
+            raise _damaged(folder, f"{name} has {found} bytes instead of {size}")
+    return meta
+
+
+def open_case(folder: Path) -> OpenCase:
+    """Open a stored case for reading patches; raises `DataError` naming the folder if it is damaged."""
+    meta = read_case_meta(folder)
+    image = _open_array(folder, "image.b2nd", (len(meta.channel_minimum), *meta.shape_zyx), ("float32",))
+    label = _open_array(folder, "label.b2nd", meta.shape_zyx, ("uint8", "uint16")) if meta.labelled else None
+    return OpenCase(folder, meta, image, label)
+
+
+def _write_array(path: Path, array: AnyArray, codec: Any) -> None:
+    lead = (1,) * (array.ndim - 3)
+    chunk = lead + tuple(min(c, n) for c, n in zip(_CHUNK, array.shape[-3:], strict=True))
+    block = lead + tuple(min(b, n) for b, n in zip(_BLOCK, array.shape[-3:], strict=True))
+    blosc2.asarray(
+        np.ascontiguousarray(array),
+        urlpath=str(path),
+        mode="w",
+        chunks=chunk,
+        blocks=block,
+        cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
+    )
+
+
+def _open_array(folder: Path, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> Any:
+    try:
+        stored = blosc2.open(str(folder / name), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{name}: {error}") from None
+    if not isinstance(stored, blosc2.NDArray) or stored.shape != shape or str(stored.dtype) not in dtypes:
+        found = f"{getattr(stored, 'shape', '?')} {getattr(stored, 'dtype', '?')}"
+        raise _damaged(folder, f"{name} holds {found}, but {shape} {' or '.join(dtypes)} is expected")
+    return stored
+
+
+def _clip(box: Box, shape: Shape) -> tuple[Box, Box]:
+    """The part of `box` inside of an array, and the place of that part within the box."""
+    start = [min(max(a, 0), n) for a, n in zip(box.start, shape, strict=True)]
+    stop = [max(min(b, n), a) for a, b, n in zip(start, box.stop, shape, strict=True)]
+    place = [a - origin for a, origin in zip(start, box.start, strict=True)]
+    end = [p + b - a for p, a, b in zip(place, start, stop, strict=True)]
+    return Box(_triple(start), _triple(stop)), Box(_triple(place), _triple(end))
+
+
+def _triple(values: list[int]) -> Shape:
+    z, y, x = values
+    return (z, y, x)
+
+
+def _damaged(folder: Path, reason: str) -> DataError:
+    return DataError(f"{folder}: the stored case is damaged ({reason}). Delete the folder and prepare again.")

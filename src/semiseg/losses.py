@@ -1,0 +1,103 @@
+"""Cross-entropy plus soft Dice, for label maps and for soft pseudo-labels.
+
+Shapes: B batch, K classes, D H W voxels. With targets `t` (one-hot or soft), probabilities `p` and voxel weights `w`:
+
+    L_ce   = -(1/N) sum_i w_i sum_k t_ik log p_ik                      N = number of voxels that count (w > 0)
+    L_dice = 1 - mean_{k>=1} (2 sum_i w_i t_ik p_ik + s) / (sum_i w_i t_ik + sum_i w_i p_ik + s)
+
+Dice sums run over the whole batch, so that an organ that one patch holds and another does not is counted once.
+The background class is left out of Dice, as in nnU-Net.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+DICE_SMOOTH = 1e-5
+"""Keeps an organ that is absent from target and prediction at Dice 1; in voxels."""
+
+_SPACE = (0, 2, 3, 4)
+
+
+def one_hot(labels: Tensor, classes: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`(B, D, H, W)` labels to `(B, K, D, H, W)`; values outside 0..K-1 (ignore) give all zeros."""
+    values = torch.arange(classes, device=labels.device).view(1, classes, 1, 1, 1)
+    return (labels[:, None] == values).to(dtype)
+
+
+def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Soft Dice of each class, background included: `(K,)`."""
+    weighted = target if weight is None else target * weight
+    sizes = weighted.sum(_SPACE) + (p if weight is None else p * weight).sum(_SPACE)
+    return (2 * (weighted * p).sum(_SPACE) + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
+
+
+def supervised_loss(labels: Tensor, logits: Tensor, *, ignore: int | None = None) -> Tensor:
+    """Cross-entropy + Dice of logits `(B, K, D, H, W)` against a label map `(B, D, H, W)`.
+
+    Voxels of value `ignore` count in neither term. If a batch holds nothing else the loss is a zero with a graph.
+    """
+    log_p = functional.log_softmax(logits, dim=1)
+    if ignore is None:
+        target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
+        return functional.nll_loss(log_p, labels) + _dice_loss(target, log_p.exp(), None)
+    weight = (labels != ignore).to(log_p.dtype)[:, None]
+    target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
+    cross_entropy = -(target * log_p * weight).sum() / weight.sum().clamp_min(1.0)
+    return cross_entropy + _dice_loss(target, log_p.exp(), weight)
+
+
+def deep_supervised_loss(labels: Tensor, outputs: list[Tensor], *, ignore: int | None = None) -> Tensor:
+    """`supervised_loss` over the levels of a deeply supervised network, with weights 1, 1/2, 1/4, ... normalised.
+
+    Labels are brought to a level's grid by nearest neighbour (Lee et al. 2015; weights as in nnU-Net).
+    """
+    weights = [0.5**level for level in range(len(outputs))]
+    total = outputs[0].new_zeros(())
+    for weight, logits in zip(weights, outputs, strict=True):
+        size = logits.shape[2:]
+        at_level = (
+            labels
+            if labels.shape[1:] == size
+            else functional.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
+        )
+        total = total + weight / sum(weights) * supervised_loss(at_level, logits, ignore=ignore)
+    return total
+
+
+def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy + Dice of the student's logits against pseudo-labels `q` `(B, K, D, H, W)`, soft or one-hot.
+
+    weight: `(B, 1, D, H, W)`, confidence of each voxel, without gradient; None is 1 everywhere. N counts all voxels.
+    """
+    log_p = functional.log_softmax(logits, dim=1)
+    weighted = log_p if weight is None else log_p * weight
+    count = logits.numel() / logits.shape[1]
+    return -(q * weighted).sum() / count + _dice_loss(q, log_p.exp(), weight)
+
+
+def pseudo_label_gradient(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    """d `pseudo_label_loss` / d `q`, an explicit function of the student's logits: `(B, K, D, H, W)`.
+
+    Cross-entropy gives `-(w/N) log p`; a class of Dice with overlap I, sizes Q and P gives
+    `-(w/(K-1)) (2 p (Q+P+s) - (2I+s)) / (Q+P+s)^2`. This is what dense feedback differentiates along the probe.
+    """
+    classes = logits.shape[1]
+    log_p = functional.log_softmax(logits, dim=1)
+    p = log_p.exp()
+    w = torch.ones_like(p[:, :1]) if weight is None else weight
+    gradient = -log_p * w / (logits.numel() / classes)
+    overlap = (w * q * p).sum(_SPACE, keepdim=True)
+    sizes = (w * q).sum(_SPACE, keepdim=True) + (w * p).sum(_SPACE, keepdim=True) + DICE_SMOOTH
+    dice = -w * (2 * p * sizes - (2 * overlap + DICE_SMOOTH)) / sizes.square() / max(1, classes - 1)
+    foreground = torch.ones(1, classes, 1, 1, 1, dtype=p.dtype, device=p.device)
+    foreground[:, 0] = 0.0
+    return gradient + dice * foreground
+
+
+def _dice_loss(target: Tensor, p: Tensor, weight: Tensor | None) -> Tensor:
+    if p.shape[1] < 2:
+        return p.new_zeros(())
+    return 1 - dice_per_class(target, p, weight)[1:].mean()

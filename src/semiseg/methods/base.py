@@ -1,0 +1,56 @@
+"""What the training loop knows of a learning method. Shapes: B batch, C channels, K classes, D H W voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from semiseg.randomness import Draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled patches after augmentation: images `(B, C, D, H, W)` float32, labels `(B, D, H, W)` int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class UnlabelledBatch:
+    """Two views `(B, C, D, H, W)` of the same unlabelled patches, in the same geometry.
+
+    weak: for the teacher. strong: for the student.
+    """
+
+    weak: Tensor
+    strong: Tensor
+
+
+class Method(Protocol):
+    """A learning method owns its networks, its optimisers and the order of updates."""
+
+    networks: dict[str, nn.Module]
+    """All networks by name; a checkpoint keeps them all."""
+    evaluated: str
+    """Name of the network that is validated and shipped."""
+    learning_rate_factor: float
+    """Set by the loop before a step: the schedule's fraction of the first learning rate."""
+
+    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+        """Train one step and return detached scalars to log. `draw.step` is the step's number."""
+        ...
+
+    def needs_unlabelled(self, step: int) -> bool:
+        """Whether a step looks at unlabelled patches."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Everything that the next step depends on: tensors and numbers by name."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """The inverse of `state`; raises `ModelError` where names or shapes do not fit."""
+        ...

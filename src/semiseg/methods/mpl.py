@@ -1,0 +1,318 @@
+"""Meta Pseudo Labels for 3D segmentation, and pseudo-labelling as its case without feedback.
+
+One step of the training phase: the teacher labels the unlabelled patches -> the student's loss on those labels gives
+its gradient -> a probe step measures what that gradient does to the student's loss on labelled patches -> the teacher
+moves by that feedback and by its own supervised gradient -> the student takes its real step.
+Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.md.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from semiseg.augment.cutmix import apply_cutmix, sample_boxes
+from semiseg.errors import ConfigError
+from semiseg.losses import deep_supervised_loss, one_hot, pseudo_label_loss
+from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.feedback import (
+    Probe,
+    dense_feedback,
+    dense_teacher_term,
+    labelled_gradient_at,
+    labelled_loss_at,
+    real_probe,
+    scalar_feedback,
+    scalar_teacher_term,
+    sgd_probe,
+)
+from semiseg.methods.optimiser import (
+    Average,
+    NamedSgd,
+    Parameters,
+    flatten_state,
+    global_norm,
+    gradients_of,
+    restore_state,
+)
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
+from semiseg.models.unet import UNet3d, batch_statistics_only
+from semiseg.randomness import Draw
+
+Metrics = dict[str, Tensor]
+BOX_EDGE = (0.3, 0.7)
+"""Range of a cut-mix box's edge relative to the patch's; around the 2/3 of bidirectional copy-paste."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the student is taught in one step, and the teacher's graph behind it.
+
+    images: the student's batch. q: its pseudo-label with a graph to the teacher (cut-mix included). target: what the
+    loss sees, without a graph. weight: confidence, or None. log_q: the teacher's log-probabilities, not cut-mixed.
+    """
+
+    images: Tensor
+    q: Tensor
+    target: Tensor
+    weight: Tensor | None
+    log_q: Tensor
+
+
+class MetaPseudoLabels:
+    """Teacher and student; `feedback` None is plain pseudo-labelling."""
+
+    def __init__(
+        self,
+        teacher: UNet3d,
+        student: UNet3d,
+        settings: MethodSettings,
+        phases: Phases,
+        *,
+        ignore: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.settings, self.phases = settings, phases
+        self.ignore, self.autocast = ignore, autocast
+        self.feedback = settings.feedback if settings.name == "mpl" else None
+        self.teacher, self.student = teacher.train(), student.train()
+        self.optimisers = {"teacher": NamedSgd(teacher, settings), "student": NamedSgd(student, settings)}
+        self.networks: dict[str, nn.Module] = {"teacher": teacher, "student": student}
+        self.averages: dict[str, Average] = {}
+        if settings.ema_decay:
+            self.averages = {name: Average(net, settings.ema_decay) for name, net in self.networks.items()}
+            self.networks |= {f"{name}_average": average.network for name, average in self.averages.items()}
+        self.evaluated = "student_average" if self.averages else "student"
+        self.learning_rate_factor = 1.0
+        self.baseline = 0.0
+        self._same_size = _sizes(teacher) == _sizes(student)
+        if settings.student_start == "teacher" and not self._same_size:
+            raise ConfigError('method.student_start = "teacher", but the networks differ in size: choose "fresh".')
+
+    def needs_unlabelled(self, step: int) -> bool:
+        return self.phases.name(step) == "train"
+
+    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
+        if draw.step == self.phases.warmup_stop:
+            self._start_student()
+        phase = self.phases.name(draw.step)
+        if phase == "warmup":
+            return self._supervised_step("teacher", self.teacher, labelled)
+        if phase == "finetune" or unlabelled is None:
+            return self._supervised_step("student", self.student, labelled)
+        return self._training_step(labelled, unlabelled, draw)
+
+    # One training step, in the order of updates that method.md sets.
+
+    def _training_step(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Metrics:
+        rate = self.settings.learning_rate * self.learning_rate_factor
+        lesson = self._teach(labelled, unlabelled, draw)
+        pseudo_loss, gradient = self._study(lesson)
+        metrics = {"pseudo_loss": pseudo_loss, "confidence": lesson.log_q.detach().amax(1).exp().mean()}
+
+        labelled_loss, teacher_gradient = self._supervised_gradient("teacher", self.teacher, labelled)
+        metrics["labelled_loss"] = labelled_loss
+        if self.feedback and draw.step % self.settings.feedback_every == 0:
+            term, measured = self._feedback(lesson, gradient, labelled, rate)
+            teacher_gradient, ratio = self._add_meta_gradient(teacher_gradient, term)
+            metrics |= {"feedback": measured, "feedback_ratio": ratio}
+        if self.settings.consistency_weight:
+            consistency = self._consistency(unlabelled, lesson)
+            teacher_gradient = _add(teacher_gradient, gradients_of(consistency, self.optimisers["teacher"].parameters))
+            metrics["consistency"] = consistency.detach()
+        if self.settings.student_supervised_weight:
+            with batch_statistics_only(self.student):
+                loss, extra = self._supervised_gradient("student", self.student, labelled)
+            gradient = _add(gradient, extra, self.settings.student_supervised_weight)
+            metrics["student_labelled_loss"] = loss
+
+        self._update("teacher", teacher_gradient, rate)
+        self._update("student", gradient, rate)
+        return metrics
+
+    def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
+        """The teacher labels the weak view; its pass keeps a graph only if feedback will use it."""
+        wants_graph = self.feedback is not None and draw.step % self.settings.feedback_every == 0
+        running = self.settings.teacher_mode == "eval"
+        self.teacher.train(not running)
+        guard = nullcontext() if running else batch_statistics_only(self.teacher)
+        with torch.set_grad_enabled(wants_graph), guard, self._autocast(unlabelled.weak):
+            logits = self.teacher(unlabelled.weak)
+        self.teacher.train()
+        log_q = functional.log_softmax(logits.float() / self.settings.temperature, dim=1)
+        q = log_q.exp()
+        target = q.detach()
+        if self.settings.pseudo_label == "hard":
+            target = one_hot(target.argmax(1), target.shape[1])
+        weight = None
+        if self.settings.confidence_threshold > 0:
+            weight = (q.detach().amax(1, keepdim=True) >= self.settings.confidence_threshold).float()
+        lesson = Lesson(unlabelled.strong, q, target, weight, log_q)
+        return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
+
+    def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
+        """Paste boxes of the labelled patches and their labels into some of the student's patches.
+
+        Voxels of the ignore value get weight 0. What was pasted depends on the teacher no more.
+        """
+        depth, height, width = lesson.images.shape[2:]
+        boxes = sample_boxes(draw, len(lesson.images), (depth, height, width), BOX_EDGE)
+        for i in range(len(boxes)):
+            chance = draw.at(sample=i).generator("whether to cut-mix").random()
+            if chance >= self.settings.cutmix_fraction:
+                boxes[i] = 0
+        pasted = one_hot(labelled.labels, lesson.q.shape[1])
+        weight = lesson.weight
+        if self.ignore is not None:
+            known = (labelled.labels != self.ignore).float()[:, None]
+            weight = torch.ones_like(known) if weight is None else weight
+            weight, _ = apply_cutmix(weight, known, boxes)
+        elif weight is not None:
+            weight, _ = apply_cutmix(weight, torch.ones_like(weight), boxes)
+        return replace(
+            lesson,
+            images=apply_cutmix(lesson.images, labelled.images, boxes)[0],
+            q=apply_cutmix(lesson.q, pasted, boxes)[0],
+            target=apply_cutmix(lesson.target, pasted, boxes)[0],
+            weight=weight,
+        )
+
+    def _study(self, lesson: Lesson) -> tuple[Tensor, Parameters]:
+        """The student's one pass on its batch, which moves its running statistics, and its gradient."""
+        with self._autocast(lesson.images):
+            logits = self.student(lesson.images)
+        loss = pseudo_label_loss(lesson.target, logits.float(), lesson.weight)
+        return loss.detach(), gradients_of(loss, self.optimisers["student"].parameters)
+
+    def _feedback(self, lesson: Lesson, gradient: Parameters, labelled: Batch, rate: float) -> tuple[Tensor, Tensor]:
+        """The teacher's meta term, with a graph, and the number to log. Probes run in float32."""
+        parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
+        probe = self._probe(parameters, gradient, rate)
+        images, labels = labelled.images, labelled.labels
+        if self.feedback == "dense":
+            _, g_plus = labelled_gradient_at(self.student, probe.parameters, images, labels, self.ignore)
+            feedback = dense_feedback(
+                self.student,
+                parameters,
+                lesson.images,
+                lesson.target,
+                lesson.weight,
+                probe,
+                g_plus,
+                derivative=self.settings.directional_derivative,
+                epsilon=self.settings.central_epsilon,
+            )
+            return dense_teacher_term(feedback, lesson.q), feedback.abs().sum()
+        before = labelled_loss_at(self.student, parameters, images, labels, self.ignore)
+        after = labelled_loss_at(self.student, probe.parameters, images, labels, self.ignore)
+        h = scalar_feedback(before, after)
+        term = scalar_teacher_term(h, self.baseline, lesson.log_q, lesson.log_q.argmax(1))
+        decay = self.settings.baseline_decay
+        self.baseline = decay * self.baseline + (1 - decay) * float(h)
+        return term, h
+
+    def _probe(self, parameters: Parameters, gradient: Parameters, rate: float) -> Probe:
+        if self.settings.probe == "sgd":
+            return sgd_probe(parameters, gradient, self.settings.probe_rate)
+        return real_probe(
+            parameters,
+            gradient,
+            self.optimisers["student"].buffers(),
+            rate=rate,
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+            clip=self.settings.gradient_clip,
+            clip_stopped=self.settings.clip_factor == "stopped",
+            nesterov=self.settings.momentum > 0,
+        )
+
+    def _add_meta_gradient(self, supervised: Parameters, term: Tensor) -> tuple[Parameters, Tensor]:
+        """The teacher's gradient with the meta term's added, and the ratio of the two norms as added."""
+        meta = gradients_of(term, self.optimisers["teacher"].parameters)
+        meta_norm, supervised_norm = global_norm(meta), global_norm(supervised)
+        scale: Tensor = torch.full_like(meta_norm, self.settings.feedback_weight)
+        if self.settings.normalises_feedback:
+            wanted = self.settings.feedback_ratio * supervised_norm
+            scale = (wanted / meta_norm.clamp_min(self.settings.feedback_floor)).clamp_max(self.settings.feedback_cap)
+        ratio = scale * meta_norm / supervised_norm.clamp_min(1e-12)
+        return {name: value + scale * meta[name] for name, value in supervised.items()}, ratio
+
+    def _consistency(self, unlabelled: UnlabelledBatch, lesson: Lesson) -> Tensor:
+        with batch_statistics_only(self.teacher), self._autocast(unlabelled.strong):
+            logits = self.teacher(unlabelled.strong)
+        p = functional.softmax(logits.float(), dim=1)
+        squared = (p - lesson.log_q.detach().exp()).square().sum(1).mean()
+        return self.settings.consistency_weight * squared
+
+    # Pieces that the phases share.
+
+    def _supervised_gradient(self, name: str, network: UNet3d, labelled: Batch) -> tuple[Tensor, Parameters]:
+        with self._autocast(labelled.images):
+            outputs = network.deep_logits(labelled.images)
+        loss = deep_supervised_loss(labelled.labels, [o.float() for o in outputs], ignore=self.ignore)
+        return loss.detach(), gradients_of(loss, self.optimisers[name].parameters)
+
+    def _supervised_step(self, name: str, network: UNet3d, labelled: Batch) -> Metrics:
+        loss, gradient = self._supervised_gradient(name, network, labelled)
+        norm = self._update(name, gradient, self.settings.learning_rate * self.learning_rate_factor)
+        key = "labelled_loss" if name == "teacher" else "student_labelled_loss"
+        return {key: loss, "gradient_norm": norm}
+
+    def _update(self, name: str, gradient: Parameters, rate: float) -> Tensor:
+        norm = self.optimisers[name].step(gradient, rate)
+        if self.averages:
+            self.averages[name].update(self.networks[name])
+        return norm
+
+    def _start_student(self) -> None:
+        """After the warm-up the student begins from the teacher where the sizes agree, unless told otherwise."""
+        if self._same_size and self.settings.student_start != "fresh":
+            source = self.averages["teacher"].network if self.averages else self.teacher
+            self.student.load_state_dict(source.state_dict())
+        if self.averages:
+            self.averages["student"].restart(self.student)
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def feedback_map(self, labelled: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
+        """For a look at it: the teacher's labels `(B, D, H, W)` of a patch and the feedback on them.
+
+        The feedback is minus dJ/dq at the label given: positive where the label is reinforced. No state changes.
+        """
+        with batch_statistics_only(self.teacher), batch_statistics_only(self.student), torch.no_grad():
+            log_q = functional.log_softmax(self.teacher(images).float() / self.settings.temperature, dim=1)
+        target = log_q.exp()
+        with batch_statistics_only(self.student):
+            loss = pseudo_label_loss(target, self.student(images))
+            gradient = gradients_of(loss, self.optimisers["student"].parameters)
+        parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
+        probe = sgd_probe(parameters, gradient, self.settings.probe_rate)
+        _, g_plus = labelled_gradient_at(self.student, probe.parameters, labelled.images, labelled.labels, self.ignore)
+        feedback = dense_feedback(self.student, parameters, images, target, None, probe, g_plus)
+        labels = log_q.argmax(1)
+        return labels, -feedback.gather(1, labels[:, None])[:, 0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        numbers = {"baseline": self.baseline}
+        numbers |= {f"average_updates/{name}": float(average.updates) for name, average in self.averages.items()}
+        return flatten_state(self.networks, self.optimisers), numbers
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        restore_state(tensors, self.networks, self.optimisers)
+        self.baseline = numbers["baseline"]
+        for name, average in self.averages.items():
+            average.updates = int(numbers[f"average_updates/{name}"])
+
+
+def _sizes(network: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in network.state_dict().items()]
+
+
+def _add(a: Parameters, b: Parameters, weight: float = 1.0) -> Parameters:
+    return {name: value + weight * b[name] for name, value in a.items()}

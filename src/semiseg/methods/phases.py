@@ -1,0 +1,32 @@
+"""The three stretches of a run: teacher warm-up, training, fine-tuning on labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semiseg.methods.settings import MethodSettings
+
+PhaseName = Literal["warmup", "train", "finetune"]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Warm-up is steps [0, warmup_stop), training [warmup_stop, train_stop), fine-tuning [train_stop, total)."""
+
+    warmup_stop: int
+    train_stop: int
+    total: int
+
+    @staticmethod
+    def of(settings: MethodSettings, steps: int) -> Phases:
+        """The phases of a run of `steps` steps; supervised training has one phase only."""
+        if not settings.uses_unlabelled:
+            return Phases(0, steps, steps)
+        warmup = round(steps * settings.warmup_fraction)
+        return Phases(warmup, max(warmup, steps - round(steps * settings.finetune_fraction)), steps)
+
+    def name(self, step: int) -> PhaseName:
+        if step < self.warmup_stop:
+            return "warmup"
+        return "train" if step < self.train_stop else "finetune"

@@ -1,0 +1,105 @@
+"""Settings of the learning method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from semiseg.errors import ConfigError
+
+MethodName = Literal["supervised", "pseudo_label", "mpl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """Section `[method]` of a run file."""
+
+    name: MethodName = "mpl"
+    """supervised: labelled cases only. pseudo_label: no feedback. mpl: Meta Pseudo Labels."""
+    feedback: Literal["scalar", "dense"] = "dense"
+    """How mpl's teacher learns from the student: one number (the paper), or one value per voxel and class."""
+
+    learning_rate: float = 0.01
+    """Of SGD with Nesterov momentum, at the start (the paper's protocol)."""
+    momentum: float = 0.99
+    """Nesterov momentum of every network's SGD (the paper's protocol)."""
+    weight_decay: float = 3e-5
+    """L2 penalty of every network's SGD (the paper's protocol)."""
+    gradient_clip: float = 12.0
+    """Largest norm of a network's gradient; 12 as in nnU-Net; 0 turns clipping off."""
+
+    warmup_fraction: float = 0.5
+    """Share of all steps in which only the teacher trains, on labels; its pseudo-labels are noise before."""
+    finetune_fraction: float = 0.1
+    """Share of all steps, at the end, in which the student trains on labels only."""
+    finetune_rate: float = 0.1
+    """Learning rate of the fine-tuning as a fraction of `learning_rate`; it decays to zero within the phase."""
+    student_start: Literal["auto", "teacher", "fresh"] = "auto"
+    """The student's weights after the warm-up; auto copies the teacher where the sizes agree."""
+
+    temperature: float = 0.5
+    """Divides the teacher's logits before the softmax; below 1 sharpens the pseudo-label."""
+    pseudo_label: Literal["soft", "hard"] = "soft"
+    """What the student learns from. Dense feedback is exact for soft labels, straight-through for hard ones."""
+    confidence_threshold: float = 0.0
+    """Voxels whose largest pseudo-probability is lower do not count for the student; 0 counts all."""
+    teacher_mode: Literal["train", "eval"] = "train"
+    """Batch norm of the teacher's labelling pass: statistics of the batch, or running ones."""
+    student_supervised_weight: float = 0.0
+    """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
+    cutmix_fraction: float = 0.5
+    """Share of the student's patches that get a box of a labelled patch and its label pasted in; 0 is off."""
+    consistency_weight: float = 0.0
+    """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
+    ema_decay: float = 0.99
+    """Decay a step of the averaged copies of teacher and student; the student's copy is evaluated; 0 is off."""
+
+    feedback_every: int = 1
+    """Feedback is measured every so many steps, to save time; in between the teacher learns from labels only."""
+    feedback_normalise: Literal["auto", "on", "off"] = "auto"
+    """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
+    feedback_ratio: float = 0.2
+    """Norm of the meta gradient divided by that of the supervised gradient, where normalised."""
+    feedback_floor: float = 1e-12
+    """A meta gradient of smaller norm is divided by this, so that no feedback stays no feedback."""
+    feedback_cap: float = 1e8
+    """Largest factor that normalising may apply."""
+    feedback_weight: float = 1.0
+    """Weight of the meta term where it is not normalised."""
+    probe: Literal["sgd", "real"] = "sgd"
+    """The student's step across which feedback is measured: plain SGD, or its own optimiser's (the paper)."""
+    probe_rate: float = 0.01
+    """Learning rate of the plain SGD probe."""
+    clip_factor: Literal["differentiated", "stopped"] = "differentiated"
+    """How dense feedback across the real step treats gradient clipping."""
+    directional_derivative: Literal["forward", "central"] = "forward"
+    """Exact forward-mode differentiation, or a central difference of two plain passes."""
+    central_epsilon: float = 1e-2
+    """Norm of the weights' displacement in a central difference."""
+    baseline_decay: float = 0.99
+    """Decay of the moving average that the scalar feedback is compared with."""
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(MethodName):
+            raise ConfigError(f"method.name = {self.name!r}: choose one of {', '.join(get_args(MethodName))}.")
+        for field in ("warmup_fraction", "finetune_fraction", "cutmix_fraction", "confidence_threshold"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number from 0 to 1.")
+        if self.warmup_fraction + self.finetune_fraction > 1:
+            raise ConfigError("method.warmup_fraction + method.finetune_fraction exceed 1: lower one of them.")
+        for field in ("momentum", "ema_decay", "baseline_decay"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number from 0 to below 1.")
+        for field in ("learning_rate", "temperature", "central_epsilon", "feedback_every", "feedback_floor"):
+            if getattr(self, field) <= 0:
+                raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
+        if self.probe_rate < 0 or self.gradient_clip < 0:
+            raise ConfigError("method.probe_rate and method.gradient_clip must not be negative.")
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        return self.name != "supervised"
+
+    @property
+    def normalises_feedback(self) -> bool:
+        return self.feedback_normalise == "on" or (self.feedback_normalise == "auto" and self.feedback == "dense")

@@ -1,0 +1,41 @@
+"""Tiles of a sliding window and how they are blended."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+
+from semiseg.geometry import Box
+from semiseg.types import FloatArray, Shape
+
+
+def tile_starts(size: int, tile: int, step: float) -> list[int]:
+    """Starts of the fewest evenly spread tiles that cover `size` voxels with at most `step * tile` between them.
+
+    As in nnU-Net: the first starts at 0 and the last ends at `size`. `size` must be at least `tile`.
+    """
+    if size <= tile:
+        return [0]
+    count = int(np.ceil((size - tile) / (tile * step))) + 1
+    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
+
+
+def tile_boxes(shape: Shape, tile: Shape, step: float) -> list[Box]:
+    """All tiles of a volume that is at least as large as a tile, the Z axis slowest."""
+    starts = [tile_starts(n, t, step) for n, t in zip(shape, tile, strict=True)]
+    return [
+        Box((z, y, x), (z + tile[0], y + tile[1], x + tile[2])) for z, y, x in product(starts[0], starts[1], starts[2])
+    ]
+
+
+@lru_cache(maxsize=8)
+def gaussian_importance(tile: Shape, *, sigma: float = 1 / 8) -> FloatArray:
+    """Weights of a tile's voxels, 1 in the middle and falling off as a Gaussian of `sigma` times the tile's edge.
+
+    Kept away from zero (at least 1e-3), so that a voxel which lies in one tile's corner only stays defined.
+    """
+    axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n * sigma)) ** 2) for n in tile]
+    weights = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
+    return np.asarray(np.maximum(weights / weights.max(), 1e-3), dtype=np.float32)

@@ -1,0 +1,51 @@
+"""Which scans to predict: files and folders grouped into cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.errors import DataError
+from semiseg.io.nifti import NIFTI_ENDINGS
+
+_CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan to predict: its id names the output; one image per channel (or one 4D image)."""
+
+    id: str
+    images: tuple[Path, ...]
+
+
+def find_scans(inputs: Sequence[Path]) -> list[Scan]:
+    """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
+
+    Raises `DataError` for a missing input, a folder without scans, or two files that claim one channel of one id.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.name.endswith(NIFTI_ENDINGS) and not f.name.startswith("."))
+            if not found:
+                raise DataError(f"{path}: no .nii or .nii.gz file in this folder. Name the folder of the scans.")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: there is no such file or folder.")
+    grouped: dict[str, dict[int, Path]] = {}
+    for file in files:
+        stem = file.name.removesuffix(".gz").removesuffix(".nii")
+        match = _CHANNEL.match(stem)
+        scan, channel = (match["id"], int(match["channel"])) if match else (stem, 0)
+        taken = grouped.setdefault(scan, {})
+        if channel in taken:
+            raise DataError(
+                f"{file}: {taken[channel]} is channel {channel} of {scan} too. Rename or remove one of them."
+            )
+        taken[channel] = file
+    return [Scan(scan, tuple(channels[c] for c in sorted(channels))) for scan, channels in sorted(grouped.items())]

@@ -1,0 +1,77 @@
+"""The model folder: weights, plan with labels, and a readable card. It is all that prediction needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from semiseg.data.plan import Plan, read_plan, write_plan
+from semiseg.errors import ModelError
+from semiseg.files import atomic_folder, hash_files, read_json, write_json
+from semiseg.models.unet import UNet3d, build_unet, count_parameters, in_channels_last
+
+Role = Literal["teacher", "student"]
+MODEL_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with the plan that it was trained by. card: what was trained on what."""
+
+    folder: Path
+    network: UNet3d
+    plan: Plan
+    card: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        return str(self.card["weights_sha256"])
+
+
+def save_model(folder: Path, network: torch.nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
+    """Write the folder whole or not at all. role: whose sizes in the plan the network has."""
+    with atomic_folder(folder) as temporary:
+        weights = temporary / "weights.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
+        write_plan(temporary / "plan.toml", plan)
+        facts = {
+            "format": MODEL_FORMAT,
+            "role": role,
+            "classes": {str(value): name for value, name in plan.labels.names.items()},
+            "channels": list(plan.channels),
+            "parameters": count_parameters(network),
+            "weights_sha256": hash_files([weights]),
+        }
+        write_json(temporary / "card.json", facts | card)
+
+
+def load_model(folder: Path, device: torch.device) -> Model:
+    """Load a model folder, or the `model` folder of a run; raises `ModelError` that says what is wrong with it."""
+    inside = folder / "model"
+    folder = inside if inside.is_dir() else folder
+    if not (folder / "card.json").is_file():
+        raise ModelError(f"{folder}: no model here (no card.json). Name a model folder or a run that was trained.")
+    card = read_json(folder / "card.json")
+    if not isinstance(card, dict) or card.get("format") != MODEL_FORMAT:
+        raise ModelError(
+            f"{folder}/card.json: not a card of format {MODEL_FORMAT}. Use the semiseg version it came from."
+        )
+    weights = folder / "weights.safetensors"
+    if not weights.is_file() or hash_files([weights]) != card.get("weights_sha256"):
+        raise ModelError(f"{weights}: missing, or not the file that card.json describes. Copy the folder again.")
+    plan = read_plan(folder / "plan.toml")
+    role = card.get("role")
+    if role not in ("teacher", "student"):
+        raise ModelError(f"{folder}/card.json: role is {role!r}, but teacher or student is expected.")
+    sizes = plan.teacher if role == "teacher" else plan.student
+    network = build_unet(sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
+    try:
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{weights}: does not fit plan.toml ({error}). Copy the folder again.") from None
+    return Model(folder, in_channels_last(network.eval().to(device)), plan, card)

@@ -1,0 +1,146 @@
+"""Predicting cases: one scan at a time, finished ones are not done again, a bad one does not stop the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiseg.data.prepare import export_axis, prepare_array
+from semiseg.errors import DataError
+from semiseg.files import append_jsonl, hash_files, read_jsonl
+from semiseg.io.nifti import read_volume, write_label, write_map
+from semiseg.predict.engine import Engine, TorchEngine
+from semiseg.predict.export import labels_from_logits, probabilities_from_logits
+from semiseg.predict.inputs import Scan
+from semiseg.predict.model import Model
+from semiseg.predict.settings import PredictSettings
+from semiseg.predict.sliding import sliding_window
+from semiseg.types import FloatArray, LabelArray, Spacing
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scan: the output, or the error as text. reused: it was there from an earlier call."""
+
+    id: str
+    output: Path
+    seconds: float = 0.0
+    reused: bool = False
+    error: str | None = None
+
+
+def predict_logits(
+    array: FloatArray, spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
+) -> FloatArray:
+    """Logits `(K, Z, Y, X)` on the plan's grid of a canonical scan `(C, Z, Y, X)` in its own units."""
+    prepared = prepare_array(array, spacing_mm, model.plan)
+    return sliding_window(
+        prepared,
+        engine,
+        patch=model.plan.patch,
+        step=settings.tile_step,
+        tile_batch=settings.tile_batch,
+        mirror_axes=(0, 1, 2) if settings.mirror else (),
+        labels=model.plan.labels,
+    )
+
+
+def predict_labels(
+    array: FloatArray, spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
+) -> LabelArray:
+    """The label map `(Z, Y, X)` of a canonical scan `(C, Z, Y, X)`, on the scan's own grid."""
+    logits = predict_logits(array, spacing_mm, model, engine, settings)
+    z, y, x = array.shape[1:]
+    return labels_from_logits(logits, (z, y, x), anisotropic_axis=export_axis(spacing_mm, model.plan))
+
+
+def predict_scans(
+    scans: Sequence[Scan],
+    model: Model,
+    engine: Engine,
+    output: Path,
+    settings: PredictSettings,
+    *,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went.
+
+    A scan whose output was made from the same files by the same weights and settings is not done again. A scan that
+    cannot be read is listed with its error and does not stop the rest.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "predictions.jsonl"
+    finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
+    outcomes = []
+    for done, scan in enumerate(scans, start=1):
+        if progress:
+            progress(done - 1, len(scans), scan.id)
+        outcome, row = _attempt(scan, model, engine, output, settings, finished.get(scan.id))
+        if not outcome.reused:
+            append_jsonl(log, row)
+        outcomes.append(outcome)
+        if progress:
+            progress(done, len(scans), scan.id)
+    return outcomes
+
+
+def _attempt(
+    scan: Scan, model: Model, engine: Engine, output: Path, settings: PredictSettings, finished: str | None
+) -> tuple[Outcome, dict[str, Any]]:
+    target = output / f"{scan.id}.nii.gz"
+    row: dict[str, Any] = {"id": scan.id, "output": target.name, "engine": engine.name, "precision": engine.precision}
+    started = time.perf_counter()
+    try:
+        key = hash_files(scan.images, salt=f"{model.hash} {settings} {engine.name} {engine.precision}")
+        if finished == key and target.is_file():
+            return Outcome(scan.id, target, reused=True), row
+        _predict_to_file(scan, model, engine, target, settings)
+    except DataError as error:
+        return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
+    except OSError as error:
+        text = f"{error.filename or target}: {error.strerror}. Check the path and the free space."
+        return Outcome(scan.id, target, error=text), row | {"error": text}
+    seconds = time.perf_counter() - started
+    return Outcome(scan.id, target, seconds), row | {"key": key, "seconds": round(seconds, 3)}
+
+
+def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> None:
+    volume = read_volume(scan.images)
+    try:
+        logits = predict_logits(volume.array, volume.spacing_mm, model, engine, settings)
+    except DataError as error:
+        raise DataError(f"{scan.images[0]}: {error}") from None
+    axis = export_axis(volume.spacing_mm, model.plan)
+    shape = volume.grid.shape_zyx
+    if settings.probabilities:
+        maps = probabilities_from_logits(logits, shape, anisotropic_axis=axis)
+        write_map(target.with_name(f"{scan.id}_probabilities.nii.gz"), maps, volume.grid)
+    write_label(target, labels_from_logits(logits, shape, anisotropic_axis=axis), volume.grid)
+
+
+def predict_array(
+    array: FloatArray, spacing_mm: Spacing, model: Model, *, settings: PredictSettings | None = None
+) -> LabelArray:
+    """The label map of a scan that is already in memory.
+
+    array: `(Z, Y, X)` or `(C, Z, Y, X)`, in canonical orientation (z to the head, y to the front, x to the right) and
+    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. Raises `DataError` for another number of
+    channels or dimensions, for voxels that are not finite, and for a spacing that is not positive.
+    """
+    channels = array[None] if array.ndim == 3 else array
+    if channels.ndim != 4:
+        raise DataError(f"array of shape {array.shape}: give (Z, Y, X), or (C, Z, Y, X) with one channel per image.")
+    if not np.isfinite(channels).all():
+        raise DataError("array: some voxels are NaN or infinite. Replace them first.")
+    if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+        raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
+    device = next(model.network.parameters()).device
+    engine = TorchEngine(model.network, device)
+    return predict_labels(channels.astype(np.float32), spacing_mm, model, engine, settings or PredictSettings())

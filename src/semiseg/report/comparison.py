@@ -1,0 +1,83 @@
+"""Several runs side by side on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from semiseg.errors import DataError
+from semiseg.evaluate.comparison import Comparison, ComparisonRow, compare_summaries
+from semiseg.evaluate.statistics import Interval, PairedDifference
+from semiseg.evaluate.summary import METRICS, Metric
+from semiseg.files import write_text
+from semiseg.report.page import METRIC_NAMES, NOTHING, facts, load_template, method_name, trained_on
+from semiseg.report.run_data import RunData, read_run
+
+_EFFORT = ("Steps", "Training time", "Budget", "Seed")
+
+
+def write_comparison_report(runs: Sequence[Path], path: Path) -> Path:
+    """Write a page that compares evaluated runs with the first of them, and return `path`.
+
+    Raises `DataError` for a run without summary.json, and for runs that were not scored on the same cases, organs,
+    rules and tolerances.
+    """
+    data = [read_run(run) for run in runs]
+    summaries = []
+    for run in data:
+        if run.summary is None:
+            raise DataError(f"{run.folder}: there is no summary.json. Run `semiseg evaluate` on it first.")
+        summaries.append(run.summary)
+    names = [run.folder.resolve().name for run in data]
+    comparison = compare_summaries(names, summaries)
+    means = comparison.tables["dice"][-1].values
+    page = load_template("comparison.html").render(
+        difference=difference,
+        names=names,
+        comparison=comparison,
+        runs=[_card(name, run, mean) for name, run, mean in zip(names, data, means, strict=True)],
+        tables=[_table(comparison, metric) for metric in METRICS],
+    )
+    write_text(path, page)
+    return path
+
+
+def _card(name: str, run: RunData, mean: Interval) -> dict[str, object]:
+    effort = ", ".join(f"{key.lower()} {text}" for key, text in facts(run) if key in _EFFORT)
+    method = method_name(run)
+    sentence = f"{method[:1].upper()}{method[1:]}. {trained_on(run)}" if method else trained_on(run)
+    return {"title": name, "mean": mean, "sentence": sentence, "effort": effort}
+
+
+def _table(comparison: Comparison, metric: Metric) -> tuple[Metric, str, float, tuple[ComparisonRow, ...]]:
+    """Metric, its name, the value of a full bar, and the rows."""
+    rows = comparison.tables[metric]
+    return metric, METRIC_NAMES[metric], _full(rows, metric), rows
+
+
+def _full(rows: Sequence[ComparisonRow], metric: Metric) -> float:
+    if metric != "hd95_mm":
+        return 1.0
+    return max((found["mean"] or 0.0 for row in rows for found in row.values), default=0.0) or 1.0
+
+
+def difference(paired: PairedDifference, metric: Metric) -> Markup | str:
+    """The signed difference with its interval and p, coloured only where the interval leaves out zero."""
+    mean, low, high = (paired.difference[key] for key in ("mean", "low", "high"))
+    if mean is None:
+        return NOTHING
+    if low is None or high is None:
+        return _signed(mean, metric)
+    better = mean < 0 if metric == "hd95_mm" else mean > 0
+    certain = low > 0 or high < 0
+    kind = ("gain" if better else "loss") if certain else "val"
+    p = "" if paired.p_value is None else f", p {'< 0.001' if paired.p_value < 0.001 else f'= {paired.p_value:.3f}'}"
+    return Markup('<span class="{}">{}</span> <span class="int">{} to {}{}</span>').format(
+        kind, _signed(mean, metric), _signed(low, metric), _signed(high, metric), p
+    )
+
+
+def _signed(number: float, metric: Metric) -> str:
+    return f"{number:+.{1 if metric == 'hd95_mm' else 3}f}".replace("-", "−")

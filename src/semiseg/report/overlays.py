@@ -1,0 +1,289 @@
+"""Pictures of a case: three planes in the radiological convention, contours as vectors over a grey slice.
+
+Every panel is drawn in millimetres, so that its aspect ratio is the body's. Volumes are canonical (Z, Y, X).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from contourpy import contour_generator
+from PIL import Image
+
+from semiseg.geometry import Box, bounding_box
+from semiseg.types import AnyArray, DoubleArray, LabelArray, Shape, Spacing
+
+Plane = Literal["axial", "coronal", "sagittal"]
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+_AXIS: dict[Plane, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
+
+SOFT_TISSUE_HU = (-160.0, 240.0)
+"""The soft-tissue window of CT: level 40, width 400 HU."""
+_MARGIN_MM = 18.0
+_MAX_PIXELS = 640
+
+NEGATIVE_RGB = (255, 112, 67)
+POSITIVE_RGB = (64, 190, 255)
+"""Ends of the diverging feedback scale: vermilion and sky blue differ for every kind of colour vision."""
+
+
+class Edges(NamedTuple):
+    """Which side of the body each edge of a picture is: R, L, A, P, S or I."""
+
+    left: str
+    right: str
+    top: str
+    bottom: str
+
+
+EDGES: dict[Plane, Edges] = {
+    "axial": Edges("R", "L", "A", "P"),
+    "coronal": Edges("R", "L", "S", "I"),
+    "sagittal": Edges("A", "P", "S", "I"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contour:
+    """The outline of one organ: path is SVG path data in mm, kind `reference`, `prediction` or `pseudo`."""
+
+    organ: str
+    colour: str
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One plane of one case, ready for the template. Lengths in mm; position counts slices from 1."""
+
+    plane: Plane
+    edges: Edges
+    width_mm: float
+    height_mm: float
+    position: int
+    count: int
+    image_png: str
+    overlay_png: str | None
+    contours: tuple[Contour, ...]
+    scale_mm: int
+
+    @property
+    def aspect(self) -> float:
+        return self.width_mm / self.height_mm
+
+
+def plane_slice(volume_zyx: AnyArray, plane: Plane, index: int) -> AnyArray:
+    """The slice as it is displayed `(rows, columns)`: the patient's right (sagittal: front) at the left edge.
+
+    Canonical axes grow to the right, front and head, so each of the three planes is shown with both axes turned.
+    """
+    return np.asarray(np.take(volume_zyx, index, axis=_AXIS[plane])[::-1, ::-1])
+
+
+def plane_spacing(spacing_mm: Spacing, plane: Plane) -> tuple[float, float]:
+    """Row and column spacing of a displayed slice, in mm."""
+    rows, columns = (spacing_mm[axis] for axis in range(3) if axis != _AXIS[plane])
+    return rows, columns
+
+
+def choose_slices(weight_zyx: AnyArray, organs_zyx: AnyArray) -> Shape:
+    """For each axis the slice that holds most of `weight_zyx`; without any weight, that through the centroid.
+
+    weight_zyx: non-negative, such as the voxels in error. organs_zyx: mask for the centroid; if it is empty too,
+    the middle slices.
+    """
+    if weight_zyx.any():
+        z, y, x = (int(_profile(weight_zyx, axis).argmax()) for axis in range(3))
+    elif organs_zyx.any():
+        z, y, x = (round(float(np.mean(where))) for where in np.nonzero(organs_zyx))
+    else:
+        z, y, x = (n // 2 for n in organs_zyx.shape)
+    return (z, y, x)
+
+
+def _profile(volume: AnyArray, axis: int) -> DoubleArray:
+    others = tuple(a for a in range(3) if a != axis)
+    return np.asarray(volume.sum(axis=others, dtype=np.float64))
+
+
+def window(image_zyx: AnyArray, *, ct: bool) -> tuple[float, float]:
+    """What is shown as black and white: the soft-tissue window in HU for CT, else percentiles 1 and 99.5."""
+    if ct:
+        return SOFT_TISSUE_HU
+    low, high = (float(v) for v in np.percentile(image_zyx, (1.0, 99.5)))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def region_of_interest(organs_zyx: AnyArray, spacing_mm: Spacing) -> Box:
+    """A box around the organs with 18 mm of surroundings, or a quarter of their extent if that is more."""
+    tight = bounding_box(organs_zyx)
+    if tight is None:
+        z, y, x = organs_zyx.shape
+        return Box((0, 0, 0), (z, y, x))
+    starts, stops = [], []
+    for axis, spacing in enumerate(spacing_mm):
+        margin = int(np.ceil(max(_MARGIN_MM / spacing, 0.25 * tight.shape[axis])))
+        starts.append(max(0, tight.start[axis] - margin))
+        stops.append(min(organs_zyx.shape[axis], tight.stop[axis] + margin))
+    return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
+
+
+def contour_path(mask: AnyArray, spacing_mm: tuple[float, float]) -> str:
+    """SVG path data, in mm, of the lines halfway between the voxel centres in and out of a displayed mask.
+
+    mask: bool `(rows, columns)`. spacing_mm: of rows and columns. The top left corner of the first voxel is
+    (0, 0); an empty mask gives an empty string.
+    """
+    if not mask.any():
+        return ""
+    padded = np.pad(mask.astype(np.float64), 1)  # so that an organ cut by the picture's edge is closed
+    pieces = []
+    for line in contour_generator(z=padded).lines(0.5):
+        points = (np.asarray(line) - 0.5) * (spacing_mm[1], spacing_mm[0])
+        pieces.append("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points[:-1]) + "Z")
+    return "".join(pieces)
+
+
+def case_panels(
+    image_zyx: AnyArray,
+    reference_zyx: LabelArray,
+    prediction_zyx: LabelArray,
+    spacing_mm: Spacing,
+    *,
+    organs: Mapping[int, str],
+    colours: Mapping[str, str],
+    ct: bool,
+) -> list[Panel]:
+    """Three planes of a test case with the contours of reference and prediction, where they disagree most.
+
+    Voxels whose reference is neither an organ nor the background (the ignore label) are no disagreement.
+    """
+    values = np.array(sorted(organs))
+    seen = np.isin(reference_zyx, values) | np.isin(prediction_zyx, values)
+    error = (reference_zyx != prediction_zyx) & np.isin(reference_zyx, np.append(values, 0))
+    centre = choose_slices(error, seen)
+    labels = (("reference", reference_zyx), ("prediction", prediction_zyx))
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, window(image_zyx, ct=ct), None)
+
+
+def feedback_panels(
+    image_zyx: AnyArray,
+    pseudo_label_zyx: LabelArray,
+    feedback_zyx: AnyArray,
+    spacing_mm: Spacing,
+    *,
+    organs: Mapping[int, str],
+    colours: Mapping[str, str],
+) -> tuple[list[Panel], float]:
+    """Three planes with the signed feedback over the scan, where it is strongest; and the scale's end.
+
+    The scale is symmetrical; it ends at `feedback_limit`. Slices are those with the largest sum of squares.
+    """
+    limit = feedback_limit(feedback_zyx)
+    size = np.minimum(np.abs(feedback_zyx) / limit, 1.0)
+    seen = (pseudo_label_zyx > 0) | (size > 0.25)
+    centre = choose_slices(size**2, pseudo_label_zyx > 0)
+    labels = (("pseudo", pseudo_label_zyx),)
+    grey = window(image_zyx, ct=False)
+    signed = feedback_zyx / limit
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, grey, signed), limit
+
+
+def feedback_limit(feedback_zyx: AnyArray) -> float:
+    """The size above which a tenth of the total absolute feedback lies (1 if there is none).
+
+    Feedback sits in few voxels, so that a percentile over all of them would depend on how much air a scan holds.
+    """
+    sizes = np.sort(np.abs(feedback_zyx.astype(np.float64)), axis=None)[::-1]
+    if not sizes[0] > 0:
+        return 1.0
+    share = np.cumsum(sizes) / sizes.sum()
+    return float(sizes[np.searchsorted(share, 0.1)])
+
+
+def _panels(
+    image_zyx: AnyArray,
+    labels: Sequence[tuple[str, LabelArray]],
+    seen_zyx: AnyArray,
+    centre: Shape,
+    spacing_mm: Spacing,
+    organs: Mapping[int, str],
+    colours: Mapping[str, str],
+    grey: tuple[float, float],
+    signed_zyx: AnyArray | None,
+) -> list[Panel]:
+    box = region_of_interest(seen_zyx, spacing_mm)
+    panels = []
+    for plane in PLANES:
+        axis = _AXIS[plane]
+        index = centre[axis]
+        spacing = plane_spacing(spacing_mm, plane)
+
+        def shown(volume: AnyArray, plane: Plane = plane, index: int = index, axis: int = axis) -> AnyArray:
+            inside = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+            inside[axis] = slice(index, index + 1)
+            return plane_slice(volume[tuple(inside)], plane, 0)
+
+        picture = shown(image_zyx)
+        height_mm, width_mm = (n * s for n, s in zip(picture.shape, spacing, strict=True))
+        panels.append(
+            Panel(
+                plane=plane,
+                edges=EDGES[plane],
+                width_mm=width_mm,
+                height_mm=height_mm,
+                position=index + 1,
+                count=image_zyx.shape[axis],
+                image_png=grey_png(picture, *grey),
+                overlay_png=None if signed_zyx is None else signed_png(shown(signed_zyx)),
+                contours=tuple(
+                    Contour(organ=name, colour=colours[name], kind=kind, path=path)
+                    for kind, label in labels
+                    for value, name in organs.items()
+                    if (path := contour_path(shown(label) == value, spacing))
+                ),
+                scale_mm=scale_length(width_mm),
+            )
+        )
+    return panels
+
+
+def scale_length(width_mm: float) -> int:
+    """The length of the scale bar: the longest of 1, 2, 5, 10, ... mm within 30 % of the width."""
+    lengths = [1, 2, 5, 10, 20, 50, 100, 200]
+    return max((n for n in lengths if n <= 0.3 * width_mm), default=1)
+
+
+def grey_png(picture: AnyArray, low: float, high: float) -> str:
+    """A slice as a base64 PNG of 8 bit grey levels."""
+    levels = np.clip((picture.astype(np.float64) - low) / (high - low), 0, 1) * 255
+    return _encode(Image.fromarray(levels.round().astype(np.uint8)))
+
+
+def signed_png(picture: AnyArray) -> str:
+    """Values in [-1, 1] as a base64 PNG in the two colours of the feedback scale; 0 is transparent."""
+    step = np.clip(np.round(picture.astype(np.float64) * 127), -127, 127).astype(np.int16) + 127
+    image = Image.frombytes("P", (step.shape[1], step.shape[0]), step.astype(np.uint8).tobytes())
+    image.putpalette([channel for s in range(255) for channel in (NEGATIVE_RGB if s < 127 else POSITIVE_RGB)])
+    opacity = bytes(round(235 * (abs(s - 127) / 127) ** 0.8) for s in range(255))
+    return _encode(image, opacity)
+
+
+def _encode(image: Image.Image, opacity: bytes | None = None) -> str:
+    if max(image.size) > _MAX_PIXELS:
+        factor = _MAX_PIXELS / max(image.size)
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        # Palette indices must not be averaged: halfway between two of them is no mixture of their colours.
+        image = image.resize(size, Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    if opacity is None:
+        image.save(stream, format="PNG", optimize=True)
+    else:
+        image.save(stream, format="PNG", optimize=True, transparency=opacity)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

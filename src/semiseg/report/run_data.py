@@ -1,0 +1,94 @@
+"""What a run folder holds, read tolerantly: a part that is not there yet is empty, a damaged one an error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semiseg.data.plan import Plan, read_plan
+from semiseg.errors import DataError
+from semiseg.evaluate.summary import Summary, read_summary
+from semiseg.files import read_jsonl, read_toml
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """A run folder in memory.
+
+    settings: the resolved run.toml. roles: number of cases by role (labelled, unlabelled, validation, test).
+    failures: case id and reason of predictions that failed. missing: test cases without any score or failure.
+    feedback: the feedback maps' files. run_text, plan_text: the files as they are, or None.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    run_text: str | None
+    plan: Plan | None
+    plan_text: str | None
+    cases: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    predictions: list[dict[str, Any]]
+    summary: Summary | None
+    feedback: tuple[Path, ...]
+
+    @property
+    def roles(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for case in self.cases:
+            role = str(case.get("role", "unknown"))
+            counts[role] = counts.get(role, 0) + 1
+        return counts
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """The last word on each case counts: one that failed and later succeeded is no failure."""
+        last = {str(row.get("id", row.get("case", "unnamed"))): row.get("error") for row in self.predictions}
+        return [(case, str(error)) for case, error in last.items() if error]
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of test cases with neither a score nor a recorded failure; empty before the evaluation."""
+        if self.summary is None:
+            return []
+        known = {case["id"] for case in self.summary["cases"]} | {case for case, _ in self.failures}
+        return [str(c["id"]) for c in self.cases if c.get("role") == "test" and str(c["id"]) not in known]
+
+    def setting(self, key: str) -> Any:
+        """What run.toml has under a dotted key such as `"method.feedback"`, or None."""
+        value: Any = self.settings
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def path(self, text: str) -> Path:
+        """A path from a file of the run: absolute, or relative to the run folder or to the working folder."""
+        inside = self.folder / text
+        return inside if inside.exists() else Path(text)
+
+
+def read_run(folder: Path) -> RunData:
+    """Read a run folder. Raises `DataError` if there is no such folder, or if a file in it is damaged."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such run folder. Give the folder that `semiseg train` wrote.")
+    run_toml, plan_toml, summary = folder / "run.toml", folder / "plan.toml", folder / "summary.json"
+    return RunData(
+        folder=folder,
+        settings=read_toml(run_toml) if run_toml.exists() else {},
+        run_text=_text(run_toml),
+        plan=read_plan(plan_toml) if plan_toml.exists() else None,
+        plan_text=_text(plan_toml),
+        cases=read_jsonl(folder / "cases.jsonl"),
+        metrics=read_jsonl(folder / "metrics.jsonl"),
+        predictions=[
+            row
+            for path in (folder / "predictions" / "predictions.jsonl", folder / "predictions.jsonl")
+            for row in read_jsonl(path)
+        ],
+        summary=read_summary(summary) if summary.exists() else None,
+        feedback=tuple(sorted((folder / "feedback").glob("*.npz"))),
+    )
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None

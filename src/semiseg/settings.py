@@ -1,0 +1,82 @@
+"""All settings of a run, as one frozen tree: the sections of `run.toml`."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from semiseg.augment.settings import AugmentSettings
+from semiseg.data.planner import PlanSettings
+from semiseg.data.roles import DataSettings
+from semiseg.data.sampling import SamplingSettings
+from semiseg.errors import ConfigError
+from semiseg.evaluate.evaluator import EvaluateSettings
+from semiseg.files import read_toml, write_toml
+from semiseg.methods.settings import MethodSettings
+from semiseg.predict.settings import PredictSettings
+from semiseg.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """One run. Every section can be left out of a file; what is left out has its default."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    """Which folder, and which of its labels are used."""
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    """What the planner is told."""
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """How patches are chosen."""
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    """How patches are augmented."""
+    method: MethodSettings = field(default_factory=MethodSettings)
+    """How is learned."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    """How long, on what, and how it is logged."""
+    predict: PredictSettings = field(default_factory=PredictSettings)
+    """How the test cases are predicted."""
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    """How predictions are scored."""
+
+
+_ADAPTER: TypeAdapter[RunSettings] = TypeAdapter(RunSettings)
+
+
+def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
+    """Settings from nested tables; raises `ConfigError` for unknown keys, wrong types and bad values."""
+    _refuse_unknown(value, RunSettings, source, "")
+    try:
+        return _ADAPTER.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {key} = {first['input']!r}: {first['msg']}.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _refuse_unknown(value: dict[str, Any], kind: type, source: str, prefix: str) -> None:
+    known = {f.name: f for f in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key, inner in value.items():
+        if key not in known:
+            raise ConfigError(f"{source}: unknown key {prefix}{key}. Known here: {', '.join(known)}.")
+        if is_dataclass(hints[key]):
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{source}: {prefix}{key} must be a table with keys, like [{prefix}{key}].")
+            _refuse_unknown(inner, typing.cast(type, hints[key]), source, f"{prefix}{key}.")
+
+
+def read_settings(path: Path) -> RunSettings:
+    """Read a run file; raises `ConfigError` or `DataError` that names it."""
+    return settings_from(read_toml(path), source=str(path))
+
+
+def write_settings(path: Path, settings: RunSettings) -> None:
+    """Write the resolved settings; a key that is None (semiseg chooses) is left out."""
+    tables = asdict(settings)
+    write_toml(path, {name: {k: v for k, v in table.items() if v is not None} for name, table in tables.items()})

@@ -1,0 +1,72 @@
+"""Checkpoints: `checkpoints/step-000100/`, written whole or not at all, from which a run goes on exactly."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from semiseg.errors import ModelError
+from semiseg.files import atomic_folder, hash_files, read_json, write_json
+
+CHECKPOINT_FORMAT = 1
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` steps. tensors: of the method. numbers: of method and loop. card: for a reader."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    numbers: dict[str, float]
+    locations: dict[str, Any]
+    card: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `folder/step-N` and remove all but the newest two. Tensors keep their values bit for bit."""
+    with atomic_folder(folder / f"step-{checkpoint.step:06d}") as temporary:
+        weights = temporary / "state.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, weights)
+        card = {
+            "format": CHECKPOINT_FORMAT,
+            "step": checkpoint.step,
+            "state_sha256": hash_files([weights]),
+            # JSON has no infinity; repr round-trips every float exactly.
+            "numbers": {name: repr(value) for name, value in checkpoint.numbers.items()},
+            "locations": checkpoint.locations,
+        }
+        write_json(temporary / "card.json", card | checkpoint.card)
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, or None if there is none. Raises `ModelError` for one that is damaged."""
+    steps = _steps(folder)
+    if not steps:
+        return None
+    newest = steps[-1]
+    card = read_json(newest / "card.json")
+    state = newest / "state.safetensors"
+    remedy = "Delete this folder to go on from the checkpoint before it."
+    if card.get("format") != CHECKPOINT_FORMAT:
+        raise ModelError(f"{newest}: a checkpoint of format {card.get('format')}, not {CHECKPOINT_FORMAT}. {remedy}")
+    if not state.is_file() or hash_files([state]) != card["state_sha256"]:
+        raise ModelError(f"{state}: missing or damaged (its hash is not the card's). {remedy}")
+    try:
+        tensors = load_file(state)
+    except SafetensorError as error:
+        raise ModelError(f"{state}: {error}. {remedy}") from None
+    numbers = {name: float(value) for name, value in card["numbers"].items()}
+    return Checkpoint(int(card["step"]), tensors, numbers, card["locations"], card)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))

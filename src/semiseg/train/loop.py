@@ -1,0 +1,248 @@
+"""The training loop: steps, schedule, checkpoints, validation and logs. It knows nothing of teachers.
+
+A run folder is its memory: if it is killed at any moment, the same call goes on from the last checkpoint to the same
+weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.views import labelled_view, unlabelled_views
+from semiseg.data.batches import Batch as StoredBatch
+from semiseg.data.batches import BatchSource
+from semiseg.data.plan import Plan
+from semiseg.errors import TrainingError
+from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.methods import Batch, Method, MethodSettings, Phases, UnlabelledBatch
+from semiseg.predict.engine import TorchEngine
+from semiseg.randomness import Draw
+from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
+from semiseg.train.progress import TrainingProgress
+from semiseg.train.refresh import predicted_locations
+from semiseg.train.schedule import Schedule
+from semiseg.train.settings import TrainSettings
+from semiseg.train.tensorboard import open_tensorboard
+from semiseg.train.validate import validate
+from semiseg.types import AnyArray
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The source of a run's batches, and the stored cases (folders) that the loop itself looks at."""
+
+    source: BatchSource
+    unlabelled: tuple[Path, ...]
+    validation: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how batches are made ready: the same for every step."""
+
+    plan: Plan
+    augment: AugmentSettings
+    device: torch.device
+    autocast: torch.dtype | None
+
+
+@dataclass
+class _Clock:
+    """Seconds of training over all sessions of a run."""
+
+    before: float = 0.0
+    began: float = 0.0
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+
+def train_method(
+    run: Path,
+    method: Method,
+    data: TrainingData,
+    place: Place,
+    *,
+    settings: TrainSettings,
+    method_settings: MethodSettings,
+    quiet: bool = False,
+) -> None:
+    """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one.
+
+    Leaves checkpoints and `metrics.jsonl`. Raises `TrainingError` where a loss is not finite (the last good checkpoint
+    stays) or the device's memory does not suffice.
+    """
+    phases = Phases.of(method_settings, settings.steps)
+    schedule = Schedule(settings, phases, method_settings.finetune_rate)
+    checkpoints, log = run / "checkpoints", run / "metrics.jsonl"
+    clock = _Clock(began=time.perf_counter())
+    locations: dict[str, Any] = {}
+    epoch_losses: list[float] = []
+    start = 0
+    if checkpoint := load_latest(checkpoints):
+        start = checkpoint.step
+        locations, epoch_losses = _restore(checkpoint, method, schedule, clock)
+        write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= start])
+    else:
+        write_jsonl(log, [])
+
+    board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
+    pending: list[dict[str, Tensor]] = []
+    with TrainingProgress(start, settings.steps, quiet=quiet) as progress:
+        if start:
+            progress.note(f"Going on from step {start} of {settings.steps}.")
+        for step, labelled, unlabelled in step_inputs(data, method, phases, settings, place, start, locations):
+            draw = Draw(seed=settings.seed, step=step)
+            method.learning_rate_factor = schedule.factor(step)
+            try:
+                metrics = method.step(labelled, unlabelled, draw)
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(_out_of_memory(place.plan, place.device)) from error
+            pending.append(metrics)
+
+            done = step + 1
+            last = done == settings.steps
+            row: dict[str, Any] = {}
+            if done % settings.log_every == 0 or last or done % settings.epoch_steps == 0:
+                row = _mean(pending, step, checkpoints)
+                epoch_losses += [row[k] for k in ("labelled_loss", "student_labelled_loss") if k in row][:1]
+                pending = []
+            if done % settings.epoch_steps == 0 or (last and data.validation):
+                if data.validation and (last or (done // settings.epoch_steps) % settings.validation_every == 0):
+                    engine = TorchEngine(method.networks[method.evaluated], place.device, place.autocast)
+                    row |= validate(data.validation, engine, place.plan)
+                loss = row.get("validation_loss", sum(epoch_losses) / max(1, len(epoch_losses)))
+                epoch_losses = []
+                if schedule.end_epoch(loss):
+                    progress.note(f"Step {done}: no better loss; the learning rate is reduced.")
+            if row:
+                rate = method_settings.learning_rate * method.learning_rate_factor
+                head = {"step": done, "phase": phases.name(step), "seconds": round(clock.seconds(), 2)}
+                row = head | {"learning_rate": rate} | row
+                append_jsonl(log, row)
+                progress.show(row)
+                if board:
+                    board.write(row)
+            if done % settings.checkpoint_every == 0 or last:
+                _check_finite(_mean(pending, step, checkpoints), step, checkpoints)
+                pending = []
+                save_checkpoint(checkpoints, _snapshot(done, method, schedule, clock, locations, epoch_losses))
+
+
+def step_inputs(
+    data: TrainingData,
+    method: Method,
+    phases: Phases,
+    settings: TrainSettings,
+    place: Place,
+    start: int = 0,
+    locations: dict[str, Any] | None = None,
+) -> Iterator[tuple[int, Batch, UnlabelledBatch | None]]:
+    """Step and augmented batches for all steps from `start` on, phase by phase.
+
+    Where `refresh_steps` asks for it the teacher predicts unlabelled scans in between, into `locations`.
+    """
+    locations = {} if locations is None else locations
+    cuts = {start, phases.warmup_stop, phases.train_stop, phases.total}
+    refreshes: set[int] = set()
+    if settings.refresh_steps and data.unlabelled:
+        refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps))
+    if locations:
+        data.source.publish(dict(locations), from_step=start)
+    stops = sorted(cut for cut in cuts | refreshes if cut >= start)
+    for begin, end in pairwise(stops):
+        unlabelled = method.needs_unlabelled(begin)
+        if unlabelled and begin in refreshes:
+            turn = (begin - phases.warmup_stop) // settings.refresh_steps
+            engine = TorchEngine(method.networks["teacher"], place.device, place.autocast)
+            locations |= predicted_locations(
+                data.unlabelled, turn, settings.refresh_cases, engine, place.plan, settings.seed
+            )
+            data.source.publish(dict(locations), from_step=begin)
+        for stored in data.source.iterate(begin, end, unlabelled=unlabelled):
+            yield stored.step, *_views(stored, Draw(seed=settings.seed, step=stored.step), place)
+
+
+def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, UnlabelledBatch | None]:
+    """The batch on the device, augmented there."""
+
+    def send(array: AnyArray) -> Tensor:
+        return torch.from_numpy(array).to(place.device, non_blocking=True)
+
+    def layout(images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last_3d)
+
+    images, labels = labelled_view(send(stored.images), send(stored.labels), draw, place.augment, place.plan.labels)
+    labelled = Batch(layout(images), labels)
+    if stored.unlabelled is None:
+        return labelled, None
+    weak, strong = unlabelled_views(send(stored.unlabelled), draw, place.augment)
+    return labelled, UnlabelledBatch(layout(weak), layout(strong))
+
+
+def _mean(pending: list[dict[str, Tensor]], step: int, checkpoints: Path) -> dict[str, float]:
+    """The mean of each scalar since the last log line; this is where the device is waited for."""
+    sums: dict[str, list[Tensor]] = {}
+    for metrics in pending:
+        for key, value in metrics.items():
+            sums.setdefault(key, []).append(value.float())
+    row = {key: float(torch.stack(values).mean()) for key, values in sums.items()}
+    _check_finite(row, step, checkpoints)
+    return row
+
+
+def _check_finite(row: dict[str, float], step: int, checkpoints: Path) -> None:
+    bad = [key for key, value in row.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"step {step + 1}: {', '.join(bad)} is not finite. Lower method.learning_rate, or look for damaged "
+            f"intensities with `semiseg check`. The last good checkpoint is in {checkpoints}."
+        )
+
+
+def _out_of_memory(plan: Plan, device: torch.device) -> str:
+    return (
+        f"no memory left on {device} for a batch of {plan.batch} patches of {plan.patch}: lower plan.batch or "
+        "plan.patch (or plan.memory_budget_gb, and prepare again). Finished checkpoints are kept."
+    )
+
+
+def _snapshot(
+    step: int,
+    method: Method,
+    schedule: Schedule,
+    clock: _Clock,
+    locations: dict[str, Any],
+    epoch_losses: list[float],
+) -> Checkpoint:
+    tensors, numbers = method.state()
+    numbers = {f"method/{k}": v for k, v in numbers.items()} | {f"schedule/{k}": v for k, v in schedule.state.items()}
+    numbers |= {f"epoch_loss/{i:06d}": value for i, value in enumerate(epoch_losses)}
+    numbers["seconds"] = clock.seconds()
+    card = {"evaluated": method.evaluated, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return Checkpoint(step, tensors, numbers, locations, card)
+
+
+def _restore(
+    checkpoint: Checkpoint, method: Method, schedule: Schedule, clock: _Clock
+) -> tuple[dict[str, Any], list[float]]:
+    def part(prefix: str) -> dict[str, float]:
+        return {k.removeprefix(prefix): v for k, v in checkpoint.numbers.items() if k.startswith(prefix)}
+
+    method.load_state(checkpoint.tensors, part("method/"))
+    schedule.state.update(part("schedule/"))
+    clock.before = checkpoint.numbers["seconds"]
+    losses = [value for _, value in sorted(part("epoch_loss/").items())]
+    # JSON has text keys only; classes are numbers.
+    locations = {case: {int(k): v for k, v in found.items()} for case, found in checkpoint.locations.items()}
+    return locations, losses

@@ -1,0 +1,41 @@
+"""Where the teacher sees which class in unlabelled scans, so that patches find rare organs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiseg.data.plan import Plan
+from semiseg.geometry import Box
+from semiseg.io.store import open_case
+from semiseg.predict.engine import Engine
+from semiseg.predict.sliding import sliding_window
+from semiseg.randomness import Draw
+
+KEPT_PER_CLASS = 64
+
+
+def predicted_locations(
+    cases: Sequence[Path], turn: int, count: int, engine: Engine, plan: Plan, seed: int
+) -> dict[str, Any]:
+    """Up to 64 voxels `(z, y, x)` of every class that the teacher predicts, for the `count` cases whose turn it is.
+
+    Keys are the case's id, then the class. turn: number of the refresh, from 0; cases come round in order.
+    """
+    found: dict[str, Any] = {}
+    for index in range(turn * count, turn * count + min(count, len(cases))):
+        case = open_case(cases[index % len(cases)])
+        image = case.read_image(Box((0, 0, 0), case.meta.shape_zyx))
+        labels = sliding_window(image, engine, patch=plan.patch).argmax(axis=0)
+        places: dict[int, list[list[int]]] = {}
+        for value in plan.labels.organs:
+            voxels = np.argwhere(labels == value)
+            if len(voxels):
+                generator = Draw(seed=seed, step=turn, sample=index).generator(f"predicted voxels of class {value}")
+                chosen = generator.choice(len(voxels), min(KEPT_PER_CLASS, len(voxels)), replace=False)
+                places[value] = voxels[np.sort(chosen)].tolist()
+        found[case.meta.id] = places
+    return found

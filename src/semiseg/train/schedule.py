@@ -1,0 +1,54 @@
+"""The learning rate's fraction of its first value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from semiseg.methods.phases import Phases
+from semiseg.train.settings import TrainSettings
+
+POLY_POWER = 0.9
+
+
+@dataclass
+class Schedule:
+    """Poly decay over warm-up and training together, or reduction on a plateau; fine-tuning decays on its own.
+
+    The plateau's memory is in `state`, which a checkpoint keeps.
+    """
+
+    settings: TrainSettings
+    phases: Phases
+    finetune_rate: float
+    state: dict[str, float] = field(
+        default_factory=lambda: {"factor": 1.0, "smoothed": math.inf, "best": math.inf, "waited": 0.0}
+    )
+
+    def factor(self, step: int) -> float:
+        """Fraction of the first learning rate for a step."""
+        if step >= self.phases.train_stop:
+            length = self.phases.total - self.phases.train_stop
+            return self.finetune_rate * _poly(step - self.phases.train_stop, length)
+        if self.settings.schedule == "plateau":
+            return self.state["factor"]
+        return _poly(step, self.phases.train_stop)
+
+    def end_epoch(self, loss: float) -> bool:
+        """Tell the epoch's loss (validation, or training where that is off); true if the rate was reduced."""
+        state, decay = self.state, self.settings.plateau_smoothing
+        first = math.isinf(state["smoothed"])
+        state["smoothed"] = loss if first else decay * state["smoothed"] + (1 - decay) * loss
+        if state["smoothed"] < state["best"]:
+            state["best"], state["waited"] = state["smoothed"], 0.0
+            return False
+        state["waited"] += 1
+        if self.settings.schedule != "plateau" or state["waited"] < self.settings.plateau_patience:
+            return False
+        state["factor"] *= self.settings.plateau_factor
+        state["waited"] = 0.0
+        return True
+
+
+def _poly(step: int, length: int) -> float:
+    return float((1 - step / length) ** POLY_POWER) if length else 0.0

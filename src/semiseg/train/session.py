@@ -1,0 +1,160 @@
+"""A training session: a prepared run folder opened, its open questions settled, trained and shipped as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semiseg.augment.settings import AugmentSettings
+from semiseg.data.batches import BatchSource
+from semiseg.data.plan import Plan
+from semiseg.data.roles import RunCase, of_role
+from semiseg.data.sampling import SamplingSettings
+from semiseg.errors import DataError
+from semiseg.files import atomic_file
+from semiseg.geometry import Box
+from semiseg.io.store import OpenCase, open_case
+from semiseg.methods import Batch, Method, MethodSettings, Phases, build_method
+from semiseg.methods.mpl import MetaPseudoLabels
+from semiseg.predict.model import save_model
+from semiseg.randomness import Draw
+from semiseg.train.calibrate import calibrated_steps
+from semiseg.train.loop import Place, TrainingData, step_inputs, train_method
+from semiseg.train.precision import autocast_dtype
+from semiseg.train.settings import TrainSettings
+
+FEEDBACK_CASES = 3
+"""Unlabelled scans for which the feedback is mapped for the report."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A prepared run, ready to be trained. cases: with their roles. train.precision must be settled."""
+
+    run: Path
+    cases: list[RunCase]
+    plan: Plan
+    sampling: SamplingSettings
+    augment: AugmentSettings
+    method: MethodSettings
+    train: TrainSettings
+    device: torch.device
+
+    @property
+    def place(self) -> Place:
+        augment = replace(self.augment, coarse_axis=self.plan.anisotropic_axis)
+        return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision))
+
+    def open_data(self) -> TrainingData:
+        """Raises `DataError` where a method needs unlabelled cases and there are none."""
+        labelled, unlabelled, validation = (
+            tuple(self.run / "store" / case.id for case in of_role(self.cases, role))
+            for role in ("labelled", "unlabelled", "validation")
+        )
+        if self.method.uses_unlabelled and not unlabelled:
+            raise DataError(
+                f"{self.run}/cases.jsonl: no unlabelled case, but method {self.method.name} learns from them. "
+                'Add scans to imagesUn, set data.labelled, or choose method.name = "supervised".'
+            )
+        source = BatchSource(
+            labelled,
+            unlabelled,
+            patch=self.plan.patch,
+            batch=self.plan.batch,
+            seed=self.train.seed,
+            settings=self.sampling,
+            outside_label=0 if self.plan.labels.ignore is None else self.plan.labels.ignore,
+        )
+        return TrainingData(source, unlabelled, validation)
+
+    def build(self, phases: Phases) -> Method:
+        return build_method(
+            self.plan,
+            self.method,
+            phases,
+            seed=self.train.seed,
+            device=self.device,
+            autocast=self.place.autocast,
+        )
+
+
+def set_up_torch(settings: TrainSettings) -> int:
+    """Threads and determinism as the settings say; returns the number of threads."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    return torch.get_num_threads()
+
+
+def calibrate(session: Session) -> int:
+    """The number of steps that the budget in minutes allows here; a scratch copy is trained for some seconds."""
+
+    def run_steps(phases: Phases, before: Callable[[int], None]) -> None:
+        method = session.build(phases)
+        data = session.open_data()
+        for step, labelled, unlabelled in step_inputs(data, method, phases, session.train, session.place):
+            before(step)
+            method.step(labelled, unlabelled, Draw(seed=session.train.seed, step=step))
+
+    return calibrated_steps(session.train.budget_minutes, session.method, run_steps)
+
+
+def train_session(session: Session, *, quiet: bool = False) -> None:
+    """Train (or go on training) to the last step; leaves checkpoints, metrics, the model and the feedback maps."""
+    phases = Phases.of(session.method, session.train.steps)
+    method, data = session.build(phases), session.open_data()
+    train_method(
+        session.run,
+        method,
+        data,
+        session.place,
+        settings=session.train,
+        method_settings=session.method,
+        quiet=quiet,
+    )
+    if isinstance(method, MetaPseudoLabels):
+        _write_feedback_maps(session, method, data.unlabelled)
+    card = {
+        "method": session.method.name,
+        "feedback": session.method.feedback if session.method.name == "mpl" else None,
+        "network": method.evaluated,
+        "steps": session.train.steps,
+        "seed": session.train.seed,
+        "dataset": session.plan.dataset,
+        "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
+        "unlabelled_cases": len(of_role(session.cases, "unlabelled")),
+        "torch": torch.__version__,
+        "intended_use": "Research. Not a medical device; have a qualified person check every result.",
+    }
+    network = method.networks[method.evaluated]
+    save_model(session.run / "model", network, session.plan, role="student", card=card)
+
+
+def _write_feedback_maps(session: Session, method: MetaPseudoLabels, unlabelled: tuple[Path, ...]) -> None:
+    """For the report: what the teacher is told about its labels in the middle of some unlabelled scans."""
+    if method.feedback != "dense":
+        return
+    data = session.open_data()
+    images, labels = data.source.labelled(session.train.steps)
+    labelled = Batch(torch.from_numpy(images).to(session.device), torch.from_numpy(labels).to(session.device))
+    for case in map(open_case, unlabelled[:FEEDBACK_CASES]):
+        patch = case.read_image(_middle(case, session.plan.patch))
+        given, feedback = method.feedback_map(labelled, torch.from_numpy(patch)[None].to(session.device))
+        with atomic_file(session.run / "feedback" / f"{case.meta.id}.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                image=patch[0],
+                pseudo_label=given[0].cpu().numpy().astype(np.uint8),
+                feedback=feedback[0].float().cpu().numpy(),
+                spacing_mm=np.array(session.plan.spacing_mm),
+            )
+
+
+def _middle(case: OpenCase, patch: tuple[int, int, int]) -> Box:
+    z, y, x = ((n - p) // 2 for n, p in zip(case.meta.shape_zyx, patch, strict=True))
+    return Box((z, y, x), (z + patch[0], y + patch[1], x + patch[2]))

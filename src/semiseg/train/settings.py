@@ -1,0 +1,70 @@
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from semiseg.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Section `[train]` of a run file."""
+
+    steps: int = 1000
+    """Training steps in all phases together; an epoch, where the paper speaks of one, is 250 steps."""
+    budget_minutes: float = 0.0
+    """If above 0, steps is set once so that training takes this long on this machine, and kept in run.toml."""
+    calibrated: bool = False
+    """Written by semiseg: steps was set from budget_minutes on this machine."""
+    seed: int = 0
+    """Of weights, patches and augmentation; the same seed on the same machine gives the same weights."""
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of training passes. auto is bfloat16 on CUDA, and on a CPU where a trial shows it faster; probes are float32."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves its choice. Exact resume needs the same number."""
+    deterministic: bool = True
+    """Deterministic algorithms where torch has them; on a CPU a resumed run is then equal bit for bit."""
+
+    schedule: Literal["poly", "plateau"] = "poly"
+    """Learning rate: (1 - step/steps)^0.9, or reduced when the smoothed loss no longer falls (the paper)."""
+    plateau_patience: int = 30
+    """Epochs without a better smoothed loss before the learning rate is reduced."""
+    plateau_factor: float = 0.2
+    """What the learning rate is multiplied by on a plateau."""
+    plateau_smoothing: float = 0.93
+    """Decay an epoch of the moving average of the loss that the plateau is judged by."""
+    epoch_steps: int = 250
+    """Steps of an epoch: validation, and the plateau's clock."""
+
+    validation_fraction: float = 0.2
+    """Share of the labelled training cases held out for validation; none below 8 labelled cases."""
+    validation_every: int = 1
+    """Epochs between validations; 0 turns validation off and trains on all labelled cases."""
+    refresh_steps: int = 0
+    """Every so many steps the teacher predicts unlabelled scans, to place patches on rare classes; 0 is off."""
+    refresh_cases: int = 4
+    """Unlabelled scans that are predicted at each refresh, in turn."""
+
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl and on the console."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last two are kept."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs `pip install semiseg[tensorboard]`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epoch_steps", "log_every", "checkpoint_every", "plateau_patience", "refresh_cases"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} = {getattr(self, name)}: give 1 or more.")
+        for name in ("budget_minutes", "threads", "validation_every", "refresh_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} = {getattr(self, name)}: give 0 or more.")
+        for name in ("validation_fraction", "plateau_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} = {getattr(self, name)}: give a number from 0 to below 1.")
+        if not 0 < self.plateau_factor < 1:
+            raise ConfigError(f"train.plateau_factor = {self.plateau_factor}: give a number between 0 and 1.")

@@ -1,0 +1,310 @@
+"""The story: check, prepare, train, predict, evaluate, compare, report. Each reads what the one before left on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from semiseg.data.check import CheckReport, check_dataset
+from semiseg.data.check_table import print_check
+from semiseg.data.fingerprint import compute_fingerprint, write_fingerprint
+from semiseg.data.laterality import measured_mirror_axis
+from semiseg.data.plan import Plan, read_plan, write_plan
+from semiseg.data.planner import Device, make_plan
+from semiseg.data.prepare import prepare_cases
+from semiseg.data.roles import assign_roles, of_role, read_run_cases, with_hashes, write_run_cases
+from semiseg.errors import ConfigError, DataError
+from semiseg.evaluate import (
+    Comparison,
+    EvaluateSettings,
+    Summary,
+    compare_summaries,
+    evaluate_folder,
+    print_comparison,
+    print_summary,
+    read_summary,
+)
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.flare22_labels import FLARE22_LABELS
+from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts.folders import read_object, scans
+from semiseg.io.layouts.nnunet import dataset_labels
+from semiseg.io.layouts.plain import labels_found
+from semiseg.predict.device import choose_device
+from semiseg.predict.engine import TorchEngine
+from semiseg.predict.inputs import Scan, find_scans
+from semiseg.predict.model import load_model
+from semiseg.predict.predictor import Outcome, predict_scans
+from semiseg.predict.settings import PredictSettings
+from semiseg.report import write_report
+from semiseg.settings import RunSettings, read_settings, write_settings
+from semiseg.train.precision import choose_precision
+from semiseg.train.session import Session, calibrate, set_up_torch, train_session
+
+
+def check(folder: Path, *, layout: str = "auto", quiet: bool = False) -> CheckReport:
+    """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict."""
+    dataset = read_dataset(folder, layout=layout)
+    with _bar("checking", quiet) as advance:
+        report = check_dataset(dataset, workers=_workers(), progress=lambda done, total: advance(done, total, ""))
+    if not quiet:
+        print_check(report)
+    return report
+
+
+def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
+    """Assign roles, take the fingerprint, make the plan and store every case in network units.
+
+    An existing run goes on: its plan is kept (edits too), and unchanged cases are not done twice. Raises
+    `ConfigError` where the run was made with other settings, and `DataError` naming every case that failed.
+    """
+    settings = _settle(run, settings)
+    if not settings.data.root:
+        raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
+    dataset = read_dataset(
+        Path(settings.data.root), layout=settings.data.layout, mirror_pairs=settings.data.mirror_pairs
+    )
+    validation = settings.train.validation_fraction if settings.train.validation_every else 0.0
+    cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
+    training = [case.case() for case in of_role(cases, "labelled", "unlabelled", "validation")]
+
+    if not (run / "plan.toml").exists():
+        with _bar("fingerprint", quiet) as advance:
+            fingerprint = compute_fingerprint(
+                dataset, training, workers=_workers(), seed=settings.train.seed, progress=advance
+            )
+        write_fingerprint(run / "fingerprint.json", fingerprint)
+        axis = measured_mirror_axis(dataset.labels, [case.label for case in training if case.label])
+        labels = replace(dataset.labels, mirror_axis=axis)
+        write_plan(run / "plan.toml", make_plan(fingerprint, labels, settings.plan))
+    plan = read_plan(run / "plan.toml")
+
+    with _bar("preparing", quiet) as advance:
+        results = prepare_cases(training, plan, run / "store", workers=_workers(), progress=advance)
+    write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
+    failed = [f"{result.id}: {result.error}" for result in results if result.error]
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(results)} cases could not be prepared (the others are kept):\n  "
+            + "\n  ".join(failed)
+        )
+    return plan
+
+
+def train(run: Path, *, quiet: bool = False) -> Path:
+    """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
+    settings = read_settings(run / "run.toml")
+    device = choose_device(settings.train.device)
+    precision = choose_precision(settings.train.precision, device)
+    settled = replace(settings.train, precision=precision, threads=set_up_torch(settings.train))
+    session = Session(
+        run=run,
+        cases=read_run_cases(run / "cases.jsonl"),
+        plan=read_plan(run / "plan.toml"),
+        sampling=settings.sampling,
+        augment=settings.augment,
+        method=settings.method,
+        train=settled,
+        device=device,
+    )
+    if settled.budget_minutes and not settled.calibrated:
+        settled = replace(settled, steps=calibrate(session), calibrated=True)
+        session = replace(session, train=settled)
+    write_settings(run / "run.toml", replace(settings, train=settled))
+    train_session(session, quiet=quiet)
+    return run / "model"
+
+
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    settings: PredictSettings | None = None,
+    quiet: bool = False,
+) -> list[Outcome]:
+    """Predict scans (files and folders) into `output`, each in its own grid; a bad scan does not stop the rest."""
+    settings = settings or PredictSettings()
+    return _predict(model, find_scans(inputs), output, settings, quiet=quiet)
+
+
+def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
+    """Predict the test cases of a run into `run/predictions`."""
+    settings = read_settings(run / "run.toml").predict
+    cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
+    scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
+    return _predict(run / "model", scans, run / "predictions", settings, quiet=quiet)
+
+
+def _predict(
+    model: Path, scans: Sequence[Scan], output: Path, settings: PredictSettings, *, quiet: bool
+) -> list[Outcome]:
+    device = choose_device(settings.device)
+    loaded = load_model(model, device)
+    engine = TorchEngine(loaded.network, device)
+    with _bar("predicting", quiet) as advance:
+        return predict_scans(scans, loaded, engine, output, settings, progress=advance)
+
+
+def evaluate(
+    predictions: Path,
+    references: Path,
+    labels: Path | None = None,
+    *,
+    settings: EvaluateSettings | None = None,
+    output: Path | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Score a folder of predictions against a folder of references; writes summary.json and summary.csv.
+
+    labels: a dataset.json or plan.toml that names the labels; without one they are the values found, or the
+    challenge's organs under its rules.
+    """
+    settings = settings or EvaluateSettings()
+    scheme = _label_scheme(labels, references, settings.rules)
+    with _bar("scoring", quiet) as advance:
+        summary = evaluate_folder(
+            predictions,
+            references,
+            scheme,
+            settings=settings,
+            output=output,
+            workers=_workers(),
+            progress=lambda done, total: advance(done, total, ""),
+        )
+    if not quiet:
+        print_summary(summary)
+    return summary
+
+
+def evaluate_run(run: Path, *, quiet: bool = False) -> Summary:
+    """Score `run/predictions` against the labels of the run's test cases."""
+    settings = read_settings(run / "run.toml").evaluate
+    plan = read_plan(run / "plan.toml")
+    cases = [case for case in of_role(read_run_cases(run / "cases.jsonl"), "test") if case.label]
+    if not cases:
+        raise DataError(
+            f"{run}/cases.jsonl: no test case has a label. Put them into labelsTs, or use `semiseg evaluate`."
+        )
+    references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
+    with _bar("scoring", quiet) as advance:
+        summary = evaluate_folder(
+            run / "predictions",
+            references,
+            plan.labels,
+            settings=settings,
+            output=run,
+            workers=_workers(),
+            progress=lambda done, total: advance(done, total, ""),
+        )
+    if not quiet:
+        print_summary(summary)
+    return summary
+
+
+def compare(runs: Sequence[Path], *, names: Sequence[str] = (), quiet: bool = False) -> Comparison:
+    """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables."""
+    comparison = compare_summaries(
+        list(names) or [run.name for run in runs],
+        [read_summary(run / "summary.json") for run in runs],
+        budgets=[_budget(run) for run in runs],
+    )
+    if not quiet:
+        print_comparison(comparison)
+    return comparison
+
+
+def report(run: Path) -> Path:
+    """Write `run/report.html` and return its path."""
+    return write_report(run)
+
+
+def run_all(run: Path, settings: RunSettings, *, quiet: bool = False) -> Path:
+    """Prepare, train, predict the test cases, evaluate and report; a run that was cut off goes on. Returns the page."""
+    prepare(run, settings, quiet=quiet)
+    train(run, quiet=quiet)
+    cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
+    if cases:
+        outcomes = predict_test_cases(run, quiet=quiet)
+        failed = [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]
+        if failed:
+            raise DataError(f"{len(failed)} test cases could not be predicted:\n  " + "\n  ".join(failed))
+        if any(case.label for case in cases):
+            evaluate_run(run, quiet=quiet)
+    return report(run)
+
+
+def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelScheme:
+    if file is None:
+        return FLARE22_LABELS if rules == "flare22" else labels_found(references, scans(references))
+    if file.suffix == ".toml":
+        return read_plan(file).labels
+    return dataset_labels(read_object(file), file)
+
+
+def _settle(run: Path, settings: RunSettings) -> RunSettings:
+    """Keep `run.toml`: a new run gets it, an existing run must not be given other settings."""
+    path = run / "run.toml"
+    if settings.plan.device == "auto":
+        settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        write_settings(path, settings)
+        return settings
+    before = read_settings(path)
+    # What training has settled since (steps from the budget, precision, threads) is no difference.
+    train = replace(settings.train, precision=before.train.precision, threads=before.train.threads)
+    if before.train.calibrated:
+        train = replace(train, steps=before.train.steps, calibrated=True)
+    now = replace(settings, train=train)
+    changed = [name for name in _FIXED_SECTIONS if getattr(now, name) != getattr(before, name)]
+    if changed:
+        raise ConfigError(
+            f"{path}: this run was made with other settings in [{'], ['.join(changed)}]. "
+            "Use another run folder, or delete this one."
+        )
+    kept = replace(before, predict=settings.predict, evaluate=settings.evaluate)
+    write_settings(path, kept)
+    return kept
+
+
+_FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
+"""What an existing run cannot change; how it predicts and is scored can be."""
+
+
+def _planned_device(name: str) -> Device:
+    kind = choose_device(name).type
+    return "cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu"
+
+
+def _budget(run: Path) -> str:
+    """What a run was allowed, for the line above a comparison."""
+    settings = read_settings(run / "run.toml")
+    labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
+    minutes = f", {settings.train.budget_minutes:g} minutes" if settings.train.budget_minutes else ""
+    return f"{labelled} labelled cases, {settings.train.steps} steps{minutes}, seed {settings.train.seed}"
+
+
+def _workers() -> int:
+    return max(1, os.cpu_count() or 1)
+
+
+class _bar:  # noqa: N801 - used like a function
+    """A progress bar at a terminal, nothing elsewhere."""
+
+    def __init__(self, title: str, quiet: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, disable=quiet or not Console().is_terminal)
+        self._task = self._bar.add_task(title, total=None)
+
+    def __enter__(self) -> Callable[[int, int, str], None]:
+        self._bar.start()
+        return lambda done, total, name: self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

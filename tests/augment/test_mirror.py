@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.augment.mirror import mirror_classes, mirror_images, mirror_labels, sample_flips
+from semiseg.augment.settings import AugmentSettings
+from semiseg.io.dataset import LabelScheme
+from semiseg.randomness import Draw
+
+SCHEME = LabelScheme(names={0: "background", 1: "left", 2: "right", 3: "liver"}, ignore=9, mirror_pairs=((1, 2),))
+ALL_FLIPS = np.array(list(itertools.product([False, True], repeat=3)))
+
+
+def test_flips_are_keyed_and_keep_to_their_axes() -> None:
+    flips = sample_flips(Draw(1), 200, AugmentSettings(mirror_axes=(0, 2)))
+    assert np.array_equal(flips, sample_flips(Draw(1), 200, AugmentSettings(mirror_axes=(0, 2))))
+    assert not flips[:, 1].any()
+    # 4 standard deviations of 200 fair draws are 0.14.
+    assert np.allclose(flips[:, [0, 2]].mean(axis=0), 0.5, atol=0.14)
+    assert not sample_flips(Draw(1), 50, AugmentSettings.none()).any()
+
+
+def test_left_right_mirroring_exchanges_pairs_and_only_there() -> None:
+    label = torch.tensor([1, 0, 3, 9, 2]).view(1, 1, 1, 5)
+    left_right = mirror_labels(label, np.array([[False, False, True]]), SCHEME)
+    assert left_right.flatten().tolist() == [1, 9, 3, 0, 2]
+    front_back = mirror_labels(label, np.array([[True, True, False]]), SCHEME)
+    assert torch.equal(front_back, label)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_mirroring_is_its_own_inverse(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((8, 2, 3, 4, 5), generator=generator)
+    q = torch.randn((8, 4, 3, 4, 5), generator=generator)
+    labels = torch.randint(0, 4, (8, 3, 4, 5), generator=generator).to(dtype)
+    labels[:, 0] = 9
+    order = SCHEME
+    assert torch.equal(mirror_images(mirror_images(images, ALL_FLIPS), ALL_FLIPS), images)
+    assert torch.equal(mirror_classes(mirror_classes(q, ALL_FLIPS, order), ALL_FLIPS, order), q)
+    back = mirror_labels(mirror_labels(labels, ALL_FLIPS, order), ALL_FLIPS, order)
+    assert torch.equal(back, labels)
+    assert back.dtype == dtype
+
+
+def test_class_maps_mirror_as_their_labels_do() -> None:
+    labels = torch.randint(0, 4, (8, 3, 4, 5), generator=torch.Generator().manual_seed(1))
+    one_hot = torch.nn.functional.one_hot(labels, 4).movedim(-1, 1)
+    order = SCHEME
+    mirrored = mirror_classes(one_hot, ALL_FLIPS, order).argmax(dim=1)
+    assert torch.equal(mirrored, mirror_labels(labels, ALL_FLIPS, order))
+    assert not torch.equal(mirrored, mirror_images(labels, ALL_FLIPS))
+
+
+def test_batched_equals_one_by_one_and_no_flip_is_a_no_op() -> None:
+    images = torch.randn((8, 1, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+    together = mirror_images(images, ALL_FLIPS)
+    for i, flip in enumerate(ALL_FLIPS):
+        assert torch.equal(mirror_images(images[i : i + 1], flip[None])[0], together[i])
+    none = np.zeros((8, 3), dtype=bool)
+    assert mirror_images(images, none) is images
+    assert mirror_classes(images, none, LabelScheme(names={0: "background"})) is images
+
+
+def test_class_maps_carry_gradient() -> None:
+    q = torch.randn((1, 4, 2, 2, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weight = torch.arange(32.0).view(1, 4, 2, 2, 2)
+    flips = np.array([[True, False, True]])
+    (mirror_classes(q, flips, SCHEME) * weight).sum().backward()
+    assert q.grad is not None
+    assert torch.equal(q.grad, mirror_classes(weight, flips, SCHEME))

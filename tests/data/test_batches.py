@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.data.batches import BatchSource, _Cases
+from semiseg.data.sampling import SamplingSettings
+from semiseg.errors import ConfigError, DataError
+from semiseg.io.store import StoredCase, write_case
+from semiseg.types import Shape
+
+PATCH = (8, 8, 8)
+
+
+def _write(folder: Path, index: int, *, labelled: bool, shape: Shape = (12, 9, 6)) -> Path:
+    """A case whose image names its voxels: case * 10,000 + linear index; label 1 in one half, where
+    labelled."""
+    image = (np.arange(np.prod(shape), dtype=np.float32) + 10_000 * index).reshape(1, *shape)
+    label = np.zeros(shape, dtype=np.uint8)
+    label[: shape[0] // 2] = 1
+    voxels = [(int(z), int(y), int(x)) for z, y, x in np.argwhere(label)[::20]]
+    meta = StoredCase(
+        id=f"case{index}",
+        shape_zyx=shape,
+        spacing_mm=(1.0, 1.0, 1.0),
+        source_shape_zyx=shape,
+        source_spacing_mm=(1.0, 1.0, 1.0),
+        hash="0",
+        labelled=labelled,
+        channel_minimum=(-1.0,),
+        class_voxels={0: 1, 1: 1} if labelled else {},
+        class_locations={1: tuple(voxels)} if labelled else {},
+        body_locations=((6, 4, 3),),
+    )
+    write_case(folder / meta.id, image=image, label=label if labelled else None, meta=meta)
+    return folder / meta.id
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[Path]]:
+    """Folders of 2 labelled and 5 unlabelled cases."""
+    folder = tmp_path_factory.mktemp("store")
+    return (
+        [_write(folder, i, labelled=True) for i in (1, 2)],
+        [_write(folder, i, labelled=False) for i in range(3, 8)],
+    )
+
+
+def _source(cases: tuple[list[Path], list[Path]], batch: int = 4, **more: object) -> BatchSource:
+    options = {"patch": PATCH, "batch": batch, "seed": 3} | more
+    return BatchSource(*cases, **options)  # type: ignore[arg-type]
+
+
+def test_shapes_types_and_that_labels_belong_to_their_images(cases: tuple[list[Path], list[Path]]) -> None:
+    images, labels = _source(cases).labelled(0)
+    assert images.shape == (4, 1, *PATCH)
+    assert labels.shape == (4, *PATCH)
+    assert images.dtype == np.float32
+    assert labels.dtype == np.int64
+    outside = images[:, 0] == -1
+    assert outside.any()
+    assert (labels[outside] == 0).all()
+    # The first half of a case's 12 * 9 * 6 = 648 voxels is class 1.
+    expected = (images[:, 0] % 10_000 < 324) & ~outside
+    assert np.array_equal(labels == 1, expected)
+    assert _source(cases).unlabelled(0).shape == (4, 1, *PATCH)
+
+
+def test_outside_label_fills_what_is_beyond_the_scan(cases: tuple[list[Path], list[Path]]) -> None:
+    images, labels = _source(cases, outside_label=7).labelled(0)
+    assert np.array_equal(images[:, 0] == -1, labels == 7)
+
+
+def test_any_step_can_be_asked_for_and_the_cache_changes_nothing(cases: tuple[list[Path], list[Path]]) -> None:
+    straight, cold = _source(cases), _source(cases, settings=SamplingSettings(cache_gb=0.0))
+    partly = _source(cases, settings=SamplingSettings(cache_gb=648 * 5 * 2.5e-9))  # room for 2 of 7 cases
+    in_order = [(*straight.labelled(step), straight.unlabelled(step)) for step in range(5)]
+    for source in (cold, partly, straight):
+        for step in (4, 1, 3):
+            got = (*source.labelled(step), source.unlabelled(step))
+            assert all(np.array_equal(a, b) for a, b in zip(got, in_order[step], strict=True))
+    assert not np.array_equal(in_order[0][0], in_order[1][0])
+
+
+def test_two_ranks_see_the_batch_of_one(cases: tuple[list[Path], list[Path]]) -> None:
+    whole = _source(cases)
+    ranks = [_source(cases, rank=rank, world=2) for rank in (0, 1)]
+    for step in (0, 5):
+        images, labels = (np.concatenate(parts) for parts in zip(*(r.labelled(step) for r in ranks), strict=True))
+        assert np.array_equal(images, whole.labelled(step)[0])
+        assert np.array_equal(labels, whole.labelled(step)[1])
+        assert np.array_equal(np.concatenate([r.unlabelled(step) for r in ranks]), whole.unlabelled(step))
+
+
+def test_iterate_yields_the_steps_and_ends_its_thread(cases: tuple[list[Path], list[Path]]) -> None:
+    source, direct = _source(cases), _source(cases)
+    threads = threading.active_count()
+    batches = list(source.iterate(3, 8))
+    assert [b.step for b in batches] == [3, 4, 5, 6, 7]
+    for batch in batches:
+        assert np.array_equal(batch.images, direct.labelled(batch.step)[0])
+        assert batch.unlabelled is not None
+        assert np.array_equal(batch.unlabelled, direct.unlabelled(batch.step))
+    assert all(b.unlabelled is None for b in source.iterate(0, 2, unlabelled=False))
+    with closing(source.iterate(8, 1000)) as endless:
+        assert next(endless).step == 8
+        assert threading.active_count() == threads + 1
+    assert threading.active_count() == threads
+
+
+def test_an_error_of_the_thread_is_raised_and_names_the_case(tmp_path: Path) -> None:
+    folders = [_write(tmp_path, i, labelled=True) for i in range(4)]
+    source = BatchSource(folders, patch=PATCH, batch=1, seed=0)
+    for folder in folders:
+        (folder / "image.b2nd").write_bytes(b"damaged")
+    threads = threading.active_count()
+    with pytest.raises(DataError, match="case"):
+        list(source.iterate(0, 5, unlabelled=False))
+    assert threading.active_count() == threads
+
+
+def test_few_cases_are_open_at_once(cases: tuple[list[Path], list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Cases, "open_limit", 2)
+    source = _source(cases, settings=SamplingSettings(cache_gb=0.0))
+    expected = _source(cases)
+    for step in range(4):
+        assert np.array_equal(source.unlabelled(step), expected.unlabelled(step))
+        assert len(source._unlabelled._recent) == 2
+
+
+def test_published_predictions_hold_from_their_step_on(cases: tuple[list[Path], list[Path]]) -> None:
+    predicted = {f"case{i}": {1: [(11, 8, 5)]} for i in range(3, 8)}
+    always = SamplingSettings(predicted_fraction=1.0, jitter_fraction=0.0)
+    source, plain = _source(cases, settings=always), _source(cases, settings=always)
+    seen = []
+    with closing(source.iterate(0, 8)) as batches:
+        for batch in batches:
+            seen.append(batch.unlabelled)
+            if batch.step == 1:
+                with pytest.raises(ValueError, match="first free one is 4"):
+                    source.publish(predicted, from_step=3)
+                source.publish(predicted, from_step=4)
+    same = [np.array_equal(images, plain.unlabelled(step)) for step, images in enumerate(seen)]
+    assert same == [True] * 4 + [False] * 4
+    resumed = _source(cases, settings=always)
+    resumed.publish(predicted, from_step=4)
+    assert all(np.array_equal(images, resumed.unlabelled(step)) for step, images in enumerate(seen))
+
+
+def test_what_cannot_work_is_refused(cases: tuple[list[Path], list[Path]]) -> None:
+    with pytest.raises(ConfigError, match="no labelled"):
+        BatchSource([], patch=PATCH, batch=1, seed=0)
+    with pytest.raises(ConfigError, match="batch of 3 cannot be divided among 2"):
+        _source(cases, batch=3, world=2)
+    with pytest.raises(ConfigError, match="no unlabelled"):
+        BatchSource(cases[0], patch=PATCH, batch=1, seed=0).unlabelled(0)

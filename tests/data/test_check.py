@@ -1,0 +1,413 @@
+"""The check names every fault that a dataset can have, with the numbers and the remedy."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from semiseg.data.check import CheckReport, check_dataset
+from semiseg.data.check_case import Problem
+from semiseg.data.check_table import print_check
+from semiseg.io.layouts import read_dataset
+
+SHAPE_XYZ = (6, 7, 8)
+AFFINE = np.diag([1.0, 1.5, 3.0, 1.0])
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 500, SHAPE_XYZ).astype(np.int16)
+
+
+def label(*values: int) -> np.ndarray:
+    """Background, and a row of each value."""
+    array = np.zeros(SHAPE_XYZ, np.uint8)
+    for row, value in enumerate(values):
+        array[:, row, 2] = value
+    return array
+
+
+def save(file: Path, array: np.ndarray, affine: np.ndarray = AFFINE, codes: tuple[int, int] = (1, 1)) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = nib.Nifti1Image(array, affine)
+    written.set_sform(affine, codes[0])
+    written.set_qform(affine, codes[1])
+    nib.save(written, file)
+    return file
+
+
+def dataset_folder(root: Path, channels: Sequence[str] = ("CT",)) -> Path:
+    """Three labelled cases a, b, c, an unlabelled case d and a test case e, all in order."""
+    names = {str(index): name for index, name in enumerate(channels)}
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    (root / "dataset.json").write_text(json.dumps({"name": "X", "channel_names": names, "labels": labels}))
+    for seed, (folder, name) in enumerate(
+        [("imagesTr", "a"), ("imagesTr", "b"), ("imagesTr", "c"), ("imagesUn", "d"), ("imagesTs", "e")]
+    ):
+        for channel in range(len(channels)):
+            save(root / folder / f"{name}_{channel:04d}.nii.gz", image(10 * seed + channel))
+    for name in "abc":
+        save(root / "labelsTr" / f"{name}.nii.gz", label(1, 2))
+    save(root / "labelsTs" / "e.nii.gz", label(1, 2))
+    return root
+
+
+def check(root: Path, **options: Any) -> CheckReport:
+    return check_dataset(read_dataset(root), **options)
+
+
+def only_problem(report: CheckReport) -> Problem:
+    assert len(report.problems) == 1, report.problems
+    return report.problems[0]
+
+
+def test_a_dataset_in_order(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    report = check(dataset_folder(tmp_path), progress=lambda done, total: calls.append((done, total)))
+    assert report.ok
+    assert report.problems == ()
+    assert calls == [(n, 5) for n in range(1, 6)]
+    assert [case.role for case in report.cases] == ["labelled"] * 3 + ["unlabelled", "test"]
+    first = report.cases[0]
+    assert first.shape_zyx == (8, 7, 6)
+    assert first.spacing_mm == (3.0, 1.5, 1.0)
+    assert first.orientation == "RAS"
+    assert (first.minimum, first.maximum) == (image(0).min(), image(0).max())
+    assert first.label_voxels == {0: 336 - 12, 1: 6, 2: 6}
+    assert report.cases[3].label_voxels is None
+
+
+def test_the_disk_estimate(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path, channels=("T1", "T2"))
+    report = check(root)
+    assert report.target_spacing_mm == (3.0, 1.5, 1.0)
+    # 336 voxels a case: two float32 channels in five cases, one uint8 label in four.
+    assert report.disk_bytes == 336 * (5 * 2 * 4 + 4)
+    finer = check(root, target_spacing_mm=(1.5, 1.5, 1.0))
+    assert finer.disk_bytes == 2 * report.disk_bytes
+
+
+def test_processes_find_the_same(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "labelsTr" / "b.nii.gz", label(1, 9))
+    calls: list[int] = []
+    report = check(root, workers=2, progress=lambda done, total: calls.append(done))
+    assert report == check(root)
+    assert calls == [1, 2, 3, 4, 5]
+
+
+def test_a_killed_worker_does_not_stop_the_rest(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        children = multiprocessing.active_children()
+        if not killed and children:
+            killed.append(children[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+
+    report = check(root, workers=2, progress=kill_one)
+    assert killed
+    assert report == check(root)
+
+
+class Deadly(type(Path())):  # type: ignore[misc]
+    """A path that ends every process which receives it, as a scan too large for the memory would."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_a_case_that_kills_every_worker_is_named(tmp_path: Path) -> None:
+    dataset = read_dataset(dataset_folder(tmp_path))
+    whole = check_dataset(dataset)
+    cases = list(dataset.cases)
+    cases[1] = replace(cases[1], images=(Deadly(cases[1].images[0]),))
+    report = check_dataset(replace(dataset, cases=tuple(cases)), workers=2)
+    problem = only_problem(report)
+    assert (problem.severity, problem.file, problem.case) == ("error", "imagesTr/b_0000.nii.gz", "b")
+    assert "was killed" in problem.text
+    assert [case for case in report.cases if case.id != "b"] == [case for case in whole.cases if case.id != "b"]
+
+
+def test_damaged_files_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    truncated = root / "imagesTr" / "a_0000.nii.gz"
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    (root / "labelsTr" / "b.nii.gz").write_bytes(b"no scan")
+    (root / "imagesUn" / "d_0000.nii.gz").write_bytes(b"")
+    report = check(root)
+    assert not report.ok
+    errors = {problem.file: problem for problem in report.problems}
+    assert set(errors) == {"imagesTr/a_0000.nii.gz", "labelsTr/b.nii.gz", "imagesUn/d_0000.nii.gz"}
+    assert all(problem.severity == "error" and "estore" in problem.text for problem in report.problems)
+    assert errors["labelsTr/b.nii.gz"].case == "b"
+    assert [case.content is None for case in report.cases] == [True, False, False, True, False]
+    assert report.cases[0].label_voxels is not None
+
+
+def test_a_wrong_checksum_is_found_although_every_voxel_can_be_read(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    for file in (root / "imagesTr" / "a_0000.nii.gz", root / "labelsTr" / "b.nii.gz"):
+        content = bytearray(file.read_bytes())
+        content[-8] ^= 0xFF
+        file.write_bytes(content)
+    report = check(root)
+    assert [problem.file for problem in report.problems] == ["imagesTr/a_0000.nii.gz", "labelsTr/b.nii.gz"]
+    assert all("checksum" in problem.text for problem in report.problems)
+
+
+def test_values_outside_the_list_are_counted(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    wrong = label(1, 2)
+    wrong[0, 0, :3] = 14
+    save(root / "labelsTr" / "c.nii.gz", wrong)
+    problem = only_problem(check(root))
+    assert (problem.severity, problem.file, problem.case) == ("error", "labelsTr/c.nii.gz", "c")
+    assert problem.text == "3 voxels have value 14, but dataset.json ends at 2. Fix the file, or add the label."
+    wrong[1, 6, :] = np.arange(20, 28)
+    save(root / "labelsTr" / "c.nii.gz", wrong)
+    text = only_problem(check(root)).text
+    assert text.startswith("3 voxels have value 14, 1 voxel has value 20, ")
+    assert "and 5 more values" in text
+
+
+def test_the_ignore_label_is_no_wrong_value(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    description = json.loads((root / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (root / "dataset.json").write_text(json.dumps(description))
+    save(root / "labelsTr" / "c.nii.gz", label(1, 2, 3))
+    assert check(root).problems == ()
+    save(root / "labelsTr" / "c.nii.gz", label(3))
+    assert only_problem(check(root)).text.startswith("The label is empty")
+
+
+@pytest.mark.parametrize(
+    ("shape_xyz", "affine", "words"),
+    [
+        ((6, 7, 9), AFFINE, "the shapes differ (Z, Y, X): (8, 7, 6) and (9, 7, 6)"),
+        (SHAPE_XYZ, np.diag([1.0, 1.5, 2.5, 1.0]), "spacings (Z, Y, X) (3, 1.5, 1) and (2.5, 1.5, 1) mm"),
+        (SHAPE_XYZ, AFFINE + np.array([[0, 0, 0, 4.0]] + [[0.0] * 4] * 3), "origins (0, 0, 0) and (4, 0, 0) mm"),
+    ],
+)
+def test_a_label_on_another_grid(
+    tmp_path: Path, shape_xyz: tuple[int, int, int], affine: np.ndarray, words: str
+) -> None:
+    root = dataset_folder(tmp_path)
+    array = np.zeros(shape_xyz, np.uint8)
+    array[1, 1, 1] = 1
+    save(root / "labelsTr" / "a.nii.gz", array, affine)
+    problem = only_problem(check(root))
+    assert (problem.severity, problem.file) == ("error", "labelsTr/a.nii.gz")
+    assert words in problem.text
+
+
+def test_mixed_orientations_are_a_note_and_the_same_scan_in_another_one_is_recognised(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    flipped = AFFINE.copy()
+    flipped[0, 0], flipped[0, 3] = -1.0, SHAPE_XYZ[0] - 1
+    save(root / "imagesTr" / "b_0000.nii.gz", image(10)[::-1], flipped)  # its label stays RAS: the same grid
+    report = check(root)
+    assert report.ok
+    note = only_problem(report)
+    assert note.severity == "note"
+    assert "RAS 4, LAS 1" in note.text
+    save(root / "imagesUn" / "d_0000.nii.gz", image(10))
+    assert any("same voxels as case b" in problem.text for problem in check(root).problems)
+
+
+def test_the_same_scan_in_training_and_test_is_a_leak(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "imagesTs" / "e_0000.nii.gz", image(0))
+    report = check(root)
+    problem = only_problem(report)
+    assert report.ok
+    assert (problem.severity, problem.file) == ("warning", "imagesTs/e_0000.nii.gz")
+    assert "labelled case a: a test scan is trained on" in problem.text
+
+
+def faulty(kind: str) -> np.ndarray:
+    array = image(0).astype(np.float32)
+    if kind == "nan":
+        array[:2, 0, 0] = np.nan, np.inf
+    elif kind == "constant":
+        array[:] = 7
+    elif kind == "4d":
+        array = np.stack([array, array + 1], axis=-1)
+    elif kind == "2d":
+        array = array[:, :, :1]
+    elif kind == "positive":
+        array += 1000
+    return array
+
+
+@pytest.mark.parametrize(
+    ("kind", "severity", "words"),
+    [
+        ("nan", "error", "2 voxels are NaN or infinite"),
+        ("constant", "error", "Every voxel is 7"),
+        ("4d", "error", "4D with 2 volumes, but a 3D scan is expected"),
+        ("2d", "error", "2D scans are not supported: the shape (Z, Y, X) is (1, 7, 6)"),
+        ("positive", "warning", "no Hounsfield units?"),
+    ],
+)
+def test_faults_of_one_image(tmp_path: Path, kind: str, severity: str, words: str) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "imagesUn" / "d_0000.nii.gz", faulty(kind))
+    problem = only_problem(check(root))
+    assert (problem.severity, problem.file, problem.case) == (severity, "imagesUn/d_0000.nii.gz", "d")
+    assert words in problem.text
+
+
+def test_channels(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path, channels=("T1", "T2"))
+    save(root / "imagesTr" / "a_0001.nii.gz", np.full(SHAPE_XYZ, 3, np.int16))
+    (root / "imagesTr" / "b_0001.nii.gz").unlink()  # one 3D file where two channels are named
+    for channel in range(2):
+        (root / "imagesTr" / f"c_{channel:04d}.nii.gz").unlink()
+    save(root / "imagesTr" / "c_0000.nii.gz", np.stack([image(20), image(21)], axis=-1))  # both in one 4D file
+    shifted = AFFINE.copy()
+    shifted[1, 3] = 2.0
+    save(root / "imagesUn" / "d_0001.nii.gz", image(31), shifted)
+    found = [(problem.severity, problem.file) for problem in check(root).problems]
+    assert found == [
+        ("error", "imagesTr/b_0000.nii.gz"),
+        ("error", "imagesUn/d_0001.nii.gz"),
+        ("warning", "imagesTr/a_0000.nii.gz"),
+    ]
+
+
+def test_header_warnings(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    written = nib.Nifti1Image(image(0), AFFINE)
+    written.set_sform(AFFINE, 1)
+    written.set_qform(np.diag([1.0, 1.5, 3.5, 1.0]), 1)
+    nib.save(written, root / "imagesTr" / "a_0000.nii.gz")
+    conflict = only_problem(check(root))
+    assert conflict.severity == "warning"
+    assert conflict.text.startswith("Sform and qform disagree by up to 0.5; the sform is used")
+    save(root / "imagesTr" / "a_0000.nii.gz", image(0), codes=(0, 0))
+    problems = check(root).problems
+    assert any(p.severity == "warning" and "neither sform nor qform" in p.text.lower() for p in problems)
+
+
+def test_empty_labels_and_classes_that_nobody_labelled(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "labelsTr" / "a.nii.gz", label())
+    problem = only_problem(check(root))
+    assert (problem.severity, problem.file) == ("warning", "labelsTr/a.nii.gz")
+    for name in "abc":
+        save(root / "labelsTr" / f"{name}.nii.gz", label(1))
+    assert "No training label contains spleen (2)" in only_problem(check(root)).text
+    for name in "abc":
+        (root / "labelsTr" / f"{name}.nii.gz").unlink()
+    assert "nothing can be learned" in only_problem(check(root)).text
+
+
+@pytest.mark.parametrize("value", [1.5, -1.0, np.nan])
+def test_label_values_that_are_no_classes(tmp_path: Path, value: float) -> None:
+    root = dataset_folder(tmp_path)
+    array = label(1, 2).astype(np.float32)
+    array[0, 0, 0] = value
+    save(root / "labelsTr" / "a.nii.gz", array)
+    assert only_problem(check(root)).file == "labelsTr/a.nii.gz"
+
+
+def test_problems_of_the_layout_are_errors(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "labelsTr" / "lost.nii.gz", label(1))
+    save(root / "imagesUn" / "a_0000.nii.gz", image(99))
+    report = check(root)
+    assert not report.ok
+    assert [problem.file for problem in report.problems] == ["labelsTr/lost.nii.gz", "imagesUn/a_0000.nii.gz"]
+
+
+def test_a_dataset_in_which_nothing_is_readable(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    dataset = read_dataset(root)
+    for file in root.rglob("*.nii.gz"):
+        file.write_bytes(b"damaged")
+    report = check_dataset(dataset)
+    assert not report.ok
+    assert report.target_spacing_mm is None
+    assert report.disk_bytes == 0
+    assert "Not ready" in printed(report)
+
+
+def printed(report: CheckReport, width: int = 100) -> str:
+    stream = io.StringIO()
+    print_check(report, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_the_table_is_plain_text_that_fits(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    report = check(root)
+    text = printed(report)
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "3 labelled, 1 unlabelled, 1 test" in text
+    assert "liver" in text
+    assert text.rstrip().endswith("Ready: 5 cases, no problems.")
+
+
+def test_the_table_shows_every_problem_and_names_are_not_markup(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "labelsTr" / "[red]x.nii.gz", label(1))
+    save(root / "labelsTr" / "b.nii.gz", label(1, 9))
+    save(root / "imagesTs" / "e_0000.nii.gz", image(0))
+    text = printed(check(root))
+    assert "error  labelsTr/[red]x.nii.gz" in text
+    assert "6 voxels have value 9, but dataset.json ends at 2." in text
+    assert "not in the list" in text
+    assert text.rstrip().endswith("Not ready: 2 errors, 1 warning. Mend the errors and check again.")
+
+
+def test_the_report_survives_json(tmp_path: Path) -> None:
+    report = check(dataset_folder(tmp_path))
+    value = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert value["ok"] is True
+    assert value["cases"][0]["label_voxels"] == {"0": 324, "1": 6, "2": 6}
+    assert value["labels"]["names"]["1"] == "liver"
+    assert replace(report, problems=()).to_json()["disk_bytes"] == report.disk_bytes
+
+
+@pytest.mark.parametrize(
+    ("folder", "cases", "voxels"),
+    [
+        ("Dataset004_Hippocampus", 200, {1: 272_598, 2: 257_080}),
+        ("Dataset101_HeadNeckCT", 204, {1: 89_138, 2: 94_153, 3: 96_031, 4: 96_211}),
+        ("Dataset102_LeftAtriumHalf", 100, {1: 2_267_499}),
+    ],
+)
+def test_real_nnunet_folders_are_ready(real_data: Path, folder: str, cases: int, voxels: dict[int, int]) -> None:
+    """The generated twin is `test_a_dataset_in_order`."""
+    report = check(real_data / folder)
+    assert report.ok
+    assert report.problems == ()
+    assert len(report.cases) == cases
+    labelled = [case.label_voxels for case in report.cases if case.role == "labelled" and case.label_voxels]
+    assert {value: sum(counts.get(value, 0) for counts in labelled) for value in voxels} == voxels
+    assert {case.orientation for case in report.cases} == {"RAS"}
+
+
+def test_real_flare22_numbers_lack_one_organ(real_data: Path) -> None:
+    """The generated twin is `test_empty_labels_and_classes_that_nobody_labelled`."""
+    report = check(real_data / "ct_whole" / "flare22_ids")
+    assert report.ok
+    assert [case.shape_zyx for case in report.cases] == [(112, 101, 122), (30, 101, 122)]
+    assert report.cases[0].label_voxels is not None
+    assert set(report.cases[0].label_voxels) == set(range(14)) - {10}
+    assert "esophagus (10)" in only_problem(report).text

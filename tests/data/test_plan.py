@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan, read_plan, write_plan
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import read_toml, write_toml
+from semiseg.io.dataset import LabelScheme
+
+NETWORK = NetworkPlan(
+    features=(8, 16),
+    kernels=((1, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (1, 2, 2)),
+)
+PLAN = Plan(
+    dataset="d",
+    channels=("CT", "PET"),
+    labels=LabelScheme(names={0: "background", 1: "left", 2: "right"}, ignore=255, mirror_pairs=((1, 2),)),
+    spacing_mm=(2.5, 0.8, 0.75),
+    anisotropic_axis=0,
+    patch=(5, 8, 8),
+    batch=2,
+    normalisation=(
+        ChannelNormalisation(scheme="ct", low=-100.5, high=300.25, mean=80.1, deviation=55.5),
+        ChannelNormalisation(scheme="zscore"),
+    ),
+    teacher=NETWORK,
+    student=replace(NETWORK, features=(4, 8)),
+)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [PLAN, replace(PLAN, anisotropic_axis=None, labels=LabelScheme(names={0: "background", 1: "a"}))],
+)
+def test_a_plan_comes_back_from_toml(tmp_path: Path, plan: Plan) -> None:
+    write_plan(tmp_path / "plan.toml", plan)
+    assert read_plan(tmp_path / "plan.toml") == plan
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch", 0, "must be positive"),
+        ("batch", "two", "batch"),
+        ("spacing_mm", [1.0, 1.0, 0.0], "must be positive"),
+        ("spacing_mm", [1.0, 1.0], "spacing_mm"),
+        ("patch", [5, 8, 9], r"patch\[2\] = 9 must be a multiple of 2"),
+        ("normalisation", [{"scheme": "zscore"}], "1 entries for 2 channels"),
+        ("normalisation", [{"scheme": "minmax"}] * 2, "scheme"),
+    ],
+)
+def test_an_edited_plan_that_cannot_work_is_refused_by_key(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    path = tmp_path / "plan.toml"
+    write_plan(path, PLAN)
+    write_toml(path, read_toml(path) | {key: value})
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_plan(path)
+    assert str(path) in str(raised.value)
+
+
+def test_levels_must_agree(tmp_path: Path) -> None:
+    write_plan(tmp_path / "plan.toml", replace(PLAN, teacher=replace(NETWORK, features=(8, 16, 32))))
+    with pytest.raises(ConfigError, match="one entry per level"):
+        read_plan(tmp_path / "plan.toml")
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text("batch = ")
+    with pytest.raises(DataError, match=r"plan\.toml"):
+        read_plan(tmp_path / "plan.toml")

@@ -1,0 +1,482 @@
+"""Dataset folders as people have them: whole, renamed, half finished and hostile."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.errors import ConfigError, DataError, UnsupportedError
+from semiseg.io.dataset import Dataset, LabelScheme
+from semiseg.io.flare22_labels import FLARE22_ORGANS
+from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts.labels import automatic_pairs
+
+LABELS = {"background": 0, "left kidney": 1, "right kidney": 2}
+
+
+def scan(file: Path, array: np.ndarray | None = None) -> None:
+    """A tiny NIfTI file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8) if array is None else array, np.eye(4)), file)
+
+
+def scans(root: Path, *names: str) -> None:
+    for name in names:
+        scan(root / f"{name}.nii.gz")
+
+
+def describe(root: Path, **entries: Any) -> None:
+    """An nnU-Net v2 dataset.json; an entry of None is left out."""
+    value = {"name": "Kidneys", "channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"} | entries
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps({key: entry for key, entry in value.items() if entry is not None}))
+
+
+def ids(dataset: Dataset, split: str = "train", *, labelled: bool | None = None) -> list[str]:
+    return [case.id for case in dataset.cases if case.split == split and labelled in (None, case.label is not None)]
+
+
+def kidneys(root: Path) -> Path:
+    """A whole nnU-Net folder: two labelled, two unlabelled, two test cases, one of them with its label."""
+    describe(root)
+    scans(root / "imagesTr", "a_0000", "b_0000", "c_0000")
+    scans(root / "labelsTr", "a", "b")
+    scans(root / "imagesUn", "d_0000")
+    scans(root / "imagesTs", "e_0000", "f_0000")
+    scans(root / "labelsTs", "e")
+    return root
+
+
+def test_nnunet(tmp_path: Path) -> None:
+    dataset = read_dataset(kidneys(tmp_path))
+    assert (dataset.layout, dataset.name, dataset.channels) == ("nnunet", "Kidneys", ("CT",))
+    assert ids(dataset, labelled=True) == ["a", "b"]
+    assert ids(dataset, labelled=False) == ["c", "d"]
+    assert ids(dataset, "test") == ["e", "f"]
+    assert ids(dataset, "test", labelled=True) == ["e"]
+    assert dataset.labels == LabelScheme(names={v: k for k, v in LABELS.items()}, mirror_pairs=((1, 2),))
+    assert dataset.cases[0].images == (tmp_path / "imagesTr" / "a_0000.nii.gz",)
+    assert dataset.cases[0].label == tmp_path / "labelsTr" / "a.nii.gz"
+    assert dataset.train_order == ()
+    assert dataset.problems == ()
+
+
+def test_several_channels_are_in_their_order_and_incomplete_cases_are_set_aside(tmp_path: Path) -> None:
+    describe(tmp_path, channel_names={"1": "T2", "0": "T1"})
+    scans(tmp_path / "imagesTr", "a_0001", "a_0000", "b_0001", "c_0000", "c_0001", "c_0002")
+    dataset = read_dataset(tmp_path)
+    assert dataset.channels == ("T1", "T2")
+    assert [path.name for path in dataset.cases[0].images] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert ids(dataset) == ["a"]
+    assert {file.name for file, _ in dataset.problems} == {"b_0001.nii.gz", "c_0000.nii.gz"}
+    assert all("_0000 (T1), _0001 (T2) are expected" in text for _, text in dataset.problems)
+
+
+def test_version_1_of_nnunet(tmp_path: Path) -> None:
+    """It lists training files by names without the channel number, and numbers to names."""
+    listed = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    labels = {"0": "background", "1": "left kidney", "2": "right kidney"}
+    describe(tmp_path, channel_names=None, modality={"0": "CT"}, labels=labels, training=listed)
+    scans(tmp_path / "imagesTr", "a_0000")
+    scans(tmp_path / "labelsTr", "a")
+    dataset = read_dataset(tmp_path)
+    assert dataset.layout == "nnunet"
+    assert dataset.labels.organs == {1: "left kidney", 2: "right kidney"}
+    assert ids(dataset, labelled=True) == ["a"]
+
+
+def test_what_does_not_fit_in_an_nnunet_folder_is_a_problem(tmp_path: Path) -> None:
+    kidneys(tmp_path)
+    scans(tmp_path / "imagesTr", "unnumbered", "._a_0000")
+    scans(tmp_path / "labelsTr", "lost", ".hidden")
+    scans(tmp_path / "imagesUn", "a_0000")  # the id of a labelled case
+    scans(tmp_path / "imagesTs", "b_0000")  # and of another
+    scan(tmp_path / "imagesTr" / "c_0000.nii")  # beside c_0000.nii.gz
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset) == ["a", "b", "c", "d"]
+    problems = {str(file.relative_to(tmp_path)): text for file, text in dataset.problems}
+    assert set(problems) == {
+        "imagesTr/unnumbered.nii.gz",
+        "labelsTr/lost.nii.gz",
+        "imagesUn/a_0000.nii.gz",
+        "imagesTs/b_0000.nii.gz",
+        "imagesTr/c_0000.nii.gz",
+    }
+    assert "unnumbered_0000.nii.gz" in problems["imagesTr/unnumbered.nii.gz"]
+    assert "label without an image" in problems["labelsTr/lost.nii.gz"]
+    assert "already that of" in problems["imagesUn/a_0000.nii.gz"]
+
+
+def test_splits_give_the_order_of_labels(tmp_path: Path) -> None:
+    kidneys(tmp_path)
+    (tmp_path / "splits.json").write_text(json.dumps({"train_order": ["b", "x", "a", "c", "e", "b"]}))
+    dataset = read_dataset(tmp_path)
+    assert dataset.train_order == ("b", "a")
+    texts = [text for _, text in dataset.problems]
+    assert len(texts) == 4
+    assert "names b 2 times" in texts[0]
+    assert all(f"names {name}, " in text for name, text in zip("xce", texts[1:], strict=True))
+    (tmp_path / "splits.json").write_text('{"train_order": "b"}')
+    with pytest.raises(DataError, match="train_order must be a list"):
+        read_dataset(tmp_path)
+    (tmp_path / "splits.json").write_text("[{}]")
+    assert read_dataset(tmp_path).train_order == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "ignore"),
+    [
+        ({"background": 0, "a": 1, "ignore": 2}, {0: "background", 1: "a"}, 2),
+        ({"0": "bg", "2": "b", "1": "a"}, {0: "bg", 1: "a", 2: "b"}, None),
+        ({"a": "1", "b": "2"}, {0: "background", 1: "a", 2: "b"}, None),
+        ({"1": "a", "2": "Ignore"}, {0: "background", 1: "a"}, 2),
+        ({"0": 0, "1": 1}, {0: "0", 1: "1"}, None),
+    ],
+)
+def test_label_lists(tmp_path: Path, labels: dict[str, object], names: dict[int, str], ignore: int | None) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, labels=labels)
+    scheme = read_dataset(tmp_path).labels
+    assert (scheme.names, scheme.ignore) == (names, ignore)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"background": 0, "a": 1, "ignore": 1}, "given twice"),
+        ({"background": 0, "ignore": 1, "a": 2}, "must be above all others, which end at 2"),
+        ({"background": 0, "a": 2}, "nothing is named 1"),
+        ({"background": 0, "a": 255}, "nothing is named 1, 2, 3, 4, 5, ..."),
+        ({"background": 0, "a": 1, "ignore": 3}, "nothing is named 2"),
+        ({"background": 0, "a": 1.5}, "whole number"),
+        ({"background": 0, "a": -1}, "whole number"),
+        ({"background": 0, "a": True}, "whole number"),
+        ({"0": "a", "1": "a"}, "given twice"),
+        ({"background": 0}, "no class beside"),
+        (["background", "a"], "must be a JSON object"),
+    ],
+)
+def test_label_lists_that_cannot_be_used_are_refused(tmp_path: Path, labels: object, words: str) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, labels=labels)
+    with pytest.raises(DataError, match=re.escape(words)):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"labels": {"background": 0, "whole tumour": [1, 2], "core": 2}},
+        {"labels": {"background": 0, "a": 1}, "regions_class_order": [1]},
+        {"file_ending": ".png"},
+        {"file_ending": ".mha"},
+    ],
+)
+def test_regions_and_other_formats_are_refused(tmp_path: Path, entries: dict[str, Any]) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, **entries)
+    with pytest.raises(UnsupportedError, match="not supported"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"channel_names": None}, "channel_names"),
+        ({"channel_names": {"1": "CT"}}, "number them"),
+        ({"channel_names": {}}, "number them"),
+        ({"labels": None}, "labels"),
+    ],
+)
+def test_an_incomplete_dataset_json_names_the_key(tmp_path: Path, entries: dict[str, Any], words: str) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, **entries)
+    with pytest.raises(DataError, match=words):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{broken", "[1, 2]", ""])
+def test_a_damaged_dataset_json_is_named(tmp_path: Path, content: str) -> None:
+    kidneys(tmp_path)
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        read_dataset(tmp_path)
+
+
+def test_2d_is_refused(tmp_path: Path) -> None:
+    describe(tmp_path / "flat")
+    scan(tmp_path / "flat" / "imagesTr" / "a_0000.nii.gz", np.zeros((30, 40, 1), np.uint8))
+    with pytest.raises(UnsupportedError, match=r"2D \(shape \(Z, Y, X\) \(1, 40, 30\)\)"):
+        read_dataset(tmp_path / "flat")
+    (tmp_path / "pictures" / "images").mkdir(parents=True)
+    (tmp_path / "pictures" / "labels").mkdir()
+    (tmp_path / "pictures" / "images" / "a.png").touch()
+    with pytest.raises(UnsupportedError, match="2D images are not supported"):
+        read_dataset(tmp_path / "pictures")
+
+
+def test_mirror_pairs_are_found_declared_or_given(tmp_path: Path) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, labels={"background": 0, "a": 1, "b": 2, "left c": 3, "right c": 4})
+    assert read_dataset(tmp_path).labels.mirror_pairs == ((3, 4),)
+    assert read_dataset(tmp_path, mirror_pairs=[("b", "a")]).labels.mirror_pairs == ((1, 2),)
+    assert read_dataset(tmp_path, mirror_pairs=[]).labels.mirror_pairs == ()
+    labels = {"background": 0, "a": 1, "b": 2, "left c": 3, "right c": 4}
+    describe(tmp_path, labels=labels, mirror_pairs=[["a", "b"]])
+    assert read_dataset(tmp_path).labels.mirror_pairs == ((1, 2),)
+    for bad in ([["a", "x"]], [["a"]], [["a", "a"]], [["a", "b"], ["b", "left c"]], [["background", "a"]], "ab", [1]):
+        describe(tmp_path, labels=labels, mirror_pairs=bad)
+        with pytest.raises(DataError, match="mirror_pairs"):
+            read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "paired"),
+    [
+        ("right_parotid", "left_parotid", True),
+        ("right kidney", "left kidney", True),
+        ("Kidney-Left", "kidney_right", True),
+        ("kidney_l", "kidney_r", True),
+        ("lung_upper_left", "lung_upper_right", True),
+        ("left_lateral_ventricle", "right_lateral_ventricle", True),
+        ("left_atrium", "left_kidney", False),
+        ("left_ventricle", "right_ventricle", False),
+        ("left lobe of liver", "right lobe of liver", False),
+        ("liver", "river", False),
+        ("cleft", "cright", False),
+    ],
+)
+def test_names_that_differ_by_side_are_paired(first: str, second: str, paired: bool) -> None:
+    assert automatic_pairs({0: "background", 1: first, 2: second}) == (((1, 2),) if paired else ())
+
+
+def test_labels_may_be_given(tmp_path: Path) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, labels=None)
+    given = LabelScheme(names={0: "background", 1: "kidney"})
+    assert read_dataset(tmp_path, labels=given).labels == given
+
+
+def decathlon(root: Path, **entries: Any) -> Path:
+    training = [{"image": f"./imagesTr/s_{n}.nii.gz", "label": f"./labelsTr/s_{n}.nii.gz"} for n in ("001", "002")]
+    value: dict[str, Any] = {
+        "name": "Spleen",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "spleen"},
+        "training": training,
+        "test": ["./imagesTs/s_101.nii.gz"],
+    }
+    scans(root / "imagesTr", "s_001", "s_002", "._s_001")
+    scans(root / "labelsTr", "s_001", "s_002", "._s_001")
+    scans(root / "imagesTs", "s_101", "._s_101")
+    (root / "dataset.json").write_text(json.dumps(value | entries))
+    return root
+
+
+def test_msd(tmp_path: Path) -> None:
+    dataset = read_dataset(decathlon(tmp_path))
+    assert (dataset.layout, dataset.name, dataset.channels) == ("msd", "Spleen", ("CT",))
+    assert dataset.labels.names == {0: "background", 1: "spleen"}
+    assert ids(dataset, labelled=True) == ["s_001", "s_002"]
+    assert ids(dataset, "test") == ["s_101"]
+    assert dataset.problems == ()
+
+
+def test_msd_with_unlisted_unlabelled_and_missing_files(tmp_path: Path) -> None:
+    decathlon(tmp_path)
+    scans(tmp_path, "imagesTr/s_003", "imagesUn/u_1", "labelsTr/s_009", "labelsTs/s_101")
+    (tmp_path / "imagesTr" / "s_002.nii.gz").unlink()
+    (tmp_path / "labelsTr" / "s_001.nii.gz").unlink()
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset, labelled=False) == ["s_001", "s_003", "u_1"]
+    assert ids(dataset, "test", labelled=True) == ["s_101"]
+    assert [file.name for file, _ in dataset.problems] == [
+        "s_001.nii.gz",  # the label is missing
+        "s_002.nii.gz",  # the image is missing
+        "s_002.nii.gz",  # and so its label stands alone
+        "s_009.nii.gz",
+    ]
+
+
+def test_an_msd_image_that_is_listed_twice_is_a_problem(tmp_path: Path) -> None:
+    entry = {"image": "imagesTr/s_001.nii.gz", "label": "labelsTr/s_001.nii.gz"}
+    dataset = read_dataset(decathlon(tmp_path, training=[entry, entry], test=[]))
+    assert ids(dataset, labelled=True) == ["s_001"]
+    assert any("already that of" in text for _, text in dataset.problems)
+
+
+@pytest.mark.parametrize("image", ["../outside.nii.gz", "/etc/passwd.nii.gz", "imagesTr/s_001.mha", 7, None])
+def test_msd_paths_that_lead_elsewhere_are_refused(tmp_path: Path, image: object) -> None:
+    good = {"image": "imagesTr/s_001.nii.gz", "label": "labelsTr/s_001.nii.gz"}
+    decathlon(tmp_path, training=[good, {"image": image}])
+    with pytest.raises(DataError, match=r"dataset\.json: training"):
+        read_dataset(tmp_path)
+
+
+def flare(root: Path, stem: str = "Training/FLARE22_LabeledCase50") -> Path:
+    scans(root / stem, "images/FLARE22_Tr_0001_0000", "images/FLARE22_Tr_0002_0000")
+    scans(root / stem, "labels/FLARE22_Tr_0001", "labels/FLARE22_Tr_0002")
+    scans(root / "Training", "FLARE22_UnlabeledCase1-1000/Case_00001_0000")
+    scans(root / "Training", "FLARE22_UnlabeledCase1001-2000/Case_01001_0000")
+    return root
+
+
+@pytest.mark.parametrize("stem", ["Training/FLARE22_LabeledCase50", "FLARE22_LabeledCase50-2022/x", "."])
+def test_flare22(tmp_path: Path, stem: str) -> None:
+    flare(tmp_path, stem)
+    scans(tmp_path, "Validation/FLARETs_0001_0000")
+    dataset = read_dataset(tmp_path)
+    assert (dataset.layout, dataset.channels) == ("flare22", ("CT",))
+    assert ids(dataset, labelled=True) == ["FLARE22_Tr_0001", "FLARE22_Tr_0002"]
+    assert ids(dataset, labelled=False) == ["Case_00001", "Case_01001"]
+    assert ids(dataset, "test") == ["FLARETs_0001"]
+    assert dataset.labels.organs == FLARE22_ORGANS
+    assert dataset.labels.count == 14
+    assert dataset.labels.names[dataset.labels.permutation()[2]] == "left_kidney"
+    assert dataset.labels.permutation()[7] == 8
+    assert dataset.problems == ()
+
+
+def test_flare22_flat_folders(tmp_path: Path) -> None:
+    scans(tmp_path, "labeled_image/FLARE22_Tr_0001_0000", "labeled_mask/FLARE22_Tr_0001")
+    scans(tmp_path, "unlabeled_image/Case_00001_0000", "test_image/FLARETs_0001_0000")
+    dataset = read_dataset(tmp_path)
+    assert [(case.id, case.split, case.label is not None) for case in dataset.cases] == [
+        ("FLARE22_Tr_0001", "train", True),
+        ("FLARETs_0001", "test", False),
+        ("Case_00001", "train", False),
+    ]
+
+
+def test_flare22_tuning_and_testing_scans_share_names(tmp_path: Path) -> None:
+    flare(tmp_path)
+    scans(tmp_path, "Tuning/images/FLARETs_0001_0000", "Tuning/labels/FLARETs_0001", "Testing/FLARETs_0001_0000")
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset, "test") == ["Testing_FLARETs_0001", "Tuning_FLARETs_0001"]
+    assert ids(dataset, "test", labelled=True) == ["Tuning_FLARETs_0001"]
+
+
+def test_flare22_pseudo_labels_lost_labels_and_duplicates_are_problems(tmp_path: Path) -> None:
+    flare(tmp_path)
+    scans(tmp_path, "Training/Pseudo/Case_00001", "labels/FLARE22_Tr_0003", "copy/FLARE22_Tr_0001_0000")
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset, labelled=False) == ["Case_00001", "Case_01001"]
+    texts = {file.name: text for file, text in dataset.problems}
+    assert "pseudo-label" in texts["Case_00001.nii.gz"]
+    assert "there is no FLARE22_Tr_0003_0000" in texts["FLARE22_Tr_0003.nii.gz"]
+    assert "the same id as" in texts["FLARE22_Tr_0001_0000.nii.gz"]
+
+
+def test_plain_counts_the_classes(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a", "images/b", "images/c", "imagesTs/d")
+    label = np.zeros((3, 4, 5), np.uint8)
+    label[0, 0, :3] = (1, 2, 4)
+    scan(tmp_path / "labels" / "a.nii.gz", label)
+    (tmp_path / "labels" / "b.nii.gz").write_bytes(b"damaged")
+    dataset = read_dataset(tmp_path)
+    assert dataset.layout == "plain"
+    assert dataset.labels.organs == {1: "class_1", 2: "class_2", 3: "class_3", 4: "class_4"}
+    assert ids(dataset, labelled=True) == ["a", "b"]
+    assert ids(dataset, labelled=False) == ["c"]
+    assert ids(dataset, "test") == ["d"]
+
+
+def test_plain_with_names(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a_0000", "images/b_0000", "labels/a")
+    (tmp_path / "labels.json").write_text('{"1": "left lung", "2": "right lung", "3": "ignore"}')
+    dataset = read_dataset(tmp_path)
+    assert dataset.labels == LabelScheme(
+        names={0: "background", 1: "left lung", 2: "right lung"}, ignore=3, mirror_pairs=((1, 2),)
+    )
+    assert ids(dataset) == ["a", "b"]
+    describe(tmp_path, labels={"background": 0, "lung": 1})
+    dataset = read_dataset(tmp_path)
+    assert (dataset.layout, dataset.channels, dataset.labels.organs) == ("plain", ("CT",), {1: "lung"})
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (["scan_2021", "scan_2022"], ["scan_2021"], {"scan_2021": 1, "scan_2022": 1}),
+        (["scan_2021", "scan_2022"], [], {"scan_2021": 1, "scan_2022": 1}),
+        (["a_0000", "a_0001"], ["a"], {"a": 2}),
+        (["a_0000", "a_0001"], ["a_0000"], {"a_0000": 1, "a_0001": 1}),
+        (["a_0000", "b"], ["a", "b"], {"a": 1, "b": 1}),
+    ],
+)
+def test_four_digits_are_a_channel_only_where_they_can_be(
+    tmp_path: Path, images: list[str], labels: list[str], found: dict[str, int]
+) -> None:
+    scans(tmp_path / "images", *images)
+    (tmp_path / "labels").mkdir()
+    scans(tmp_path / "labels", *labels)
+    dataset = read_dataset(tmp_path, labels=LabelScheme(names={0: "background", 1: "a"}))
+    assert {case.id: len(case.images) for case in dataset.cases} == found
+    assert len(ids(dataset, labelled=True)) == len(labels)
+    assert dataset.problems == ()
+
+
+def test_plain_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a")
+    scan(tmp_path / "labels" / "a.nii.gz", np.full((3, 4, 5), 255, np.uint8))
+    with pytest.raises(DataError, match="the values 255 leave gaps"):
+        read_dataset(tmp_path)
+
+
+def test_an_unknown_folder_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    scans(tmp_path, "ct/a", "masks/a")
+    with pytest.raises(DataError, match=r"Looked for nnunet.*msd.*flare22.*plain.*found ct/, masks/\."):
+        read_dataset(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        read_dataset(tmp_path / "absent")
+    with pytest.raises(ConfigError, match=r"layout = 'bids'.*nnunet, msd, flare22, plain"):
+        read_dataset(tmp_path, layout="bids")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="found nothing"):
+        read_dataset(tmp_path / "empty")
+
+
+def test_a_folder_without_usable_scans_is_refused(tmp_path: Path) -> None:
+    describe(tmp_path)
+    scans(tmp_path, "imagesTr/nonumber")
+    with pytest.raises(DataError, match=r"no usable scan.*nonumber"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "train", "test", "organs", "pairs"),
+    [
+        ("Dataset004_Hippocampus", 160, 40, ["anterior", "posterior"], ()),
+        ("Dataset101_HeadNeckCT", 164, 40, ["brainstem", "spinal_cord", "right_parotid", "left_parotid"], ((3, 4),)),
+        ("Dataset102_LeftAtriumHalf", 80, 20, ["left_atrium"], ()),
+    ],
+)
+def test_real_nnunet_folders(
+    real_data: Path, folder: str, train: int, test: int, organs: list[str], pairs: tuple[tuple[int, int], ...]
+) -> None:
+    """The twin on generated files is `test_nnunet`."""
+    dataset = read_dataset(real_data / folder)
+    assert dataset.layout == "nnunet"
+    assert len(ids(dataset, labelled=True)) == train
+    assert ids(dataset, labelled=False) == []
+    assert len(ids(dataset, "test", labelled=True)) == test
+    assert list(dataset.labels.organs.values()) == organs
+    assert dataset.labels.mirror_pairs == pairs
+    assert sorted(dataset.train_order) == ids(dataset)
+    assert dataset.problems == ()
+
+
+def test_real_plain_folder(real_data: Path) -> None:
+    """The twin on generated files is `test_plain_with_names`."""
+    dataset = read_dataset(real_data / "ct_whole" / "flare22_ids")
+    assert dataset.layout == "plain"
+    assert ids(dataset, labelled=True) == ["ts_example_0001", "ts_example_sm_0002"]
+    assert dataset.labels.count == 14
+    assert dataset.labels.mirror_pairs == ((2, 13), (7, 8))
+    assert dataset.problems == ()

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semiseg.ops.resample import (
+    coarse_axis,
+    is_anisotropic,
+    resample_image,
+    resample_label,
+    resample_slab,
+    slab_input_rows,
+    target_shape,
+    zoom_operator,
+    zoom_taps,
+)
+
+SIZES = st.tuples(*[st.integers(1, 14)] * 3)
+AXES = st.sampled_from([None, 0, 1, 2])
+
+
+def _image(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "anisotropic", "axis"),
+    [
+        ((3.0, 1.0, 1.0), False, None),  # the bound itself is not above it
+        ((3.1, 1.0, 1.0), True, 0),
+        ((2.5, 0.8, 0.8), True, 0),
+        ((4.0, 4.0, 4.0), False, None),  # a ratio, not millimetres
+        ((0.5, 0.5, 2.0), True, 2),
+        ((0.3, 1.25, 1.25), True, None),  # two coarse axes: nnU-Net resamples them like isotropic ones
+    ],
+)
+def test_anisotropy_is_a_ratio(spacing: tuple[float, float, float], anisotropic: bool, axis: int | None) -> None:
+    assert is_anisotropic(spacing) == anisotropic
+    assert coarse_axis(spacing) == axis
+
+
+def test_target_shape_rounds_as_nnunet_does() -> None:
+    assert target_shape((100, 512, 511), (2.5, 0.8, 0.75), (1.25, 1.0, 1.5)) == (200, 410, 256)
+    assert target_shape((1, 1, 1), (1.0, 1.0, 1.0), (9.0, 9.0, 9.0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_the_same_shape_is_an_exact_copy(axis: int | None) -> None:
+    image = _image((2, 5, 6, 7))
+    same = resample_image(image, (5, 6, 7), axis)
+    assert same.tobytes() == image.tobytes()
+    assert not np.shares_memory(same, image)
+    assert resample_slab(image, (5, 6, 7), 0, 5, axis).tobytes() == image.tobytes()
+    label = (image[0] > 0).astype(np.uint8)
+    assert resample_label(label, (5, 6, 7), None, axis).tobytes() == label.tobytes()
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_constants_stay(order: int) -> None:
+    image = np.full((1, 7, 6, 5), 3.25, dtype=np.float32)
+    # Each spline operator's rows sum to 1 up to float32 rounding of 3 products.
+    np.testing.assert_allclose(resample_image(image, (9, 4, 11), order=order), 3.25, rtol=2e-6)
+
+
+def test_clip_keeps_each_channel_in_its_range_and_no_clip_overshoots() -> None:
+    image = np.zeros((2, 8, 8, 8), dtype=np.float32)
+    image[0, :, :, 4:] = 1
+    image[1, :, :, 4:] = 100
+    clipped = resample_image(image, (13, 13, 13))
+    free = resample_image(image, (13, 13, 13), clip=False)
+    assert (clipped[0].min(), clipped[0].max(), clipped[1].max()) == (0, 1, 100)
+    assert free[0].max() > 1.01
+    assert free[0].min() < -0.01
+
+
+def test_clip_across_a_coarse_axis_is_slice_by_slice() -> None:
+    image = np.zeros((1, 2, 8, 8), dtype=np.float32)
+    image[0, 0, :, 4:] = 1
+    image[0, 1, :, 4:] = 50
+    out = resample_image(image, (4, 13, 13), 0)
+    assert out[0, :2].max() == 1
+    assert out[0, 2:].max() == 50
+
+
+def test_the_coarse_axis_takes_the_nearest_slice() -> None:
+    image = _image((1, 3, 4, 4))
+    out = resample_image(image, (6, 4, 4), 0)
+    np.testing.assert_array_equal(out[0], np.repeat(image[0], 2, axis=0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=SIZES, out=SIZES, axis=AXES, cut=st.floats(0, 1))
+def test_slabs_put_together_are_bit_equal_to_the_whole(
+    shape: tuple[int, int, int], out: tuple[int, int, int], axis: int | None, cut: float
+) -> None:
+    logits = _image((3, *shape))
+    whole = resample_slab(logits, out, 0, out[0], axis)
+    middle = round(cut * out[0])
+    slabs = [resample_slab(logits, out, a, b, axis) for a, b in ((0, middle), (middle, out[0]))]
+    assert np.concatenate(slabs, axis=1).tobytes() == whole.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=SIZES, out=SIZES, axis=AXES, data=st.data())
+def test_a_slab_needs_its_own_rows_only(
+    shape: tuple[int, int, int], out: tuple[int, int, int], axis: int | None, data: st.DataObject
+) -> None:
+    logits = _image((2, *shape))
+    start = data.draw(st.integers(0, out[0] - 1))
+    stop = data.draw(st.integers(start + 1, out[0]))
+    first, last = slab_input_rows(shape[0], out[0], start, stop, nearest=axis == 0)
+    assert 0 <= first < last <= shape[0]
+    part = resample_slab(logits[:, first:last], out, start, stop, axis, first_row=first, rows_in=shape[0])
+    assert part.tobytes() == resample_slab(logits, out, start, stop, axis).tobytes()
+
+
+def test_slab_rows_are_few() -> None:
+    assert slab_input_rows(100, 200, 100, 104) == (49, 53)
+    assert slab_input_rows(100, 100, 10, 12) == (10, 12)
+
+
+def test_taps_are_the_operator() -> None:
+    for n_in, n_out in ((1, 5), (5, 1), (7, 16), (16, 7), (9, 9)):
+        taps = zoom_taps(n_in, n_out, 1, np.float64)
+        np.testing.assert_array_equal(taps.apply(np.eye(n_in), 0), zoom_operator(n_in, n_out, 1))
+
+
+def test_label_of_one_voxel_grows_as_a_box() -> None:
+    label = np.zeros((5, 5, 5), dtype=np.uint16)
+    label[2, 2, 2] = 300
+    out = resample_label(label, (10, 10, 10))
+    assert out.dtype == np.uint16
+    # Weight 0.75 or more along each of three axes: 0.75 ** 3 = 0.42 < 0.5, so the voxel vanishes.
+    assert not out.any()
+    label[1:4, 1:4, 1:4] = 300
+    out = resample_label(label, (10, 10, 10))
+    assert set(np.unique(out)) == {0, 300}
+    assert out[3:7, 3:7, 3:7].all()
+
+
+def test_label_keeps_only_the_classes_asked_for_and_invents_none() -> None:
+    label = np.random.default_rng(0).integers(0, 4, (6, 6, 6)).repeat(3, 0).repeat(3, 1).repeat(3, 2).astype(np.uint8)
+    out = resample_label(label, (11, 13, 25))
+    assert set(np.unique(out)) <= {0, 1, 2, 3}
+    np.testing.assert_array_equal(resample_label(label, (11, 13, 25), [0, 3]), np.where(out == 3, 3, 0))
+
+
+def test_a_class_between_the_kept_slices_is_left_out() -> None:
+    label = np.zeros((5, 4, 4), dtype=np.uint8)
+    label[1] = 1
+    assert not resample_label(label, (1, 8, 8), None, 0).any()

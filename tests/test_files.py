@@ -1,0 +1,129 @@
+"""Files are written whole or not at all, and damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.errors import DataError
+from semiseg.files import (
+    append_jsonl,
+    atomic_file,
+    atomic_folder,
+    hash_files,
+    read_json,
+    read_jsonl,
+    read_toml,
+    write_json,
+    write_jsonl,
+    write_text,
+    write_toml,
+)
+
+
+def interrupted_write(path: Path) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text("half of the new")
+        raise KeyboardInterrupt
+
+
+def interrupted_folder(path: Path) -> None:
+    with atomic_folder(path) as temporary:
+        (temporary / "new.txt").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write(file)
+    assert file.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_finished_write_replaces_the_file_and_makes_its_folders(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b" / "text.txt"
+    write_text(file, "first")
+    write_text(file, "zweitens ü")
+    assert file.read_text(encoding="utf-8") == "zweitens ü"
+    assert len(list(file.parent.iterdir())) == 1
+
+
+def test_the_temporary_name_keeps_the_suffixes(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "scan.nii.gz") as temporary:
+        assert temporary.name.startswith(".")
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_bytes(b"x")
+    assert (tmp_path / "scan.nii.gz").read_bytes() == b"x"
+
+
+def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "old.txt").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_folder(folder)
+    assert [entry.name for entry in folder.iterdir()] == ["sub"]
+    with atomic_folder(folder) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert [entry.name for entry in folder.iterdir()] == ["new.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
+    file = tmp_path / "value.json"
+    value = {"name": "Niere ✓", "dice": [0.1, None, 3]}
+    write_json(file, value)
+    assert read_json(file) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(file, {"dice": float("nan")})
+    assert read_json(file) == value
+
+
+@pytest.mark.parametrize("read", [read_json, read_toml])
+@pytest.mark.parametrize("content", [b"{ broken = [", b"\xff\xfe\x00"])
+def test_damaged_files_are_named(tmp_path: Path, read: object, content: bytes) -> None:
+    assert callable(read)
+    file = tmp_path / "settings"
+    with pytest.raises(DataError, match="settings: there is no such file"):
+        read(file)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="settings: not valid"):
+        read(file)
+
+
+def test_toml_round_trip(tmp_path: Path) -> None:
+    value = {"plan": {"spacing_mm": [1.0, 2.5], "patch": [64, 160, 160]}, "name": "täst"}
+    write_toml(tmp_path / "plan.toml", value)
+    assert read_toml(tmp_path / "plan.toml") == value
+
+
+def test_jsonl_drops_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert read_jsonl(file) == []
+    write_jsonl(file, [{"step": 0}])
+    append_jsonl(file, {"step": 1})
+    with file.open("a") as stream:
+        stream.write('{"step": 2, "lo')
+    assert read_jsonl(file) == [{"step": 0}, {"step": 1}]
+
+
+def test_jsonl_names_a_damaged_line(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 0}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):
+        read_jsonl(file)
+
+
+def test_a_hash_depends_on_contents_order_and_salt_only(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"two"), ("c", b"one")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (tmp_path / name for name in "abc")
+    assert hash_files([a, b]) == hash_files([c, b])
+    assert hash_files([a, b]) != hash_files([b, a])
+    assert hash_files([a], salt="spacing 1") != hash_files([a], salt="spacing 2")
+    (tmp_path / "joined").write_bytes(b"onetwo")
+    assert hash_files([a, b]) != hash_files([tmp_path / "joined"])
