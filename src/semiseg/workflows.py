@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,17 +295,10 @@ def _workers() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-class _bar:  # noqa: N801 - used like a function
-    """A progress bar at a terminal, nothing elsewhere."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, disable=quiet or not Console().is_terminal)
-        self._task = self._bar.add_task(title, total=None)
-
-    def __enter__(self) -> Callable[[int, int, str], None]:
-        self._bar.start()
-        return lambda done, total, name: self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+@contextmanager
+def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar at a terminal, nothing elsewhere; yields what is called with (done, total, id)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=quiet or not Console().is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total, name: progress.update(task, completed=done, total=total)

@@ -191,7 +191,9 @@ def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark
 
 def _turned_headers(dataset: Dataset) -> list[Remark]:
     """A warning where left and right organs lie apart along another axis than the headers say."""
-    axis = measured_mirror_axis(dataset.labels, [case.label for case in dataset.cases if case.label is not None])
+    axis = measured_mirror_axis(
+        dataset.labels, [case.label for case in dataset.cases if case.label is not None and case.split == "train"]
+    )
     if axis == LEFT_RIGHT_AXIS:
         return []
     a, b = (dataset.labels.names[value] for value in dataset.labels.mirror_pairs[0])

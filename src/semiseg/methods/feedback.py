@@ -96,7 +96,7 @@ def labelled_loss_at(
 ) -> Tensor:
     """`J` at given weights: batch statistics of `images` alone, no running statistic moved, in float32."""
     with batch_statistics_only(student):
-        return supervised_loss(labels, _call(student, parameters, images), ignore=ignore)
+        return supervised_loss(labels, call_with(student, parameters, images), ignore=ignore)
 
 
 def labelled_gradient_at(
@@ -105,7 +105,7 @@ def labelled_gradient_at(
     """`J` and `g+`, its gradient with respect to the given weights, under the conditions of `labelled_loss_at`."""
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with batch_statistics_only(student), torch.enable_grad():
-        loss = supervised_loss(labels, _call(student, leaves, images), ignore=ignore)
+        loss = supervised_loss(labels, call_with(student, leaves, images), ignore=ignore)
         values = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     gradient = {
         name: torch.zeros_like(leaf) if value is None else value
@@ -135,7 +135,7 @@ def dense_feedback(
     direction = probe.direction(g_plus)
 
     def gradient_at(weights: Parameters) -> Tensor:
-        return pseudo_label_gradient(q, _call(student, weights, images), weight)
+        return pseudo_label_gradient(q, call_with(student, weights, images), weight)
 
     start = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad(), batch_statistics_only(student):
@@ -173,5 +173,6 @@ def scalar_teacher_term(
     return (h.detach() - baseline) * cross_entropy
 
 
-def _call(network: nn.Module, parameters: Parameters, images: Tensor) -> Tensor:
+def call_with(network: nn.Module, parameters: Parameters, images: Tensor) -> Tensor:
+    """The network's logits of `images` with other weights in the place of its own."""
     return cast(Tensor, functional_call(network, parameters, (images,)))

@@ -1,0 +1,166 @@
+"""How well each feedback points along the true teacher gradient, on a real network and real scans.
+
+    python benchmarks/gradient_cosine.py --run runs/hippocampus/first-pseudo_label
+
+The run must have been trained with unlabelled cases; its last checkpoint is the starting point. Then, for `--steps`
+steps of training with dense feedback, the teacher's meta gradient of each rule is compared with the exact one (double
+backward through the student's probe step, soft labels). Writes benchmarks/results/gradient_cosine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from semiseg.data.plan import read_plan
+from semiseg.data.roles import read_run_cases
+from semiseg.losses import one_hot, pseudo_label_loss
+from semiseg.methods import Batch, Phases, UnlabelledBatch
+from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
+from semiseg.methods.feedback import (
+    dense_feedback,
+    dense_teacher_term,
+    labelled_gradient_at,
+    labelled_loss_at,
+    scalar_feedback,
+    scalar_teacher_term,
+    sgd_probe,
+)
+from semiseg.methods.mpl import MetaPseudoLabels
+from semiseg.methods.optimiser import Parameters, gradients_of
+from semiseg.models.unet import batch_statistics_only
+from semiseg.randomness import Draw
+from semiseg.settings import read_settings
+from semiseg.train.checkpoint import load_latest
+from semiseg.train.loop import step_inputs
+from semiseg.train.session import Session
+
+Gradients = dict[str, Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    method, session = restored(arguments.run, arguments.steps)
+    rows: list[dict[str, float]] = []
+    baseline = 0.0
+    data = session.open_data()
+    phases = method.phases
+    for step, labelled, unlabelled in step_inputs(data, method, phases, session.train, session.place):
+        assert unlabelled is not None
+        found, h = all_gradients(method, labelled, unlabelled, baseline)
+        baseline = 0.9 * baseline + 0.1 * h
+        exact = found.pop("exact")
+        rows.append({name: cosine(gradient, exact) for name, gradient in found.items()})
+        print(step, " ".join(f"{name} {value:+.3f}" for name, value in rows[-1].items()), flush=True)
+        method.step(labelled, unlabelled, Draw(seed=session.train.seed, step=step))
+    result = {"run": arguments.run.name, "steps": len(rows), "torch": torch.__version__, "cosine": {}}
+    for name in rows[0]:
+        values = torch.tensor([row[name] for row in rows])
+        result["cosine"][name] = {"mean": round(float(values.mean()), 4), "deviation": round(float(values.std()), 4)}
+    target = Path(__file__).parent / "results" / "gradient_cosine.json"
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
+    """The method of a trained run at its last checkpoint, about to train `steps` steps with dense feedback."""
+    settings = read_settings(run / "run.toml")
+    method_settings = replace(settings.method, name="mpl", feedback="dense", feedback_every=1, cutmix_fraction=0.0)
+    session = Session(
+        run=run,
+        cases=read_run_cases(run / "cases.jsonl"),
+        plan=read_plan(run / "plan.toml"),
+        sampling=settings.sampling,
+        augment=settings.augment,
+        method=method_settings,
+        train=replace(settings.train, precision="float32"),
+        device=torch.device("cpu"),
+    )
+    method = session.build(Phases(0, steps, steps))
+    checkpoint = load_latest(run / "checkpoints")
+    assert checkpoint is not None
+    assert isinstance(method, MetaPseudoLabels)
+    numbers = {k.removeprefix("method/"): v for k, v in checkpoint.numbers.items() if k.startswith("method/")}
+    method.load_state(checkpoint.tensors, numbers)
+    method.phases = Phases(-1, steps, steps)  # the student goes on as it is
+    method.learning_rate_factor = 0.1
+    return method, session
+
+
+def all_gradients(
+    method: MetaPseudoLabels, labelled: Batch, unlabelled: UnlabelledBatch, baseline: float
+) -> tuple[dict[str, Gradients], float]:
+    """The teacher's meta gradient by each rule, and the scalar feedback. One view for teacher and student."""
+    teacher, student, images = method.teacher, method.student, unlabelled.strong
+    weights = method.optimisers["teacher"].parameters
+    rate = method.settings.probe_rate
+    start = {name: value.detach() for name, value in method.optimisers["student"].parameters.items()}
+
+    with batch_statistics_only(teacher):
+        log_q = (teacher(unlabelled.weak) / method.settings.temperature).log_softmax(1)
+    q = log_q.exp()
+    hard = one_hot(q.detach().argmax(1), q.shape[1])
+    loss = exact_labelled_loss(student, start, images, q, None, labelled.images, labelled.labels, sgd_step(rate))
+    found = {"exact": kept_gradients(loss, weights)}
+    for name, target, derivative in (
+        ("dense", q.detach(), "forward"),
+        ("dense_central", q.detach(), "central"),
+        ("dense_hard", hard, "forward"),
+    ):
+        probe, g_plus, _ = measured(method, images, target, labelled, start)
+        feedback = dense_feedback(
+            student,
+            start,
+            images,
+            target,
+            None,
+            probe,
+            g_plus,
+            derivative=derivative,  # type: ignore[arg-type]
+            epsilon=method.settings.central_epsilon,
+        )
+        found[name] = kept_gradients(dense_teacher_term(feedback, q), weights)
+    probe, _, after = measured(method, images, hard, labelled, start)
+    before = labelled_loss_at(student, start, labelled.images, labelled.labels, None)
+    h = scalar_feedback(before, after)
+    found["scalar"] = kept_gradients(scalar_teacher_term(h, 0.0, log_q, hard.argmax(1)), weights)
+    found["scalar_with_baseline"] = kept_gradients(scalar_teacher_term(h, baseline, log_q, hard.argmax(1)), weights)
+    found["scalar_as_printed"] = {name: -value for name, value in found["scalar"].items()}
+    return found, float(h)
+
+
+def measured(method: MetaPseudoLabels, images: Tensor, target: Tensor, labelled: Batch, start: Parameters):  # type: ignore[no-untyped-def]
+    """The probe on a target, the labelled gradient after it, and the labelled loss after it."""
+    with batch_statistics_only(method.student):
+        gradient = gradients_of(
+            pseudo_label_loss(target, method.student(images)), method.optimisers["student"].parameters
+        )
+    probe = sgd_probe(start, gradient, method.settings.probe_rate)
+    after, g_plus = labelled_gradient_at(method.student, probe.parameters, labelled.images, labelled.labels, None)
+    return probe, g_plus, after
+
+
+def kept_gradients(loss: Tensor, weights: Parameters) -> Gradients:
+    values = torch.autograd.grad(loss, list(weights.values()), retain_graph=True)
+    return dict(zip(weights, values, strict=True))
+
+
+def cosine(a: Gradients, b: Gradients) -> float:
+    """Over all parameters together, in float64: the gradients are tiny."""
+    x, y = (torch.cat([g.double().flatten() for g in gradients.values()]) for gradients in (a, b))
+    return float(x @ y / (x.norm() * y.norm()).clamp_min(1e-300))
+
+
+if __name__ == "__main__":
+    main()
