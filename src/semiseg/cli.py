@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,10 +132,10 @@ class Evaluate:
     """Folder of reference label maps of the same names."""
     labels: Path | None = None
     """dataset.json or plan.toml that names the labels; by default 1..K without names."""
-    rules: Literal["standard", "flare22"] = "standard"
-    """flare22 scores as the challenge does."""
-    tolerance_mm: float = 1.0
-    """Surface error in mm that NSD forgives."""
+    rules: Literal["standard", "flare22"] | None = None
+    """standard (the default), or flare22 to score as the challenge does."""
+    tolerance_mm: float | None = None
+    """Surface error in mm that NSD forgives; 1 by default."""
     output: Path | None = None
     """Where summary.json and summary.csv go; by default beside the predictions."""
     quiet: Quiet = False
@@ -144,12 +145,18 @@ class Evaluate:
         from semiseg import workflows
         from semiseg.evaluate import EvaluateSettings
 
+        given = {name: value for name in ("rules", "tolerance_mm") if (value := getattr(self, name)) is not None}
         if self.run is not None:
+            if given or self.predictions or self.references or self.labels or self.output:
+                raise ConfigError(
+                    f"{self.run}: a run is scored by its own run.toml and test labels. Leave the other flags out, or "
+                    f"change its rules with `semiseg run {self.run} --set evaluate.tolerance_mm=2`."
+                )
             workflows.evaluate_run(self.run, quiet=self.quiet)
             return 0
         if self.predictions is None or self.references is None:
             raise ConfigError("name a run, or both --predictions FOLDER and --references FOLDER.")
-        settings = EvaluateSettings(rules=self.rules, tolerance_mm=self.tolerance_mm)
+        settings = EvaluateSettings(**given)
         workflows.evaluate(
             self.predictions, self.references, self.labels, settings=settings, output=self.output, quiet=self.quiet
         )
@@ -232,18 +239,20 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def _settings(arguments: _RunArguments) -> RunSettings:
-    """The recipe with the flags on top."""
+    """The recipe with the flags on top; an existing run is its own recipe where none is named."""
     from semiseg.config import load_settings
 
     given = {
-        "data.root": None if arguments.data is None else f'"{arguments.data.resolve().as_posix()}"',
+        # A JSON string is a TOML string: a folder's name may hold quotes or look like a number.
+        "data.root": None if arguments.data is None else json.dumps(str(arguments.data.resolve()), ensure_ascii=False),
         "data.labelled": arguments.labelled,
         "method.name": arguments.method,
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]
-    if arguments.recipe is None and (arguments.run / "run.toml").exists() and not flags and not arguments.set:
-        return load_settings(arguments.run / "run.toml")
-    return load_settings(arguments.recipe, [*flags, *arguments.set])
+    recipe, existing = arguments.recipe, arguments.run / "run.toml"
+    if recipe is None and existing.exists():
+        recipe = existing
+    return load_settings(recipe, [*flags, *arguments.set])
 
 
 def _say(text: str, quiet: bool) -> None:

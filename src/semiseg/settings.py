@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import typing
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +53,8 @@ def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
     """Settings from nested tables; raises `ConfigError` for unknown keys, wrong types and bad values."""
     _refuse_unknown(value, RunSettings, source, "")
     try:
-        return _ADAPTER.validate_python(value)
+        # By way of JSON, since only there strict types (no "5" or true for a number) take a list for a tuple.
+        return _ADAPTER.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -69,6 +73,16 @@ def _refuse_unknown(value: dict[str, Any], kind: type, source: str, prefix: str)
             if not isinstance(inner, dict):
                 raise ConfigError(f"{source}: {prefix}{key} must be a table with keys, like [{prefix}{key}].")
             _refuse_unknown(inner, typing.cast(type, hints[key]), source, f"{prefix}{key}.")
+        elif not all(math.isfinite(n) for n in _floats(inner)):
+            raise ConfigError(f"{source}: {prefix}{key} = {inner}: give a finite number.")
+
+
+def _floats(value: object) -> Iterator[float]:
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _floats(part)
 
 
 def read_settings(path: Path) -> RunSettings:

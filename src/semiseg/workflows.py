@@ -64,9 +64,9 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
     An existing run goes on: its plan is kept (edits too), and unchanged cases are not done twice. Raises
     `ConfigError` where the run was made with other settings, and `DataError` naming every case that failed.
     """
-    settings = _settle(run, settings)
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
+    settings = _settle(run, settings)
     dataset = read_dataset(
         Path(settings.data.root), layout=settings.data.layout, mirror_pairs=settings.data.mirror_pairs
     )
@@ -99,7 +99,7 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
 
 def train(run: Path, *, quiet: bool = False) -> Path:
     """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
-    settings = read_settings(run / "run.toml")
+    settings = _prepared_settings(run)
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
     settled = replace(settings.train, precision=precision, threads=set_up_torch(settings.train))
@@ -136,7 +136,7 @@ def predict(
 
 def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
     """Predict the test cases of a run into `run/predictions`."""
-    settings = read_settings(run / "run.toml").predict
+    settings = _prepared_settings(run).predict
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
     return _predict(run / "model", scans, run / "predictions", settings, quiet=quiet)
@@ -185,7 +185,7 @@ def evaluate(
 
 def evaluate_run(run: Path, *, quiet: bool = False) -> Summary:
     """Score `run/predictions` against the labels of the run's test cases."""
-    settings = read_settings(run / "run.toml").evaluate
+    settings = _prepared_settings(run).evaluate
     plan = read_plan(run / "plan.toml")
     cases = [case for case in of_role(read_run_cases(run / "cases.jsonl"), "test") if case.label]
     if not cases:
@@ -249,17 +249,25 @@ def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelSchem
 
 
 def _settle(run: Path, settings: RunSettings) -> RunSettings:
-    """Keep `run.toml`: a new run gets it, an existing run must not be given other settings."""
+    """Keep `run.toml`: a new run gets it, an existing run must not be given other settings.
+
+    A run without a plan holds nothing that was made by its settings (its dataset was misspelt, say): it counts as new.
+    """
     path = run / "run.toml"
+    settings = _with_absolute_root(settings, Path.cwd())
     if settings.plan.device == "auto":
         settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
-    if not path.exists():
+    if not path.exists() or not (run / "plan.toml").exists():
         run.mkdir(parents=True, exist_ok=True)
         write_settings(path, settings)
         return settings
-    before = read_settings(path)
-    # What training has settled since (steps from the budget, precision, threads) is no difference.
-    train = replace(settings.train, precision=before.train.precision, threads=before.train.threads)
+    before = _with_absolute_root(read_settings(path), run)
+    # What training has settled since (precision, threads, steps from the budget) is no difference.
+    train = settings.train
+    if train.precision == "auto":
+        train = replace(train, precision=before.train.precision)
+    if train.threads == 0:
+        train = replace(train, threads=before.train.threads)
     if before.train.calibrated:
         train = replace(train, steps=before.train.steps, calibrated=True)
     now = replace(settings, train=train)
@@ -278,6 +286,16 @@ _FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
 """What an existing run cannot change; how it predicts and is scored can be."""
 
 
+def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
+    return replace(settings, data=replace(settings.data, root=str((base / settings.data.root).resolve())))
+
+
+def _prepared_settings(run: Path) -> RunSettings:
+    if not (run / "plan.toml").is_file():
+        raise DataError(f"{run}: no prepared run here (no plan.toml). Run `semiseg prepare {run} --data FOLDER` first.")
+    return read_settings(run / "run.toml")
+
+
 def _planned_device(name: str) -> Device:
     kind = choose_device(name).type
     return "cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu"
@@ -292,7 +310,8 @@ def _budget(run: Path) -> str:
 
 
 def _workers() -> int:
-    return max(1, os.cpu_count() or 1)
+    """The cores that this process may use: under SLURM or taskset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

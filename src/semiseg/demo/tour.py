@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from semiseg.predict.settings import PredictSettings
 from semiseg.report import write_comparison_report
 from semiseg.settings import RunSettings
 from semiseg.train.settings import TrainSettings
+from semiseg.types import Shape
 
 BASELINE, MPL = "baseline", "baseline-mpl"
 MINUTES = 2.0
@@ -29,7 +30,8 @@ MINUTES = 2.0
 
 def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:
     """Settings of the demo's MPL run: sizes for two CPU cores. steps: instead of the minutes."""
-    train = TrainSettings(seed=seed, budget_minutes=0.0 if steps else MINUTES, steps=steps or 1, validation_every=0)
+    train = TrainSettings(seed=seed, validation_every=0)
+    train = replace(train, budget_minutes=MINUTES) if steps is None else replace(train, steps=steps)
     return RunSettings(
         data=DataSettings(root=str(data.resolve())),
         plan=PlanSettings(base_features=8, patch=(24, 40, 48), batch=2, max_levels=4),
@@ -42,15 +44,29 @@ def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:
     )
 
 
-def run_demo(folder: Path, *, seed: int = 0, steps: int | None = None, quiet: bool = False) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How many phantoms the demo makes. shape_zyx: of every scan; None draws sizes as `write_phantom_dataset` does."""
+
+    labelled: int = 4
+    unlabelled: int = 24
+    test: int = 8
+    shape_zyx: Shape | None = None
+
+
+def run_demo(
+    folder: Path, *, seed: int = 0, steps: int | None = None, size: DemoSize | None = None, quiet: bool = False
+) -> Path:
     """Generate, check, train twice, predict, score, compare and report; goes on where it was cut off.
 
     Returns the page `folder/report.html`, which shows both runs and leads to the page of each.
     """
+    size = size or DemoSize()
     began = time.monotonic()
     console = Console(quiet=quiet)
-    console.rule("1. An abdominal CT phantom set: 4 scans with labels, 24 without, 8 to test on")
-    data = write_phantom_dataset(folder / "data", seed=seed)
+    counts = f"{size.labelled} scans with labels, {size.unlabelled} without, {size.test} to test on"
+    console.rule(f"1. An abdominal CT phantom set: {counts}")
+    data = write_phantom_dataset(folder / "data", seed=seed, **asdict(size))
     if not workflows.check(data, quiet=quiet).ok:
         raise DataError(f"{data}: the generated set is damaged. Delete the folder and run the demo again.")
     with_mpl = demo_settings(data, seed=seed, steps=steps)

@@ -136,7 +136,9 @@ def train_method(
             if done % settings.checkpoint_every == 0 or last:
                 _check_finite(_mean(pending, step, checkpoints), step, checkpoints)
                 pending = []
-                save_checkpoint(checkpoints, _snapshot(done, method, schedule, clock, locations, epoch_losses))
+                snapshot = _snapshot(done, method, schedule, clock, locations, epoch_losses)
+                _check_finite_state(snapshot, checkpoints)
+                save_checkpoint(checkpoints, snapshot)
 
 
 def step_inputs(
@@ -204,10 +206,21 @@ def _mean(pending: list[dict[str, Tensor]], step: int, checkpoints: Path) -> dic
 def _check_finite(row: dict[str, float], step: int, checkpoints: Path) -> None:
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
-        raise TrainingError(
-            f"step {step + 1}: {', '.join(bad)} is not finite. Lower method.learning_rate, or look for damaged "
-            f"intensities with `semiseg check`. The last good checkpoint is in {checkpoints}."
-        )
+        raise TrainingError(_not_finite(step + 1, ", ".join(bad), checkpoints))
+
+
+def _check_finite_state(snapshot: Checkpoint, checkpoints: Path) -> None:
+    """A step whose loss was finite may still have spoilt the weights: such a state must not become a checkpoint."""
+    for name, tensor in snapshot.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(_not_finite(snapshot.step, name, checkpoints))
+
+
+def _not_finite(step: int, what: str, checkpoints: Path) -> str:
+    return (
+        f"step {step}: {what} is not finite. Lower method.learning_rate, or look for damaged intensities with "
+        f"`semiseg check`. The last good checkpoint is in {checkpoints}."
+    )
 
 
 def _out_of_memory(plan: Plan, device: torch.device) -> str:
