@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from semiseg.cli import main
+from semiseg.demo.dataset import write_phantom_dataset
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,3 +30,80 @@ def real_data(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real volumes at {folder} (choose the folder with --real-data)")
     return folder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def semiseg_command() -> Callable[..., Answer]:
+    """`semiseg ARGUMENTS` in this process: the command line as it is, without the seconds of a process's start."""
+
+    def call(*arguments: object) -> Answer:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return Answer(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom set of 2 labelled, 2 unlabelled and 1 test scan, to be left as it is."""
+    folder = tmp_path_factory.mktemp("phantoms") / "data"
+    return write_phantom_dataset(folder, seed=0, labelled=2, unlabelled=2, test=1, shape_zyx=(24, 32, 32))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Flags that make a run a matter of a second or two."""
+    settings = {
+        "plan.patch": "[16, 16, 16]",
+        "plan.batch": 2,
+        "plan.base_features": 4,
+        "plan.max_levels": 2,
+        "train.steps": 6,
+        "train.threads": 1,
+        "train.device": "cpu",
+        "train.precision": "float32",
+        "train.log_every": 1,
+        "train.checkpoint_every": 3,
+        "predict.device": "cpu",
+        "predict.tile_step": 1,
+        "evaluate.bootstrap_samples": 100,
+    }
+    return [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """One core for this process and those that it starts (so no pools are), and torch as it was afterwards."""
+    torch = pytest.importorskip("torch")
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if cores:
+        os.sched_setaffinity(0, {min(cores)})
+    yield
+    if cores:
+        os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(exact)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: tiny networks only wait for the others."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

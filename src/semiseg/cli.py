@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -260,11 +260,15 @@ def _say(text: str, quiet: bool) -> None:
         print(text)
 
 
-def main() -> None:
-    """Entry point of `semiseg`; exits with 0, 1 (problems found) or 2 (an error that the user can mend)."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `semiseg`; exits with 0, 1 (problems found) or 2 (an error that the user can mend).
+
+    arguments: instead of the process's own.
+    """
     command = tyro.extras.subcommand_cli_from_dict(
         _COMMANDS,
         prog="semiseg",
+        args=arguments,
         description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
     )
     sys.exit(run_command(command.execute))

@@ -25,6 +25,9 @@ def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSett
         data["root"] = str((recipe.parent / data["root"]).resolve())
     for override in overrides:
         tables = _with_override(tables, override)
+        data = tables.get("data")
+        if override.strip().startswith("data.root") and isinstance(data, dict) and isinstance(data.get("root"), str):
+            data["root"] = str(Path(data["root"]).resolve())
     source = str(recipe) if recipe else "settings"
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
 

@@ -30,6 +30,7 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
+from semiseg.files import remove_leftovers
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts import read_dataset
@@ -85,6 +86,7 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
         write_plan(run / "plan.toml", make_plan(fingerprint, labels, settings.plan))
     plan = read_plan(run / "plan.toml")
 
+    remove_leftovers(run / "store")
     with _bar("preparing", quiet) as advance:
         results = prepare_cases(training, plan, run / "store", workers=_workers(), progress=advance)
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))

@@ -29,6 +29,8 @@ from semiseg.methods.optimiser import NamedSgd, Parameters, global_norm, gradien
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import batch_statistics_only
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE = 0.3
 
 

@@ -19,6 +19,8 @@ from semiseg.methods.optimiser import (
 )
 from semiseg.methods.settings import MethodSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def small_network(seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)

@@ -198,8 +198,8 @@ def _turned_headers(dataset: Dataset) -> list[Remark]:
         return []
     a, b = (dataset.labels.names[value] for value in dataset.labels.mirror_pairs[0])
     text = (
-        f"the pair {a} and {b} lies apart along {'ZYX'[axis]}, not along X as the headers say: the stored orientation looks "
-        f"wrong. Training mirrors along {'ZYX'[axis]} as left-right; pictures will carry the headers' letters. "
+        f"the pair {a} and {b} lies apart along {'ZYX'[axis]}, not along X as the headers say: the stored orientation "
+        f"looks wrong. Training mirrors along {'ZYX'[axis]} as left-right; pictures will carry the headers' letters. "
         "Correct the headers if you can."
     )
     return [("warning", dataset.root, text)]

@@ -68,7 +68,7 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     kept = order[: settings.labelled]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
-        count = max(1, round(validation_fraction * len(kept)))
+        count = min(max(1, round(validation_fraction * len(kept))), len(kept) - 1)
         generator = Draw(seed=seed).generator("validation cases")
         held_out = {kept[i] for i in generator.choice(len(kept), count, replace=False)}
 

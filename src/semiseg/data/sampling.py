@@ -49,11 +49,11 @@ class SamplingSettings:
         for name in ("foreground_fraction", "predicted_fraction"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ConfigError(f"{name} = {value} is no fraction; choose a value from 0 to 1.")
+                raise ConfigError(f"sampling.{name} = {value} is no fraction; choose a value from 0 to 1.")
         if not 0 <= self.jitter_fraction < 0.5:
-            raise ConfigError(f"jitter_fraction = {self.jitter_fraction} must lie in [0, 0.5).")
+            raise ConfigError(f"sampling.jitter_fraction = {self.jitter_fraction} must lie in [0, 0.5).")
         if not self.cache_gb >= 0:
-            raise ConfigError(f"cache_gb = {self.cache_gb} must not be negative; 0 keeps nothing in memory.")
+            raise ConfigError(f"sampling.cache_gb = {self.cache_gb} must not be negative; 0 keeps nothing in memory.")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from semiseg.models.unet import batch_statistics_only
 
 CLIP_EPSILON = 1e-6
 """What `torch.nn.utils.clip_grad_norm_` adds to the norm that it divides by."""
+NOT_TAUGHT = -100
+"""In the teacher's hard labels: a voxel whose label the student was not taught."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,12 @@ def scalar_teacher_term(
     """`(h - baseline) CE(T(x_u), y)`: a label that helped is made more likely by minimising this.
 
     log_q: `(B, K, D, H, W)` log-probabilities at the temperature that gave the labels. labels: `(B, D, H, W)`.
-    An unbiased estimate only for labels sampled from q, `reduction="sum"` and a baseline independent of them.
+    An unbiased estimate only for labels sampled from q, `reduction="sum"` and a baseline independent of them. Voxels of
+    the value `NOT_TAUGHT` are left out: what the student did not learn says nothing of their labels.
     """
-    cross_entropy = nn.functional.nll_loss(log_q, labels, reduction=reduction)
+    cross_entropy = nn.functional.nll_loss(log_q, labels, ignore_index=NOT_TAUGHT, reduction="sum")
+    if reduction == "mean":
+        cross_entropy = cross_entropy / (labels != NOT_TAUGHT).sum().clamp_min(1)
     return (h.detach() - baseline) * cross_entropy
 
 

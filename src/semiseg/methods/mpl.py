@@ -20,6 +20,7 @@ from semiseg.errors import ConfigError
 from semiseg.losses import deep_supervised_loss, one_hot, pseudo_label_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.feedback import (
+    NOT_TAUGHT,
     Probe,
     dense_feedback,
     dense_teacher_term,
@@ -55,6 +56,7 @@ class Lesson:
 
     images: the student's batch. q: its pseudo-label with a graph to the teacher (cut-mix included). target: what the
     loss sees, without a graph. weight: confidence, or None. log_q: the teacher's log-probabilities, not cut-mixed.
+    labels: its hard labels `(B, D, H, W)`, `NOT_TAUGHT` where cut-mix or low confidence hid them from the student.
     """
 
     images: Tensor
@@ -62,6 +64,7 @@ class Lesson:
     target: Tensor
     weight: Tensor | None
     log_q: Tensor
+    labels: Tensor
 
 
 class MetaPseudoLabels:
@@ -131,8 +134,8 @@ class MetaPseudoLabels:
             gradient = _add(gradient, extra, self.settings.student_supervised_weight)
             metrics["student_labelled_loss"] = loss
 
-        self._update("teacher", teacher_gradient, rate)
-        self._update("student", gradient, rate)
+        metrics["teacher_gradient_norm"] = self._update("teacher", teacher_gradient, rate)
+        metrics["gradient_norm"] = self._update("student", gradient, rate)
         return metrics
 
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
@@ -149,10 +152,11 @@ class MetaPseudoLabels:
         target = q.detach()
         if self.settings.pseudo_label == "hard":
             target = one_hot(target.argmax(1), target.shape[1])
-        weight = None
+        weight, labels = None, log_q.detach().argmax(1)
         if self.settings.confidence_threshold > 0:
-            weight = (q.detach().amax(1, keepdim=True) >= self.settings.confidence_threshold).float()
-        lesson = Lesson(unlabelled.strong, q, target, weight, log_q)
+            confident = q.detach().amax(1) >= self.settings.confidence_threshold
+            weight, labels = confident[:, None].float(), labels.masked_fill(~confident, NOT_TAUGHT)
+        lesson = Lesson(unlabelled.strong, q, target, weight, log_q, labels)
         return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
@@ -180,6 +184,7 @@ class MetaPseudoLabels:
             q=apply_cutmix(lesson.q, pasted, boxes)[0],
             target=apply_cutmix(lesson.target, pasted, boxes)[0],
             weight=weight,
+            labels=apply_cutmix(lesson.labels, torch.full_like(lesson.labels, NOT_TAUGHT), boxes)[0],
         )
 
     def _study(self, lesson: Lesson) -> tuple[Tensor, Parameters]:
@@ -211,7 +216,7 @@ class MetaPseudoLabels:
         before = labelled_loss_at(self.student, parameters, images, labels, self.ignore)
         after = labelled_loss_at(self.student, probe.parameters, images, labels, self.ignore)
         h = scalar_feedback(before, after)
-        term = scalar_teacher_term(h, self.baseline, lesson.log_q, lesson.log_q.argmax(1))
+        term = scalar_teacher_term(h, self.baseline, lesson.log_q, lesson.labels)
         decay = self.settings.baseline_decay
         self.baseline = decay * self.baseline + (1 - decay) * float(h)
         return term, h
@@ -283,7 +288,8 @@ class MetaPseudoLabels:
     def feedback_map(self, labelled: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
         """For a look at it: the teacher's labels `(B, D, H, W)` of a patch and the feedback on them.
 
-        The feedback is minus dJ/dq at the label given: positive where the label is reinforced. No state changes.
+        With `d = dJ/dq` it is `sum_k q_k d_k - d_y`: positive where the label given helped the student, against what
+        the pseudo-label spreads over all classes, and negative where it hurt. No state changes.
         """
         with batch_statistics_only(self.teacher), batch_statistics_only(self.student), torch.no_grad():
             log_q = functional.log_softmax(self.teacher(images).float() / self.settings.temperature, dim=1)
@@ -296,7 +302,7 @@ class MetaPseudoLabels:
         _, g_plus = labelled_gradient_at(self.student, probe.parameters, labelled.images, labelled.labels, self.ignore)
         feedback = dense_feedback(self.student, parameters, images, target, None, probe, g_plus)
         labels = log_q.argmax(1)
-        return labels, -feedback.gather(1, labels[:, None])[:, 0]
+        return labels, (target * feedback).sum(1) - feedback.gather(1, labels[:, None])[:, 0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         numbers = {"baseline": self.baseline}

@@ -24,6 +24,7 @@ class Scan:
 def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
 
+    Numbers that do not run from 0000 on without a gap belong to the names: they are no channels.
     Raises `DataError` for a missing input, a folder without scans, or two files that claim one channel of one id.
     """
     files: list[Path] = []
@@ -39,7 +40,7 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
             raise DataError(f"{path}: there is no such file or folder.")
     grouped: dict[str, dict[int, Path]] = {}
     for file in files:
-        stem = file.name.removesuffix(".gz").removesuffix(".nii")
+        stem = _stem(file)
         match = _CHANNEL.match(stem)
         scan, channel = (match["id"], int(match["channel"])) if match else (stem, 0)
         taken = grouped.setdefault(scan, {})
@@ -48,4 +49,19 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
                 f"{file}: {taken[channel]} is channel {channel} of {scan} too. Rename or remove one of them."
             )
         taken[channel] = file
-    return [Scan(scan, tuple(channels[c] for c in sorted(channels))) for scan, channels in sorted(grouped.items())]
+    scans: list[Scan] = []
+    for name, channels in grouped.items():
+        if sorted(channels) == list(range(len(channels))):
+            scans.append(Scan(name, tuple(channels[c] for c in sorted(channels))))
+        else:
+            scans += [Scan(_stem(file), (file,)) for file in channels.values()]
+    by_id: dict[str, Scan] = {}
+    for scan in scans:
+        if scan.id in by_id:
+            raise DataError(f"{scan.images[0]}: {by_id[scan.id].images[0]} has the id {scan.id} too. Rename one.")
+        by_id[scan.id] = scan
+    return [by_id[key] for key in sorted(by_id)]
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".gz").removesuffix(".nii")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from semiseg.data.plan import Plan, read_plan, write_plan
-from semiseg.errors import ModelError
+from semiseg.errors import ConfigError, DataError, ModelError
 from semiseg.files import atomic_folder, hash_files, read_json, write_json
 from semiseg.models.unet import UNet3d, build_unet, count_parameters, in_channels_last
 
@@ -56,7 +56,10 @@ def load_model(folder: Path, device: torch.device) -> Model:
     folder = inside if inside.is_dir() else folder
     if not (folder / "card.json").is_file():
         raise ModelError(f"{folder}: no model here (no card.json). Name a model folder or a run that was trained.")
-    card = read_json(folder / "card.json")
+    try:
+        card, plan = read_json(folder / "card.json"), read_plan(folder / "plan.toml")
+    except (DataError, ConfigError) as error:
+        raise ModelError(f"{error} In a model folder: copy it again.") from None
     if not isinstance(card, dict) or card.get("format") != MODEL_FORMAT:
         raise ModelError(
             f"{folder}/card.json: not a card of format {MODEL_FORMAT}. Use the semiseg version it came from."
@@ -64,7 +67,6 @@ def load_model(folder: Path, device: torch.device) -> Model:
     weights = folder / "weights.safetensors"
     if not weights.is_file() or hash_files([weights]) != card.get("weights_sha256"):
         raise ModelError(f"{weights}: missing, or not the file that card.json describes. Copy the folder again.")
-    plan = read_plan(folder / "plan.toml")
     role = card.get("role")
     if role not in ("teacher", "student"):
         raise ModelError(f"{folder}/card.json: role is {role!r}, but teacher or student is expected.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def predict_array(
         raise DataError(f"array of shape {array.shape}: give (Z, Y, X), or (C, Z, Y, X) with one channel per image.")
     if not np.isfinite(channels).all():
         raise DataError("array: some voxels are NaN or infinite. Replace them first.")
-    if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+    if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
     device = next(model.network.parameters()).device
     engine = TorchEngine(model.network, device)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semiseg.errors import ModelError
+from semiseg.errors import DataError, ModelError
 from semiseg.files import atomic_folder, hash_files, read_json, write_json
 
 CHECKPOINT_FORMAT = 1
@@ -53,12 +53,16 @@ def load_latest(folder: Path) -> Checkpoint | None:
     if not steps:
         return None
     newest = steps[-1]
-    card = read_json(newest / "card.json")
     state = newest / "state.safetensors"
     remedy = "Delete this folder to go on from the checkpoint before it."
-    if card.get("format") != CHECKPOINT_FORMAT:
-        raise ModelError(f"{newest}: a checkpoint of format {card.get('format')}, not {CHECKPOINT_FORMAT}. {remedy}")
-    if not state.is_file() or hash_files([state]) != card["state_sha256"]:
+    try:
+        card = read_json(newest / "card.json")
+    except DataError as error:
+        raise ModelError(f"{error} {remedy}") from None
+    form = card.get("format") if isinstance(card, dict) else None
+    if form != CHECKPOINT_FORMAT:
+        raise ModelError(f"{newest}: a checkpoint of format {form}, not {CHECKPOINT_FORMAT}. {remedy}")
+    if not state.is_file() or hash_files([state]) != card.get("state_sha256"):
         raise ModelError(f"{state}: missing or damaged (its hash is not the card's). {remedy}")
     try:
         tensors = load_file(state)
@@ -69,4 +73,4 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))

@@ -23,7 +23,7 @@ from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.errors import TrainingError
-from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.files import append_jsonl, read_jsonl, remove_leftovers, write_jsonl
 from semiseg.methods import Batch, Method, MethodSettings, Phases, UnlabelledBatch
 from semiseg.predict.engine import TorchEngine
 from semiseg.randomness import Draw
@@ -89,6 +89,7 @@ def train_method(
     locations: dict[str, Any] = {}
     epoch_losses: list[float] = []
     start = 0
+    remove_leftovers(checkpoints)
     if checkpoint := load_latest(checkpoints):
         start = checkpoint.step
         locations, epoch_losses = _restore(checkpoint, method, schedule, clock)

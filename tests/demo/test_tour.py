@@ -1,0 +1,49 @@
+"""The demo: the first thing that anybody runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.demo.tour import BASELINE, MPL, DemoSize, demo_settings, run_demo
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import read_jsonl
+from semiseg.settings import read_settings
+
+SIZE = DemoSize(labelled=1, unlabelled=1, test=1, shape_zyx=(24, 32, 32))
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_demo_leaves_both_runs_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    page = run_demo(folder, steps=4, size=SIZE)
+    assert page == folder / "report.html"
+    text = page.read_text(encoding="utf-8")
+    for name in (BASELINE, MPL):
+        assert (folder / name / "report.html").is_file()
+        assert (folder / name / "summary.json").is_file()
+        assert f"{name}/report.html" in text
+        assert read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] == 4
+    methods = {name: read_settings(folder / name / "run.toml").method.name for name in (BASELINE, MPL)}
+    assert methods == {BASELINE: "supervised", MPL: "mpl"}
+    assert "1 scans with labels, 1 without, 1 to test on" in " ".join(capsys.readouterr().out.split())
+
+    weights = folder / MPL / "model" / "weights.safetensors"
+    before = weights.read_bytes()
+    stored = {path: path.stat().st_mtime_ns for path in folder.rglob("*.b2nd")}
+    assert run_demo(folder, steps=4, size=SIZE, quiet=True) == page
+    assert weights.read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.b2nd")} == stored
+    assert capsys.readouterr().out == ""
+    with pytest.raises(DataError, match="unlabelled"):
+        run_demo(folder, steps=4, size=DemoSize(labelled=1, unlabelled=2, test=1, shape_zyx=(24, 32, 32)))
+
+
+def test_steps_take_the_place_of_minutes(tmp_path: Path) -> None:
+    timed = demo_settings(tmp_path, seed=0, steps=None).train
+    assert timed.budget_minutes > 0
+    counted = demo_settings(tmp_path, seed=0, steps=7).train
+    assert (counted.budget_minutes, counted.steps) == (0, 7)
+    with pytest.raises(ConfigError, match=r"train\.steps = 0"):
+        demo_settings(tmp_path, seed=0, steps=0)

@@ -1,0 +1,170 @@
+"""A promise: killed at any moment, the same command goes on to the same weights, bit for bit.
+
+The first and the last process of a killed run are `python -m semiseg`. Those in between are forked from a server that
+has imported semiseg: processes of their own all the same, without the seconds that importing torch takes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semiseg.cli import main
+from semiseg.files import hash_files, read_jsonl
+from semiseg.io.store import read_case_meta
+
+Command = Callable[..., Any]
+Running = subprocess.Popen[str] | BaseProcess
+PATIENCE_SECONDS = 120.0
+"""Longer than any step of these tests takes on a busy machine."""
+STEPS, KILLS = 60, 10
+LONG = [f"train.steps={STEPS}", "train.checkpoint_every=5", "train.log_every=1"]
+VARIANTS = {
+    # Everything that has a memory: averages, both networks, feedback, the plateau, teacher's predictions.
+    "mpl-dense-plateau-refresh": (
+        KILLS,
+        [
+            *["method.name=mpl", "method.feedback=dense", "method.feedback_every=2", "method.student_start=fresh"],
+            *["train.schedule=plateau", "train.epoch_steps=4", "train.plateau_patience=1", "train.refresh_steps=7"],
+            "train.refresh_cases=1",
+        ],
+    ),
+    # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
+    "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
+}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """`semiseg ARGUMENTS` as a process and group of its own."""
+    command = [sys.executable, "-m", "semiseg", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def fork(*arguments: object) -> BaseProcess:
+    """The same from the server of forks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["semiseg.workflows"])
+    process = context.Process(target=main, args=([str(argument) for argument in arguments],))
+    process.start()
+    return process
+
+
+def has_ended(process: Running) -> bool:
+    return (process.exitcode if isinstance(process, BaseProcess) else process.poll()) is not None
+
+
+def kill(process: Running) -> None:
+    if isinstance(process, BaseProcess):
+        process.kill()
+        process.join()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_until(done: Callable[[], bool], process: Running) -> None:
+    """Poll until `done` or the process has ended."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done() and not has_ended(process):
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.002)
+
+
+def steps_logged(run: Path) -> int:
+    rows = read_jsonl(run / "metrics.jsonl")
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def writes_a_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".tmp-*"))
+
+
+def without_seconds(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_killed_run_ends_with_the_same_bits(
+    name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    kills, settings = VARIANTS[name]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = [flag for setting in [*LONG, *settings] for flag in ("--set", setting)]
+    assert semiseg_command("prepare", whole, "--data", phantoms, *tiny, *flags, "--quiet").code == 0
+    shutil.copytree(whole, killed)
+    assert semiseg_command("train", whole, "--quiet").code == 0
+
+    generator = np.random.default_rng(0)
+    targets = np.sort(generator.integers(1, STEPS - 2, kills))
+    in_the_middle = 0
+    for number, target in enumerate(targets):
+        process = (fork if number else start)("train", killed, "--quiet")
+        wait_until(lambda at=target: steps_logged(killed) >= at, process)
+        if number % 2:  # every second one while a checkpoint is being written, the others anywhere
+            wait_until(lambda: writes_a_checkpoint(killed), process)
+        else:
+            time.sleep(generator.uniform(0, 0.05))
+        assert not has_ended(process), "the run ended before it was killed: give it more steps"
+        kill(process)
+        in_the_middle += writes_a_checkpoint(killed)
+        assert not (killed / "model").exists()
+        with (killed / "metrics.jsonl").open("a") as log:
+            log.write('{"step": 9')  # as if the last line had been cut in half
+    process = start("train", killed, "--quiet")
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, errors) == (0, "")
+
+    for path in ("model/weights.safetensors", *(f"checkpoints/step-{n:06d}/state.safetensors" for n in (55, STEPS))):
+        assert hash_files([killed / path]) == hash_files([whole / path]), path
+    assert without_seconds(killed) == without_seconds(whole)
+    for feedback in whole.glob("feedback/*.npz"):
+        assert hash_files([killed / "feedback" / feedback.name]) == hash_files([feedback])
+    assert not list(killed.rglob(".tmp-*")), "what a killed writer left is cleared away"
+    assert in_the_middle or kills < KILLS, "no kill met a checkpoint half-written: the test has lost its point"
+
+
+def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["prepare", run, "--data", phantoms, *tiny, "--quiet"]
+    process = start(*arguments)
+    wait_until(lambda: any(run.glob("store/*")), process)
+    kill(process)
+    stored = [folder for folder in run.glob("store/*") if not folder.name.startswith(".")]
+    before = {folder: read_case_meta(folder) for folder in stored}
+    assert len(before) < 4, "all was done before the kill"
+    half = run / "store" / ".tmp-1-phantom_001"
+    half.mkdir(exist_ok=True)  # for sure a case that was being written
+    (half / "image.b2nd").write_bytes(b"half")
+
+    process = start(*arguments)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, errors) == (0, "")
+    assert sorted(f.name for f in run.glob("store/*")) == [f"phantom_00{n}" for n in range(4)]
+    assert {folder: read_case_meta(folder) for folder in before} == before
+
+
+def test_an_interrupt_is_answered_with_130_and_a_sentence(
+    semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    more = ["--set", "train.steps=100000"]
+    assert semiseg_command("prepare", run, "--data", phantoms, *tiny, *more, "--quiet").code == 0
+    process = start("train", run)
+    wait_until(lambda: steps_logged(run) > 3, process)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to all processes of the group
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert errors == "semiseg: stopped. The same command goes on from the last checkpoint.\n"
+    assert sorted(f.name for f in (run / "checkpoints").iterdir())[-1].startswith("step-")

@@ -1,0 +1,136 @@
+"""Every recipe that is shipped takes real steps, at reduced sizes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semiseg.config import load_settings
+from semiseg.evaluate import read_summary
+from semiseg.files import read_json, read_jsonl, write_json
+from semiseg.io.layouts import read_dataset
+
+Command = Callable[..., Any]
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+REAL = {
+    "hippocampus": "Dataset004_Hippocampus",
+    "head_neck": "Dataset101_HeadNeckCT",
+    "left_atrium": "Dataset102_LeftAtriumHalf",
+}
+STEPS = ["train.budget_minutes=0", "train.steps=4", "train.log_every=1", "train.refresh_cases=1"]
+"""Enough for warm-up and training phase of every recipe."""
+
+
+def smaller(tiny: list[str], *settings: str) -> list[str]:
+    return [*tiny, *(flag for setting in (*STEPS, *settings) for flag in ("--set", setting)), "--quiet"]
+
+
+def both_phases_were_taken(run: Path) -> None:
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert {"warmup", "train"} <= {row["phase"] for row in rows}
+    trained = [row for row in rows if row["phase"] == "train"]
+    assert all(np.isfinite(row["pseudo_loss"]) for row in trained)
+    assert any("feedback" in row for row in trained)
+
+
+def test_there_are_recipes_for_the_benchmarks_and_the_paper() -> None:
+    assert {path.stem for path in RECIPES} == {*REAL, "flare22"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_and_says_nothing_that_is_the_default(path: Path) -> None:
+    settings = load_settings(path)
+    assert settings.data.root == ""
+    assert settings.method.name == "mpl"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """A folder like the FLARE22 release, made of phantoms, which carry its label numbers."""
+    root = tmp_path_factory.mktemp("flare22")
+    training = root / "Training" / "FLARE22_LabeledCase50"
+    names = {
+        "imagesTr/phantom_000_0000": training / "images" / "FLARE22_Tr_0001_0000",
+        "imagesTr/phantom_001_0000": training / "images" / "FLARE22_Tr_0002_0000",
+        "labelsTr/phantom_000": training / "labels" / "FLARE22_Tr_0001",
+        "labelsTr/phantom_001": training / "labels" / "FLARE22_Tr_0002",
+        "imagesUn/phantom_002_0000": root / "Training" / "FLARE22_UnlabeledCase1-1000" / "Case_00001_0000",
+        "imagesUn/phantom_003_0000": root / "Training" / "FLARE22_UnlabeledCase1001-2000" / "Case_01001_0000",
+        "imagesTs/phantom_004_0000": root / "Tuning" / "images" / "FLARETs_0001_0000",
+        "labelsTs/phantom_004": root / "Tuning" / "labels" / "FLARETs_0001",
+    }
+    for source, target in names.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(phantoms / f"{source}.nii.gz", target.with_name(f"{target.name}.nii.gz"))
+    return root
+
+
+def test_the_flare22_recipe_goes_the_whole_way(
+    semiseg_command: Command, release: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    recipe = next(path for path in RECIPES if path.stem == "flare22")
+    run = tmp_path / "run"
+    flags = smaller(tiny, "plan.device=cpu", "plan.max_features=8")
+    answer = semiseg_command("run", run, "--recipe", recipe, "--data", release, *flags)
+    assert answer.code == 0, answer
+    both_phases_were_taken(run)
+    roles = {row["id"]: row["role"] for row in read_jsonl(run / "cases.jsonl")}
+    assert roles == {
+        "FLARE22_Tr_0001": "labelled",
+        "FLARE22_Tr_0002": "labelled",
+        "Case_00001": "unlabelled",
+        "Case_01001": "unlabelled",
+        "FLARETs_0001": "test",
+    }
+    summary = read_summary(run / "summary.json")
+    assert summary["rules"] == "flare22"
+    assert len(summary["organs"]) == 13
+    assert list(read_json(run / "checkpoints" / "step-000004" / "card.json")["locations"]), "no refresh took place"
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_recipe_goes_the_whole_way_on_phantoms(
+    name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    recipe = next(path for path in RECIPES if path.stem == name)
+    flags = ["--labelled", 2, *smaller(tiny)]
+    answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", phantoms, *flags)
+    assert answer.code == 0, answer
+    both_phases_were_taken(tmp_path / "run")
+
+
+def some_cases(source: Path, target: Path) -> Path:
+    """The first two labelled cases, two more and one test case of a set, and its description."""
+    dataset = read_dataset(source)
+    training = [*dataset.train_order[:4]]
+    chosen = [case for case in dataset.cases if case.id in training]
+    chosen.append(next(case for case in dataset.cases if case.split == "test"))
+    for case in chosen:
+        for file in (*case.images, case.label):
+            assert file is not None
+            link = target / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    shutil.copy(source / "dataset.json", target)
+    write_json(target / "splits.json", {"train_order": training})
+    return target
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_recipe_goes_the_whole_way_on_its_data(
+    name: str, real_data: Path, semiseg_command: Command, tiny: list[str], tmp_path: Path
+) -> None:
+    recipe = next(path for path in RECIPES if path.stem == name)
+    data = some_cases(real_data.resolve() / REAL[name], tmp_path / "data")
+    flags = ["--labelled", 2, *smaller(tiny, "plan.patch=[32, 32, 32]")]
+    answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", data, *flags)
+    assert answer.code == 0, answer
+    both_phases_were_taken(tmp_path / "run")
+    roles = [row["role"] for row in read_jsonl(tmp_path / "run" / "cases.jsonl")]
+    assert sorted(roles) == ["labelled", "labelled", "test", "unlabelled", "unlabelled"]

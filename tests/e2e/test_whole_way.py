@@ -1,0 +1,379 @@
+"""`semiseg run` on a phantom set: what it leaves, that it does nothing twice, and that hidden labels stay hidden."""
+
+from __future__ import annotations
+
+import doctest
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import semiseg
+from semiseg.data.plan import read_plan
+from semiseg.demo.dataset import write_phantom_dataset
+from semiseg.evaluate import EvaluateSettings, read_summary
+from semiseg.files import hash_files, read_json, read_jsonl, write_json
+from semiseg.io.nifti import read_label, read_volume
+from semiseg.io.store import read_case_meta
+from semiseg.settings import RunSettings, read_settings
+
+Command = Callable[..., Any]
+TEST_CASE = "phantom_004"
+METHODS = {
+    "supervised": ["--method", "supervised"],
+    "pseudo-label": ["--method", "pseudo_label"],
+    "mpl-scalar": ["--method", "mpl", "--set", "method.feedback=scalar"],
+    "mpl-dense": ["--method", "mpl", "--set", "method.feedback=dense"],
+}
+SCALARS = {
+    "supervised": set(),
+    "pseudo-label": {"pseudo_loss", "confidence"},
+    "mpl-scalar": {"pseudo_loss", "confidence", "feedback", "feedback_ratio"},
+    "mpl-dense": {"pseudo_loss", "confidence", "feedback", "feedback_ratio"},
+}
+"""What training steps log besides the loss on labels."""
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, semiseg_command: Command, phantoms: Path, tiny: list[str]
+) -> dict[str, Path]:
+    """One finished run of each method; tests leave them as they are."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, flags in METHODS.items():
+        answer = semiseg_command("run", folder / name, "--data", phantoms, *tiny, *flags)
+        assert answer.code == 0, answer
+        assert f"Open {folder / name}/report.html" in answer.out
+    return {name: folder / name for name in METHODS}
+
+
+def weights(run: Path) -> str:
+    return hash_files([run / "model" / "weights.safetensors"])
+
+
+def cases(run: Path) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in read_jsonl(run / "cases.jsonl")}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Path) -> None:
+    run = runs[name]
+    files = {"run.toml", "fingerprint.json", "plan.toml", "cases.jsonl", "store", "checkpoints", "metrics.jsonl"}
+    files |= {"model", "predictions", "summary.json", "summary.csv", "report.html"}
+    files |= {"feedback"} if name == "mpl-dense" else set()
+    assert set(names(run)) == files
+    assert read_settings(run / "run.toml").data.root == str(phantoms.resolve())
+    assert read_plan(run / "plan.toml").patch == (16, 16, 16)
+    assert names(run / "checkpoints") == ["step-000003", "step-000006"]
+    assert names(run / "model") == ["card.json", "plan.toml", "weights.safetensors"]
+    assert names(run / "predictions") == [f"{TEST_CASE}.nii.gz", "predictions.jsonl"]
+    assert names(run / "store") == ["phantom_000", "phantom_001", "phantom_002", "phantom_003"]
+    assert read_json(run / "model" / "card.json")["labelled_cases"] == ["phantom_000", "phantom_001"]
+    assert "<html" in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_cases_and_metrics_have_their_schemas(runs: dict[str, Path], name: str) -> None:
+    found = cases(runs[name])
+    assert {case: row["role"] for case, row in found.items()} == {
+        "phantom_000": "labelled",
+        "phantom_001": "labelled",
+        "phantom_002": "unlabelled",
+        "phantom_003": "unlabelled",
+        TEST_CASE: "test",
+    }
+    for case, row in found.items():
+        assert set(row) == {"id", "images", "label", "split", "role", "hash"}
+        assert (row["label"] is None) == (row["role"] == "unlabelled")
+        assert all(Path(image).is_absolute() for image in row["images"])
+        stored = None if row["role"] == "test" else read_case_meta(runs[name] / "store" / case).hash
+        assert row["hash"] == stored
+
+    rows = read_jsonl(runs[name] / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    phases = ["train"] * 6 if name == "supervised" else ["warmup"] * 3 + ["train"] * 2 + ["finetune"]
+    assert [row["phase"] for row in rows] == phases
+    for row in rows:
+        assert {"seconds", "learning_rate"} < set(row)
+        assert {"labelled_loss", "student_labelled_loss"} & set(row)
+        assert SCALARS[name] <= set(row) or row["phase"] != "train"
+    assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(rows))
+
+
+def test_feedback_maps_have_their_schema(runs: dict[str, Path]) -> None:
+    folder = runs["mpl-dense"] / "feedback"
+    assert names(folder) == ["phantom_002.npz", "phantom_003.npz"]
+    with np.load(folder / "phantom_002.npz", allow_pickle=False) as found:
+        assert {name: (found[name].dtype.name, found[name].shape) for name in found} == {
+            "image": ("float32", (16, 16, 16)),
+            "pseudo_label": ("uint8", (16, 16, 16)),
+            "feedback": ("float32", (16, 16, 16)),
+            "spacing_mm": ("float64", (3,)),
+        }
+        assert np.isfinite(found["feedback"]).all()
+        assert found["feedback"].any()
+
+
+def test_predictions_lie_on_the_scan_and_are_scored(runs: dict[str, Path], phantoms: Path) -> None:
+    run = runs["mpl-dense"]
+    scan: Any = nib.load(phantoms / "imagesTs" / f"{TEST_CASE}_0000.nii.gz")
+    found: Any = nib.load(run / "predictions" / f"{TEST_CASE}.nii.gz")
+    assert found.shape == scan.shape
+    np.testing.assert_array_equal(found.affine, scan.affine)
+    summary = read_summary(run / "summary.json")
+    assert [case["id"] for case in summary["cases"]] == [TEST_CASE]
+    assert len(summary["organs"]) == 13
+    rows = read_jsonl(run / "predictions" / "predictions.jsonl")
+    assert [row["id"] for row in rows] == [TEST_CASE]
+    assert {"output", "engine", "precision", "key", "seconds"} < set(rows[0])
+
+
+def test_the_model_predicts_a_file(
+    runs: dict[str, Path], semiseg_command: Command, phantoms: Path, tmp_path: Path
+) -> None:
+    """The model folder is all that it takes, and a scan in memory gets the same labels as its file."""
+    model = shutil.copytree(runs["mpl-dense"] / "model", tmp_path / "model")
+    scan = phantoms / "imagesTs" / f"{TEST_CASE}_0000.nii.gz"
+    answer = semiseg_command("predict", model, scan, "--output", tmp_path / "out", "--device", "cpu")
+    assert answer.code == 0
+    written, _ = read_label(tmp_path / "out" / f"{TEST_CASE}.nii.gz")
+    volume = read_volume([scan])
+    loaded = semiseg.load_model(model, semiseg_device())
+    array = semiseg.predict_array(volume.array[0], volume.spacing_mm, loaded)
+    np.testing.assert_array_equal(array, written)
+    again = semiseg_command("predict", model, scan, "--output", tmp_path / "out", "--device", "cpu")
+    assert "1 scans in" in again.out
+    assert "(1 of them from before)" in again.out
+
+
+def semiseg_device() -> Any:
+    import torch
+
+    return torch.device("cpu")
+
+
+def test_a_second_call_does_nothing_again(
+    runs: dict[str, Path], semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = runs["mpl-scalar"]
+    kept = [*run.glob("store/*/*"), *run.glob("predictions/*"), *run.glob("checkpoints/*/*"), run / "plan.toml"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    text, model = (run / "metrics.jsonl").read_text(), weights(run)
+    same = [*METHODS["mpl-scalar"], *tiny]
+    for flags in (["--data", phantoms, *same], []):  # the same flags, or none: the run knows its own
+        assert semiseg_command("run", run, *flags).code == 0
+        assert {path: path.stat().st_mtime_ns for path in kept} == before
+        assert (run / "metrics.jsonl").read_text() == text
+        assert weights(run) == model
+
+
+def test_stages_one_by_one_are_the_whole_way(
+    runs: dict[str, Path], semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert (
+        "Next: semiseg train" in semiseg_command("prepare", run, "--data", phantoms, *tiny, *METHODS["mpl-dense"]).out
+    )
+    assert "Next: semiseg predict" in semiseg_command("train", run).out
+    assert weights(run) == weights(runs["mpl-dense"])
+    out = ["--output", run / "predictions"]
+    assert semiseg_command("predict", run, phantoms / "imagesTs", *out, "--device", "cpu", "--quiet").code == 0
+    assert semiseg_command("evaluate", run).code == 0
+    assert semiseg_command("report", run).out.strip() == f"{run}/report.html"
+
+
+def test_compare_names_runs_and_budgets(runs: dict[str, Path], semiseg_command: Command) -> None:
+    pair = [runs["supervised"], runs["mpl-dense"]]
+    answer = semiseg_command("compare", *pair, "--names", "Baseline", "Baseline + MPL")
+    assert answer.code == 0, answer
+    assert "Baseline + MPL" in answer.out
+    assert "2 labelled cases, 6 steps, seed 0" in " ".join(answer.out.split())
+    assert semiseg_command("compare", *pair, "--names", "only one").code == 2
+    assert semiseg_command("compare", pair[0]).code == 2
+
+
+# Hidden labels.
+
+
+@pytest.fixture(scope="module")
+def all_labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom set with labels of all four training scans, of which splits.json puts two first."""
+    folder = tmp_path_factory.mktemp("hidden") / "data"
+    return write_phantom_dataset(
+        folder, seed=0, labelled=2, unlabelled=2, test=1, shape_zyx=(24, 32, 32), hidden_labels=True
+    )
+
+
+def test_a_label_budget_hides_labels(
+    runs: dict[str, Path], semiseg_command: Command, all_labelled: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Without, with garbage in the place of, and with the true hidden labels: all the same, bit for bit.
+
+    And the same weights as the set that never had those labels.
+    """
+    flags = ["--labelled", 2, *tiny, *METHODS["mpl-dense"], "--quiet"]
+    garbage = shutil.copytree(all_labelled, tmp_path / "garbage")
+    deleted = shutil.copytree(all_labelled, tmp_path / "deleted")
+    for case in ("phantom_002", "phantom_003"):
+        (deleted / "labelsTr" / f"{case}.nii.gz").unlink()
+        file = garbage / "labelsTr" / f"{case}.nii.gz"
+        image: Any = nib.load(file)
+        values = np.random.default_rng(0).integers(0, 14, image.shape).astype(np.uint8)
+        nib.save(type(image)(values, image.affine), file)
+    made = {}
+    for name, data in {"true": all_labelled, "garbage": garbage, "deleted": deleted}.items():
+        run = tmp_path / f"run-{name}"
+        assert semiseg_command("prepare", run, "--data", data, *flags).code == 0
+        assert semiseg_command("train", run, "--quiet").code == 0
+        for case in ("phantom_002", "phantom_003"):
+            row = cases(run)[case]
+            assert (row["role"], row["label"]) == ("unlabelled", None)
+            assert names(run / "store" / case) == ["case.json", "image.b2nd"]
+        made[name] = [
+            (run / "fingerprint.json").read_text(),
+            (run / "plan.toml").read_text(),
+            weights(run),
+            {case: row["hash"] for case, row in cases(run).items()},
+        ]
+    assert made["garbage"] == made["true"]
+    assert made["deleted"] == made["true"]
+    assert made["true"][2] == weights(runs["mpl-dense"])
+
+
+def test_hidden_labels_may_vanish_while_a_run_is_under_way(
+    semiseg_command: Command, all_labelled: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    data, run = shutil.copytree(all_labelled, tmp_path / "data"), tmp_path / "run"
+    flags = ["--data", data, "--labelled", 3, *tiny, "--quiet"]
+    assert semiseg_command("prepare", run, *flags).code == 0
+    assert [row["role"] for row in cases(run).values()].count("labelled") == 3
+    (data / "labelsTr" / "phantom_003.nii.gz").unlink()
+    assert semiseg_command("run", run, *flags).code == 0
+    assert (run / "summary.json").is_file()
+
+
+# The ignore label.
+
+
+def test_ignored_voxels_teach_nothing(
+    semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Partly annotated scans go the whole way, and what is under the ignore label does not matter."""
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    description = read_json(data / "dataset.json")
+    description["labels"]["ignore"] = 14
+    write_json(data / "dataset.json", description)
+    for file in sorted((data / "labelsTr").iterdir()):
+        image: Any = nib.load(file)
+        values = np.asarray(image.dataobj).copy()
+        values[..., : values.shape[2] // 3] = 14
+        nib.save(type(image)(values, image.affine), file)
+    run = tmp_path / "run"
+    answer = semiseg_command("run", run, "--data", data, *tiny, *METHODS["mpl-dense"])
+    assert answer.code == 0, answer
+    assert read_plan(run / "plan.toml").labels.ignore == 14
+    found, _ = read_label(run / "predictions" / f"{TEST_CASE}.nii.gz")
+    assert found.max() <= 13
+    assert "ignore" not in read_summary(run / "summary.json")["organs"].values()
+    assert all(np.isfinite(v) for row in read_jsonl(run / "metrics.jsonl") for k, v in row.items() if k != "phase")
+
+
+# Where it must stop.
+
+
+def test_a_loss_that_is_not_finite_stops_training(
+    semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    absurd = ["--set", "method.learning_rate=1e20", "--set", "train.steps=200", "--set", "train.checkpoint_every=1"]
+    flags = ["--data", phantoms, "--method", "supervised", *tiny, *absurd, "--quiet"]
+    answer = semiseg_command("run", run, *flags)
+    assert answer.code == 2, answer
+    assert "is not finite. Lower method.learning_rate" in answer.err
+    assert str(run / "checkpoints") in answer.err
+    assert not (run / "model").exists()
+    from safetensors.numpy import load_file
+
+    kept = names(run / "checkpoints")
+    for folder in kept:
+        state = load_file(run / "checkpoints" / folder / "state.safetensors")
+        assert all(np.isfinite(v).all() for v in state.values() if v.dtype.kind == "f")
+    assert "is not finite" in semiseg_command("run", run, *flags).err
+    assert names(run / "checkpoints") == kept
+
+
+# Python.
+
+
+def test_the_five_functions_are_the_commands(
+    runs: dict[str, Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = read_settings(runs["mpl-dense"] / "run.toml")
+    assert isinstance(settings, semiseg.RunSettings)
+    plan = semiseg.prepare(run, settings, quiet=True)
+    assert plan == read_plan(runs["mpl-dense"] / "plan.toml")
+    model = semiseg.train(run, quiet=True)
+    assert weights(run) == weights(runs["mpl-dense"])
+    outcomes = semiseg.predict(
+        model, [phantoms / "imagesTs"], run / "predictions", settings=settings.predict, quiet=True
+    )
+    assert [(o.id, o.error, o.reused) for o in outcomes] == [(TEST_CASE, None, False)]
+    assert [o.reused for o in semiseg.predict_test_cases(run, quiet=True)] == [True]
+    scored = semiseg.evaluate(
+        run / "predictions",
+        phantoms / "labelsTs",
+        run / "plan.toml",
+        settings=EvaluateSettings(bootstrap_samples=100),
+        quiet=True,
+    )
+    assert scored["mean"] == semiseg.evaluate_run(run, quiet=True)["mean"]
+    assert scored["mean"] == read_summary(runs["mpl-dense"] / "summary.json")["mean"]
+    assert semiseg.report(run) == run / "report.html"
+    assert semiseg.compare([run, runs["mpl-dense"]], quiet=True).case_count == 1
+    assert semiseg.check(phantoms, quiet=True).ok
+    assert capsys.readouterr().out == ""
+
+
+def test_settings_in_python_need_not_be_absolute(
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: dict[str, Path]
+) -> None:
+    from dataclasses import replace
+
+    monkeypatch.chdir(phantoms.parent)
+    before = read_settings(runs["supervised"] / "run.toml")
+    settings: RunSettings = replace(before, data=replace(before.data, root=phantoms.name))
+    semiseg.prepare(tmp_path / "run", settings, quiet=True)
+    monkeypatch.chdir(tmp_path)
+    semiseg.prepare(tmp_path / "run", before, quiet=True)
+
+
+def test_a_function_stays_a_function_beside_its_sub_package() -> None:
+    """Importing the sub-package `semiseg.train` must not put it in the place of the function `semiseg.train`."""
+    code = """
+import semiseg
+from semiseg.evaluate.metrics import score_case
+from semiseg.report import write_report
+assert all(callable(getattr(semiseg, name)) for name in semiseg.__all__)
+from semiseg import evaluate, predict, report, train
+assert train.__module__ == predict.__module__ == evaluate.__module__ == report.__module__ == "semiseg.workflows"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_docstring_of_the_package_is_true() -> None:
+    assert doctest.testmod(semiseg).failed == 0
+    assert doctest.testmod(semiseg).attempted > 0
+    for name in semiseg.__all__:
+        assert callable(getattr(semiseg, name))

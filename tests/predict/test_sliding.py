@@ -1,0 +1,107 @@
+"""The sliding window with engines whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engines import Constant, Identity, Sides
+
+from semiseg.io.dataset import LabelScheme
+from semiseg.predict.sliding import sliding_window
+
+PATCH = (4, 6, 8)
+
+
+def image(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 17), (4, 6, 8), (2, 11, 5), (1, 1, 1)])
+@pytest.mark.parametrize("step", [0.5, 1.0])
+def test_constant_logits_stay_constant(shape: tuple[int, int, int], step: float) -> None:
+    logits = sliding_window(image(1, *shape), Constant(), patch=PATCH, step=step)
+    assert logits.shape == (3, *shape)
+    assert logits.dtype == np.float32
+    # A weighted mean of equal numbers: rounding of float32 sums of up to 27 tiles.
+    assert np.allclose(logits, np.array([1, 2, 3])[:, None, None, None], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 17), (2, 11, 5)])
+@pytest.mark.parametrize("tile_batch", [1, 4])
+def test_the_identity_gives_the_image_back(shape: tuple[int, int, int], tile_batch: int) -> None:
+    x = image(2, *shape)
+    logits = sliding_window(x, Identity(), patch=PATCH, tile_batch=tile_batch)
+    assert np.allclose(logits, x, atol=1e-5)  # rounding of float32 sums of up to 27 tiles
+
+
+def test_tiles_computed_together_give_the_same() -> None:
+    x = image(1, 9, 11, 17)
+    one, four = Sides(2), Sides(2)
+    assert np.array_equal(
+        sliding_window(x, one, patch=PATCH), sliding_window(x, four, patch=PATCH, tile_batch=4)
+    )  # fmt: skip
+    assert set(one.batches) == {1}
+    assert four.batches[0] == 4
+    assert sum(four.batches) == sum(one.batches)
+
+
+def test_a_small_scan_is_padded_with_the_smallest_value_of_each_channel() -> None:
+    x = image(2, 2, 11, 5)
+    seen: list[np.ndarray] = []
+
+    class Watching(Identity):
+        def logits(self, tiles: np.ndarray) -> np.ndarray:
+            seen.append(tiles.copy())
+            return super().logits(tiles)
+
+    sliding_window(x, Watching(), patch=PATCH)
+    for channel in range(2):
+        low = x[channel].min()
+        for tile in seen:
+            outside = np.ones(PATCH, bool)
+            outside[1:3, :, 1:6] = False  # evenly on both sides, the odd voxel at the end
+            assert (tile[0, channel][outside] == low).all()
+
+
+def test_progress_counts_the_tiles() -> None:
+    calls: list[tuple[int, int]] = []
+    engine = Constant()
+    sliding_window(
+        image(1, 9, 6, 8), engine, patch=PATCH, tile_batch=3, progress=lambda done, total: calls.append((done, total))
+    )
+    total = sum(engine.batches)
+    assert calls[-1] == (total, total)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirrored_prediction_of_an_equivariant_engine_changes_nothing(axis: int) -> None:
+    """Exchanging the pair back undoes the mirroring exactly, along whatever axis left and right lie."""
+    scheme = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),), mirror_axis=axis)
+    x = image(1, 9, 11, 17)
+    plain = sliding_window(x, Sides(axis), patch=PATCH)
+    mirrored_engine = Sides(axis)
+    mirrored = sliding_window(x, mirrored_engine, patch=PATCH, mirror_axes=(0, 1, 2), labels=scheme)
+    # The mean of eight equal numbers: float32 rounding.
+    assert np.allclose(mirrored, plain, atol=1e-5)
+    tiles = Sides(axis)
+    sliding_window(x, tiles, patch=PATCH)
+    assert sum(mirrored_engine.batches) == 8 * sum(tiles.batches)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_the_pair_must_be_exchanged_along_its_own_axis(wrong: int) -> None:
+    scheme = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),), mirror_axis=wrong)
+    x = image(1, 4, 6, 8)
+    plain = sliding_window(x, Sides(2), patch=PATCH)
+    for labels in (scheme, None):
+        found = sliding_window(x, Sides(2), patch=PATCH, mirror_axes=(0, 1, 2), labels=labels)
+        assert np.abs(found - plain).max() > 0.1
+
+
+def test_only_the_named_axes_are_mirrored() -> None:
+    x = image(1, 4, 6, 8)
+    engine = Sides(2)
+    found = sliding_window(x, engine, patch=PATCH, mirror_axes=(0, 1))
+    assert len(engine.batches) == 4
+    assert np.allclose(found, sliding_window(x, Sides(2), patch=PATCH), atol=1e-6)  # a mean of four equal numbers

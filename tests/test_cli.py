@@ -1,0 +1,248 @@
+"""The command line: help at once, exit codes, and errors as one message without a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.settings import read_settings
+
+Command = Callable[..., Any]
+COMMANDS = ("check", "prepare", "train", "predict", "evaluate", "compare", "report", "run", "demo")
+pytestmark = pytest.mark.usefixtures("one_core")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, one_core: None, semiseg_command: Command, phantoms: Path, tiny: list[str]
+) -> Path:
+    """A supervised run that was trained and nothing else; tests leave it as it is."""
+    run = tmp_path_factory.mktemp("cli") / "trained"
+    assert semiseg_command("prepare", run, "--data", phantoms, "--method", "supervised", *tiny, "--quiet").code == 0
+    assert semiseg_command("train", run, "--quiet").code == 0
+    return run
+
+
+def refused(answer: Any, *parts: str, kind: str = "error") -> None:
+    """The answer is one message on stderr that has all the parts, with exit code 2."""
+    assert answer.code == 2, answer
+    assert answer.err.startswith(f"semiseg: {kind}: ")
+    assert "Traceback" not in answer.err
+    for part in parts:
+        assert part in answer.err
+
+
+def test_help_needs_no_torch() -> None:
+    code = """
+import sys
+from semiseg.cli import main
+try:
+    main(["--help"])
+except SystemExit as ended:
+    heavy = {"torch", "scipy", "matplotlib", "nibabel", "pydantic"} & set(sys.modules)
+    sys.exit(f"imported {heavy}" if heavy else ended.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(semiseg_command: Command, name: str) -> None:
+    answer = semiseg_command(name, "--help")
+    assert answer.code == 0
+    assert f"usage: semiseg {name}" in answer.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("unknown",), ("train",), ("train", "a", "--wat"), ("run", "a", "--labelled", "x")]
+)
+def test_a_command_line_that_cannot_be_is_2(semiseg_command: Command, arguments: tuple[str, ...]) -> None:
+    answer = semiseg_command(*arguments)
+    assert answer.code == 2
+    assert "Traceback" not in answer.err
+
+
+def test_the_process_speaks_the_same(tmp_path: Path) -> None:
+    """The one test of errors in a real process: `python -m semiseg` and its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "semiseg", "check", str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == f"semiseg: error: {tmp_path}/none: there is no such folder.\n"
+
+
+def test_check_answers_0_or_1(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
+    assert semiseg_command("check", phantoms).code == 0
+    broken = shutil.copytree(phantoms, tmp_path / "broken")
+    (broken / "imagesTr" / "phantom_000_0000.nii.gz").write_bytes(b"not a scan")
+    answer = semiseg_command("check", broken)
+    assert answer.code == 1
+    assert "phantom_000" in answer.out
+
+
+def test_settings_that_cannot_be(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    answer = semiseg_command("run", run, "--data", phantoms, "--set", "train.stepz=1")
+    refused(answer, "unknown key train.stepz", kind="settings")
+    refused(semiseg_command("run", run), "data.root", "--data", kind="settings")
+    refused(semiseg_command("run", run, "--recipe", tmp_path / "no.toml"), "no.toml: there is no such file")
+    refused(semiseg_command("run", run, "--data", phantoms, "--labelled", 9), "data.labelled = 9", kind="settings")
+
+
+def test_a_slip_does_not_spoil_the_run_folder(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    """A wrong folder or a patch that cannot be, and the right call afterwards."""
+    run = tmp_path / "run"
+    refused(semiseg_command("prepare", run, "--data", tmp_path / "none", *tiny), "there is no such folder")
+    answer = semiseg_command("prepare", run, "--data", phantoms, *tiny, "--set", "plan.patch=[7, 7, 7]")
+    refused(answer, "plan.patch", kind="settings")
+    assert semiseg_command("prepare", run, "--data", phantoms, *tiny, "--quiet").code == 0
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare", "report", "predict"])
+def test_a_run_that_is_not_there(semiseg_command: Command, phantoms: Path, tmp_path: Path, command: str) -> None:
+    missing = tmp_path / "no-run"
+    more = {"predict": [phantoms / "imagesTs", "--output", tmp_path / "out"], "compare": [missing]}
+    refused(semiseg_command(command, missing, *more.get(command, [])), str(missing))
+    assert not missing.exists()
+
+
+def test_another_setting_for_an_existing_run(
+    semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    before = (trained / "run.toml").read_bytes()
+    answer = semiseg_command("prepare", trained, "--set", "train.seed=1")
+    refused(answer, "run.toml", "[train]", "another run folder", kind="settings")
+    refused(semiseg_command("prepare", trained, "--set", "train.threads=2"), "[train]", kind="settings")
+    refused(semiseg_command("prepare", trained, "--method", "mpl"), "[method]", kind="settings")
+    refused(semiseg_command("prepare", trained, "--data", tmp_path), "[data]", kind="settings")
+    assert (trained / "run.toml").read_bytes() == before
+    # How it predicts and is scored can be changed, and nothing else need be repeated for it.
+    run = shutil.copytree(trained, tmp_path / "copy")
+    assert semiseg_command("prepare", run, "--set", "evaluate.tolerance_mm=2", "--quiet").code == 0
+    assert read_settings(run / "run.toml").evaluate.tolerance_mm == 2
+    assert read_settings(run / "run.toml").train == read_settings(trained / "run.toml").train
+
+
+def test_a_data_folder_of_any_name(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:
+    odd = shutil.copytree(phantoms, tmp_path / 'my "scans" \\ é')
+    run = tmp_path / "run"
+    assert semiseg_command("prepare", run, "--data", odd, *tiny, "--quiet").code == 0
+    assert read_settings(run / "run.toml").data.root == str(odd.resolve())
+
+
+def test_a_relative_data_folder_is_kept_whole(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run goes on from another working folder, whichever way the data were named."""
+    monkeypatch.chdir(phantoms.parent)
+    flags = ["--set", f"data.root={phantoms.name}", *tiny, "--quiet"]
+    assert semiseg_command("prepare", tmp_path / "run", *flags).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert semiseg_command("prepare", "run", "--quiet").code == 0
+    assert read_settings(tmp_path / "run" / "run.toml").data.root == str(phantoms.resolve())
+
+
+def test_no_labels_and_no_unlabelled_scans(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    bare = shutil.copytree(phantoms, tmp_path / "bare")
+    shutil.rmtree(bare / "imagesUn")
+    run = tmp_path / "run"
+    refused(semiseg_command("run", run, "--data", bare, *tiny, "--quiet"), "no unlabelled case", "supervised")
+    shutil.rmtree(bare / "labelsTr")
+    other = tmp_path / "other"
+    refused(semiseg_command("run", other, "--data", bare, *tiny, "--quiet"), "no training case has a label")
+
+
+def test_prediction_goes_on_past_a_bad_scan(
+    semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    scans = shutil.copytree(phantoms / "imagesTs", tmp_path / "scans")
+    (scans / "bad_0000.nii.gz").write_bytes(b"\x1f\x8b not gzip")
+    (scans / "awful_0000.nii").write_bytes(bytes(400))
+    out = tmp_path / "out"
+    answer = semiseg_command("predict", trained, scans, "--output", out, "--device", "cpu")
+    assert answer.code == 1
+    assert answer.err.count("failed: ") == 2
+    assert "bad_0000.nii.gz" in answer.err
+    assert "1 scans in" in answer.out
+    assert sorted(p.name for p in out.glob("*.nii.gz")) == ["phantom_004.nii.gz"]
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert {row["id"]: "error" in row for row in rows} == {"awful": True, "bad": True, "phantom_004": False}
+
+
+def test_prediction_without_scans(semiseg_command: Command, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = ["--output", tmp_path / "out"]
+    refused(semiseg_command("predict", trained, tmp_path / "none", *out), "none: there is no such file or folder")
+    refused(semiseg_command("predict", trained, tmp_path / "empty", *out), "no .nii or .nii.gz file")
+
+
+def test_a_device_that_is_not_there(semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    answer = semiseg_command("predict", trained, phantoms / "imagesTs", "--output", tmp_path, "--device", "cuda:99")
+    refused(answer, "cuda:99", kind="settings")
+
+
+def test_a_damaged_model(semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path) -> None:
+    def predict(model: Path) -> Any:
+        return semiseg_command("predict", model, phantoms / "imagesTs", "--output", tmp_path / "out", "--device", "cpu")
+
+    refused(predict(tmp_path), "no model here")
+    for damaged in ("weights.safetensors", "card.json", "plan.toml"):
+        model = shutil.copytree(trained / "model", tmp_path / f"without {damaged}")
+        (model / damaged).unlink()
+        refused(predict(model), str(model))
+        (model / damaged).write_bytes(b"\x00\x01 rubbish \xff")
+        refused(predict(model), damaged)
+    assert not list(tmp_path.glob("out/*.nii.gz"))
+
+
+def test_evaluate_names_the_missing_prediction(
+    semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    refused(semiseg_command("evaluate", trained), "phantom_004")
+    (tmp_path / "predictions").mkdir()
+    folders = ["--predictions", tmp_path / "predictions", "--references", phantoms / "labelsTs"]
+    refused(semiseg_command("evaluate", *folders), "phantom_004")
+    refused(semiseg_command("evaluate", "--references", tmp_path), "--predictions", kind="settings")
+    refused(semiseg_command("evaluate", trained, "--tolerance-mm", 3), "run.toml", kind="settings")
+
+
+def test_evaluate_scores_two_folders(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folders = ["--predictions", phantoms / "labelsTs", "--references", phantoms / "labelsTs", "--output", out]
+    assert semiseg_command("evaluate", *folders, "--labels", phantoms / "dataset.json").code == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["rules"] == "standard"
+    assert summary["mean"]["dice"]["mean"] == 1.0
+    assert set(summary["tolerance_mm"].values()) == {1.0}
+    assert semiseg_command("evaluate", *folders, "--rules", "flare22").code == 0
+    assert json.loads((out / "summary.json").read_text())["rules"] == "flare22"
+
+
+def test_compare_needs_two_evaluated_runs(semiseg_command: Command, trained: Path) -> None:
+    refused(semiseg_command("compare", trained, trained), "summary.json")
+
+
+def test_an_empty_scan_is_named(semiseg_command: Command, trained: Path, tmp_path: Path) -> None:
+    """NaN voxels: an error of that scan, not a map of anything."""
+    voxels = np.full((8, 8, 8), np.nan, dtype=np.float32)
+    image_type: Any = nib.Nifti1Image
+    nib.save(image_type(voxels, np.eye(4)), tmp_path / "nan_0000.nii.gz")
+    answer = semiseg_command("predict", trained, tmp_path, "--output", tmp_path / "out", "--device", "cpu")
+    assert answer.code == 1
+    assert "nan_0000.nii.gz" in answer.err
+    assert not (tmp_path / "out" / "nan.nii.gz").exists()

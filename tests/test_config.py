@@ -1,0 +1,118 @@
+"""Recipes and `--set` flags become settings, or an error that names file and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.config import load_settings
+from semiseg.errors import ConfigError, DataError
+from semiseg.settings import RunSettings
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert load_settings(None) == RunSettings()
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "name", "value"),
+    [
+        ("train.steps=100", "train", "steps", 100),
+        ("method.learning_rate=3e-4", "method", "learning_rate", 3e-4),
+        ("method.learning_rate=1", "method", "learning_rate", 1.0),
+        ("predict.mirror=true", "predict", "mirror", True),
+        ("method.name=supervised", "method", "name", "supervised"),
+        ('method.name="supervised"', "method", "name", "supervised"),
+        (" train.seed = 7", "train", "seed", 7),
+        ("plan.patch=[16, 32, 48]", "plan", "patch", (16, 32, 48)),
+        ("augment.mirror_axes=[]", "augment", "mirror_axes", ()),
+        ('data.mirror_pairs=[["a", "b"]]', "data", "mirror_pairs", (("a", "b"),)),
+        ("evaluate.organ_tolerance_mm.liver=2", "evaluate", "organ_tolerance_mm", {"liver": 2.0}),
+        ("data.root=/scans/a=b", "data", "root", "/scans/a=b"),
+    ],
+)
+def test_set_takes_toml_values_and_bare_words(override: str, section: str, name: str, value: object) -> None:
+    found = getattr(getattr(load_settings(None, [override]), section), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_set_comes_after_the_recipe_and_the_last_one_wins(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "[train]\nsteps = 5\nseed = 3\n")
+    settings = load_settings(recipe, ["train.steps=6", "train.steps=7"])
+    assert (settings.train.steps, settings.train.seed) == (7, 3)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "steps=3", "=3", "train.=3", ".steps=3", "train..steps=3"])
+def test_set_of_another_form_shows_the_form(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_settings(None, [override])
+
+
+def test_set_below_a_value_is_refused(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "[train]\nsteps = 5\n")
+    with pytest.raises(ConfigError, match="steps is not a section"):
+        load_settings(recipe, ["train.steps.more=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[trian]\nsteps = 1", "trian"),
+        ("[train]\nstep = 1", "train.step"),
+        ("[train]\nsteps = 'many'", "train.steps"),
+        ("[train]\nsteps = '5'", "train.steps"),
+        ("[train]\nsteps = true", "train.steps"),
+        ("[train]\nsteps = 2.5", "train.steps"),
+        ("[train]\nsteps = 0", "train.steps"),
+        ("train = 5", "train"),
+        ("[train.steps]\nx = 1", "train.steps"),
+        ("[plan]\npatch = [16, 16]", "plan.patch"),
+        ("[plan]\npatch = [16, 16, 0]", "plan.patch"),
+        ("[plan]\npatch = 16", "plan.patch"),
+        ("[method]\nname = 'magic'", "method.name"),
+        ("[method]\nlearning_rate = nan", "method.learning_rate"),
+        ("[method]\nlearning_rate = inf", "method.learning_rate"),
+        ("[plan]\nspacing_mm = [1.0, inf, 1.0]", "plan.spacing_mm"),
+        ("[data]\nlabelled = 0", "data.labelled"),
+        ("[data]\nlayout = 'dicom'", "data.layout"),
+        ("[sampling]\nforeground_fraction = 2.0", "sampling.foreground_fraction"),
+        ("[augment]\nzoom = [2.0, 1.0]", "augment.zoom"),
+        ("[predict]\ntile_step = 0.0", "predict.tile_step"),
+        ("[evaluate]\nrules = 'mine'", "evaluate.rules"),
+        ("[evaluate.organ_tolerance_mm]\nliver = 'far'", "evaluate.organ_tolerance_mm.liver"),
+    ],
+)
+def test_a_recipe_that_cannot_be_names_file_and_key(tmp_path: Path, text: str, key: str) -> None:
+    recipe = write(tmp_path, text)
+    with pytest.raises(ConfigError) as refused:
+        load_settings(recipe)
+    assert str(recipe) in str(refused.value)
+    assert key in str(refused.value)
+
+
+def test_an_unknown_key_is_told_what_is_known() -> None:
+    with pytest.raises(ConfigError, match=r"--set: unknown key train\.step\. Known here: steps, .*seed"):
+        load_settings(None, ["train.step=4"])
+
+
+def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.toml: there is no such file"):
+        load_settings(tmp_path / "none.toml")
+    with pytest.raises(DataError, match=r"recipe\.toml: not valid TOML"):
+        load_settings(write(tmp_path, "[train\nsteps = 1"))
+
+
+def test_a_relative_root_starts_from_the_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    recipe = write(folder, '[data]\nroot = "../scans"\n')
+    assert load_settings(recipe).data.root == str((tmp_path / "scans").resolve())
+    assert load_settings(recipe, ["data.root=/elsewhere"]).data.root == "/elsewhere"
