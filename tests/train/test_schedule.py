@@ -1,0 +1,87 @@
+"""The learning rate against its formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from semiseg.errors import ConfigError
+from semiseg.methods import Phases
+from semiseg.train.schedule import Schedule
+from semiseg.train.settings import TrainSettings
+
+PHASES = Phases(warmup_stop=4, train_stop=16, total=20)
+
+
+def schedule(phases: Phases = PHASES, **changes: Any) -> Schedule:
+    return Schedule(TrainSettings(**changes), phases, finetune_rate=0.1)
+
+
+def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None:
+    found = [schedule().factor(step) for step in range(20)]
+    expected = [(1 - step / 16) ** 0.9 for step in range(16)] + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)]
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found[0] == 1.0
+    assert found[16] == 0.1
+
+
+def test_poly_without_fine_tuning_and_without_training() -> None:
+    assert schedule(Phases(0, 5, 5)).factor(4) == pytest.approx(0.2**0.9)
+    assert schedule(Phases(0, 0, 5)).factor(0) == pytest.approx(0.1)
+
+
+def test_poly_hears_of_losses_and_keeps_its_way() -> None:
+    s = schedule()
+    assert not any(s.end_epoch(5.0) for _ in range(100))
+    assert s.factor(0) == 1.0
+
+
+def test_the_plateau_waits_for_the_smoothed_loss() -> None:
+    """Against the rule written out: patience 2, decay 0.5, factor 0.2."""
+    s = schedule(schedule="plateau", plateau_patience=2, plateau_smoothing=0.5, plateau_factor=0.2)
+    # Smoothed: 4, 3, 3 (wait 1), 3.5 (wait 2: reduced), 3.25 (wait 1), 2.125 (better), 4.06 (1), 5.03 (2: reduced).
+    losses = [4.0, 2.0, 3.0, 4.0, 3.0, 1.0, 6.0, 6.0]
+    assert [s.end_epoch(loss) for loss in losses] == [False, False, False, True, False, False, False, True]
+    assert s.factor(15) == pytest.approx(0.04)
+    assert s.state["best"] == 2.125
+    assert s.factor(16) == pytest.approx(0.1)  # fine-tuning begins with its own rate
+
+
+def test_the_papers_plateau() -> None:
+    """30 epochs, a fifth, and a loss that jumps up once and stays there."""
+    s = schedule(schedule="plateau")
+    assert not s.end_epoch(1.0)
+    reduced = [s.end_epoch(2.0) for _ in range(60)]
+    assert [index for index, value in enumerate(reduced, start=1) if value] == [30, 60]
+    assert s.factor(0) == pytest.approx(0.04)
+
+
+def test_its_memory_goes_and_comes_back() -> None:
+    options: dict[str, Any] = {"schedule": "plateau", "plateau_patience": 3}
+    whole, resumed = schedule(**options), schedule(**options)
+    losses = [3.0, 2.0, 2.5, 2.6, 2.7, 2.0, 2.0, 2.0, 2.9]
+    told = [whole.end_epoch(loss) for loss in losses]
+    first = schedule(**options)
+    assert [first.end_epoch(loss) for loss in losses[:4]] == told[:4]
+    resumed.state.update(first.state)
+    assert [resumed.end_epoch(loss) for loss in losses[4:]] == told[4:]
+    assert resumed.state == whole.state
+    assert any(told)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0},
+        {"log_every": 0},
+        {"budget_minutes": -1.0},
+        {"validation_fraction": 1.0},
+        {"plateau_smoothing": -0.1},
+        {"plateau_factor": 1.0},
+    ],
+)
+def test_bad_settings_are_refused_by_name(changes: dict[str, Any]) -> None:
+    name, value = next(iter(changes.items()))
+    with pytest.raises(ConfigError, match=f"train.{name} = {value}"):
+        TrainSettings(**changes)
