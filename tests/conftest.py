@@ -91,6 +91,7 @@ def one_core() -> Iterator[None]:
     benchmark = torch.backends.cudnn.benchmark
     if cores:
         os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
     yield
     if cores:
         os.sched_setaffinity(0, cores)

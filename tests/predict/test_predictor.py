@@ -218,6 +218,7 @@ def test_an_array_is_predicted_as_its_file(model: Model, tmp_path: Path) -> None
     volume = read_volume([scan])
     label = predict_array(volume.array, volume.spacing_mm, model, settings=SETTINGS)
     assert label.shape == volume.grid.shape_zyx
+    assert len(np.unique(label)) == 3
     stored = read_volume([outcome.output]).array[0]
     assert np.array_equal(label, stored)
     assert np.array_equal(predict_array(volume.array[0], volume.spacing_mm, model, settings=SETTINGS), label)

@@ -58,7 +58,7 @@ def test_the_papers_plateau() -> None:
 
 
 def test_its_memory_goes_and_comes_back() -> None:
-    options: dict[str, Any] = {"schedule": "plateau", "plateau_patience": 3}
+    options: dict[str, Any] = {"schedule": "plateau", "plateau_patience": 3, "plateau_smoothing": 0.3}
     whole, resumed = schedule(**options), schedule(**options)
     losses = [3.0, 2.0, 2.5, 2.6, 2.7, 2.0, 2.0, 2.0, 2.9]
     told = [whole.end_epoch(loss) for loss in losses]

@@ -1,0 +1,155 @@
+"""Who is labelled, unlabelled, held out and tested on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from semiseg.data.roles import (
+    DataSettings,
+    RunCase,
+    assign_roles,
+    of_role,
+    read_run_cases,
+    with_hashes,
+    write_run_cases,
+)
+from semiseg.errors import ConfigError, DataError
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.layouts import read_dataset
+
+
+def dataset(labelled: int = 10, unlabelled: int = 3, tests: int = 2, order: tuple[str, ...] = ()) -> Dataset:
+    def case(name: str, *, labelled: bool, test: bool = False) -> Case:
+        label = Path(f"labels/{name}.nii.gz") if labelled else None
+        images = (Path(f"images/{name}_0000.nii.gz"),)
+        return Case(id=name, images=images, label=label, split="test" if test else "train")
+
+    cases = [case(f"l{i}", labelled=True) for i in range(labelled)]
+    cases += [case(f"u{i}", labelled=False) for i in range(unlabelled)]
+    cases += [case(f"t{i}", labelled=True, test=True) for i in range(tests)]
+    labels = LabelScheme(names={0: "background", 1: "liver"})
+    return Dataset(
+        root=Path("data"),
+        name="X",
+        layout="nnunet",
+        channels=("CT",),
+        labels=labels,
+        cases=tuple(cases),
+        train_order=order,
+    )
+
+
+def roles(
+    of: Dataset, settings: DataSettings | None = None, *, fraction: float = 0.0, seed: int = 0
+) -> dict[str, str]:
+    cases = assign_roles(of, settings or DataSettings(), validation_fraction=fraction, seed=seed)
+    assert [case.id for case in cases] == [case.id for case in of.cases]
+    return {case.id: case.role for case in cases}
+
+
+def ids(found: dict[str, str], role: str) -> list[str]:
+    return [case for case, mine in found.items() if mine == role]
+
+
+def test_without_a_budget_every_label_is_used() -> None:
+    assert Counter(roles(dataset()).values()) == {"labelled": 10, "unlabelled": 3, "test": 2}
+
+
+def test_a_budget_spends_labels_in_the_order_of_the_splits() -> None:
+    order = ("l7", "u0", "l2", "gone", "l4")
+    found = roles(dataset(order=order), DataSettings(labelled=2))
+    assert ids(found, "labelled") == ["l2", "l7"]
+    assert len(ids(found, "unlabelled")) == 11
+    # Cases that the order does not name come after those that it does.
+    assert ids(roles(dataset(order=order), DataSettings(labelled=5)), "labelled") == ["l0", "l1", "l2", "l4", "l7"]
+
+
+def test_a_budget_hides_labels() -> None:
+    cases = assign_roles(dataset(), DataSettings(labelled=2), validation_fraction=0, seed=0)
+    assert all(case.label is None for case in of_role(cases, "unlabelled"))
+    assert all(case.label for case in of_role(cases, "labelled", "test"))
+    assert len(of_role(cases, "labelled", "test")) == 4
+    assert all(Path(case.images[0]).is_absolute() for case in cases)
+
+
+def test_a_label_seed_draws_other_cases_and_the_same_again() -> None:
+    drawn = [tuple(ids(roles(dataset(), DataSettings(labelled=3, label_seed=s)), "labelled")) for s in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+    # A larger budget adds to a smaller one.
+    more = ids(roles(dataset(), DataSettings(labelled=6, label_seed=0)), "labelled")
+    assert set(drawn[0]) < set(more)
+    # The order in which the folder lists the cases does not matter.
+    turned = replace(dataset(), cases=dataset().cases[::-1])
+    assert set(ids(roles(turned, DataSettings(labelled=3, label_seed=0)), "labelled")) == set(drawn[0])
+
+
+def test_validation_cases_are_held_out_of_the_labelled() -> None:
+    found = roles(dataset(), fraction=0.2)
+    assert Counter(found.values()) == {"labelled": 8, "validation": 2, "unlabelled": 3, "test": 2}
+    assert roles(dataset(), fraction=0.2) == found
+    assert len({tuple(ids(roles(dataset(), fraction=0.2, seed=s), "validation")) for s in range(4)}) > 1
+    budget = roles(dataset(), DataSettings(labelled=9), fraction=0.01)
+    assert Counter(budget.values())["validation"] == 1
+    assert set(ids(budget, "validation")) <= {f"l{i}" for i in range(9)}
+
+
+def test_few_labels_are_not_given_away() -> None:
+    assert not ids(roles(dataset(labelled=7), fraction=0.2), "validation")
+    assert not ids(roles(dataset(), DataSettings(labelled=4), fraction=0.2), "validation")
+    assert len(ids(roles(dataset(labelled=8), fraction=0.2), "validation")) == 2
+
+
+def test_validation_never_takes_the_last_label() -> None:
+    found = roles(dataset(labelled=8), fraction=0.99)
+    assert len(ids(found, "labelled")) == 1
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(ConfigError, match=r"data\.labelled = 11, but only 10"):
+        roles(dataset(), DataSettings(labelled=11))
+    with pytest.raises(DataError, match="no training case has a label"):
+        roles(dataset(labelled=0))
+    with pytest.raises(ConfigError, match=r"data\.labelled = 0"):
+        DataSettings(labelled=0)
+
+
+def test_cases_come_back_from_the_file(tmp_path: Path) -> None:
+    cases = assign_roles(dataset(), DataSettings(labelled=2), validation_fraction=0, seed=0)
+    cases = with_hashes(cases, {"l0": "abc", "u0": None})
+    write_run_cases(tmp_path / "cases.jsonl", cases)
+    read = read_run_cases(tmp_path / "cases.jsonl")
+    assert read == cases
+    assert (read[0].hash, read[1].hash) == ("abc", None)
+    assert read[0].case().images == tuple(map(Path, cases[0].images))
+    assert read[0].case().label == Path(str(cases[0].label))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", r"cases\.jsonl: missing or empty"),
+        ('{"id": "a"}\n', r"cases\.jsonl, line 1: not a case"),
+        ('{"id": "a", "images": ["a"], "label": null, "split": "train", "role": "king"}\n', "line 1: role 'king'"),
+        ('{"id": "a", "images": ["a"], "label": null, "split": "train", "role": "test", "x": 1}\n', "line 1: not a"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "cases.jsonl").write_text(line)
+    with pytest.raises(DataError, match=message):
+        read_run_cases(tmp_path / "cases.jsonl")
+
+
+def test_a_run_case_has_no_hash_before_preparation() -> None:
+    assert RunCase(id="a", images=("a",), label=None, split="train", role="test").hash is None
+
+
+def test_the_real_splits_set_the_order(real_data: Path) -> None:
+    data = read_dataset(real_data / "Dataset004_Hippocampus")
+    found = roles(data, DataSettings(labelled=4))
+    assert set(ids(found, "labelled")) == set(data.train_order[:4])
+    assert Counter(found.values()) == {"labelled": 4, "unlabelled": 156, "test": 40}
