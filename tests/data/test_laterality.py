@@ -44,7 +44,9 @@ def test_distances_are_in_millimetres_along_each_axis() -> None:
 
 
 @pytest.mark.parametrize(("shift", "axis"), [((3, 0, 10), 0), ((0, 6, 10), 1), ((1, 3, 10), 2)])
-def test_the_axis_of_the_largest_distance_in_millimetres(tmp_path: Path, shift: tuple[int, int, int], axis: int) -> None:
+def test_the_axis_of_the_largest_distance_in_millimetres(
+    tmp_path: Path, shift: tuple[int, int, int], axis: int
+) -> None:
     """Voxels would decide otherwise: 10 along X are fewer millimetres than 3 along Z."""
     assert measured_mirror_axis(PAIR, [save(tmp_path / "a.nii.gz", two_blobs(shift))]) == axis
 
@@ -78,7 +80,7 @@ def phantom_set(root: Path, *, turned: bool) -> Path:
         ):
             stored = array.transpose(0, 2, 1) if turned else array
             save(root / folder / f"{name}.nii.gz", np.ascontiguousarray(stored), spacing)
-    labels = {name: value for value, name in FLARE22_LABELS.items()}
+    labels = {name: value for value, name in FLARE22_LABELS.names.items()}
     (root / "dataset.json").write_text(json.dumps({"name": "P", "channel_names": {"0": "CT"}, "labels": labels}))
     return root
 

@@ -43,9 +43,7 @@ def dataset(labelled: int = 10, unlabelled: int = 3, tests: int = 2, order: tupl
     )
 
 
-def roles(
-    of: Dataset, settings: DataSettings | None = None, *, fraction: float = 0.0, seed: int = 0
-) -> dict[str, str]:
+def roles(of: Dataset, settings: DataSettings | None = None, *, fraction: float = 0.0, seed: int = 0) -> dict[str, str]:
     cases = assign_roles(of, settings or DataSettings(), validation_fraction=fraction, seed=seed)
     assert [case.id for case in cases] == [case.id for case in of.cases]
     return {case.id: case.role for case in cases}

@@ -56,7 +56,9 @@ def predict(
     return predict_scans(find_scans([inputs]), model, engine, output, settings)
 
 
-@pytest.mark.parametrize("affine", [OBLIQUE, PERMUTED, np.diag([1.0, 1.5, 2.0, 1.0])], ids=["oblique", "permuted", "ras"])
+@pytest.mark.parametrize(
+    "affine", [OBLIQUE, PERMUTED, np.diag([1.0, 1.5, 2.0, 1.0])], ids=["oblique", "permuted", "ras"]
+)
 @pytest.mark.parametrize("codes", [(1, 2), (0, 1), (4, 0)])
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
 def test_the_geometry_is_kept_exactly(
@@ -112,7 +114,12 @@ def test_a_bad_scan_is_named_and_stops_nothing(model: Model, tmp_path: Path) -> 
     save(folder / "f.nii.gz")
     outcomes = {outcome.id: outcome for outcome in predict(model, folder, tmp_path / "out")}
     assert [key for key, outcome in outcomes.items() if outcome.error is None] == ["a", "f"]
-    for key, text in (("b", "b.nii.gz"), ("c", "not a readable NIfTI"), ("d", "has 2 channels"), ("e", "64 voxels are")):
+    for key, text in (
+        ("b", "b.nii.gz"),
+        ("c", "not a readable NIfTI"),
+        ("d", "has 2 channels"),
+        ("e", "64 voxels are"),
+    ):
         error = outcomes[key].error
         assert error is not None
         assert text in error
@@ -237,7 +244,9 @@ def test_an_array_is_predicted_as_its_file(model: Model, tmp_path: Path) -> None
         ((4, 4, 4), (1.0, 1.0), r"spacing_mm = .*three positive numbers"),
     ],
 )
-def test_arrays_that_are_refused(model: Model, shape: tuple[int, ...], spacing: tuple[float, ...], message: str) -> None:
+def test_arrays_that_are_refused(
+    model: Model, shape: tuple[int, ...], spacing: tuple[float, ...], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         predict_array(np.zeros(shape, np.float32), spacing, model)  # type: ignore[arg-type]
 

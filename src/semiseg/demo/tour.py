@@ -59,7 +59,7 @@ def run_demo(
 ) -> Path:
     """Generate, check, train twice, predict, score, compare and report; goes on where it was cut off.
 
-    Returns the page `folder/report.html`, which shows both runs and leads to the page of each.
+    Returns the page `folder/report.html`, which shows both runs side by side; each has a page of its own beside it.
     """
     size = size or DemoSize()
     began = time.monotonic()
