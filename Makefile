@@ -23,10 +23,17 @@ check: .venv/installed
 test: check
 	$(BIN)/python -m pytest
 
-# Slow: hours. docs/benchmarks.md says what each shows.
+# Slow: hours, on a quiet machine. docs/benchmarks.md says what each shows. DATA is the folder of real volumes.
+DATA ?= ../shared/data
+EFFICIENCY := $(BIN)/python benchmarks/label_efficiency.py
+HIPPOCAMPUS := --recipe recipes/hippocampus.toml --data $(DATA)/Dataset004_Hippocampus --out runs/hippocampus
+HEAD_NECK := --recipe recipes/head_neck.toml --data $(DATA)/Dataset101_HeadNeckCT --out runs/head_neck
+
 bench: .venv/installed
-	$(BIN)/python benchmarks/gradient_cosine.py
 	$(BIN)/python benchmarks/demo_difficulty.py
+	for action in calibrate run table; do $(EFFICIENCY) $$action $(HIPPOCAMPUS) || exit 1; done
+	for action in calibrate run table; do $(EFFICIENCY) $$action $(HEAD_NECK) || exit 1; done
+	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus/first-pseudo_label
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
