@@ -127,3 +127,10 @@ def test_a_hash_depends_on_contents_order_and_salt_only(tmp_path: Path) -> None:
     assert hash_files([a], salt="spacing 1") != hash_files([a], salt="spacing 2")
     (tmp_path / "joined").write_bytes(b"onetwo")
     assert hash_files([a, b]) != hash_files([tmp_path / "joined"])
+
+
+def test_appending_after_a_killed_writer_drops_its_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"ste')
+    append_jsonl(path, {"step": 2})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 2}]

@@ -118,9 +118,12 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one line. A line cut short by a crash is dropped by `read_jsonl`."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    """Append one line. What a killed writer left behind the last whole line is dropped first."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
