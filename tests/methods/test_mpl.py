@@ -17,10 +17,11 @@ from semiseg.errors import ConfigError, ModelError
 from semiseg.io.dataset import LabelScheme
 from semiseg.losses import supervised_loss
 from semiseg.methods import Batch, MethodSettings, Phases, UnlabelledBatch, build_method
+from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.mpl import BOX_EDGE, MetaPseudoLabels
 from semiseg.methods.optimiser import NamedSgd, global_norm, gradients_of
 from semiseg.methods.supervised import Supervised
-from semiseg.models.unet import UNet3d, build_unet
+from semiseg.models.unet import UNet3d, batch_statistics_only, build_unet
 from semiseg.randomness import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -579,17 +580,28 @@ def test_the_learning_rate_factor_scales_the_step() -> None:
     assert torch.count_nonzero(moves[2]) == 0
 
 
-def test_the_feedback_map_changes_nothing_and_points_the_right_way() -> None:
-    """Positive feedback at a voxel: its label, as the teacher gave it, lowers the student's labelled loss."""
+def test_the_feedback_map_is_the_exact_one_and_changes_nothing() -> None:
+    """`sum_k q_k d_k - d_y`, with `d = dJ/dq` by double backward across the same probe."""
     trained = method(fresh())
     run(trained)
     before = {name: copied(network) for name, network in trained.networks.items()}
-    labelled, _ = batches(0)
-    labels, feedback = trained.feedback_map(labelled, labelled.images[:1])
-    assert labels.shape == feedback.shape == (1, *SHAPE)
+    labelled, unlabelled = batches(0)
+    labels, feedback = trained.feedback_map(labelled, unlabelled.weak)
     assert all(same(copied(network), before[name]) for name, network in trained.networks.items())
     assert all(p.grad is None for p in trained.student.parameters())
-    assert float(feedback.abs().max()) > 0
+
+    with batch_statistics_only(trained.teacher), torch.no_grad():
+        q = (trained.teacher(unlabelled.weak) / PLAIN.temperature).softmax(1)
+    q.requires_grad_()
+    start = dict(trained.student.named_parameters())
+    step = sgd_step(PLAIN.probe_rate)
+    loss = exact_labelled_loss(trained.student, start, unlabelled.weak, q, None, labelled.images, labelled.labels, step)
+    (d,) = torch.autograd.grad(loss, q)
+    assert torch.equal(labels, q.argmax(1))
+    expected = (q.detach() * d).sum(1) - d.gather(1, labels[:, None])[:, 0]
+    # Two ways of the same second derivative, in float32.
+    assert float((feedback - expected).norm() / expected.norm()) < 1e-3
+    assert float(expected.min()) < 0 < float(expected.max())
 
 
 def test_metrics_are_detached_scalars() -> None:
