@@ -17,12 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from semiseg.data.plan import read_plan
-from semiseg.data.roles import read_run_cases
 from semiseg.losses import one_hot, pseudo_label_loss
 from semiseg.methods import Batch, Phases, UnlabelledBatch
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.feedback import (
+    Probe,
     dense_feedback,
     dense_teacher_term,
     labelled_gradient_at,
@@ -39,6 +38,7 @@ from semiseg.settings import read_settings
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.loop import step_inputs
 from semiseg.train.session import Session
+from semiseg.workflows import open_session
 
 Gradients = dict[str, Tensor]
 
@@ -76,17 +76,9 @@ def main() -> None:
 def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
     """The method of a trained run at its last checkpoint, about to train `steps` steps with dense feedback."""
     settings = read_settings(run / "run.toml")
-    method_settings = replace(settings.method, name="mpl", feedback="dense", feedback_every=1, cutmix_fraction=0.0)
-    session = Session(
-        run=run,
-        cases=read_run_cases(run / "cases.jsonl"),
-        plan=read_plan(run / "plan.toml"),
-        sampling=settings.sampling,
-        augment=settings.augment,
-        method=method_settings,
-        train=replace(settings.train, precision="float32"),
-        device=torch.device("cpu"),
-    )
+    method_settings = replace(settings.method, name="mpl", feedback="dense", teacher_every=1, cutmix_fraction=0.0)
+    settings = replace(settings, method=method_settings, train=replace(settings.train, precision="float32"))
+    session = open_session(run, settings, torch.device("cpu"))
     method = session.build(Phases(0, steps, steps))
     checkpoint = load_latest(run / "checkpoints")
     assert checkpoint is not None
@@ -118,7 +110,8 @@ def all_gradients(
         ("dense_central", q.detach(), "central"),
         ("dense_hard", hard, "forward"),
     ):
-        probe, g_plus, _ = measured(method, images, target, labelled, start)
+        probe = probe_of(method, images, target, start)
+        _, g_plus = labelled_gradient_at(student, probe.parameters, labelled.images, labelled.labels, None)
         feedback = dense_feedback(
             student,
             start,
@@ -131,8 +124,11 @@ def all_gradients(
             epsilon=method.settings.central_epsilon,
         )
         found[name] = kept_gradients(dense_teacher_term(feedback, q), weights)
-    probe, _, after = measured(method, images, hard, labelled, start)
-    before = labelled_loss_at(student, start, labelled.images, labelled.labels, None)
+    probe = probe_of(method, images, hard, start)
+    before, after = (
+        labelled_loss_at(student, weights_then, labelled.images, labelled.labels, None)
+        for weights_then in (start, probe.parameters)
+    )
     h = scalar_feedback(before, after)
     found["scalar"] = kept_gradients(scalar_teacher_term(h, 0.0, log_q, hard.argmax(1)), weights)
     found["scalar_with_baseline"] = kept_gradients(scalar_teacher_term(h, baseline, log_q, hard.argmax(1)), weights)
@@ -140,15 +136,13 @@ def all_gradients(
     return found, float(h)
 
 
-def measured(method: MetaPseudoLabels, images: Tensor, target: Tensor, labelled: Batch, start: Parameters):  # type: ignore[no-untyped-def]
-    """The probe on a target, the labelled gradient after it, and the labelled loss after it."""
+def probe_of(method: MetaPseudoLabels, images: Tensor, target: Tensor, start: Parameters) -> Probe:
+    """The student's plain SGD step on a target."""
     with batch_statistics_only(method.student):
         gradient = gradients_of(
             pseudo_label_loss(target, method.student(images)), method.optimisers["student"].parameters
         )
-    probe = sgd_probe(start, gradient, method.settings.probe_rate)
-    after, g_plus = labelled_gradient_at(method.student, probe.parameters, labelled.images, labelled.labels, None)
-    return probe, g_plus, after
+    return sgd_probe(start, gradient, method.settings.probe_rate)
 
 
 def kept_gradients(loss: Tensor, weights: Parameters) -> Gradients:

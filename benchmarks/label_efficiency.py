@@ -49,8 +49,6 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
     from semiseg import workflows
     from semiseg.config import load_settings
-    from semiseg.data.roles import read_run_cases
-    from semiseg.train.session import Session
     from semiseg.train.session import calibrate as session_steps
 
     steps: dict[str, int] = {}
@@ -58,13 +56,9 @@ def calibrate(arguments: argparse.Namespace) -> None:
     for name in arguments.methods:
         settings = load_settings(arguments.recipe, [f'data.root="{arguments.data.resolve()}"', *METHODS[name]])
         base = replace(settings, method=load_settings(arguments.recipe).method)
-        plan = workflows.prepare(run, base, quiet=True)
-        train = replace(settings.train, precision="float32")
-        cases = read_run_cases(run / "cases.jsonl")
-        session = Session(
-            run, cases, plan, settings.sampling, settings.augment, settings.method, train, torch.device("cpu")
-        )
-        steps[name] = session_steps(session)
+        workflows.prepare(run, base, quiet=True)
+        settings = replace(settings, train=replace(settings.train, precision="float32"))
+        steps[name] = session_steps(workflows.open_session(run, settings, torch.device("cpu")))
         print(f"{name}: {steps[name]} steps in {settings.train.budget_minutes:g} minutes", flush=True)
     (arguments.out / "steps.json").write_text(json.dumps(steps, indent=1) + "\n")
 

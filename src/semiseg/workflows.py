@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -105,22 +106,27 @@ def train(run: Path, *, quiet: bool = False) -> Path:
     device = choose_device(settings.train.device)
     precision = choose_precision(settings.train.precision, device)
     settled = replace(settings.train, precision=precision, threads=set_up_torch(settings.train))
-    session = Session(
-        run=run,
-        cases=read_run_cases(run / "cases.jsonl"),
-        plan=read_plan(run / "plan.toml"),
-        sampling=settings.sampling,
-        augment=settings.augment,
-        method=settings.method,
-        train=settled,
-        device=device,
-    )
+    session = open_session(run, replace(settings, train=settled), device)
     if settled.budget_minutes and not settled.calibrated:
         settled = replace(settled, steps=calibrate(session), calibrated=True)
         session = replace(session, train=settled)
     write_settings(run / "run.toml", replace(settings, train=settled))
     train_session(session, quiet=quiet)
     return run / "model"
+
+
+def open_session(run: Path, settings: RunSettings, device: torch.device) -> Session:
+    """A prepared run, to be trained with these settings; their precision must be settled."""
+    return Session(
+        run=run,
+        cases=read_run_cases(run / "cases.jsonl"),
+        plan=read_plan(run / "plan.toml"),
+        sampling=settings.sampling,
+        augment=settings.augment,
+        method=settings.method,
+        train=settings.train,
+        device=device,
+    )
 
 
 def predict(

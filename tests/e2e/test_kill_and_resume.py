@@ -36,7 +36,7 @@ VARIANTS = {
     "mpl-dense-plateau-refresh": (
         KILLS,
         [
-            *["method.name=mpl", "method.feedback=dense", "method.feedback_every=2", "method.student_start=fresh"],
+            *["method.name=mpl", "method.feedback=dense", "method.teacher_every=2", "method.student_start=fresh"],
             *["train.schedule=plateau", "train.epoch_steps=4", "train.plateau_patience=1", "train.refresh_steps=7"],
             "train.refresh_cases=1",
         ],

@@ -230,12 +230,50 @@ def test_a_feedback_below_the_floor_and_a_factor_above_the_cap() -> None:
     assert float(run(method(floored))["feedback_ratio"]) < raw
 
 
-def test_feedback_every_so_many_steps() -> None:
-    trained = method(fresh(feedback_every=3))
-    measured = ["feedback" in run(trained, step, step + 1) for step in range(5)]
-    assert measured == [True, False, False, True, False]
-    assert torch.equal(teacher_after(fresh(feedback_every=3)), teacher_after(fresh()))
-    assert not torch.equal(teacher_after(fresh(feedback_every=3), 2), teacher_after(fresh(), 2))
+def test_the_teacher_moves_with_its_feedback_every_so_many_steps() -> None:
+    trained = method(fresh(teacher_every=3))
+    measured, moved = [], []
+    for step in range(5):
+        before = copied(trained.teacher)
+        measured.append("feedback" in run(trained, step, step + 1))
+        moved.append(not same(copied(trained.teacher), before))
+    assert measured == moved == [True, False, False, True, False]
+    assert torch.equal(teacher_after(fresh(teacher_every=3)), teacher_after(fresh()))
+
+
+def test_a_teacher_that_is_held_labels_and_moves_not_at_all() -> None:
+    settings = fresh(name="pseudo_label", teacher_every=0)
+    trained = method(settings)
+    teacher, student = copied(trained.teacher), copied(trained.student)
+    metrics = run(trained, 0, 3)
+    assert same(copied(trained.teacher), teacher)
+    assert not same(copied(trained.student), student)
+    assert "pseudo_loss" in metrics
+    assert "labelled_loss" not in metrics
+
+
+def test_the_teachers_rate_is_its_own() -> None:
+    """A plain SGD step's length is proportional to its rate; the student's step is the same."""
+    plain = replace(fresh(), momentum=0.0, weight_decay=0.0, gradient_clip=0.0)
+    start = weights_of(method(plain).teacher)
+    whole, tenth = method(plain), method(replace(plain, teacher_rate=0.1))
+    run(whole), run(tenth)
+    step = weights_of(whole.teacher) - start
+    # Differences of float32 weights of about 1.
+    torch.testing.assert_close(weights_of(tenth.teacher) - start, 0.1 * step, rtol=0, atol=1e-6)
+    assert float(step.abs().max()) > 1e-4
+    assert torch.equal(weights_of(whole.student), weights_of(tenth.student))
+
+
+def test_after_a_warm_up_of_its_own_the_teacher_goes_on_from_its_average() -> None:
+    for restart in (0.0, 0.5):
+        settings = replace(PLAIN, name="pseudo_label", ema_decay=0.9, teacher_every=0, restart_rate=restart)
+        trained = method(settings, PHASES)
+        run(trained, 0, PHASES.warmup_stop)
+        teacher, average = copied(trained.teacher), copied(trained.averages["teacher"].network)
+        assert not same(teacher, average)
+        run(trained, PHASES.warmup_stop, PHASES.warmup_stop + 1)
+        assert same(copied(trained.teacher), average if restart else teacher)
 
 
 def test_the_central_difference_is_near_to_the_exact_derivative() -> None:
@@ -620,7 +658,9 @@ def test_metrics_are_detached_scalars() -> None:
         ({"momentum": 1.0}, "method.momentum = 1.0"),
         ({"ema_decay": -0.1}, "method.ema_decay"),
         ({"temperature": 0.0}, "method.temperature = 0.0"),
-        ({"feedback_every": 0}, "method.feedback_every = 0"),
+        ({"teacher_every": 0}, "method.teacher_every = 0 holds the teacher still"),
+        ({"teacher_every": -1}, "method.teacher_every = -1"),
+        ({"restart_rate": -0.5}, "method.restart_rate = -0.5"),
         ({"learning_rate": -1.0}, "method.learning_rate"),
         ({"probe_rate": -1.0}, "method.probe_rate"),
     ],

@@ -69,7 +69,7 @@ def test_steps_with_feedback_and_without_are_averaged(monkeypatch: pytest.Monkey
 
     # Training: 1 second a step. Together 0.5 * 0.5 + 0.4 * 1 + 0.1 * 0.5 = 0.7.
     run = Clock(monkeypatch).steps(seconds)
-    assert calibrated_steps(7, settings(feedback_every=4), run) == 600
+    assert calibrated_steps(7, settings(teacher_every=4), run) == 600
 
 
 def test_there_is_always_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from semiseg.errors import ConfigError
-from semiseg.methods import Phases
+from semiseg.methods import MethodSettings, Phases
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 
 PHASES = Phases(warmup_stop=4, train_stop=16, total=20)
 
 
-def schedule(phases: Phases = PHASES, **changes: Any) -> Schedule:
-    return Schedule(TrainSettings(**changes), phases, finetune_rate=0.1)
+def schedule(phases: Phases = PHASES, restart_rate: float = 0.0, **changes: Any) -> Schedule:
+    return Schedule(TrainSettings(**changes), phases, MethodSettings(finetune_rate=0.1, restart_rate=restart_rate))
 
 
 def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None:
@@ -29,6 +29,13 @@ def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None
 def test_poly_without_fine_tuning_and_without_training() -> None:
     assert schedule(Phases(0, 5, 5)).factor(4) == pytest.approx(0.2**0.9)
     assert schedule(Phases(0, 0, 5)).factor(0) == pytest.approx(0.1)
+
+
+def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
+    found = [schedule(restart_rate=0.5).factor(step) for step in range(20)]
+    warm_up = [(1 - step / 4) ** 0.9 for step in range(4)]
+    training = [0.5 * (1 - step / 12) ** 0.9 for step in range(12)]
+    assert found == pytest.approx(warm_up + training + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)], rel=1e-12)
 
 
 def test_poly_hears_of_losses_and_keeps_its_way() -> None:

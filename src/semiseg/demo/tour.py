@@ -37,7 +37,7 @@ def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:
         plan=PlanSettings(base_features=8, patch=(24, 40, 48), batch=2, max_levels=4),
         sampling=SamplingSettings(foreground_fraction=0.67),
         augment=AugmentSettings(mirror_axes=(), rotation_radians=(0.26, 0.26, 0.26), zoom=(0.85, 1.2)),
-        method=MethodSettings(name="mpl", feedback="dense", feedback_every=4, learning_rate=0.03, momentum=0.95),
+        method=MethodSettings(name="mpl", feedback="dense", teacher_every=4, learning_rate=0.03, momentum=0.95),
         train=train,
         predict=PredictSettings(tile_step=0.5),
         evaluate=EvaluateSettings(tolerance_mm=6.0),

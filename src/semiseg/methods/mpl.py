@@ -118,29 +118,35 @@ class MetaPseudoLabels:
         pseudo_loss, gradient = self._study(lesson)
         metrics = {"pseudo_loss": pseudo_loss, "confidence": lesson.log_q.detach().amax(1).exp().mean()}
 
-        labelled_loss, teacher_gradient = self._supervised_gradient("teacher", self.teacher, labelled)
-        metrics["labelled_loss"] = labelled_loss
-        if self.feedback and draw.step % self.settings.feedback_every == 0:
-            term, measured = self._feedback(lesson, gradient, labelled, rate)
-            teacher_gradient, ratio = self._add_meta_gradient(teacher_gradient, term)
-            metrics |= {"feedback": measured, "feedback_ratio": ratio}
-        if self.settings.consistency_weight:
-            consistency = self._consistency(unlabelled, lesson)
-            teacher_gradient = _add(teacher_gradient, gradients_of(consistency, self.optimisers["teacher"].parameters))
-            metrics["consistency"] = consistency.detach()
+        teacher_gradient: Parameters | None = None
+        if self._teacher_moves(draw.step):
+            metrics["labelled_loss"], teacher_gradient = self._supervised_gradient("teacher", self.teacher, labelled)
+            if self.feedback:
+                term, measured = self._feedback(lesson, gradient, labelled, rate)
+                teacher_gradient, ratio = self._add_meta_gradient(teacher_gradient, term)
+                metrics |= {"feedback": measured, "feedback_ratio": ratio}
+            if self.settings.consistency_weight:
+                metrics["consistency"], extra = self._consistency(unlabelled, lesson)
+                teacher_gradient = _add(teacher_gradient, extra)
         if self.settings.student_supervised_weight:
             with batch_statistics_only(self.student):
                 loss, extra = self._supervised_gradient("student", self.student, labelled)
             gradient = _add(gradient, extra, self.settings.student_supervised_weight)
             metrics["student_labelled_loss"] = loss
 
-        metrics["teacher_gradient_norm"] = self._update("teacher", teacher_gradient, rate)
+        if teacher_gradient is not None:
+            teacher_rate = self.settings.teacher_rate * rate
+            metrics["teacher_gradient_norm"] = self._update("teacher", teacher_gradient, teacher_rate)
         metrics["gradient_norm"] = self._update("student", gradient, rate)
         return metrics
 
+    def _teacher_moves(self, step: int) -> bool:
+        every = self.settings.teacher_every
+        return every > 0 and step % every == 0
+
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
         """The teacher labels the weak view; its pass keeps a graph only if feedback will use it."""
-        wants_graph = self.feedback is not None and draw.step % self.settings.feedback_every == 0
+        wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
         running = self.settings.teacher_mode == "eval"
         self.teacher.train(not running)
         guard = nullcontext() if running else batch_statistics_only(self.teacher)
@@ -247,12 +253,12 @@ class MetaPseudoLabels:
         ratio = scale * meta_norm / supervised_norm.clamp_min(1e-12)
         return {name: value + scale * meta[name] for name, value in supervised.items()}, ratio
 
-    def _consistency(self, unlabelled: UnlabelledBatch, lesson: Lesson) -> Tensor:
+    def _consistency(self, unlabelled: UnlabelledBatch, lesson: Lesson) -> tuple[Tensor, Parameters]:
         with batch_statistics_only(self.teacher), self._autocast(unlabelled.strong):
             logits = self.teacher(unlabelled.strong)
         p = functional.softmax(logits.float(), dim=1)
-        squared = (p - lesson.log_q.detach().exp()).square().sum(1).mean()
-        return self.settings.consistency_weight * squared
+        loss = self.settings.consistency_weight * (p - lesson.log_q.detach().exp()).square().sum(1).mean()
+        return loss.detach(), gradients_of(loss, self.optimisers["teacher"].parameters)
 
     # Pieces that the phases share.
 
@@ -275,7 +281,12 @@ class MetaPseudoLabels:
         return norm
 
     def _start_student(self) -> None:
-        """After the warm-up the student begins from the teacher where the sizes agree, unless told otherwise."""
+        """After the warm-up the student begins from the teacher where the sizes agree, unless told otherwise.
+
+        Where the warm-up decays on its own, the teacher too goes on from its averaged weights.
+        """
+        if self.averages and self.settings.restart_rate:
+            self.teacher.load_state_dict(self.averages["teacher"].network.state_dict())
         if self._same_size and self.settings.student_start != "fresh":
             source = self.averages["teacher"].network if self.averages else self.teacher
             self.student.load_state_dict(source.state_dict())

@@ -34,6 +34,13 @@ class MethodSettings:
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
     """Learning rate of the fine-tuning as a fraction of `learning_rate`; it decays to zero within the phase."""
+    restart_rate: float = 0.0
+    """If above 0, the warm-up decays to zero on its own and training starts anew at this fraction of `learning_rate`,
+    so that the teacher labels with settled weights; 0 is one decay over both."""
+    teacher_rate: float = 1.0
+    """Learning rate of the teacher in the training phase as a fraction of the student's."""
+    teacher_every: int = 1
+    """In the training phase the teacher moves every so many steps, by its labels and by feedback; 0 holds it still."""
     student_start: Literal["auto", "teacher", "fresh"] = "auto"
     """The student's weights after the warm-up; auto copies the teacher where the sizes agree."""
 
@@ -54,8 +61,6 @@ class MethodSettings:
     ema_decay: float = 0.99
     """Decay a step of the averaged copies of teacher and student; the student's copy is evaluated; 0 is off."""
 
-    feedback_every: int = 1
-    """Feedback is measured every so many steps, to save time; in between the teacher learns from labels only."""
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
     feedback_ratio: float = 0.2
@@ -90,11 +95,14 @@ class MethodSettings:
         for field in ("momentum", "ema_decay", "baseline_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number from 0 to below 1.")
-        for field in ("learning_rate", "temperature", "central_epsilon", "feedback_every", "feedback_floor"):
+        for field in ("learning_rate", "temperature", "central_epsilon", "feedback_floor"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
-        if self.probe_rate < 0 or self.gradient_clip < 0:
-            raise ConfigError("method.probe_rate and method.gradient_clip must not be negative.")
+        for field in ("probe_rate", "gradient_clip", "restart_rate", "teacher_rate", "teacher_every"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"method.{field} = {getattr(self, field)}: give 0 or more.")
+        if self.name == "mpl" and not self.teacher_every:
+            raise ConfigError('method.teacher_every = 0 holds the teacher still: with it choose name = "pseudo_label".')
 
     @property
     def uses_unlabelled(self) -> bool:

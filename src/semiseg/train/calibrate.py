@@ -10,7 +10,7 @@ from semiseg.methods import MethodSettings, Phases
 from semiseg.methods.phases import PhaseName
 
 WARM, TIMED = 4, 12
-"""Steps of each phase before the clock starts, and steps that are timed: whole turns of a usual feedback_every."""
+"""Steps of each phase before the clock starts, and steps that are timed: whole turns of a usual teacher_every."""
 
 
 def calibrated_steps(

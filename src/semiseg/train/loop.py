@@ -36,6 +36,9 @@ from semiseg.train.tensorboard import open_tensorboard
 from semiseg.train.validate import validate
 from semiseg.types import AnyArray
 
+JUDGED_LOSSES = ("labelled_loss", "student_labelled_loss", "pseudo_loss")
+"""The training loss that a plateau is judged by: the first of these that the step has."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -83,7 +86,7 @@ def train_method(
     stays) or the device's memory does not suffice.
     """
     phases = Phases.of(method_settings, settings.steps)
-    schedule = Schedule(settings, phases, method_settings.finetune_rate)
+    schedule = Schedule(settings, phases, method_settings)
     checkpoints, log = run / "checkpoints", run / "metrics.jsonl"
     clock = _Clock(began=time.perf_counter())
     locations: dict[str, Any] = {}
@@ -116,7 +119,7 @@ def train_method(
             row: dict[str, Any] = {}
             if done % settings.log_every == 0 or last or done % settings.epoch_steps == 0:
                 row = _mean(pending, step, checkpoints)
-                epoch_losses += [row[k] for k in ("labelled_loss", "student_labelled_loss") if k in row][:1]
+                epoch_losses += [row[key] for key in JUDGED_LOSSES if key in row][:1]
                 pending = []
             if done % settings.epoch_steps == 0 or (last and data.validation):
                 if data.validation and (last or (done // settings.epoch_steps) % settings.validation_every == 0):

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.train.settings import TrainSettings
 
 POLY_POWER = 0.9
@@ -15,12 +16,14 @@ POLY_POWER = 0.9
 class Schedule:
     """Poly decay over warm-up and training together, or reduction on a plateau; fine-tuning decays on its own.
 
+    With `method.restart_rate` the poly decay of the warm-up is one of its own too, and training starts anew.
+
     The plateau's memory is in `state`, which a checkpoint keeps.
     """
 
     settings: TrainSettings
     phases: Phases
-    finetune_rate: float
+    method: MethodSettings
     state: dict[str, float] = field(
         default_factory=lambda: {"factor": 1.0, "smoothed": math.inf, "best": math.inf, "waited": 0.0}
     )
@@ -29,10 +32,15 @@ class Schedule:
         """Fraction of the first learning rate for a step."""
         if step >= self.phases.train_stop:
             length = self.phases.total - self.phases.train_stop
-            return self.finetune_rate * _poly(step - self.phases.train_stop, length)
+            return self.method.finetune_rate * _poly(step - self.phases.train_stop, length)
         if self.settings.schedule == "plateau":
             return self.state["factor"]
-        return _poly(step, self.phases.train_stop)
+        if not self.method.restart_rate:
+            return _poly(step, self.phases.train_stop)
+        if step < self.phases.warmup_stop:
+            return _poly(step, self.phases.warmup_stop)
+        length = self.phases.train_stop - self.phases.warmup_stop
+        return self.method.restart_rate * _poly(step - self.phases.warmup_stop, length)
 
     def end_epoch(self, loss: float) -> bool:
         """Tell the epoch's loss (validation, or training where that is off); true if the rate was reduced."""
