@@ -23,16 +23,15 @@ from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.errors import TrainingError
-from semiseg.files import append_jsonl, read_jsonl, remove_leftovers, write_jsonl
+from semiseg.files import remove_leftovers
 from semiseg.methods import Batch, Method, MethodSettings, Phases, UnlabelledBatch
 from semiseg.predict.engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
-from semiseg.train.progress import TrainingProgress
+from semiseg.train.journal import Journal
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
-from semiseg.train.tensorboard import open_tensorboard
 from semiseg.train.validate import validate
 from semiseg.types import AnyArray
 
@@ -87,7 +86,7 @@ def train_method(
     """
     phases = Phases.of(method_settings, settings.steps)
     schedule = Schedule(settings, phases, method_settings)
-    checkpoints, log = run / "checkpoints", run / "metrics.jsonl"
+    checkpoints = run / "checkpoints"
     clock = _Clock(began=time.perf_counter())
     locations: dict[str, Any] = {}
     epoch_losses: list[float] = []
@@ -96,53 +95,44 @@ def train_method(
     if checkpoint := load_latest(checkpoints):
         start = checkpoint.step
         locations, epoch_losses = _restore(checkpoint, method, schedule, clock)
-        write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= start])
-    else:
-        write_jsonl(log, [])
 
-    board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
-    pending: list[dict[str, Tensor]] = []
-    with TrainingProgress(start, settings.steps, quiet=quiet) as progress:
+    with Journal(run, settings, start=start, quiet=quiet) as journal:
         if start:
-            progress.note(f"Going on from step {start} of {settings.steps}.")
+            journal.note(f"Going on from step {start} of {settings.steps}.")
         for step, labelled, unlabelled in step_inputs(data, method, phases, settings, place, start, locations):
-            draw = Draw(seed=settings.seed, step=step)
             method.learning_rate_factor = schedule.factor(step)
             try:
-                metrics = method.step(labelled, unlabelled, draw)
+                journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=step)))
             except torch.OutOfMemoryError as error:
                 raise TrainingError(_out_of_memory(place.plan, place.device)) from error
-            pending.append(metrics)
 
             done = step + 1
-            last = done == settings.steps
+            last, ends_epoch = done == settings.steps, done % settings.epoch_steps == 0
             row: dict[str, Any] = {}
-            if done % settings.log_every == 0 or last or done % settings.epoch_steps == 0:
-                row = _mean(pending, step, checkpoints)
+            if done % settings.log_every == 0 or last or ends_epoch:
+                row = _finite(journal.means(), step, checkpoints)
                 epoch_losses += [row[key] for key in JUDGED_LOSSES if key in row][:1]
-                pending = []
-            if done % settings.epoch_steps == 0 or (last and data.validation):
-                if data.validation and (last or (done // settings.epoch_steps) % settings.validation_every == 0):
-                    engine = TorchEngine(method.networks[method.evaluated], place.device, place.autocast)
-                    row |= validate(data.validation, engine, place.plan)
+            if data.validation and (last or (ends_epoch and _validates(done, settings))):
+                engine = TorchEngine(method.networks[method.evaluated], place.device, place.autocast)
+                row |= validate(data.validation, engine, place.plan)
+            if ends_epoch:
                 loss = row.get("validation_loss", sum(epoch_losses) / max(1, len(epoch_losses)))
                 epoch_losses = []
                 if schedule.end_epoch(loss):
-                    progress.note(f"Step {done}: no better loss; the learning rate is reduced.")
+                    journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
             if row:
                 rate = method_settings.learning_rate * method.learning_rate_factor
                 head = {"step": done, "phase": phases.name(step), "seconds": round(clock.seconds(), 2)}
-                row = head | {"learning_rate": rate} | row
-                append_jsonl(log, row)
-                progress.show(row)
-                if board:
-                    board.write(row)
+                journal.write(head | {"learning_rate": rate} | row)
             if done % settings.checkpoint_every == 0 or last:
-                _check_finite(_mean(pending, step, checkpoints), step, checkpoints)
-                pending = []
+                _finite(journal.means(), step, checkpoints)
                 snapshot = _snapshot(done, method, schedule, clock, locations, epoch_losses)
                 _check_finite_state(snapshot, checkpoints)
                 save_checkpoint(checkpoints, snapshot)
+
+
+def _validates(done: int, settings: TrainSettings) -> bool:
+    return settings.validation_every > 0 and (done // settings.epoch_steps) % settings.validation_every == 0
 
 
 def step_inputs(
@@ -196,21 +186,12 @@ def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, Unlabe
     return labelled, UnlabelledBatch(layout(weak), layout(strong))
 
 
-def _mean(pending: list[dict[str, Tensor]], step: int, checkpoints: Path) -> dict[str, float]:
-    """The mean of each scalar since the last log line; this is where the device is waited for."""
-    sums: dict[str, list[Tensor]] = {}
-    for metrics in pending:
-        for key, value in metrics.items():
-            sums.setdefault(key, []).append(value.float())
-    row = {key: float(torch.stack(values).mean()) for key, values in sums.items()}
-    _check_finite(row, step, checkpoints)
-    return row
-
-
-def _check_finite(row: dict[str, float], step: int, checkpoints: Path) -> None:
+def _finite(row: dict[str, float], step: int, checkpoints: Path) -> dict[str, float]:
+    """The row itself; raises `TrainingError` that names what is not finite in it."""
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
         raise TrainingError(_not_finite(step + 1, ", ".join(bad), checkpoints))
+    return row
 
 
 def _check_finite_state(snapshot: Checkpoint, checkpoints: Path) -> None:

@@ -1,0 +1,57 @@
+"""Where the numbers of a training run go: metrics.jsonl, the console and, on request, TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.train.progress import TrainingProgress
+from semiseg.train.settings import TrainSettings
+from semiseg.train.tensorboard import open_tensorboard
+
+
+class Journal:
+    """A context that collects the metrics of steps and writes rows.
+
+    start: the step that training goes on from; rows of later steps, from before a kill, are removed.
+    """
+
+    def __init__(self, run: Path, settings: TrainSettings, *, start: int, quiet: bool) -> None:
+        self._log = run / "metrics.jsonl"
+        write_jsonl(self._log, [row for row in read_jsonl(self._log) if row["step"] <= start] if start else [])
+        self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
+        self._progress = TrainingProgress(start, settings.steps, quiet=quiet)
+        self._pending: list[dict[str, Tensor]] = []
+        self.note = self._progress.note
+
+    def __enter__(self) -> Journal:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def collect(self, metrics: dict[str, Tensor]) -> None:
+        self._pending.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each scalar since the last call; this is where the device is waited for."""
+        scalars: dict[str, list[Tensor]] = {}
+        for metrics in self._pending:
+            for key, value in metrics.items():
+                scalars.setdefault(key, []).append(value.float())
+        self._pending = []
+        return {key: float(torch.stack(values).mean()) for key, values in scalars.items()}
+
+    def write(self, row: dict[str, Any]) -> None:
+        append_jsonl(self._log, row)
+        self._progress.show(row)
+        if self._board:
+            self._board.write(row)
