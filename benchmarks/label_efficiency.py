@@ -2,10 +2,11 @@
 
     python benchmarks/label_efficiency.py ACTION --recipe recipes/hippocampus.toml --data FOLDER --out runs/hippocampus
 
-with the actions calibrate, run and table in turn.
+with the actions calibrate, run, develop and table in turn.
 `calibrate` turns the recipe's minutes into steps for each method, once, on a quiet machine with all cores. `run` then
 trains by steps, `--jobs` runs at a time with one thread each, so that a busy machine changes when a result comes but
-not what it is; it goes on where it was cut off. `table` scores and writes `benchmarks/results/NAME.json`.
+not what it is; it goes on where it was cut off. `develop` scores the models on training cases whose labels were hidden,
+for choosing settings: nothing is chosen on test cases. `table` scores and writes `benchmarks/results/NAME.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 METHODS = {
     "supervised": ["method.name=supervised"],
-    "pseudo_label": ["method.name=pseudo_label"],
+    "pseudo_label": ["method.name=pseudo_label", "method.teacher_every=0"],
     "mpl_scalar": ["method.name=mpl", "method.feedback=scalar"],
     "mpl_dense": ["method.name=mpl", "method.feedback=dense"],
 }
@@ -30,7 +31,7 @@ SUBSETS: dict[str, list[str]] = {"first": [], "seed1": ["data.label_seed=1"], "s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["calibrate", "run", "table"])
+    parser.add_argument("action", choices=["calibrate", "run", "develop", "table"])
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", default=list(SUBSETS), choices=list(SUBSETS))
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    {"calibrate": calibrate, "run": run, "table": table}[arguments.action](arguments)
+    {"calibrate": calibrate, "run": run, "develop": develop, "table": table}[arguments.action](arguments)
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
@@ -82,6 +83,28 @@ def run(arguments: argparse.Namespace) -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, jobs))
+
+
+def develop(arguments: argparse.Namespace) -> None:
+    """Print the mean Dice on every third training case whose label the run was not shown."""
+    from semiseg import workflows
+    from semiseg.data.plan import read_plan
+    from semiseg.data.roles import of_role, read_run_cases
+    from semiseg.evaluate import evaluate_folder
+    from semiseg.io.layouts import read_dataset
+    from semiseg.settings import read_settings
+
+    labels = {case.id: case.label for case in read_dataset(arguments.data).cases}
+    for run in sorted(arguments.out.glob("*-*/model")):
+        folder, output = run.parent, run.parent / "development"
+        settings = read_settings(folder / "run.toml")
+        cases = [case for case in of_role(read_run_cases(folder / "cases.jsonl"), "unlabelled") if labels[case.id]][::3]
+        workflows.predict(run, [Path(case.images[0]) for case in cases], output, quiet=True)
+        references = [(case.id, Path(str(labels[case.id])), Path(case.images[0])) for case in cases]
+        plan = read_plan(folder / "plan.toml")
+        summary = evaluate_folder(output, references, plan.labels, settings=settings.evaluate)
+        means = "  ".join(f"{organ} {scores['dice']['mean']:.4f}" for organ, scores in summary["per_organ"].items())
+        print(f"{folder.name:24} {len(cases)} cases  mean {summary['mean']['dice']['mean']:.4f}  {means}", flush=True)
 
 
 def table(arguments: argparse.Namespace) -> None:
