@@ -121,8 +121,11 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append one line. What a killed writer left behind the last whole line is dropped first."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write(line.encode())
 
 

@@ -673,13 +673,18 @@ def test_bad_settings_are_refused_by_name(changes: dict[str, Any], message: str)
 # Phases and the building of methods.
 
 
+def test_a_warm_up_that_leaves_the_student_no_step_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method.warmup_fraction = 0.9 takes all of the 3 steps"):
+        Phases.of(MethodSettings(warmup_fraction=0.9), 3)
+    assert Phases.of(MethodSettings(name="supervised", warmup_fraction=1.0, finetune_fraction=0.0), 3).total == 3
+
+
 def test_phases_of_a_run() -> None:
     settings = MethodSettings(warmup_fraction=0.3, finetune_fraction=0.2)
     phases = Phases.of(settings, 10)
     assert phases == Phases(3, 8, 10)
     assert [phases.name(step) for step in range(10)] == ["warmup"] * 3 + ["train"] * 5 + ["finetune"] * 2
     assert Phases.of(MethodSettings(name="supervised"), 10) == Phases(0, 10, 10)
-    assert Phases.of(MethodSettings(warmup_fraction=1.0, finetune_fraction=0.0), 7) == Phases(7, 7, 7)
 
 
 @pytest.mark.parametrize("name", ["supervised", "pseudo_label", "mpl"])

@@ -36,7 +36,7 @@ def test_a_model_comes_back_bit_for_bit(plan: Plan, tmp_path: Path) -> None:
     assert model.card["steps"] == 7
     assert model.card["parameters"] == count_parameters(network)
     assert model.card["classes"] == {"0": "background", "1": "left_x", "2": "right_x"}
-    assert model.hash == hash_files([tmp_path / "m" / "weights.safetensors"])
+    assert model.hash == hash_files([tmp_path / "m" / "weights.safetensors", tmp_path / "m" / "plan.toml"])
     assert not model.network.training
     found = model.network.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in network.state_dict().items())

@@ -117,7 +117,7 @@ def test_a_bad_scan_is_named_and_stops_nothing(model: Model, tmp_path: Path) -> 
     for key, text in (
         ("b", "b.nii.gz"),
         ("c", "not a readable NIfTI"),
-        ("d", "has 2 channels"),
+        ("d", "count as channels of one scan"),
         ("e", "64 voxels are"),
     ):
         error = outcomes[key].error
@@ -186,12 +186,33 @@ def test_what_changed_is_done_again(model: Model, tmp_path: Path, change: str) -
     assert third.reused
 
 
+def test_probabilities_that_are_gone_are_done_again(model: Model, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    settings = replace(SETTINGS, probabilities=True)
+    predict(model, tmp_path / "in", tmp_path / "out", settings)
+    maps = tmp_path / "out" / "a_probabilities.nii.gz"
+    maps.unlink()
+    (again,) = predict(model, tmp_path / "in", tmp_path / "out", settings)
+    assert not again.reused
+    assert maps.is_file()
+
+
+def test_a_scan_that_went_bad_leaves_no_old_output(model: Model, tmp_path: Path) -> None:
+    scan = save(tmp_path / "in" / "a.nii.gz")
+    (first,) = predict(model, tmp_path / "in", tmp_path / "out")
+    assert first.output.is_file()
+    break_it(scan)
+    (second,) = predict(model, tmp_path / "in", tmp_path / "out")
+    assert second.error is not None
+    assert not first.output.exists()
+
+
 def test_other_weights_and_other_settings_are_done_again(model: Model, tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.nii.gz")
     predict(model, tmp_path / "in", tmp_path / "out")
     (finer,) = predict(model, tmp_path / "in", tmp_path / "out", replace(SETTINGS, tile_step=0.5))
     assert not finer.reused
-    other = replace(model, card=model.card | {"weights_sha256": "0" * 64})
+    other = replace(model, hash="0" * 64)
     (again,) = predict(other, tmp_path / "in", tmp_path / "out", replace(SETTINGS, tile_step=0.5))
     assert not again.reused
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from semiseg.data.check_case import (
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.processes import worker_pool
 from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
@@ -121,8 +121,7 @@ def _fill_in_pool(
 ) -> None:
     """Add the findings that are missing; a killed worker leaves some of them out."""
     missing = [index for index in range(len(cases)) if index not in results]
-    # Spawned, since a forked copy of a process with running threads may hang.
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn")) as pool:
+    with worker_pool(min(workers, len(missing))) as pool:
         futures = {pool.submit(inspect_case, cases[index], expected): index for index in missing}
         for future in as_completed(futures):
             try:

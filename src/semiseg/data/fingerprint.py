@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from threadpoolctl import threadpool_limits
 
 from semiseg.data.labels import read_checked_label
 from semiseg.errors import DataError
 from semiseg.files import read_json, write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.nifti import read_grid, read_volume
+from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray, FloatArray, Shape, Spacing
 
@@ -144,8 +142,7 @@ def _mapped(function: Callable[[Case], _Measured], cases: Sequence[Case], worker
         yield from map(function, cases)
         return
     count = min(workers, len(cases))
-    context = get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=threadpool_limits, initargs=(1,)) as pool:
+    with worker_pool(count) as pool:
         yield from pool.map(function, cases, chunksize=max(1, min(16, len(cases) // (4 * count))))
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from semiseg.data.body import body_locations
 from semiseg.data.labels import count_values, read_checked_label
@@ -28,6 +26,7 @@ from semiseg.io.store import StoredCase, read_case_meta, write_case
 from semiseg.ops.normalise import normalise_ct, normalise_zscore
 from semiseg.ops.resample import coarse_axis, is_anisotropic, resample_image, resample_label
 from semiseg.ops.resample import target_shape as target_shape
+from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -156,12 +155,7 @@ def _attempts(
     if workers <= 1 or len(cases) <= 1:
         yield ((i, _attempt(case, plan, store_folder)) for i, case in enumerate(cases))
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(cases)),
-        mp_context=get_context("spawn"),
-        initializer=threadpool_limits,
-        initargs=(1,),
-    )
+    pool = worker_pool(min(workers, len(cases)))
     try:
         futures = {pool.submit(_attempt, case, plan, store_folder): i for i, case in enumerate(cases)}
         yield ((futures[f], _outcome(f, cases[futures[f]])) for f in as_completed(futures))

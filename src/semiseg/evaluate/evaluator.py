@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +19,7 @@ from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.nifti import NIFTI_ENDINGS, Grid, read_label
+from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import LabelArray
 
@@ -188,8 +187,7 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[CaseScores]:
     if workers <= 1 or len(jobs) == 1:
         yield from map(_score_files, jobs)
         return
-    # spawn: a fork would copy the locks of the caller's threads (torch has many)
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    with worker_pool(min(workers, len(jobs))) as pool:
         try:
             yield from pool.map(_score_files, jobs)
         except BrokenProcessPool:

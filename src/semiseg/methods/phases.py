@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from semiseg.errors import ConfigError
 from semiseg.methods.settings import MethodSettings
 
 PhaseName = Literal["warmup", "train", "finetune"]
@@ -20,10 +21,18 @@ class Phases:
 
     @staticmethod
     def of(settings: MethodSettings, steps: int) -> Phases:
-        """The phases of a run of `steps` steps; supervised training has one phase only."""
+        """The phases of a run of `steps` steps; supervised training has one phase only.
+
+        Raises `ConfigError` where the warm-up leaves the student no step.
+        """
         if not settings.uses_unlabelled:
             return Phases(0, steps, steps)
         warmup = round(steps * settings.warmup_fraction)
+        if warmup >= steps:
+            raise ConfigError(
+                f"method.warmup_fraction = {settings.warmup_fraction} takes all of the {steps} steps: none is left "
+                "to train the student. Lower it, or raise train.steps."
+            )
         return Phases(warmup, max(warmup, steps - round(steps * settings.finetune_fraction)), steps)
 
     def name(self, step: int) -> PhaseName:

@@ -21,16 +21,14 @@ MODEL_FORMAT = 1
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network with the plan that it was trained by. card: what was trained on what."""
+    """A trained network with the plan that it was trained by. card: what was trained on what. hash: of weights and
+    plan."""
 
     folder: Path
     network: UNet3d
     plan: Plan
     card: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        return str(self.card["weights_sha256"])
+    hash: str
 
 
 def save_model(folder: Path, network: torch.nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
@@ -76,4 +74,5 @@ def load_model(folder: Path, device: torch.device) -> Model:
         network.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ModelError(f"{weights}: does not fit plan.toml ({error}). Copy the folder again.") from None
-    return Model(folder, in_channels_last(network.eval().to(device)), plan, card)
+    digest = hash_files([weights, folder / "plan.toml"])
+    return Model(folder, in_channels_last(network.eval().to(device)), plan, card, digest)

@@ -73,8 +73,8 @@ def predict_scans(
 ) -> list[Outcome]:
     """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went.
 
-    A scan whose output was made from the same files by the same weights and settings is not done again. A scan that
-    cannot be read is listed with its error and does not stop the rest.
+    A scan whose output was made from the same files by the same model and settings is not done again. A scan that
+    cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
     """
     output.mkdir(parents=True, exist_ok=True)
     log = output / "predictions.jsonl"
@@ -96,12 +96,15 @@ def _attempt(
     scan: Scan, model: Model, engine: Engine, output: Path, settings: PredictSettings, finished: str | None
 ) -> tuple[Outcome, dict[str, Any]]:
     target = output / f"{scan.id}.nii.gz"
+    written = [_probabilities_file(target, scan.id), target] if settings.probabilities else [target]
     row: dict[str, Any] = {"id": scan.id, "output": target.name, "engine": engine.name, "precision": engine.precision}
     started = time.perf_counter()
     try:
         key = hash_files(scan.images, salt=f"{model.hash} {settings} {engine.name} {engine.precision}")
-        if finished == key and target.is_file():
+        if finished == key and all(file.is_file() for file in written):
             return Outcome(scan.id, target, reused=True), row
+        for old in written:
+            old.unlink(missing_ok=True)
         _predict_to_file(scan, model, engine, target, settings)
     except DataError as error:
         return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
@@ -117,13 +120,18 @@ def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, set
     try:
         logits = predict_logits(volume.array, volume.spacing_mm, model, engine, settings)
     except DataError as error:
-        raise DataError(f"{scan.images[0]}: {error}") from None
+        several = " Files of one name with numbers from _0000 on count as channels of one scan."
+        raise DataError(f"{scan.images[0]}: {error}{several if len(scan.images) > 1 else ''}") from None
     axis = export_axis(volume.spacing_mm, model.plan)
     shape = volume.grid.shape_zyx
     if settings.probabilities:
         maps = probabilities_from_logits(logits, shape, anisotropic_axis=axis)
-        write_map(target.with_name(f"{scan.id}_probabilities.nii.gz"), maps, volume.grid)
+        write_map(_probabilities_file(target, scan.id), maps, volume.grid)
     write_label(target, labels_from_logits(logits, shape, anisotropic_axis=axis), volume.grid)
+
+
+def _probabilities_file(target: Path, scan: str) -> Path:
+    return target.with_name(f"{scan}_probabilities.nii.gz")
 
 
 def predict_array(

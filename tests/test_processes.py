@@ -1,0 +1,61 @@
+"""Worker processes: spawned, one compute thread each, and gone when their parent is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from semiseg.processes import worker_pool
+
+PARENT = """
+import os, sys, time
+from semiseg.processes import worker_pool
+if __name__ == "__main__":
+    with worker_pool(2) as pool:
+        print(*{pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def threads() -> set[int]:
+    import numpy as np
+
+    np.ones((4, 4)) @ np.ones((4, 4))
+    return {library["num_threads"] for library in threadpool_info()}
+
+
+def test_a_worker_computes_on_one_thread() -> None:
+    with worker_pool(1) as pool:
+        assert pool.submit(os.getpid).result() != os.getpid()
+        assert pool.submit(threads).result() == {1}
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see which processes live")
+def test_workers_of_a_killed_process_end() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert workers
+        assert all(map(_lives, workers))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 60  # far longer than a thread needs to wake up on a busy machine
+    while any(map(_lives, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_lives, workers))
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not waited for does not (its state is Z)."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
