@@ -9,7 +9,7 @@ from threading import Thread
 
 from threadpoolctl import threadpool_limits
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:

@@ -152,6 +152,7 @@ def _write_array(path: Path, array: AnyArray, codec: Any) -> None:
         chunks=chunk,
         blocks=block,
         cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
+        dparams={"nthreads": 1},  # it is in the file, which is not to depend on the machine
     )
 
 
