@@ -38,6 +38,13 @@ def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
     assert found == pytest.approx(warm_up + training + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)], rel=1e-12)
 
 
+def test_without_a_warm_up_there_is_nothing_to_start_anew() -> None:
+    """Supervised training is one phase: it begins at the whole rate."""
+    whole, plain = (schedule(Phases(0, 10, 10), restart_rate=rate) for rate in (0.5, 0.0))
+    assert [whole.factor(step) for step in range(10)] == [plain.factor(step) for step in range(10)]
+    assert whole.factor(0) == 1.0
+
+
 def test_poly_hears_of_losses_and_keeps_its_way() -> None:
     s = schedule()
     assert not any(s.end_epoch(5.0) for _ in range(100))

@@ -35,7 +35,7 @@ class Schedule:
             return self.method.finetune_rate * _poly(step - self.phases.train_stop, length)
         if self.settings.schedule == "plateau":
             return self.state["factor"]
-        if not self.method.restart_rate:
+        if not self.method.restart_rate or not self.phases.warmup_stop:
             return _poly(step, self.phases.train_stop)
         if step < self.phases.warmup_stop:
             return _poly(step, self.phases.warmup_stop)
