@@ -1,4 +1,4 @@
-"""Is the demo's phantom set hard enough to be worth more labels? Few labels against all, supervised, three seeds.
+"""Is the demo's phantom set hard enough to be worth more labels? Few labels against all, supervised, one seed or more.
 
     python benchmarks/demo_difficulty.py --out runs/demo-difficulty
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from semiseg import workflows
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.demo.tour import demo_settings
+from semiseg.files import read_json, write_json
 
 FEW, ALL = 4, 28
 
@@ -23,7 +24,7 @@ FEW, ALL = 4, 28
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo-difficulty"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
@@ -40,12 +41,11 @@ def main() -> None:
                 train=replace(settings.train, threads=arguments.threads, precision="float32"),
             )
             workflows.run_all(run, settings)
-            summary = json.loads((run / "summary.json").read_text())
+            summary = read_json(run / "summary.json")
             found.append(round(summary["mean"]["dice"]["mean"], 4))
     gaps = [round(b - a, 4) for a, b in zip(scores[FEW], scores[ALL], strict=True)]
     result = {"steps": arguments.steps, "seeds": arguments.seeds, "dice by labels": scores, "all minus few": gaps}
-    target = Path(__file__).parent / "results" / "demo_difficulty.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(Path(__file__).parent / "results" / "demo_difficulty.json", result)
     print(json.dumps(result, indent=1))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from semiseg.files import write_json
 from semiseg.losses import one_hot, pseudo_label_loss
 from semiseg.methods import Batch, Phases, UnlabelledBatch
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
@@ -68,8 +69,7 @@ def main() -> None:
     for name in rows[0]:
         values = torch.tensor([row[name] for row in rows])
         result["cosine"][name] = {"mean": round(float(values.mean()), 4), "deviation": round(float(values.std()), 4)}
-    target = Path(__file__).parent / "results" / "gradient_cosine.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(Path(__file__).parent / "results" / "gradient_cosine.json", result)
     print(json.dumps(result, indent=1))
 
 
