@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -618,9 +619,10 @@ def test_the_learning_rate_factor_scales_the_step() -> None:
     assert torch.count_nonzero(moves[2]) == 0
 
 
-def test_the_feedback_map_is_the_exact_one_and_changes_nothing() -> None:
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_feedback_map_is_the_exact_one_and_changes_nothing(mode: Any) -> None:
     """`sum_k q_k d_k - d_y`, with `d = dJ/dq` by double backward across the same probe."""
-    trained = method(fresh())
+    trained = method(fresh(teacher_mode=mode))
     run(trained)
     before = {name: copied(network) for name, network in trained.networks.items()}
     labelled, unlabelled = batches(0)
@@ -628,7 +630,8 @@ def test_the_feedback_map_is_the_exact_one_and_changes_nothing() -> None:
     assert all(same(copied(network), before[name]) for name, network in trained.networks.items())
     assert all(p.grad is None for p in trained.student.parameters())
 
-    with batch_statistics_only(trained.teacher), torch.no_grad():
+    trained.teacher.train(mode == "train")
+    with batch_statistics_only(trained.teacher) if mode == "train" else nullcontext(), torch.no_grad():
         q = (trained.teacher(unlabelled.weak) / PLAIN.temperature).softmax(1)
     q.requires_grad_()
     start = dict(trained.student.named_parameters())
@@ -659,7 +662,9 @@ def test_metrics_are_detached_scalars() -> None:
         ({"ema_decay": -0.1}, "method.ema_decay"),
         ({"temperature": 0.0}, "method.temperature = 0.0"),
         ({"teacher_every": 0}, "method.teacher_every = 0 holds the teacher still"),
+        ({"teacher_rate": 0.0}, "method.teacher_rate = 0 holds the teacher still"),
         ({"teacher_every": -1}, "method.teacher_every = -1"),
+        ({"feedback_ratio": -0.2}, "method.feedback_ratio = -0.2"),
         ({"restart_rate": -0.5}, "method.restart_rate = -0.5"),
         ({"learning_rate": -1.0}, "method.learning_rate"),
         ({"probe_rate": -1.0}, "method.probe_rate"),
@@ -671,6 +676,17 @@ def test_bad_settings_are_refused_by_name(changes: dict[str, Any], message: str)
 
 
 # Phases and the building of methods.
+
+
+def test_each_phase_is_judged_by_what_trains_in_it() -> None:
+    trained = method(replace(PLAIN, ema_decay=0.9), PHASES)
+    found = [(judged.network, judged.loss) for judged in map(trained.judged, range(PHASES.total))]
+    assert found == (
+        [("teacher_average", "labelled_loss")] * 2
+        + [("student_average", "pseudo_loss")] * 4
+        + [("student_average", "student_labelled_loss")] * 2
+    )
+    assert all(judged in run(method(PLAIN, PHASES), 0, step + 1) for step, (_, judged) in enumerate(found))
 
 
 def test_a_warm_up_that_leaves_the_student_no_step_is_refused() -> None:

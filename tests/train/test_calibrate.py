@@ -9,7 +9,9 @@ import pytest
 
 from semiseg.methods import MethodSettings, Phases
 from semiseg.train import calibrate
-from semiseg.train.calibrate import TIMED, WARM, calibrated_steps
+from semiseg.train.calibrate import TIMED, WARM, calibrated_steps, scratch_teacher_every
+
+LENGTH = WARM + TIMED + 1
 
 
 class Clock:
@@ -25,7 +27,7 @@ class Clock:
         def run(phases: Phases, before: Callable[[int], None]) -> None:
             for step in range(phases.total):
                 before(step)
-                self.now += seconds(phases.name(step), step % (WARM + TIMED))
+                self.now += seconds(phases.name(step), step % LENGTH)
 
         return run
 
@@ -53,23 +55,32 @@ def test_supervised_training_has_one_phase(monkeypatch: pytest.MonkeyPatch) -> N
         run(phases, before)
 
     assert calibrated_steps(1, settings(name="supervised"), watched) == 240
-    assert seen == [Phases(0, WARM + TIMED, WARM + TIMED)]
+    assert seen == [Phases(0, LENGTH, LENGTH)]
 
 
 def test_slow_first_steps_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Clock(monkeypatch).steps(lambda phase, number: 50.0 if number < WARM else 0.5)
+    """Nor the last of a phase, whose time holds the first read of the next one."""
+    run = Clock(monkeypatch).steps(lambda phase, number: 0.5 if WARM <= number < LENGTH - 1 else 50.0)
     assert calibrated_steps(1, settings(), run) == 120
 
 
-def test_steps_with_feedback_and_without_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fourth training step is slow: the mean over whole turns is exact."""
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 16])
+def test_steps_in_which_the_teacher_moves_are_timed_apart(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """They take 2.5 seconds and all others 0.5, however rare they are."""
+    method = settings(teacher_every=every)
 
     def seconds(phase: str, number: int) -> float:
-        return 2.5 if phase == "train" and number % 4 == 0 else 0.5
+        step = LENGTH + number
+        return 2.5 if phase == "train" and step % scratch_teacher_every(method) == 0 else 0.5
 
-    # Training: 1 second a step. Together 0.5 * 0.5 + 0.4 * 1 + 0.1 * 0.5 = 0.7.
     run = Clock(monkeypatch).steps(seconds)
-    assert calibrated_steps(7, settings(teacher_every=4), run) == 600
+    expected = 60 * 7 / (0.5 * 0.5 + 0.4 * (2.5 / every + 0.5 * (1 - 1 / every)) + 0.1 * 0.5)
+    assert calibrated_steps(7, method, run) == round(expected)
+
+
+def test_a_teacher_that_is_held_never_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Clock(monkeypatch).steps(constant(warmup=0.5, train=0.5, finetune=0.5))
+    assert calibrated_steps(1, settings(name="pseudo_label", teacher_every=0), run) == 120
 
 
 def test_there_is_always_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from semiseg.data.plan import Plan
 from semiseg.errors import TrainingError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods import Batch, MethodSettings, UnlabelledBatch
+from semiseg.methods.base import Judged
 from semiseg.randomness import Draw
 from semiseg.train.loop import Place, TrainingData, train_method
 from semiseg.train.settings import TrainSettings
@@ -30,6 +31,7 @@ class Told:
     """A method whose loss is told step by step; its one weight counts the steps that it was trained."""
 
     evaluated = "student"
+    labeller: str | None = None
 
     def __init__(self, loss: Callable[[int], float]) -> None:
         self.loss = loss
@@ -39,6 +41,9 @@ class Told:
         network.register_parameter("count", self.count)
         self.learning_rate_factor = 1.0
         self.rates: list[float] = []
+
+    def judged(self, step: int) -> Judged:
+        return Judged("student", "labelled_loss")
 
     def needs_unlabelled(self, step: int) -> bool:
         return False

@@ -45,6 +45,18 @@ def test_without_a_warm_up_there_is_nothing_to_start_anew() -> None:
     assert whole.factor(0) == 1.0
 
 
+def test_a_plateau_is_looked_for_in_each_phase_by_itself() -> None:
+    s = schedule(schedule="plateau", plateau_patience=2, plateau_smoothing=0.0, plateau_factor=0.2, restart_rate=0.5)
+    assert not s.begin(0)
+    assert [s.end_epoch(1.0) for _ in range(2)] == [False, False]
+    assert not s.begin(3)
+    assert s.begin(4)
+    # Another loss, higher than the best of the warm-up, and as many epochs to wait as ever.
+    assert [s.end_epoch(9.0) for _ in range(3)] == [False, False, True]
+    assert s.factor(4) == pytest.approx(0.5 * 0.2)
+    assert s.begin(16)
+
+
 def test_poly_hears_of_losses_and_keeps_its_way() -> None:
     s = schedule()
     assert not any(s.end_epoch(5.0) for _ in range(100))

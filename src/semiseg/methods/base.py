@@ -29,18 +29,32 @@ class UnlabelledBatch:
     strong: Tensor
 
 
+@dataclass(frozen=True)
+class Judged:
+    """network: the one that is validated. loss: name of the training loss that shows whether it still learns."""
+
+    network: str
+    loss: str
+
+
 class Method(Protocol):
     """A learning method owns its networks, its optimisers and the order of updates."""
 
     networks: dict[str, nn.Module]
     """All networks by name; a checkpoint keeps them all."""
     evaluated: str
-    """Name of the network that is validated and shipped."""
+    """Name of the network that is shipped."""
+    labeller: str | None
+    """Name of the network that labels unlabelled scans, if there is one."""
     learning_rate_factor: float
     """Set by the loop before a step: the schedule's fraction of the first learning rate."""
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """Train one step and return detached scalars to log. `draw.step` is the step's number."""
+        ...
+
+    def judged(self, step: int) -> Judged:
+        """What a step's phase is judged by: it is the same for all steps of a phase."""
         ...
 
     def needs_unlabelled(self, step: int) -> bool:

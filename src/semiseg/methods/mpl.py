@@ -18,7 +18,7 @@ from torch.nn import functional
 from semiseg.augment.cutmix import apply_cutmix, sample_boxes
 from semiseg.errors import ConfigError
 from semiseg.losses import deep_supervised_loss, one_hot, pseudo_label_loss
-from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.feedback import (
     NOT_TAUGHT,
     Probe,
@@ -91,11 +91,18 @@ class MetaPseudoLabels:
             self.averages = {name: Average(net, settings.ema_decay) for name, net in self.networks.items()}
             self.networks |= {f"{name}_average": average.network for name, average in self.averages.items()}
         self.evaluated = "student_average" if self.averages else "student"
+        self.labeller: str | None = "teacher"
         self.learning_rate_factor = 1.0
         self.baseline = 0.0
         self._same_size = _sizes(teacher) == _sizes(student)
         if settings.student_start == "teacher" and not self._same_size:
             raise ConfigError('method.student_start = "teacher", but the networks differ in size: choose "fresh".')
+
+    def judged(self, step: int) -> Judged:
+        phase = self.phases.name(step)
+        if phase == "warmup":
+            return Judged("teacher_average" if self.averages else "teacher", "labelled_loss")
+        return Judged(self.evaluated, "pseudo_loss" if phase == "train" else "student_labelled_loss")
 
     def needs_unlabelled(self, step: int) -> bool:
         return self.phases.name(step) == "train"
@@ -147,13 +154,22 @@ class MetaPseudoLabels:
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
         """The teacher labels the weak view; its pass keeps a graph only if feedback will use it."""
         wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
+        with torch.set_grad_enabled(wants_graph):
+            lesson = self._lesson(unlabelled.strong, self.soft_labels(unlabelled.weak))
+        return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
+
+    def soft_labels(self, images: Tensor) -> Tensor:
+        """The teacher's log-probabilities of images at the temperature, by `teacher_mode`; no state changes."""
         running = self.settings.teacher_mode == "eval"
         self.teacher.train(not running)
         guard = nullcontext() if running else batch_statistics_only(self.teacher)
-        with torch.set_grad_enabled(wants_graph), guard, self._autocast(unlabelled.weak):
-            logits = self.teacher(unlabelled.weak)
+        with guard, self._autocast(images):
+            logits = self.teacher(images)
         self.teacher.train()
-        log_q = functional.log_softmax(logits.float() / self.settings.temperature, dim=1)
+        return functional.log_softmax(logits.float() / self.settings.temperature, dim=1)
+
+    def _lesson(self, images: Tensor, log_q: Tensor) -> Lesson:
+        """What the settings make of the teacher's labels for the student's images."""
         q = log_q.exp()
         target = q.detach()
         if self.settings.pseudo_label == "hard":
@@ -162,8 +178,7 @@ class MetaPseudoLabels:
         if self.settings.confidence_threshold > 0:
             confident = q.detach().amax(1) >= self.settings.confidence_threshold
             weight, labels = confident[:, None].float(), labels.masked_fill(~confident, NOT_TAUGHT)
-        lesson = Lesson(unlabelled.strong, q, target, weight, log_q, labels)
-        return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
+        return Lesson(images, q, target, weight, log_q, labels)
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
         """Paste boxes of the labelled patches and their labels into some of the student's patches.
@@ -287,6 +302,7 @@ class MetaPseudoLabels:
         """
         if self.averages and self.settings.restart_rate:
             self.teacher.load_state_dict(self.averages["teacher"].network.state_dict())
+            self.optimisers["teacher"].load_buffers({})  # they belong to the weights that are gone
         if self._same_size and self.settings.student_start != "fresh":
             source = self.averages["teacher"].network if self.averages else self.teacher
             self.student.load_state_dict(source.state_dict())
@@ -302,18 +318,17 @@ class MetaPseudoLabels:
         With `d = dJ/dq` it is `sum_k q_k d_k - d_y`: positive where the label given helped the student, against what
         the pseudo-label spreads over all classes, and negative where it hurt. No state changes.
         """
-        with batch_statistics_only(self.teacher), batch_statistics_only(self.student), torch.no_grad():
-            log_q = functional.log_softmax(self.teacher(images).float() / self.settings.temperature, dim=1)
-        target = log_q.exp()
+        with torch.no_grad():
+            lesson = self._lesson(images, self.soft_labels(images))
         with batch_statistics_only(self.student):
-            loss = pseudo_label_loss(target, self.student(images))
+            loss = pseudo_label_loss(lesson.target, self.student(images), lesson.weight)
             gradient = gradients_of(loss, self.optimisers["student"].parameters)
         parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
         probe = sgd_probe(parameters, gradient, self.settings.probe_rate)
         _, g_plus = labelled_gradient_at(self.student, probe.parameters, labelled.images, labelled.labels, self.ignore)
-        feedback = dense_feedback(self.student, parameters, images, target, None, probe, g_plus)
-        labels = log_q.argmax(1)
-        return labels, (target * feedback).sum(1) - feedback.gather(1, labels[:, None])[:, 0]
+        feedback = dense_feedback(self.student, parameters, images, lesson.target, lesson.weight, probe, g_plus)
+        given = lesson.log_q.argmax(1)
+        return given, (lesson.q * feedback).sum(1) - feedback.gather(1, given[:, None])[:, 0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         numbers = {"baseline": self.baseline}

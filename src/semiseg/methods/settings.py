@@ -10,6 +10,22 @@ from semiseg.errors import ConfigError
 MethodName = Literal["supervised", "pseudo_label", "mpl"]
 
 
+NOT_NEGATIVE = (
+    "weight_decay",
+    "gradient_clip",
+    "finetune_rate",
+    "restart_rate",
+    "teacher_rate",
+    "teacher_every",
+    "student_supervised_weight",
+    "consistency_weight",
+    "feedback_ratio",
+    "feedback_cap",
+    "feedback_weight",
+    "probe_rate",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     """Section `[method]` of a run file."""
@@ -98,11 +114,12 @@ class MethodSettings:
         for field in ("learning_rate", "temperature", "central_epsilon", "feedback_floor"):
             if getattr(self, field) <= 0:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
-        for field in ("probe_rate", "gradient_clip", "restart_rate", "teacher_rate", "teacher_every"):
+        for field in NOT_NEGATIVE:
             if getattr(self, field) < 0:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give 0 or more.")
-        if self.name == "mpl" and not self.teacher_every:
-            raise ConfigError('method.teacher_every = 0 holds the teacher still: with it choose name = "pseudo_label".')
+        for field in ("teacher_every", "teacher_rate"):
+            if self.name == "mpl" and not getattr(self, field):
+                raise ConfigError(f'method.{field} = 0 holds the teacher still: with it choose name = "pseudo_label".')
 
     @property
     def uses_unlabelled(self) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.losses import deep_supervised_loss
-from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.optimiser import Average, NamedSgd, flatten_state, gradients_of, restore_state
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
@@ -27,7 +27,11 @@ class Supervised:
         if self.average:
             self.networks["student_average"] = self.average.network
         self.evaluated = "student_average" if self.average else "student"
+        self.labeller: str | None = None
         self.learning_rate_factor = 1.0
+
+    def judged(self, step: int) -> Judged:
+        return Judged(self.evaluated, "labelled_loss")
 
     def needs_unlabelled(self, step: int) -> bool:
         return False

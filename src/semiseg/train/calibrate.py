@@ -10,7 +10,14 @@ from semiseg.methods import MethodSettings, Phases
 from semiseg.methods.phases import PhaseName
 
 WARM, TIMED = 4, 12
-"""Steps of each phase before the clock starts, and steps that are timed: whole turns of a usual teacher_every."""
+"""Steps of each phase before the clock starts, and steps that are timed."""
+LARGEST_TURN = 4
+"""A scratch run's teacher moves at least this often, so that both kinds of step are timed."""
+
+
+def scratch_teacher_every(settings: MethodSettings) -> int:
+    """`teacher_every` of the scratch run that is timed."""
+    return min(settings.teacher_every, LARGEST_TURN)
 
 
 def calibrated_steps(
@@ -20,25 +27,32 @@ def calibrated_steps(
 ) -> int:
     """Steps that take `minutes` at the phases' shares.
 
-    run_steps: trains a scratch copy through the given phases and calls back before each step. The time of a phase's
-    step is the mean, since steps with feedback take longer than those without.
+    run_steps: trains a scratch copy through the given phases, with `scratch_teacher_every`, and calls back before each
+    step. Training steps in which the teacher moves and those in which it does not are timed apart.
     """
-    length = WARM + TIMED
+    length = WARM + TIMED + 1  # the last step's time holds the first, cold, read of the next phase
     phases = Phases(length, 2 * length, 3 * length) if settings.uses_unlabelled else Phases(0, length, length)
     times: list[float] = []
     run_steps(phases, lambda step: times.append(time.perf_counter()))
     times.append(time.perf_counter())
-    seconds = [b - a for a, b in pairwise(times)]
-    per_step: dict[PhaseName, float] = {}
-    for start in range(0, len(seconds), length):
-        per_step[phases.name(start)] = sum(seconds[start + WARM : start + length]) / TIMED
-    shares = _shares(settings)
-    mean = sum(share * per_step[name] for name, share in shares.items())
-    return max(1, round(60 * minutes / mean))
+    seconds = dict(enumerate(b - a for a, b in pairwise(times)))
+
+    def mean(start: int, counts: Callable[[int], bool] = lambda step: True) -> float:
+        timed = [seconds[step] for step in range(start + WARM, start + length - 1) if counts(step)]
+        return sum(timed) / len(timed) if timed else 0.0
+
+    if not settings.uses_unlabelled:
+        return max(1, round(60 * minutes / mean(0)))
+    every = scratch_teacher_every(settings)
+    moves = mean(phases.warmup_stop, lambda step: every > 0 and step % every == 0)
+    holds = mean(phases.warmup_stop, lambda step: every == 0 or step % every > 0)
+    share = 1 / settings.teacher_every if settings.teacher_every else 0.0
+    per_step = {"warmup": mean(0), "train": share * moves + (1 - share) * holds, "finetune": mean(phases.train_stop)}
+    return max(1, round(60 * minutes / sum(part * per_step[name] for name, part in _shares(settings).items())))
 
 
 def _shares(settings: MethodSettings) -> dict[PhaseName, float]:
     probe = Phases.of(settings, 1_000_000)
     warmup, train = probe.warmup_stop, probe.train_stop - probe.warmup_stop
     counts: dict[PhaseName, int] = {"warmup": warmup, "train": train, "finetune": probe.total - probe.train_stop}
-    return {name: count / probe.total for name, count in counts.items() if count}
+    return {name: count / probe.total for name, count in counts.items()}

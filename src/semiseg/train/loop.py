@@ -35,9 +35,6 @@ from semiseg.train.settings import TrainSettings
 from semiseg.train.validate import validate
 from semiseg.types import AnyArray
 
-JUDGED_LOSSES = ("labelled_loss", "student_labelled_loss", "pseudo_loss")
-"""The training loss that a plateau is judged by: the first of these that the step has."""
-
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -100,6 +97,8 @@ def train_method(
         if start:
             journal.note(f"Going on from step {start} of {settings.steps}.")
         for step, labelled, unlabelled in step_inputs(data, method, phases, settings, place, start, locations):
+            if schedule.begin(step):
+                epoch_losses = []
             method.learning_rate_factor = schedule.factor(step)
             try:
                 journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=step)))
@@ -107,15 +106,16 @@ def train_method(
                 raise TrainingError(_out_of_memory(place.plan, place.device)) from error
 
             done = step + 1
+            judged = method.judged(step)
             last, ends_epoch = done == settings.steps, done % settings.epoch_steps == 0
             row: dict[str, Any] = {}
             if done % settings.log_every == 0 or last or ends_epoch:
                 row = _finite(journal.means(), step, checkpoints)
-                epoch_losses += [row[key] for key in JUDGED_LOSSES if key in row][:1]
+                epoch_losses += [row[judged.loss]] if judged.loss in row else []
             if data.validation and (last or (ends_epoch and _validates(done, settings))):
-                engine = TorchEngine(method.networks[method.evaluated], place.device, place.autocast)
+                engine = TorchEngine(method.networks[judged.network], place.device, place.autocast)
                 row |= validate(data.validation, engine, place.plan)
-            if ends_epoch:
+            if ends_epoch and (epoch_losses or "validation_loss" in row):
                 loss = row.get("validation_loss", sum(epoch_losses) / max(1, len(epoch_losses)))
                 epoch_losses = []
                 if schedule.end_epoch(loss):
@@ -146,7 +146,7 @@ def step_inputs(
 ) -> Iterator[tuple[int, Batch, UnlabelledBatch | None]]:
     """Step and augmented batches for all steps from `start` on, phase by phase.
 
-    Where `refresh_steps` asks for it the teacher predicts unlabelled scans in between, into `locations`.
+    Where `refresh_steps` asks for it the method's labeller predicts unlabelled scans in between, into `locations`.
     """
     locations = {} if locations is None else locations
     cuts = {start, phases.warmup_stop, phases.train_stop, phases.total}
@@ -158,9 +158,9 @@ def step_inputs(
     stops = sorted(cut for cut in cuts | refreshes if cut >= start)
     for begin, end in pairwise(stops):
         unlabelled = method.needs_unlabelled(begin)
-        if unlabelled and begin in refreshes:
+        if unlabelled and method.labeller and begin in refreshes:
             turn = (begin - phases.warmup_stop) // settings.refresh_steps
-            engine = TorchEngine(method.networks["teacher"], place.device, place.autocast)
+            engine = TorchEngine(method.networks[method.labeller], place.device, place.autocast)
             locations |= predicted_locations(
                 data.unlabelled, turn, settings.refresh_cases, engine, place.plan, settings.seed
             )

@@ -16,9 +16,8 @@ POLY_POWER = 0.9
 class Schedule:
     """Poly decay over warm-up and training together, or reduction on a plateau; fine-tuning decays on its own.
 
-    With `method.restart_rate` the poly decay of the warm-up is one of its own too, and training starts anew.
-
-    The plateau's memory is in `state`, which a checkpoint keeps.
+    With `method.restart_rate` the warm-up decays on its own too, and training starts anew. A plateau is looked for in
+    each phase by itself, since each has another loss. The plateau's memory is in `state`, which a checkpoint keeps.
     """
 
     settings: TrainSettings
@@ -41,6 +40,15 @@ class Schedule:
             return _poly(step, self.phases.warmup_stop)
         length = self.phases.train_stop - self.phases.warmup_stop
         return self.method.restart_rate * _poly(step - self.phases.warmup_stop, length)
+
+    def begin(self, step: int) -> bool:
+        """To be told before each step; true if a new phase begins, in which nothing that was seen before counts."""
+        if step == 0 or step not in (self.phases.warmup_stop, self.phases.train_stop):
+            return False
+        self.state |= {"smoothed": math.inf, "best": math.inf, "waited": 0.0}
+        if step == self.phases.warmup_stop and self.method.restart_rate:
+            self.state["factor"] = self.method.restart_rate
+        return True
 
     def end_epoch(self, loss: float) -> bool:
         """Tell the epoch's loss (validation, or training where that is off); true if the rate was reduced."""

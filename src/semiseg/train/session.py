@@ -22,7 +22,7 @@ from semiseg.methods import Batch, Method, MethodSettings, Phases, build_method
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.predict.model import save_model
 from semiseg.randomness import Draw
-from semiseg.train.calibrate import calibrated_steps
+from semiseg.train.calibrate import calibrated_steps, scratch_teacher_every
 from semiseg.train.loop import Place, TrainingData, step_inputs, train_method
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.settings import TrainSettings
@@ -92,14 +92,21 @@ def set_up_torch(settings: TrainSettings) -> int:
 
 
 def calibrate(session: Session) -> int:
-    """The number of steps that the budget in minutes allows here; a scratch copy is trained for some seconds."""
+    """The number of steps that the budget in minutes allows here; a scratch copy is trained for some seconds.
+
+    Refreshes and validations are not in it: they come on top.
+    """
+    scratch = replace(
+        session,
+        method=replace(session.method, teacher_every=scratch_teacher_every(session.method)),
+        train=replace(session.train, refresh_steps=0),
+    )
 
     def run_steps(phases: Phases, before: Callable[[int], None]) -> None:
-        method = session.build(phases)
-        data = session.open_data()
-        for step, labelled, unlabelled in step_inputs(data, method, phases, session.train, session.place):
+        method, data = scratch.build(phases), scratch.open_data()
+        for step, labelled, unlabelled in step_inputs(data, method, phases, scratch.train, scratch.place):
             before(step)
-            method.step(labelled, unlabelled, Draw(seed=session.train.seed, step=step))
+            method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
 
     return calibrated_steps(session.train.budget_minutes, session.method, run_steps)
 
