@@ -52,6 +52,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; on success flush its files and put it in the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
+    replaced = temporary.with_name(f"{temporary.name}.replaced")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -60,11 +61,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _flush(file)
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(replaced)
         temporary.replace(path)
         _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.replace(path)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

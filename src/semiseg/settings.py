@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import typing
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.files import read_toml, write_toml
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
+from semiseg.tables import refuse_unknown_keys
 from semiseg.train.settings import TrainSettings
 
 
@@ -51,7 +49,7 @@ _ADAPTER: TypeAdapter[RunSettings] = TypeAdapter(RunSettings)
 
 def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
     """Settings from nested tables; raises `ConfigError` for unknown keys, wrong types and bad values."""
-    _refuse_unknown(value, RunSettings, source, "")
+    refuse_unknown_keys(value, RunSettings, source)
     try:
         # By way of JSON, since only there strict types (no "5" or true for a number) take a list for a tuple.
         return _ADAPTER.validate_json(json.dumps(value, default=str), strict=True)
@@ -61,28 +59,6 @@ def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
         raise ConfigError(f"{source}: {key} = {first['input']!r}: {first['msg']}.") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-
-
-def _refuse_unknown(value: dict[str, Any], kind: type, source: str, prefix: str) -> None:
-    known = {f.name: f for f in fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key, inner in value.items():
-        if key not in known:
-            raise ConfigError(f"{source}: unknown key {prefix}{key}. Known here: {', '.join(known)}.")
-        if is_dataclass(hints[key]):
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{source}: {prefix}{key} must be a table with keys, like [{prefix}{key}].")
-            _refuse_unknown(inner, typing.cast(type, hints[key]), source, f"{prefix}{key}.")
-        elif not all(math.isfinite(n) for n in _floats(inner)):
-            raise ConfigError(f"{source}: {prefix}{key} = {inner}: give a finite number.")
-
-
-def _floats(value: object) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _floats(part)
 
 
 def read_settings(path: Path) -> RunSettings:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,7 +19,7 @@ from semiseg.data.fingerprint import compute_fingerprint, write_fingerprint
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.planner import Device, make_plan
-from semiseg.data.prepare import prepare_cases
+from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.roles import assign_roles, of_role, read_run_cases, with_hashes, write_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import (
@@ -68,7 +69,11 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
     """
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
-    settings = _settle(run, settings)
+    with _alone_in(run):
+        return _prepare(run, _settle(run, settings), quiet=quiet)
+
+
+def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     dataset = read_dataset(
         Path(settings.data.root), layout=settings.data.layout, mirror_pairs=settings.data.mirror_pairs
     )
@@ -87,6 +92,7 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
         write_plan(run / "plan.toml", make_plan(fingerprint, labels, settings.plan))
     plan = read_plan(run / "plan.toml")
 
+    remove_leftovers(run)
     remove_leftovers(run / "store")
     with _bar("preparing", quiet) as advance:
         results = prepare_cases(training, plan, run / "store", workers=_workers(), progress=advance)
@@ -97,15 +103,21 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
             f"{len(failed)} of {len(results)} cases could not be prepared (the others are kept):\n  "
             + "\n  ".join(failed)
         )
+    write_recipe(run / "store", plan)
     return plan
 
 
 def train(run: Path, *, quiet: bool = False) -> Path:
     """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
-    settings = _prepared_settings(run)
+    with _alone_in(run):
+        return _train(run, _prepared_settings(run), quiet=quiet)
+
+
+def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     device = choose_device(settings.train.device)
+    threads = set_up_torch(settings.train)
     precision = choose_precision(settings.train.precision, device)
-    settled = replace(settings.train, precision=precision, threads=set_up_torch(settings.train))
+    settled = replace(settings.train, precision=precision, threads=threads)
     session = open_session(run, replace(settings, train=settled), device)
     if settled.budget_minutes and not settled.calibrated:
         settled = replace(settled, steps=calibrate(session), calibrated=True)
@@ -256,6 +268,21 @@ def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelSchem
     return dataset_labels(read_object(file), file)
 
 
+@contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    """Keep other processes of semiseg from writing to the run; raises `DataError` where one does."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(f"{run}: another semiseg process works on this run. Wait for it, or end it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _settle(run: Path, settings: RunSettings) -> RunSettings:
     """Keep `run.toml`: a new run gets it, an existing run must not be given other settings.
 
@@ -263,14 +290,15 @@ def _settle(run: Path, settings: RunSettings) -> RunSettings:
     """
     path = run / "run.toml"
     settings = _with_absolute_root(settings, Path.cwd())
-    if settings.plan.device == "auto":
-        settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
     if not path.exists() or not (run / "plan.toml").exists():
-        run.mkdir(parents=True, exist_ok=True)
+        if settings.plan.device == "auto":
+            settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
         write_settings(path, settings)
         return settings
     before = _with_absolute_root(read_settings(path), run)
-    # What training has settled since (precision, threads, steps from the budget) is no difference.
+    # What was settled on some machine since (device, precision, threads, steps from the budget) is no difference.
+    if settings.plan.device == "auto":
+        settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
     train = settings.train
     if train.precision == "auto":
         train = replace(train, precision=before.train.precision)

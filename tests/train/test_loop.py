@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.errors import TrainingError
+from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods import Batch, MethodSettings, UnlabelledBatch
 from semiseg.methods.base import Judged
@@ -77,11 +77,13 @@ def train(tmp_path: Path, plan: Plan, data: TrainingData) -> Train:
     """Train in `tmp_path/run` and return the rows of its log."""
     place = Place(plan, AugmentSettings(enabled=False), torch.device("cpu"), None)
 
-    def run(method: Told, *, validation: bool = False, **settings: Any) -> list[dict[str, Any]]:
+    def run(method: Told, *, validation: bool = False, origin: str = "this", **settings: Any) -> list[dict[str, Any]]:
         given = data if validation else TrainingData(data.source, (), ())
         settled = TrainSettings(**{"log_every": 2, "checkpoint_every": 4, "epoch_steps": 4} | settings)
         folder = tmp_path / "run"
-        train_method(folder, method, given, place, settings=settled, method_settings=SUPERVISED, quiet=True)
+        train_method(
+            folder, method, given, place, settings=settled, method_settings=SUPERVISED, origin=origin, quiet=True
+        )
         return read_jsonl(folder / "metrics.jsonl")
 
     return run
@@ -133,6 +135,13 @@ def test_memory_that_does_not_suffice_names_the_settings_to_lower(train: Train) 
 
     with pytest.raises(TrainingError, match=r"batch of 2 patches of \(4, 4, 4\): lower plan.batch or plan.patch"):
         train(Told(exhausted), steps=4)
+
+
+def test_a_checkpoint_of_another_run_is_refused(train: Train, tmp_path: Path) -> None:
+    train(Told(float), steps=4)
+    with pytest.raises(ConfigError, match=r"checkpoints: trained with another plan.*delete the checkpoints"):
+        train(Told(float), steps=8, origin="other")
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(train: Train, tmp_path: Path) -> None:

@@ -24,15 +24,25 @@ def test_mps_stays_in_float32() -> None:
 def test_a_cpu_uses_bfloat16_where_it_is_clearly_faster(
     half: float, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = {torch.bfloat16: half, torch.float32: 1.0}
-    monkeypatch.setattr(precision, "_seconds", lambda dtype: seconds[dtype])
+    trials = {torch.bfloat16: (half, torch.ones(3)), torch.float32: (1.0, torch.ones(3))}
+    monkeypatch.setattr(precision, "_trial", lambda dtype: trials[dtype])
     assert choose_precision("auto", CPU) == expected
+
+
+def test_a_cpu_whose_bfloat16_is_wrong_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = {torch.bfloat16: (0.1, torch.zeros(3)), torch.float32: (1.0, torch.ones(3))}
+    monkeypatch.setattr(precision, "_trial", lambda dtype: trials[dtype])
+    assert choose_precision("auto", CPU) == "float32"
 
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_trial_runs_and_leaves_torchs_random_state() -> None:
-    assert precision._seconds(torch.float32) > 0
-    assert precision._seconds(torch.bfloat16) > 0
+    state = torch.get_rng_state()
+    (half_seconds, half), (seconds, gradient) = precision._trial(torch.bfloat16), precision._trial(torch.float32)
+    assert half_seconds > 0
+    assert seconds > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(half, gradient)
 
 
 def test_autocast() -> None:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml, write_toml
 from semiseg.io.dataset import LabelScheme
+from semiseg.tables import refuse_unknown_keys
 from semiseg.types import Shape, Spacing
 
 
@@ -78,6 +79,7 @@ def read_plan(path: Path) -> Plan:
     """Read and check a plan; raises `ConfigError` that names the key."""
     value = read_toml(path)
     value.setdefault("anisotropic_axis", None)
+    refuse_unknown_keys(value, Plan, str(path))
     try:
         plan = _ADAPTER.validate_python(value)
     except ValidationError as error:
@@ -99,6 +101,10 @@ def _inconsistency(plan: Plan) -> str | None:
     for name, network in (("teacher", plan.teacher), ("student", plan.student)):
         if not len(network.features) == len(network.kernels) == len(network.strides):
             return f"{name}: features, kernels and strides must have one entry per level."
+        if network.strides[0] != (1, 1, 1):
+            return f"{name}: strides[0] = {network.strides[0]} must be [1, 1, 1]: the first level is not pooled."
+        if any(edge % 2 == 0 for kernel in network.kernels for edge in kernel):
+            return f"{name}: kernels = {network.kernels} must be odd, or features would be shifted against the image."
         for axis in range(3):
             stride = 1
             for level in network.strides:

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from semiseg.data.body import body_locations
 from semiseg.data.labels import count_values, read_checked_label
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import DataError, SemisegError
-from semiseg.files import hash_files
+from semiseg.files import hash_files, read_json, write_json
 from semiseg.io.dataset import Case
 from semiseg.io.nifti import Volume, read_volume
 from semiseg.io.store import StoredCase, read_case_meta, write_case
@@ -80,17 +81,38 @@ def export_axis(spacing_mm: Spacing, plan: Plan) -> int | None:
     return coarse_axis(spacing_mm)
 
 
-def case_hash(case: Case, plan: Plan) -> str:
-    """A hash of the case's file contents and of all in the plan that preparation depends on."""
-    recipe = {
+def _recipe(plan: Plan) -> dict[str, Any]:
+    """All in the plan that preparation depends on."""
+    return {
         "version": PREPARATION_VERSION,
-        "spacing_mm": plan.spacing_mm,
+        "spacing_mm": list(plan.spacing_mm),
         "anisotropic_axis": plan.anisotropic_axis,
         "normalisation": [asdict(channel) for channel in plan.normalisation],
         "classes": sorted(plan.labels.names),
         "ignore": plan.labels.ignore,
-        "labelled": case.label is not None,
     }
+
+
+def write_recipe(store_folder: Path, plan: Plan) -> None:
+    """Write down what the stored cases were all prepared by."""
+    write_json(store_folder / "recipe.json", _recipe(plan))
+
+
+def check_recipe(store_folder: Path, plan: Plan) -> None:
+    """Raise `DataError` where the cases were stored for another plan."""
+    file = store_folder / "recipe.json"
+    found, wanted = read_json(file), _recipe(plan)
+    changed = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+    if changed:
+        raise DataError(
+            f"{file}: the scans were prepared with another {', '.join(changed)} than plan.toml has now. "
+            "Run `semiseg prepare` again."
+        )
+
+
+def case_hash(case: Case, plan: Plan) -> str:
+    """A hash of the case's file contents and of all in the plan that preparation depends on."""
+    recipe = _recipe(plan) | {"labelled": case.label is not None}
     files = [*case.images, *([case.label] if case.label else [])]
     try:
         return hash_files(files, salt=json.dumps(recipe, sort_keys=True))

@@ -14,7 +14,7 @@ import numpy as np
 from semiseg.data.prepare import export_axis, prepare_array
 from semiseg.errors import DataError
 from semiseg.files import append_jsonl, hash_files, read_jsonl
-from semiseg.io.nifti import read_volume, write_label, write_map
+from semiseg.io.nifti import read_grid, read_volume, write_label, write_map
 from semiseg.predict.engine import Engine, TorchEngine
 from semiseg.predict.export import labels_from_logits, probabilities_from_logits
 from semiseg.predict.inputs import Scan
@@ -96,18 +96,22 @@ def _attempt(
     scan: Scan, model: Model, engine: Engine, output: Path, settings: PredictSettings, finished: str | None
 ) -> tuple[Outcome, dict[str, Any]]:
     target = output / f"{scan.id}.nii.gz"
-    written = [_probabilities_file(target, scan.id), target] if settings.probabilities else [target]
+    maps = _probabilities_file(target, scan.id)
     row: dict[str, Any] = {"id": scan.id, "output": target.name, "engine": engine.name, "precision": engine.precision}
     started = time.perf_counter()
     try:
         key = hash_files(scan.images, salt=f"{model.hash} {settings} {engine.name} {engine.precision}")
-        if finished == key and all(file.is_file() for file in written):
+        if finished == key and target.is_file() and (maps.is_file() or not settings.probabilities):
             return Outcome(scan.id, target, reused=True), row
-        for old in written:
+        for old in (target, maps):
             old.unlink(missing_ok=True)
         _predict_to_file(scan, model, engine, target, settings)
     except DataError as error:
         return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
+    except MemoryError:
+        z, y, x = read_grid(scan.images[0]).shape_zyx
+        text = f"{scan.images[0]}: not enough memory for its {z} x {y} x {x} voxels. Use a machine with more of it."
+        return Outcome(scan.id, target, error=text), row | {"error": text}
     except OSError as error:
         text = f"{error.filename or target}: {error.strerror}. Check the path and the free space."
         return Outcome(scan.id, target, error=text), row | {"error": text}

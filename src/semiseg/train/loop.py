@@ -22,7 +22,7 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.errors import TrainingError
+from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import remove_leftovers
 from semiseg.methods import Batch, Method, MethodSettings, Phases, UnlabelledBatch
 from semiseg.predict.engine import TorchEngine
@@ -74,11 +74,13 @@ def train_method(
     *,
     settings: TrainSettings,
     method_settings: MethodSettings,
+    origin: str,
     quiet: bool = False,
 ) -> None:
     """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one.
 
-    Leaves checkpoints and `metrics.jsonl`. Raises `TrainingError` where a loss is not finite (the last good checkpoint
+    origin: hash of what the run is made of; a checkpoint of another one is refused with `ConfigError`. Leaves
+    checkpoints and `metrics.jsonl`. Raises `TrainingError` where a loss is not finite (the last good checkpoint
     stays) or the device's memory does not suffice.
     """
     phases = Phases.of(method_settings, settings.steps)
@@ -90,6 +92,11 @@ def train_method(
     start = 0
     remove_leftovers(checkpoints)
     if checkpoint := load_latest(checkpoints):
+        if checkpoint.card.get("origin") != origin:
+            raise ConfigError(
+                f"{checkpoints}: trained with another plan, other cases or other settings than the run has now. Use "
+                "another run folder, undo the change, or delete the checkpoints to train anew."
+            )
         start = checkpoint.step
         locations, epoch_losses = _restore(checkpoint, method, schedule, clock)
 
@@ -126,7 +133,7 @@ def train_method(
                 journal.write(head | {"learning_rate": rate} | row)
             if done % settings.checkpoint_every == 0 or last:
                 _finite(journal.means(), step, checkpoints)
-                snapshot = _snapshot(done, method, schedule, clock, locations, epoch_losses)
+                snapshot = _snapshot(done, method, schedule, clock, locations, epoch_losses, origin)
                 _check_finite_state(snapshot, checkpoints)
                 save_checkpoint(checkpoints, snapshot)
 
@@ -222,12 +229,18 @@ def _snapshot(
     clock: _Clock,
     locations: dict[str, Any],
     epoch_losses: list[float],
+    origin: str,
 ) -> Checkpoint:
     tensors, numbers = method.state()
     numbers = {f"method/{k}": v for k, v in numbers.items()} | {f"schedule/{k}": v for k, v in schedule.state.items()}
     numbers |= {f"epoch_loss/{i:06d}": value for i, value in enumerate(epoch_losses)}
     numbers["seconds"] = clock.seconds()
-    card = {"evaluated": method.evaluated, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    card = {
+        "origin": origin,
+        "evaluated": method.evaluated,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
     return Checkpoint(step, tensors, numbers, locations, card)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
+from semiseg.data.prepare import check_recipe
 from semiseg.data.roles import RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import DataError
@@ -50,7 +53,9 @@ class Session:
         return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision))
 
     def open_data(self) -> TrainingData:
-        """Raises `DataError` where a method needs unlabelled cases and there are none."""
+        """Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and
+        there are none."""
+        check_recipe(self.run / "store", self.plan)
         labelled, unlabelled, validation = (
             tuple(self.run / "store" / case.id for case in of_role(self.cases, role))
             for role in ("labelled", "unlabelled", "validation")
@@ -70,6 +75,12 @@ class Session:
             outside_label=0 if self.plan.labels.ignore is None else self.plan.labels.ignore,
         )
         return TrainingData(source, unlabelled, validation)
+
+    def origin(self) -> str:
+        """A hash of all that a step's result depends on, besides the number of steps and the machine."""
+        cases = [(case.id, case.role, case.hash) for case in self.cases if case.role != "test"]
+        parts = [asdict(self.plan), cases, asdict(self.sampling), asdict(self.augment), asdict(self.method)]
+        return hashlib.sha256(json.dumps([*parts, self.train.seed], sort_keys=True).encode()).hexdigest()
 
     def build(self, phases: Phases) -> Method:
         return build_method(
@@ -121,6 +132,7 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         data,
         session.place,
         settings=session.train,
+        origin=session.origin(),
         method_settings=session.method,
         quiet=quiet,
     )

@@ -41,11 +41,14 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
     file = root / "dataset.json"
     description = read_object(file) if file.is_file() else {}
     problems: Problems = []
-    groups: list[tuple[Split, dict[str, dict[int, Path]], dict[str, Path]]] = []
+    files: list[tuple[Split, dict[str, Path], dict[str, Path]]] = []
     for images, label_folder, split in _FOLDERS:
         references = by_stem(scans(root / label_folder), problems) if label_folder else {}
-        groups.append((split, _by_channel(by_stem(scans(root / images), problems), references), references))
-    channels = _channels(description, file, [files for _, images, _ in groups for files in images.values()])
+        files.append((split, by_stem(scans(root / images), problems), references))
+    # Four digits at the end are a channel, unless a label anywhere has the very same name.
+    numbered = not any(CHANNEL.fullmatch(name) for _, found, labelled in files for name in found.keys() & labelled)
+    groups = [(split, _by_channel(found, numbered=numbered), references) for split, found, references in files]
+    channels = _channels(description, file, [by_channel for _, images, _ in groups for by_channel in images.values()])
     cases: list[Case] = []
     for split, images_by_id, references in groups:
         cases += pair_up(images_by_id, references, split, channels, problems)
@@ -66,12 +69,11 @@ _FOLDERS: tuple[tuple[str, str | None, Split], ...] = (
 )
 
 
-def _by_channel(images: dict[str, Path], references: dict[str, Path]) -> dict[str, dict[int, Path]]:
-    """Images by id and channel. Four digits at the end are a channel unless a label has the very same name."""
-    equal_names = any(CHANNEL.fullmatch(name) for name in images.keys() & references.keys())
+def _by_channel(images: dict[str, Path], *, numbered: bool) -> dict[str, dict[int, Path]]:
+    """Images by id and channel. numbered: four digits at the end are a channel."""
     grouped: dict[str, dict[int, Path]] = {}
     for name, file in images.items():
-        match = None if equal_names else CHANNEL.fullmatch(name)
+        match = CHANNEL.fullmatch(name) if numbered else None
         if match is not None and f"{match['id']}_0000" in images:
             grouped.setdefault(match["id"], {})[int(match["channel"])] = file
         else:
