@@ -73,6 +73,24 @@ def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as temporary:
+        (temporary / "old.txt").touch()
+    rename = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == folder and not self.name.endswith(".replaced"):
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="no space"), atomic_folder(folder):
+        pass
+    assert [entry.name for entry in folder.iterdir()] == ["old.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
 def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
     file = tmp_path / "value.json"
     value = {"name": "Niere ✓", "dice": [0.1, None, 3]}

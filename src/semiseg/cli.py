@@ -98,7 +98,7 @@ class Predict:
     tile_batch: int = 1
     """Tiles computed together."""
     mirror: Quiet = False
-    """Average over mirrored tiles: eight times the time."""
+    """Average over mirrored tiles: up to eight times the time."""
     probabilities: Quiet = False
     """Also write class probabilities."""
     quiet: Quiet = False

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +51,11 @@ def test_a_plan_comes_back_from_toml(tmp_path: Path, plan: Plan) -> None:
         ("patch", [5, 8, 9], r"patch\[2\] = 9 must be a multiple of 2"),
         ("normalisation", [{"scheme": "zscore"}], "1 entries for 2 channels"),
         ("normalisation", [{"scheme": "minmax"}] * 2, "scheme"),
+        ("normalisation", [{"scheme": "zscore", "hihg": 1.0}] * 2, r"unknown key normalisation\.0\.hihg"),
+        ("anisotropic_axs", 0, r"unknown key anisotropic_axs"),
+        ("labels", {"names": {"0": "background", "1": "a"}, "mirror_axs": 1}, r"unknown key labels\.mirror_axs"),
+        ("teacher", asdict(replace(NETWORK, strides=((2, 1, 1), (1, 2, 2)))), r"strides\[0\] = \(2, 1, 1\)"),
+        ("student", asdict(replace(NETWORK, kernels=((1, 2, 3), (3, 3, 3)))), "kernels = .* must be odd"),
     ],
 )
 def test_an_edited_plan_that_cannot_work_is_refused_by_key(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import semiseg
+from semiseg import workflows
 from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
+from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import EvaluateSettings, read_summary
-from semiseg.files import hash_files, read_json, read_jsonl, write_json
+from semiseg.files import hash_files, read_json, read_jsonl, read_toml, write_json, write_jsonl, write_toml
 from semiseg.io.nifti import read_label, read_volume
 from semiseg.io.store import read_case_meta
 from semiseg.settings import RunSettings, read_settings
@@ -63,7 +67,7 @@ def cases(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -78,7 +82,7 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
     assert names(run / "checkpoints") == ["step-000003", "step-000006"]
     assert names(run / "model") == ["card.json", "plan.toml", "weights.safetensors"]
     assert names(run / "predictions") == [f"{TEST_CASE}.nii.gz", "predictions.jsonl"]
-    assert names(run / "store") == ["phantom_000", "phantom_001", "phantom_002", "phantom_003"]
+    assert names(run / "store") == [*(f"phantom_{i:03}" for i in range(4)), "recipe.json"]
     assert read_json(run / "model" / "card.json")["labelled_cases"] == ["phantom_000", "phantom_001"]
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
@@ -346,11 +350,52 @@ def test_the_five_functions_are_the_commands(
     assert capsys.readouterr().out == ""
 
 
+def copied(run: Path, to: Path) -> Path:
+    return Path(shutil.copytree(run, to))
+
+
+def test_an_edited_plan_needs_preparing_again_before_training(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = copied(runs["supervised"], tmp_path / "run")
+    plan = read_toml(run / "plan.toml")
+    write_toml(run / "plan.toml", plan | {"spacing_mm": [2 * mm for mm in plan["spacing_mm"]]})
+    with pytest.raises(DataError, match=r"recipe\.json: .* another spacing_mm than plan\.toml has now.*prepare"):
+        semiseg.train(run, quiet=True)
+
+
+def test_a_run_does_not_go_on_with_other_cases(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = copied(runs["supervised"], tmp_path / "run")
+    rows = read_jsonl(run / "cases.jsonl")
+    write_jsonl(run / "cases.jsonl", [row | {"hash": "0" * 64} if row["role"] == "labelled" else row for row in rows])
+    with pytest.raises(ConfigError, match=r"checkpoints: trained with another plan, other cases or other settings"):
+        semiseg.train(run, quiet=True)
+
+
+def test_only_one_process_works_on_a_run(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = copied(runs["supervised"], tmp_path / "run")
+    code = "import semiseg, sys; from pathlib import Path; semiseg.train(Path(sys.argv[1]), quiet=True)"
+    with FileLock(run / ".lock"):
+        done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "another semiseg process works on this run" in done.stderr
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True)
+
+
+def test_a_plan_for_one_kind_of_machine_serves_on_another(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared where there is a GPU, and gone on with where there is none: `auto` was settled once."""
+    run = copied(runs["supervised"], tmp_path / "run")
+    text = (run / "run.toml").read_text()
+    assert 'device = "cpu"' in text
+    settings = read_settings(run / "run.toml")
+    monkeypatch.setattr(workflows, "_planned_device", lambda device: "cuda")
+    semiseg.prepare(run, replace(settings, plan=replace(settings.plan, device="auto")), quiet=True)
+    assert (run / "run.toml").read_text() == text
+
+
 def test_settings_in_python_need_not_be_absolute(
     phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: dict[str, Path]
 ) -> None:
-    from dataclasses import replace
-
     monkeypatch.chdir(phantoms.parent)
     before = read_settings(runs["supervised"] / "run.toml")
     settings: RunSettings = replace(before, data=replace(before.data, root=phantoms.name))

@@ -387,6 +387,16 @@ def test_plain_counts_the_classes(tmp_path: Path) -> None:
     assert ids(dataset, "test") == ["d"]
 
 
+def test_plain_names_that_end_in_numbers_are_read_alike_in_all_folders(tmp_path: Path) -> None:
+    """A label of the very same name says that the digits are no channel, and in every folder they are none."""
+    scans(tmp_path, "images/scan_0100", "images/scan_0101", "imagesUn/scan_0000", "imagesUn/scan_0001")
+    scan(tmp_path / "labels" / "scan_0100.nii.gz", np.ones((3, 4, 5), np.uint8))
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset, labelled=True) == ["scan_0100"]
+    assert sorted(ids(dataset, labelled=False)) == ["scan_0000", "scan_0001", "scan_0101"]
+    assert len(dataset.channels) == 1
+
+
 def test_plain_with_names(tmp_path: Path) -> None:
     scans(tmp_path, "images/a_0000", "images/b_0000", "labels/a")
     (tmp_path / "labels.json").write_text('{"1": "left lung", "2": "right lung", "3": "ignore"}')

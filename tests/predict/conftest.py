@@ -46,7 +46,7 @@ def model_folder(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(20):  # running statistics of a network that has seen something
             network.train()(noise)
         network.head.bias -= network.eval()(noise).mean((0, 2, 3, 4))  # each class is the likeliest somewhere
-    save_model(folder, network, plan, role="student", card={"method": "mpl", "steps": 7})
+    save_model(folder, network, plan, role="student", card={"method": "mpl", "steps": 7, "mirror_axes": [0, 2]})
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -238,6 +239,35 @@ def test_mirroring_is_another_answer(model: Model, tmp_path: Path) -> None:
         for mirror in (False, True)
     )
     assert not np.array_equal(plain, mirrored)
+
+
+def test_mirroring_goes_along_the_axes_that_training_mirrored(model: Model, tmp_path: Path) -> None:
+    """Four views of each tile for two axes; a model that never saw mirrored scans is not asked about them."""
+    scan = save(tmp_path / "in" / "a.nii.gz")
+    settings, engine = replace(SETTINGS, mirror=True), counting(model)
+    predict(model, tmp_path / "in", tmp_path / "plain", engine=engine)
+    tiles = engine.runs
+    predict(model, tmp_path / "in", tmp_path / "mirrored", settings, engine=engine)
+    assert engine.runs == tiles + 4 * tiles
+    without = replace(model, card=model.card | {"mirror_axes": []})
+    with pytest.raises(ConfigError, match="trained without mirroring"):
+        predict(without, tmp_path / "in", tmp_path / "refused", settings)
+    volume = read_volume([scan])
+    with pytest.raises(ConfigError, match="trained without mirroring"):
+        predict_array(volume.array, volume.spacing_mm, without, settings=settings)
+
+
+class Exhausted(TorchEngine):
+    def run(self, tiles: np.ndarray) -> np.ndarray:
+        raise MemoryError
+
+
+def test_a_scan_too_large_for_the_memory_is_named(model: Model, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    engine = Exhausted(model.network, torch.device("cpu"))
+    (outcome,) = predict(model, tmp_path / "in", tmp_path / "out", engine=engine)
+    assert outcome.error is not None
+    assert re.search(r"a\.nii\.gz: not enough memory for its \d+ x \d+ x \d+ voxels", outcome.error)
 
 
 def test_an_array_is_predicted_as_its_file(model: Model, tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ class Model:
     card: dict[str, Any]
     hash: str
 
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """The axes (0, 1, 2 for Z, Y, X) along which training mirrored."""
+        return tuple(self.card.get("mirror_axes", ()))
+
 
 def save_model(folder: Path, network: torch.nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
     """Write the folder whole or not at all. role: whose sizes in the plan the network has."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.data.prepare import export_axis, prepare_array
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, read_jsonl
 from semiseg.io.nifti import read_grid, read_volume, write_label, write_map
 from semiseg.predict.engine import Engine, TorchEngine
@@ -48,7 +48,7 @@ def predict_logits(
         patch=model.plan.patch,
         step=settings.tile_step,
         tile_batch=settings.tile_batch,
-        mirror_axes=(0, 1, 2) if settings.mirror else (),
+        mirror_axes=model.mirror_axes if settings.mirror else (),
         labels=model.plan.labels,
     )
 
@@ -75,7 +75,9 @@ def predict_scans(
 
     A scan whose output was made from the same files by the same model and settings is not done again. A scan that
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
+    Raises `ConfigError` where mirroring is asked of a model that was trained without.
     """
+    _check_mirroring(model, settings)
     output.mkdir(parents=True, exist_ok=True)
     log = output / "predictions.jsonl"
     finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
@@ -134,6 +136,14 @@ def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, set
     write_label(target, labels_from_logits(logits, shape, anisotropic_axis=axis), volume.grid)
 
 
+def _check_mirroring(model: Model, settings: PredictSettings) -> None:
+    if settings.mirror and not model.mirror_axes:
+        raise ConfigError(
+            f"predict.mirror = true, but {model.folder} was trained without mirroring and knows no mirrored scans. "
+            "Leave it out."
+        )
+
+
 def _probabilities_file(target: Path, scan: str) -> Path:
     return target.with_name(f"{scan}_probabilities.nii.gz")
 
@@ -145,7 +155,8 @@ def predict_array(
 
     array: `(Z, Y, X)` or `(C, Z, Y, X)`, in canonical orientation (z to the head, y to the front, x to the right) and
     in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. Raises `DataError` for another number of
-    channels or dimensions, for voxels that are not finite, and for a spacing that is not positive.
+    channels or dimensions, for voxels that are not finite, and for a spacing that is not positive; `ConfigError` as
+    `predict_scans`.
     """
     channels = array[None] if array.ndim == 3 else array
     if channels.ndim != 4:
@@ -154,6 +165,8 @@ def predict_array(
         raise DataError("array: some voxels are NaN or infinite. Replace them first.")
     if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
+    settings = settings or PredictSettings()
+    _check_mirroring(model, settings)
     device = next(model.network.parameters()).device
     engine = TorchEngine(model.network, device)
-    return predict_labels(channels.astype(np.float32), spacing_mm, model, engine, settings or PredictSettings())
+    return predict_labels(channels.astype(np.float32), spacing_mm, model, engine, settings)

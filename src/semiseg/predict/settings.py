@@ -18,7 +18,8 @@ class PredictSettings:
     tile_batch: int = 1
     """Tiles computed together; more is faster on a GPU and takes more memory."""
     mirror: bool = False
-    """Average over mirrored tiles along all axes: eight times the time, often a little better."""
+    """Average over tiles mirrored along the axes that training mirrored: 2 to the power of their number times as long,
+    often a little better."""
     probabilities: bool = False
     """Also write the class probabilities as CASE_probabilities.nii.gz (4D, float32)."""
 

@@ -144,6 +144,7 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         "network": method.evaluated,
         "steps": session.train.steps,
         "seed": session.train.seed,
+        "mirror_axes": list(session.augment.mirror_axes) if session.augment.enabled else [],
         "dataset": session.plan.dataset,
         "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
         "unlabelled_cases": len(of_role(session.cases, "unlabelled")),
