@@ -34,8 +34,8 @@ class AugmentSettings:
     zoom: tuple[float, float] = (0.7, 1.4)
     """Range of the size of the anatomy after scaling relative to before, the same along all axes."""
     mirror_axes: tuple[int, ...] = (0, 1, 2)
-    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; X swaps the mirror
-    pairs."""
+    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; the plan's
+    `labels.mirror_axis` swaps the mirror pairs."""
 
     noise_probability: float = 0.1
     """Probability of additive Gaussian noise."""

@@ -116,7 +116,8 @@ def train_method(
             judged = method.judged(step)
             last, ends_epoch = done == settings.steps, done % settings.epoch_steps == 0
             row: dict[str, Any] = {}
-            if done % settings.log_every == 0 or last or ends_epoch:
+            saves = done % settings.checkpoint_every == 0 or last
+            if done % settings.log_every == 0 or ends_epoch or saves:
                 row = _finite(journal.means(), step, checkpoints)
                 epoch_losses += [row[judged.loss]] if judged.loss in row else []
             if data.validation and (last or (ends_epoch and _validates(done, settings))):
@@ -131,8 +132,7 @@ def train_method(
                 rate = method_settings.learning_rate * method.learning_rate_factor
                 head = {"step": done, "phase": phases.name(step), "seconds": round(clock.seconds(), 2)}
                 journal.write(head | {"learning_rate": rate} | row)
-            if done % settings.checkpoint_every == 0 or last:
-                _finite(journal.means(), step, checkpoints)
+            if saves:
                 snapshot = _snapshot(done, method, schedule, clock, locations, epoch_losses, origin)
                 _check_finite_state(snapshot, checkpoints)
                 save_checkpoint(checkpoints, snapshot)
