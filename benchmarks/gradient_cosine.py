@@ -3,8 +3,9 @@
     python benchmarks/gradient_cosine.py --run runs/hippocampus/first-pseudo_label
 
 The run must have been trained with unlabelled cases; its last checkpoint is the starting point. Then, for `--steps`
-steps of training with dense feedback, the teacher's meta gradient of each rule is compared with the exact one (double
-backward through the student's probe step, soft labels). Writes benchmarks/results/gradient_cosine.json.
+steps of training with dense feedback (without cut-mix, so that all labels are the teacher's), the teacher's meta
+gradient of each rule is compared with the exact one (double backward through the student's probe step, soft labels).
+Writes benchmarks/results/gradient_cosine.json.
 """
 
 from __future__ import annotations
@@ -93,14 +94,13 @@ def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
 def all_gradients(
     method: MetaPseudoLabels, labelled: Batch, unlabelled: UnlabelledBatch, baseline: float
 ) -> tuple[dict[str, Gradients], float]:
-    """The teacher's meta gradient by each rule, and the scalar feedback. One view for teacher and student."""
-    teacher, student, images = method.teacher, method.student, unlabelled.strong
+    """The teacher's meta gradient by each rule, and the scalar feedback."""
+    student, images = method.student, unlabelled.strong
     weights = method.optimisers["teacher"].parameters
     rate = method.settings.probe_rate
     start = {name: value.detach() for name, value in method.optimisers["student"].parameters.items()}
 
-    with batch_statistics_only(teacher):
-        log_q = (teacher(unlabelled.weak) / method.settings.temperature).log_softmax(1)
+    log_q = method.soft_labels(unlabelled.weak)
     q = log_q.exp()
     hard = one_hot(q.detach().argmax(1), q.shape[1])
     loss = exact_labelled_loss(student, start, images, q, None, labelled.images, labelled.labels, sgd_step(rate))
