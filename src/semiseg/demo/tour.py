@@ -25,8 +25,8 @@ from semiseg.types import Shape
 
 BASELINE, MPL = "baseline", "baseline-mpl"
 MINUTES = 1.25
-"""Training time of the baseline. The MPL run has twice as much, half of it for its teacher's warm-up: the demo shows what
-MPL adds to a baseline. Methods in equal time are compared in docs/benchmarks.md."""
+"""Training time of the baseline. The MPL run has twice as much, half of it for its teacher's warm-up: the demo shows
+what MPL adds to a baseline. Methods in equal time are compared in docs/benchmarks.md."""
 
 
 def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:
