@@ -97,6 +97,6 @@ def test_only_keys_whose_default_is_none_can_be_none() -> None:
 def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     write_settings(path, RunSettings())
-    path.write_text(path.read_text().replace("momentum = 0.99", "momentum = 1.99"))
+    path.write_text(path.read_text().replace("momentum = 0.9\n", "momentum = 1.99\n"))
     with pytest.raises(ConfigError, match=r"run\.toml: method\.momentum = 1\.99"):
         read_settings(path)

@@ -30,8 +30,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (4, 4, 4)
 PHASES = Phases(warmup_stop=2, train_stop=6, total=8)
 TRAINING = Phases(warmup_stop=0, train_stop=1000, total=1000)
-PLAIN = MethodSettings(cutmix_fraction=0, ema_decay=0, momentum=0.9, probe_rate=0.1)
-"""No cut-mix and no averages, so that a test can follow each step."""
+PLAIN = MethodSettings(
+    cutmix_fraction=0,
+    ema_decay=0,
+    learning_rate=0.01,
+    momentum=0.9,
+    restart_rate=0,
+    teacher_every=1,
+    teacher_rate=1.0,
+    teacher_mode="train",
+    probe_rate=0.1,
+)
+"""No cut-mix and no averages, and a teacher that moves at the student's rate: a test can follow each step."""
 WIDER = NetworkPlan(features=(4, 5), kernels=TINY.kernels, strides=TINY.strides)
 
 

@@ -65,7 +65,7 @@ def test_steps_equal_torch_bit_for_bit() -> None:
     settings = MethodSettings(learning_rate=0.1, gradient_clip=0)
     ours, theirs = small_network(), small_network()
     sgd = NamedSgd(ours, settings)
-    torchs = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.99, weight_decay=3e-5, nesterov=True)
+    torchs = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5, nesterov=True)
     for seed in range(3):
         sgd.step(gradients(ours, seed), 0.1)
         for name, parameter in theirs.named_parameters():

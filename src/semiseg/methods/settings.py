@@ -35,10 +35,10 @@ class MethodSettings:
     feedback: Literal["scalar", "dense"] = "dense"
     """How mpl's teacher learns from the student: one number (the paper), or one value per voxel and class."""
 
-    learning_rate: float = 0.01
-    """Of SGD with Nesterov momentum, at the start (the paper's protocol)."""
-    momentum: float = 0.99
-    """Nesterov momentum of every network's SGD (the paper's protocol)."""
+    learning_rate: float = 0.1
+    """Of SGD with Nesterov momentum, at the start; 0.01 in the paper, with its momentum."""
+    momentum: float = 0.9
+    """Nesterov momentum of every network's SGD; 0.99 in the paper, too slow for a few thousand steps."""
     weight_decay: float = 3e-5
     """L2 penalty of every network's SGD (the paper's protocol)."""
     gradient_clip: float = 12.0
@@ -46,16 +46,16 @@ class MethodSettings:
 
     warmup_fraction: float = 0.5
     """Share of all steps in which only the teacher trains, on labels; its pseudo-labels are noise before."""
-    finetune_fraction: float = 0.1
+    finetune_fraction: float = 0.0
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
     """Learning rate of the fine-tuning as a fraction of `learning_rate`; it decays to zero within the phase."""
-    restart_rate: float = 0.0
+    restart_rate: float = 0.5
     """If above 0, the warm-up decays to zero on its own and training starts anew at this fraction of `learning_rate`,
     so that the teacher labels with settled weights; 0 is one decay over both."""
-    teacher_rate: float = 1.0
+    teacher_rate: float = 0.2
     """Learning rate of the teacher in the training phase as a fraction of the student's."""
-    teacher_every: int = 1
+    teacher_every: int = 4
     """In the training phase the teacher moves every so many steps, by its labels and by feedback; 0 holds it still."""
     student_start: Literal["auto", "teacher", "fresh"] = "auto"
     """The student's weights after the warm-up; auto copies the teacher where the sizes agree."""
@@ -66,11 +66,11 @@ class MethodSettings:
     """What the student learns from. Dense feedback is exact for soft labels, straight-through for hard ones."""
     confidence_threshold: float = 0.0
     """Voxels whose largest pseudo-probability is lower do not count for the student; 0 counts all."""
-    teacher_mode: Literal["train", "eval"] = "train"
-    """Batch norm of the teacher's labelling pass: statistics of the batch, or running ones."""
+    teacher_mode: Literal["train", "eval"] = "eval"
+    """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
-    cutmix_fraction: float = 0.5
+    cutmix_fraction: float = 1.0
     """Share of the student's patches that get a box of a labelled patch and its label pasted in; 0 is off."""
     consistency_weight: float = 0.0
     """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
