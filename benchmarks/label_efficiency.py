@@ -129,8 +129,7 @@ def table(arguments: argparse.Namespace) -> None:
             "organs": {organ: _rounded(scores["dice"])["mean"] for organ, scores in summary["per_organ"].items()},
             "steps": settings.train.steps,
             "feedback ratio": round(float(np.mean(ratios)), 4) if ratios else None,
-            "mirror pairs confused": confused_pairs(folder),
-        }
+        } | ({"mirror pairs confused": confused} if (confused := confused_pairs(folder)) else {})
     baseline = by_case.get("supervised", {})
     for method, scores in by_case.items():
         common = [subset for subset in scores if subset in baseline]
