@@ -69,6 +69,8 @@ def tiny() -> list[str]:
         "plan.batch": 2,
         "plan.base_features": 4,
         "plan.max_levels": 2,
+        "method.finetune_fraction": 0.1,
+        "method.teacher_every": 1,
         "train.steps": 6,
         "train.threads": 1,
         "train.device": "cpu",

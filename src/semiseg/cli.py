@@ -214,7 +214,7 @@ class Demo:
     seed: int = 0
     """Of the phantoms and the training."""
     steps: int | None = None
-    """Training steps of each run; by default what about 2 minutes allow here."""
+    """Training steps of each run; by default what a minute or two allow here."""
     quiet: Quiet = False
     """Print results and errors only."""
 

@@ -69,6 +69,7 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
     """
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
+    run.mkdir(parents=True, exist_ok=True)
     with _alone_in(run):
         return _prepare(run, _settle(run, settings), quiet=quiet)
 
@@ -109,8 +110,9 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
 
 def train(run: Path, *, quiet: bool = False) -> Path:
     """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
+    settings = _prepared_settings(run)
     with _alone_in(run):
-        return _train(run, _prepared_settings(run), quiet=quiet)
+        return _train(run, settings, quiet=quiet)
 
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
@@ -271,7 +273,6 @@ def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelSchem
 @contextmanager
 def _alone_in(run: Path) -> Iterator[None]:
     """Keep other processes of semiseg from writing to the run; raises `DataError` where one does."""
-    run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(blocking=False)

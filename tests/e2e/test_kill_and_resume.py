@@ -37,6 +37,7 @@ VARIANTS = {
         KILLS,
         [
             *["method.name=mpl", "method.feedback=dense", "method.teacher_every=2", "method.student_start=fresh"],
+            "method.cutmix_fraction=0.5",
             *["train.schedule=plateau", "train.epoch_steps=4", "train.plateau_patience=1", "train.refresh_steps=7"],
             "train.refresh_cases=1",
         ],
@@ -151,7 +152,7 @@ def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list
     process = start(*arguments)
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, errors) == (0, "")
-    assert sorted(f.name for f in run.glob("store/*")) == [f"phantom_00{n}" for n in range(4)]
+    assert sorted(f.name for f in run.glob("store/*")) == [*(f"phantom_00{n}" for n in range(4)), "recipe.json"]
     assert {folder: read_case_meta(folder) for folder in before} == before
 
 
