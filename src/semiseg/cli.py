@@ -95,8 +95,14 @@ class Predict:
     """Folder for ID.nii.gz and predictions.jsonl."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
+    engine: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    """What computes on a CPU: by default the fastest that is installed and gives torch's labels."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the engine: by default the fastest that gives the labels of float32."""
     tile_batch: int = 1
     """Tiles computed together."""
+    max_memory: str = ""
+    """What it may take, such as 4GB: planned before it begins, which it refuses where that does not suffice."""
     mirror: Quiet = False
     """Average over mirrored tiles: up to eight times the time."""
     probabilities: Quiet = False
@@ -109,7 +115,13 @@ class Predict:
         from semiseg.predict.settings import PredictSettings
 
         settings = PredictSettings(
-            device=self.device, tile_batch=self.tile_batch, mirror=self.mirror, probabilities=self.probabilities
+            device=self.device,
+            engine=self.engine,
+            precision=self.precision,
+            tile_batch=self.tile_batch,
+            max_memory=self.max_memory,
+            mirror=self.mirror,
+            probabilities=self.probabilities,
         )
         outcomes = workflows.predict(self.model, self.inputs, self.output, settings=settings, quiet=self.quiet)
         failed = [outcome for outcome in outcomes if outcome.error]

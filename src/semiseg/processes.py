@@ -1,4 +1,4 @@
-"""Processes that work on cases in parallel."""
+"""Processes that work on cases in parallel, and how many the machine has cores for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from threading import Thread
 from threadpoolctl import threadpool_limits
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: under SLURM or taskset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:

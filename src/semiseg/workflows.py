@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,11 +39,13 @@ from semiseg.io.layouts.folders import read_object, scans
 from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.predict.device import choose_device
-from semiseg.predict.engine import TorchEngine
+from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.inputs import Scan, find_scans
+from semiseg.predict.memory import check_budget
 from semiseg.predict.model import load_model
 from semiseg.predict.predictor import Outcome, predict_scans
 from semiseg.predict.settings import PredictSettings
+from semiseg.processes import usable_cores
 from semiseg.report import write_report
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.train.precision import choose_precision
@@ -55,7 +56,7 @@ def check(folder: Path, *, layout: str = "auto", quiet: bool = False) -> CheckRe
     """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict."""
     dataset = read_dataset(folder, layout=layout)
     with _bar("checking", quiet) as advance:
-        report = check_dataset(dataset, workers=_workers(), progress=lambda done, total: advance(done, total, ""))
+        report = check_dataset(dataset, workers=usable_cores(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
         print_check(report)
     return report
@@ -85,7 +86,7 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     if not (run / "plan.toml").exists():
         with _bar("fingerprint", quiet) as advance:
             fingerprint = compute_fingerprint(
-                dataset, training, workers=_workers(), seed=settings.train.seed, progress=advance
+                dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
             )
         write_fingerprint(run / "fingerprint.json", fingerprint)
         axis = measured_mirror_axis(dataset.labels, [case.label for case in training if case.label])
@@ -96,7 +97,7 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     remove_leftovers(run)
     remove_leftovers(run / "store")
     with _bar("preparing", quiet) as advance:
-        results = prepare_cases(training, plan, run / "store", workers=_workers(), progress=advance)
+        results = prepare_cases(training, plan, run / "store", workers=usable_cores(), progress=advance)
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
     failed = [f"{result.id}: {result.error}" for result in results if result.error]
     if failed:
@@ -167,9 +168,10 @@ def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
 def _predict(
     model: Path, scans: Sequence[Scan], output: Path, settings: PredictSettings, *, quiet: bool
 ) -> list[Outcome]:
-    device = choose_device(settings.device)
-    loaded = load_model(model, device)
-    engine = TorchEngine(loaded.network, device)
+    loaded = load_model(model)
+    engine = choose_engine(loaded, scans, output, settings, say=lambda text: None if quiet else print(text))
+    if settings.max_memory:
+        check_budget(scans, loaded, engine, settings, settings.max_memory)
     with _bar("predicting", quiet) as advance:
         return predict_scans(scans, loaded, engine, output, settings, progress=advance)
 
@@ -197,7 +199,7 @@ def evaluate(
             scheme,
             settings=settings,
             output=output,
-            workers=_workers(),
+            workers=usable_cores(),
             progress=lambda done, total: advance(done, total, ""),
         )
     if not quiet:
@@ -222,7 +224,7 @@ def evaluate_run(run: Path, *, quiet: bool = False) -> Summary:
             plan.labels,
             settings=settings,
             output=run,
-            workers=_workers(),
+            workers=usable_cores(),
             progress=lambda done, total: advance(done, total, ""),
         )
     if not quiet:
@@ -344,11 +346,6 @@ def _budget(run: Path) -> str:
     labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
     minutes = f", {settings.train.budget_minutes:g} minutes" if settings.train.budget_minutes else ""
     return f"{labelled} labelled cases, {settings.train.steps} steps{minutes}, seed {settings.train.seed}"
-
-
-def _workers() -> int:
-    """The cores that this process may use: under SLURM or taskset fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

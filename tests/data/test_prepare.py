@@ -13,12 +13,11 @@ from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.data.prepare import (
     PreparedCase,
     case_hash,
-    export_axis,
-    preparation_axis,
     prepare_array,
     prepare_case,
     prepare_cases,
 )
+from semiseg.data.scan_rows import export_axis, preparation_axis
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.dataset import Case, LabelScheme

@@ -48,9 +48,19 @@ VARIANTS = {
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """`semiseg ARGUMENTS` as a process and group of its own."""
-    command = [sys.executable, "-m", "semiseg", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    """`semiseg ARGUMENTS` as a process and group of its own, which hears Ctrl-C even where this process, started in the
+    background of a shell, does not."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # inherited by the new process, as a handler would not be
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "semiseg", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fork(*arguments: object) -> BaseProcess:

@@ -153,18 +153,12 @@ def test_the_model_predicts_a_file(
     assert answer.code == 0
     written, _ = read_label(tmp_path / "out" / f"{TEST_CASE}.nii.gz")
     volume = read_volume([scan])
-    loaded = semiseg.load_model(model, semiseg_device())
+    loaded = semiseg.load_model(model)
     array = semiseg.predict_array(volume.array[0], volume.spacing_mm, loaded)
     np.testing.assert_array_equal(array, written)
     again = semiseg_command("predict", model, scan, "--output", tmp_path / "out", "--device", "cpu")
     assert "1 scans in" in again.out
     assert "(1 of them from before)" in again.out
-
-
-def semiseg_device() -> Any:
-    import torch
-
-    return torch.device("cpu")
 
 
 def test_a_second_call_does_nothing_again(

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from semiseg.ops.normalise import normalise_ct, normalise_zscore
+from semiseg.ops.normalise import mean_and_deviation, normalise_ct, normalise_zscore
+
+
+def zscore(image: np.ndarray) -> np.ndarray:
+    mean, deviation = mean_and_deviation(lambda: np.array_split(image, 3))
+    return normalise_zscore(image, mean=mean, deviation=deviation)
 
 
 def test_ct_clips_then_scales_and_leaves_the_input_alone() -> None:
@@ -17,7 +22,7 @@ def test_ct_clips_then_scales_and_leaves_the_input_alone() -> None:
 def test_zscore_of_intensities_over_a_million() -> None:
     rng = np.random.default_rng(0)
     image = (rng.random((40, 50, 40)) * 2e6 + 1e6).astype(np.float32)
-    out = normalise_zscore(image)
+    out = zscore(image)
     exact = (image.astype(np.float64) - image.mean(dtype=np.float64)) / image.std(dtype=np.float64)
     # float32 voxels of 3e6 carry 0.25 each, 4e-7 of the deviation; the subtraction adds as much.
     np.testing.assert_allclose(out, exact, atol=1e-6)
@@ -27,10 +32,10 @@ def test_zscore_of_intensities_over_a_million() -> None:
 def test_zscore_does_not_depend_on_the_scale() -> None:
     image = np.random.default_rng(1).random((8, 8, 8)).astype(np.float32)
     # The two differ by float32 rounding of values up to 2.
-    np.testing.assert_allclose(normalise_zscore(image), normalise_zscore(image * np.float32(1e6)), atol=2e-6)
+    np.testing.assert_allclose(zscore(image), zscore(image * np.float32(1e6)), atol=2e-6)
 
 
 def test_constant_images_become_zero() -> None:
     image = np.full((4, 4, 4), 7, dtype=np.float32)
-    assert not normalise_zscore(image).any()
+    assert not zscore(image).any()
     assert not normalise_ct(image, low=0, high=10, mean=7, deviation=0).any()

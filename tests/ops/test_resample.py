@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semiseg.ops.operators import zoom_operator, zoom_taps
 from semiseg.ops.resample import (
     coarse_axis,
     is_anisotropic,
@@ -13,8 +14,6 @@ from semiseg.ops.resample import (
     resample_slab,
     slab_input_rows,
     target_shape,
-    zoom_operator,
-    zoom_taps,
 )
 
 SIZES = st.tuples(*[st.integers(1, 14)] * 3)

@@ -52,4 +52,4 @@ def model_folder(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(model_folder: Path) -> Model:
-    return load_model(model_folder, torch.device("cpu"))
+    return load_model(model_folder)

@@ -17,7 +17,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.io.nifti import read_volume
 from semiseg.predict.device import choose_device
-from semiseg.predict.engine import TorchEngine
+from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.model import Model
 from semiseg.predict.predictor import Outcome, predict_array, predict_scans
@@ -25,6 +25,7 @@ from semiseg.predict.settings import PredictSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CPU = torch.device("cpu")
 SETTINGS = PredictSettings(tile_step=1.0, device="cpu")
 OBLIQUE = np.array([[-1.3, 0.1, 0.0, 40.0], [0.1, -1.2, 0.2, -7.0], [0.0, 0.2, 2.5, 3.0], [0.0, 0.0, 0.0, 1.0]])
 PERMUTED = np.array([[0.0, 0.0, 1.1, -4.0], [2.2, 0.0, 0.0, 5.0], [0.0, -1.3, 0.0, 6.0], [0.0, 0.0, 0.0, 1.0]])
@@ -53,7 +54,7 @@ def save(
 def predict(
     model: Model, inputs: Path, output: Path, settings: PredictSettings = SETTINGS, engine: TorchEngine | None = None
 ) -> list[Outcome]:
-    engine = engine or TorchEngine(model.network, torch.device("cpu"))
+    engine = engine or torch_engine(model, CPU)
     return predict_scans(find_scans([inputs]), model, engine, output, settings)
 
 
@@ -134,7 +135,7 @@ def test_a_bad_scan_is_named_and_stops_nothing(model: Model, tmp_path: Path) -> 
 
 def test_a_missing_file_is_named(model: Model, tmp_path: Path) -> None:
     scan = Scan("gone", (tmp_path / "gone.nii.gz",))
-    (outcome,) = predict_scans([scan], model, TorchEngine(model.network, torch.device("cpu")), tmp_path, SETTINGS)
+    (outcome,) = predict_scans([scan], model, torch_engine(model, CPU), tmp_path, SETTINGS)
     assert outcome.error is not None
     assert "gone.nii.gz: No such file" in outcome.error
 
@@ -148,7 +149,7 @@ class Counting(TorchEngine):
 
 
 def counting(model: Model) -> Counting:
-    return Counting(model.network, torch.device("cpu"))
+    return Counting(torch_engine(model, CPU).network, CPU)
 
 
 def test_finished_scans_are_not_done_again(model: Model, tmp_path: Path) -> None:
@@ -264,7 +265,7 @@ class Exhausted(TorchEngine):
 
 def test_a_scan_too_large_for_the_memory_is_named(model: Model, tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.nii.gz")
-    engine = Exhausted(model.network, torch.device("cpu"))
+    engine = Exhausted(torch_engine(model, CPU).network, CPU)
     (outcome,) = predict(model, tmp_path / "in", tmp_path / "out", engine=engine)
     assert outcome.error is not None
     assert re.search(r"a\.nii\.gz: not enough memory for its \d+ x \d+ x \d+ voxels", outcome.error)
@@ -327,8 +328,8 @@ def test_progress_names_each_scan(model: Model, tmp_path: Path) -> None:
 
 
 def test_the_engine_leaves_the_network_in_its_mode(model: Model) -> None:
-    network = model.network
-    engine = TorchEngine(network, torch.device("cpu"))
+    engine = torch_engine(model, CPU)
+    network = engine.network
     tiles = np.zeros((2, 1, 8, 8, 8), np.float32)
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     for training in (True, False):
@@ -341,7 +342,7 @@ def test_the_engine_leaves_the_network_in_its_mode(model: Model) -> None:
         engine.run(np.zeros((1, 4, 8, 8, 8), np.float32))
     assert network.training
     network.eval()
-    assert TorchEngine(network, torch.device("cpu"), torch.bfloat16).precision == "bfloat16"
+    assert TorchEngine(network, CPU, torch.bfloat16).precision == "bfloat16"
 
 
 @pytest.mark.parametrize("changes", [{"tile_step": 0.0}, {"tile_step": 1.1}, {"tile_batch": 0}])

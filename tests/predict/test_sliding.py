@@ -7,7 +7,7 @@ import pytest
 from engines import Constant, Identity, Sides
 
 from semiseg.io.dataset import LabelScheme
-from semiseg.predict.sliding import sliding_window
+from semiseg.predict.sliding import Window, blended_rows, cheapest_axes, sliding_window
 
 PATCH = (4, 6, 8)
 
@@ -19,7 +19,7 @@ def image(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(9, 11, 17), (4, 6, 8), (2, 11, 5), (1, 1, 1)])
 @pytest.mark.parametrize("step", [0.5, 1.0])
 def test_constant_logits_stay_constant(shape: tuple[int, int, int], step: float) -> None:
-    logits = sliding_window(image(1, *shape), Constant(), patch=PATCH, step=step)
+    logits = sliding_window(image(1, *shape), Constant(), Window(patch=PATCH, step=step))
     assert logits.shape == (3, *shape)
     assert logits.dtype == np.float32
     # A weighted mean of equal numbers: rounding of float32 sums of up to 27 tiles.
@@ -30,7 +30,7 @@ def test_constant_logits_stay_constant(shape: tuple[int, int, int], step: float)
 @pytest.mark.parametrize("tile_batch", [1, 4])
 def test_the_identity_gives_the_image_back(shape: tuple[int, int, int], tile_batch: int) -> None:
     x = image(2, *shape)
-    logits = sliding_window(x, Identity(), patch=PATCH, tile_batch=tile_batch)
+    logits = sliding_window(x, Identity(), Window(patch=PATCH, tile_batch=tile_batch))
     assert np.allclose(logits, x, atol=1e-5)  # rounding of float32 sums of up to 27 tiles
 
 
@@ -38,7 +38,7 @@ def test_tiles_computed_together_give_the_same() -> None:
     x = image(1, 9, 11, 17)
     one, four = Sides(2), Sides(2)
     assert np.array_equal(
-        sliding_window(x, one, patch=PATCH), sliding_window(x, four, patch=PATCH, tile_batch=4)
+        sliding_window(x, one, Window(patch=PATCH)), sliding_window(x, four, Window(patch=PATCH, tile_batch=4))
     )  # fmt: skip
     assert set(one.batches) == {1}
     assert four.batches[0] == 4
@@ -54,7 +54,7 @@ def test_a_small_scan_is_padded_with_the_smallest_value_of_each_channel() -> Non
             seen.append(tiles.copy())
             return super().logits(tiles)
 
-    sliding_window(x, Watching(), patch=PATCH)
+    sliding_window(x, Watching(), Window(patch=PATCH))
     for channel in range(2):
         low = x[channel].min()
         for tile in seen:
@@ -66,9 +66,8 @@ def test_a_small_scan_is_padded_with_the_smallest_value_of_each_channel() -> Non
 def test_progress_counts_the_tiles() -> None:
     calls: list[tuple[int, int]] = []
     engine = Constant()
-    sliding_window(
-        image(1, 9, 6, 8), engine, patch=PATCH, tile_batch=3, progress=lambda done, total: calls.append((done, total))
-    )
+    window = Window(patch=PATCH, tile_batch=3, progress=lambda done, total: calls.append((done, total)))
+    sliding_window(image(1, 9, 6, 8), engine, window)
     total = sum(engine.batches)
     assert calls[-1] == (total, total)
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
@@ -79,13 +78,13 @@ def test_mirrored_prediction_of_an_equivariant_engine_changes_nothing(axis: int)
     """Exchanging the pair back undoes the mirroring exactly, along whatever axis left and right lie."""
     scheme = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),), mirror_axis=axis)
     x = image(1, 9, 11, 17)
-    plain = sliding_window(x, Sides(axis), patch=PATCH)
+    plain = sliding_window(x, Sides(axis), Window(patch=PATCH))
     mirrored_engine = Sides(axis)
-    mirrored = sliding_window(x, mirrored_engine, patch=PATCH, mirror_axes=(0, 1, 2), labels=scheme)
+    mirrored = sliding_window(x, mirrored_engine, Window(patch=PATCH, mirror_axes=(0, 1, 2), labels=scheme))
     # The mean of eight equal numbers: float32 rounding.
     assert np.allclose(mirrored, plain, atol=1e-5)
     tiles = Sides(axis)
-    sliding_window(x, tiles, patch=PATCH)
+    sliding_window(x, tiles, Window(patch=PATCH))
     assert sum(mirrored_engine.batches) == 8 * sum(tiles.batches)
 
 
@@ -93,15 +92,47 @@ def test_mirrored_prediction_of_an_equivariant_engine_changes_nothing(axis: int)
 def test_the_pair_must_be_exchanged_along_its_own_axis(wrong: int) -> None:
     scheme = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),), mirror_axis=wrong)
     x = image(1, 4, 6, 8)
-    plain = sliding_window(x, Sides(2), patch=PATCH)
+    plain = sliding_window(x, Sides(2), Window(patch=PATCH))
     for labels in (scheme, None):
-        found = sliding_window(x, Sides(2), patch=PATCH, mirror_axes=(0, 1, 2), labels=labels)
+        found = sliding_window(x, Sides(2), Window(patch=PATCH, mirror_axes=(0, 1, 2), labels=labels))
         assert np.abs(found - plain).max() > 0.1
 
 
 def test_only_the_named_axes_are_mirrored() -> None:
     x = image(1, 4, 6, 8)
     engine = Sides(2)
-    found = sliding_window(x, engine, patch=PATCH, mirror_axes=(0, 1))
+    found = sliding_window(x, engine, Window(patch=PATCH, mirror_axes=(0, 1)))
     assert len(engine.batches) == 4
-    assert np.allclose(found, sliding_window(x, Sides(2), patch=PATCH), atol=1e-6)  # a mean of four equal numbers
+    assert np.allclose(
+        found, sliding_window(x, Sides(2), Window(patch=PATCH)), atol=1e-6
+    )  # a mean of four equal numbers
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize("shape", [(9, 11, 17), (2, 11, 5), (4, 3, 30)])
+def test_rolled_along_any_axis_it_is_the_same(shape: tuple[int, int, int], axes: tuple[int, int, int]) -> None:
+    """The engine sees canonical tiles, and the rows come in order, each once."""
+    x = image(1, *shape)
+    whole = sliding_window(x, Sides(2), Window(patch=PATCH))
+    along = x.transpose(0, *(axis + 1 for axis in axes))
+    asked: list[tuple[int, int]] = []
+
+    def read(start: int, stop: int) -> np.ndarray:
+        asked.append((start, stop))
+        return along[:, start:stop]
+
+    window = Window(patch=PATCH, axes=axes)
+    size = along.shape[1:]
+    parts = [part.copy() for part in blended_rows(read, size, lambda: x.min(axis=(1, 2, 3)), Sides(2), window)]
+    rolled = np.concatenate(parts, axis=1)
+    back = rolled.transpose(0, *(list(axes).index(axis) + 1 for axis in range(3)))
+    # The same tiles summed in another order: float32 rounding of up to 27 of them.
+    assert np.allclose(back, whole, atol=1e-5)
+    assert [start for start, _ in asked[1:]] == [stop for _, stop in asked[:-1]]  # each row is read once
+    assert (asked[0][0], asked[-1][1]) == (0, size[0])
+
+
+def test_the_cheapest_axis_holds_the_thinnest_window() -> None:
+    assert cheapest_axes((100, 410, 410), (64, 160, 160)) == (1, 0, 2)  # 160 x 100 x 410 < 64 x 410 x 410
+    assert cheapest_axes((800, 512, 512), (64, 160, 160)) == (0, 1, 2)
+    assert cheapest_axes((30, 30, 30), (32, 32, 32)) == (0, 1, 2)

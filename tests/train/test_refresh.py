@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from semiseg.data.plan import Plan
-from semiseg.predict.engine import Engine
+from semiseg.predict.engines.base import Engine
 from semiseg.train.refresh import KEPT_PER_CLASS, predicted_locations
 
 Store = Callable[..., Path]

@@ -12,7 +12,7 @@ import torch
 
 from semiseg.data.plan import Plan
 from semiseg.losses import supervised_loss
-from semiseg.predict.engine import Engine
+from semiseg.predict.engines.base import Engine
 from semiseg.train.validate import validate
 
 Store = Callable[..., Path]

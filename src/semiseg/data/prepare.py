@@ -18,20 +18,19 @@ import numpy as np
 
 from semiseg.data.body import body_locations
 from semiseg.data.labels import count_values, read_checked_label
-from semiseg.data.plan import ChannelNormalisation, Plan
+from semiseg.data.plan import Plan
+from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, read_json, write_json
 from semiseg.io.dataset import Case
-from semiseg.io.nifti import Volume, read_volume
+from semiseg.io.nifti import RawChannel, Volume, read_volume
 from semiseg.io.store import StoredCase, read_case_meta, write_case
-from semiseg.ops.normalise import normalise_ct, normalise_zscore
-from semiseg.ops.resample import coarse_axis, is_anisotropic, resample_image, resample_label
-from semiseg.ops.resample import target_shape as target_shape
+from semiseg.ops.resample import resample_label
 from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
 MAX_LOCATIONS = 512
 Progress = Callable[[int, int, str], None]
@@ -53,32 +52,11 @@ class PreparedCase:
 def prepare_array(array: FloatArray, spacing_mm: Spacing, plan: Plan) -> FloatArray:
     """The scan as the network sees it: `(C, Z, Y, X)` float32 at the plan's spacing, in network units.
 
-    Training and prediction both come through here. array: `(C, Z, Y, X)`, canonical, in the scan's own units.
+    array: `(C, Z, Y, X)`, canonical, in the scan's own units.
     Raises `DataError` for another number of channels than the plan's.
     """
-    if array.shape[0] != len(plan.channels):
-        raise DataError(
-            f"the scan has {array.shape[0]} channels, but the plan expects {len(plan.channels)} "
-            f"({', '.join(plan.channels)}). Give one image per channel, in this order."
-        )
-    z, y, x = array.shape[1:]
-    shape = target_shape((z, y, x), spacing_mm, plan.spacing_mm)
-    return resample_image(_normalise(array, plan.normalisation), shape, preparation_axis(spacing_mm, plan))
-
-
-def preparation_axis(spacing_mm: Spacing, plan: Plan) -> int | None:
-    """The axis of order 0 on the way from a scan to the plan's grid.
-
-    As in nnU-Net a scan that is itself anisotropic decides, and the plan otherwise.
-    """
-    return coarse_axis(spacing_mm) if is_anisotropic(spacing_mm) else plan.anisotropic_axis
-
-
-def export_axis(spacing_mm: Spacing, plan: Plan) -> int | None:
-    """The axis of order 0 on the way back from the plan's grid to a scan's: the plan decides first."""
-    if plan.anisotropic_axis is not None or is_anisotropic(plan.spacing_mm):
-        return plan.anisotropic_axis
-    return coarse_axis(spacing_mm)
+    scan = ScanRows([RawChannel(channel) for channel in array], spacing_mm, plan)
+    return scan.rows(0, scan.shape[0])
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
@@ -209,18 +187,6 @@ def _is_stored(folder: Path, digest: str) -> bool:
         return folder.is_dir() and read_case_meta(folder).hash == digest
     except DataError:
         return False  # damaged: done again and replaced
-
-
-def _normalise(array: FloatArray, channels: Sequence[ChannelNormalisation]) -> FloatArray:
-    out = np.empty_like(array, dtype=np.float32)
-    for source, target, channel in zip(array, out, channels, strict=True):
-        if channel.scheme == "ct":
-            target[:] = normalise_ct(
-                source, low=channel.low, high=channel.high, mean=channel.mean, deviation=channel.deviation
-            )
-        else:
-            target[:] = normalise_zscore(source)
-    return out
 
 
 def _describe(

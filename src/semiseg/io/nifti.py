@@ -98,38 +98,87 @@ class Volume:
         return self.grid.spacing_mm
 
 
+@dataclass(frozen=True)
+class RawChannel:
+    """A channel as its file stores it, in canonical orientation `(Z, Y, X)`: half or a quarter of float32's memory.
+
+    A voxel's value is `stored * slope + inter`.
+    """
+
+    stored: AnyArray
+    slope: float = 1.0
+    inter: float = 0.0
+
+    def values(self, start: int = 0, stop: int | None = None) -> FloatArray:
+        """The values of rows `[start, stop)`, float32, in an array of their own."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what exceeds float32 becomes infinite, and is named
+            array: FloatArray = np.array(self.stored[start:stop], dtype=np.float32, order="C")
+            if self.slope != 1.0 or self.inter != 0.0:
+                array *= np.float32(self.slope)
+                array += np.float32(self.inter)
+        return array
+
+    def along(self, axes: Shape) -> RawChannel:
+        """The channel with its axes in another order, a view."""
+        return RawChannel(self.stored.transpose(axes), self.slope, self.inter)
+
+    def count_not_finite(self) -> int:
+        """How many voxels are NaN or infinite."""
+        if self.stored.dtype.kind != "f" and np.isfinite([self.slope, self.inter]).all():
+            extremes = RawChannel(np.array([self.stored.min(), self.stored.max()]), self.slope, self.inter)
+            if np.isfinite(extremes.values()).all():
+                return 0
+        rows = range(len(self.stored))
+        return sum(int(np.count_nonzero(~np.isfinite(self.values(row, row + 1)))) for row in rows)
+
+
+@dataclass(frozen=True)
+class RawVolume:
+    """A scan as its files store it, and the grid it came from."""
+
+    channels: tuple[RawChannel, ...]
+    grid: Grid
+
+
 def read_grid(path: Path) -> Grid:
     """Read the header only. Raises `DataError` for what is no NIfTI file, or not 3D or 4D."""
     return _grid(_open(path), path)
 
 
 def read_volume(paths: Sequence[Path]) -> Volume:
-    """Read one case: a 3D file per channel, or one 4D file of channels.
+    """Read one case: a 3D file per channel, or one 4D file of channels. Raises as `read_raw`."""
+    raw = read_raw(paths)
+    return Volume(np.stack([channel.values() for channel in raw.channels]), raw.grid)
+
+
+def read_raw(paths: Sequence[Path]) -> RawVolume:
+    """Read one case as its files store it: a 3D file per channel, or one 4D file of channels.
 
     Raises `DataError` that names the file: unreadable, truncated, channels of different geometry, NaN or infinity.
     """
-    arrays: list[FloatArray] = []
+    channels: list[RawChannel] = []
     first: Grid | None = None
     for path in paths:
         image = _open(path)
         grid = _grid(image, path)
-        stored = _read_scaled(image, path)
-        channels = [stored[..., c] for c in range(stored.shape[3])] if stored.ndim == 4 else [stored]
+        stored = _read_stored(image, path)
         if stored.ndim == 4 and len(paths) > 1:
             raise DataError(f"{path}: 4D ({stored.shape}), but one 3D file per channel is expected. Split it.")
-        arrays += [np.ascontiguousarray(to_canonical(channel, grid.affine)) for channel in channels]
+        parts = [stored[..., c] for c in range(stored.shape[3])] if stored.ndim == 4 else [stored]
+        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+        found = [RawChannel(to_canonical(part, grid.affine), slope, inter) for part in parts]
         if first is None:
             first = grid
         elif difference := first.difference(grid):
             raise DataError(f"{path}: not on the grid of {paths[0]}: {difference}. Resample one onto the other.")
-        bad = int(np.count_nonzero(~np.isfinite(stored)))
-        if bad:
+        if bad := sum(channel.count_not_finite() for channel in found):
             raise DataError(
                 f"{path}: {bad} voxels are NaN or infinite. Replace them (CT: by -1024), or leave the scan out."
             )
+        channels += found
     if first is None:
         raise DataError("a case without image files cannot be read.")
-    return Volume(np.stack(arrays), first)
+    return RawVolume(tuple(channels), first)
 
 
 def read_label(path: Path) -> tuple[LabelArray, Grid]:
@@ -181,7 +230,7 @@ def _write(path: Path, array: AnyArray, grid: Grid) -> None:
     header.set_data_dtype(stored.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    image = type_of(header)(np.ascontiguousarray(stored), None, header)
+    image = type_of(header)(stored, None, header)  # written plane by plane, in whatever layout it is
     with atomic_file(path) as temporary:
         nib.save(image, temporary)
 
@@ -223,10 +272,10 @@ def _invertible(affine: DoubleArray) -> bool:
     return abs(float(np.linalg.det(affine[:3, :3]))) >= 1e-12 and stored_axes(affine) is not None
 
 
-def _read_scaled(image: Any, path: Path) -> FloatArray:
-    """The voxels as float32 with the header's slope applied, without the float64 copy of `get_fdata`."""
+def _read_stored(image: Any, path: Path) -> AnyArray:
+    """The voxels as the file stores them, without the header's slope."""
     try:
-        raw = np.asanyarray(image.dataobj.get_unscaled())
+        raw: AnyArray = np.asanyarray(image.dataobj.get_unscaled())
     except (MemoryError, OverflowError):
         shape = tuple(int(n) for n in image.shape)
         raise DataError(f"{path}: the header claims {shape} voxels, more than memory can hold. Restore it.") from None
@@ -236,12 +285,12 @@ def _read_scaled(image: Any, path: Path) -> FloatArray:
         ) from None
     if raw.dtype.kind not in "iufb":
         raise DataError(f"{path}: voxels of type {raw.dtype} are not numbers of one channel. Convert them.")
-    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
-    with np.errstate(over="ignore", invalid="ignore"):  # what exceeds float32 becomes infinite, and is named then
-        array: FloatArray = raw.astype(np.float32)
-        if slope != 1.0 or inter != 0.0:
-            array = array * np.float32(slope) + np.float32(inter)
-    return array
+    return raw
+
+
+def _read_scaled(image: Any, path: Path) -> FloatArray:
+    """The voxels as float32 with the header's slope applied, without the float64 copy of `get_fdata`."""
+    return RawChannel(_read_stored(image, path), float(image.dataobj.slope), float(image.dataobj.inter)).values()
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from math import sqrt
+
 import numpy as np
 
 from semiseg.types import FloatArray
@@ -21,12 +24,21 @@ def normalise_ct(image: FloatArray, *, low: float, high: float, mean: float, dev
     return clipped
 
 
-def normalise_zscore(image: FloatArray) -> FloatArray:
-    """`(image - mean) / deviation` with the mean and deviation of this image, float32, any shape.
+def normalise_zscore(image: FloatArray, *, mean: float, deviation: float) -> FloatArray:
+    """`(image - mean) / deviation`, float32, any shape; the two are the whole scan's (`mean_and_deviation`)."""
+    return ((image - np.float32(mean)) / np.float32(max(deviation, _SMALLEST_DEVIATION))).astype(np.float32)
+
+
+def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]]) -> tuple[float, float]:
+    """The mean and the deviation of a scan that comes in pieces, once for each of the two.
 
     Both are summed in float64: intensities of MRI reach 1e6, where float32 sums of millions of voxels lose
     digits.
     """
-    mean = float(image.mean(dtype=np.float64))
-    deviation = float(image.std(dtype=np.float64))
-    return ((image - np.float32(mean)) / np.float32(max(deviation, _SMALLEST_DEVIATION))).astype(np.float32)
+    count, total = 0, 0.0
+    for piece in pieces():
+        count += piece.size
+        total += float(piece.sum(dtype=np.float64))
+    mean = total / count
+    squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces())
+    return mean, sqrt(squares / count)

@@ -2,22 +2,18 @@
 
 Boundary and grid rule: voxels are cells (`grid_mode=True`: the first and last cell edges of input and
 output coincide), and outside of the array the nearest voxel continues (`mode="nearest"`): scipy's
-convention, and through skimage's `resize` nnU-Net's. Interpolation by splines is linear and separable, so
-zooming an identity matrix gives the exact 1-D operator, and one matrix product per axis applies it.
+convention, and through skimage's `resize` nnU-Net's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from semiseg.geometry import Box, bounding_box
+from semiseg.ops.operators import BLOCK_ROWS, Taps, multiply, zoom_band, zoom_taps
 from semiseg.types import AnyArray, DoubleArray, FloatArray, LabelArray, Shape, Spacing
 
 ANISOTROPY_RATIO = 3.0
@@ -51,71 +47,6 @@ def target_shape(shape_zyx: Shape, spacing_mm: Spacing, target_spacing_mm: Spaci
     return (z, y, x)
 
 
-@lru_cache(maxsize=128)
-def zoom_operator(n_in: int, n_out: int, order: int) -> DoubleArray:
-    """The matrix `(n_out, n_in)`, float64, that resamples one axis by splines of order 0, 1 or 3;
-    read-only.
-    """
-    operator: DoubleArray = ndimage.zoom(np.eye(n_in), (n_out / n_in, 1.0), order=order, mode="nearest", grid_mode=True)
-    operator.setflags(write=False)
-    return operator
-
-
-@dataclass(frozen=True)
-class Taps:
-    """A 1-D operator of order 0 or 1: output row r is `low_weight[r] * a[low[r]] + high_weight[r] *
-    a[high[r]]`.
-    """
-
-    low: NDArray[np.intp]
-    high: NDArray[np.intp]
-    low_weight: AnyArray
-    high_weight: AnyArray
-
-    def rows(self, start: int, stop: int) -> Taps:
-        """The operator of output rows `[start, stop)` alone."""
-        part = slice(start, stop)
-        return Taps(self.low[part], self.high[part], self.low_weight[part], self.high_weight[part])
-
-    def columns(self, start: int, stop: int) -> Taps:
-        """The operator on an input that is zero outside of rows `[start, stop)`, of which only those are
-        given.
-        """
-
-        def weight(index: NDArray[np.intp], weights: AnyArray) -> AnyArray:
-            return np.where((index >= start) & (index < stop), weights, weights.dtype.type(0))
-
-        def local(index: NDArray[np.intp]) -> NDArray[np.intp]:
-            return np.clip(index, start, stop - 1) - start
-
-        return Taps(
-            local(self.low),
-            local(self.high),
-            weight(self.low, self.low_weight),
-            weight(self.high, self.high_weight),
-        )
-
-    def apply(self, array: AnyArray, axis: int) -> AnyArray:
-        """Resample one axis of `array`, in the type of the weights."""
-        along = tuple(-1 if a == axis else 1 for a in range(array.ndim))
-        out = np.take(array, self.low, axis=axis) * self.low_weight.reshape(along)
-        if self.high_weight.any():
-            out += np.take(array, self.high, axis=axis) * self.high_weight.reshape(along)
-        return np.asarray(out)
-
-
-@lru_cache(maxsize=256)
-def zoom_taps(n_in: int, n_out: int, order: int, dtype: type[Any] = np.float32) -> Taps:
-    """The operator of order 0 or 1 as at most two taps a row, weights in `dtype`."""
-    operator = zoom_operator(n_in, n_out, order)
-    used = operator != 0
-    low = used.argmax(axis=1)
-    high = n_in - 1 - used[:, ::-1].argmax(axis=1)
-    row = np.arange(n_out)
-    high_weight = np.where(high > low, operator[row, high], 0.0)
-    return Taps(low, high, operator[row, low].astype(dtype), high_weight.astype(dtype))
-
-
 def resample_image(
     image: FloatArray,
     shape_out: Shape,
@@ -132,44 +63,97 @@ def resample_image(
     """
     out = np.empty((image.shape[0], *shape_out), dtype=np.float32)
     for source, target in zip(image, out, strict=True):
-        target[:] = _resample_channel(source, shape_out, anisotropic_axis, order, clip)
+        limits = value_limits(source, anisotropic_axis) if clip else None
+        rows = ResampledRows(
+            lambda start, stop, source=source: source[start:stop],  # type: ignore[misc]
+            source.shape,
+            shape_out,
+            anisotropic_axis,
+            order=order,
+            limits=limits,
+        )
+        for block in range(rows.blocks):
+            target[rows.rows_of(block)] = rows.block(block)
     return out
 
 
-def _resample_channel(
-    channel: FloatArray, shape_out: Shape, anisotropic_axis: int | None, order: int, clip: bool
-) -> FloatArray:
-    if channel.shape == shape_out:
-        return channel
-    if anisotropic_axis is not None:
-        channel = _nearest(channel, shape_out[anisotropic_axis], anisotropic_axis)
-    plane = [axis for axis in range(3) if axis != anisotropic_axis]
-    axes = [axis for axis in plane if channel.shape[axis] != shape_out[axis]]
-    out = channel
-    # The axis that shrinks most goes first, so that the later products are small.
-    for axis in sorted(axes, key=lambda a: shape_out[a] / channel.shape[a]):
-        operator = zoom_operator(channel.shape[axis], shape_out[axis], order).astype(np.float32)
-        out = _multiply(operator, out, axis)
-    if clip and axes and order > 1:
-        low = channel.min(axis=tuple(plane), keepdims=True)
-        high = channel.max(axis=tuple(plane), keepdims=True)
-        out = np.clip(out, low, high)
-    return out
+Limits = tuple[AnyArray, AnyArray]
 
 
-def _multiply(operator: FloatArray, array: FloatArray, axis: int) -> FloatArray:
-    """The operator `(m, n)` along one axis of a 3-D array, as one matrix product per slab."""
-    if axis == 0:
-        return (operator @ array.reshape(array.shape[0], -1)).reshape(-1, *array.shape[1:])
-    if axis == 1:
-        return np.asarray(np.matmul(operator, array))
-    return np.asarray(array @ operator.T)
+def value_limits(channel: AnyArray, anisotropic_axis: int | None = None) -> Limits:
+    """The smallest and the largest value of a channel `(Z, Y, X)`, of each slice across `anisotropic_axis`.
+
+    Two arrays of three axes, of length 1 where a limit is for all.
+    """
+    plane = tuple(axis for axis in range(3) if axis != anisotropic_axis)
+    return channel.min(axis=plane, keepdims=True), channel.max(axis=plane, keepdims=True)
 
 
-def _nearest(array: AnyArray, n_out: int, axis: int) -> AnyArray:
-    if array.shape[axis] == n_out:
-        return array
-    return np.take(array, zoom_taps(array.shape[axis], n_out, 0).low, axis=axis)
+class ResampledRows:
+    """One channel on another grid, made block by block along its first axis from the rows that a block needs.
+
+    A block is the same bits whoever asks for it, and whatever was asked for before.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], FloatArray],
+        shape_in: Shape,
+        shape_out: Shape,
+        anisotropic_axis: int | None = None,
+        *,
+        order: int = 3,
+        limits: Limits | None = None,
+    ) -> None:
+        """read: gives the input rows `[start, stop)`, `(stop - start, Y, X)` float32.
+
+        limits: what `value_limits` says of the input, to keep the result within; None not to.
+        """
+        self._read, self._shape_in, self._shape_out = read, shape_in, shape_out
+        self._axis, self._order = anisotropic_axis, order
+        plane = [axis for axis in range(3) if axis != anisotropic_axis and shape_in[axis] != shape_out[axis]]
+        # The axis that shrinks most goes first, so that the later products are small.
+        self._plane = sorted((a for a in plane if a > 0), key=lambda a: shape_out[a] / shape_in[a])
+        self._limits = limits if plane and order > 1 else None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the result has."""
+        return -(-self._shape_out[0] // BLOCK_ROWS)
+
+    def rows_of(self, block: int) -> slice:
+        """The output rows of a block."""
+        return slice(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, self._shape_out[0]))
+
+    def block(self, block: int) -> FloatArray:
+        """The output rows of a block, `(rows, Y, X)` float32; where nothing is resampled, a view of the input's."""
+        rows, n_in = self.rows_of(block), self._shape_in[0]
+        nearest = None if self._axis is None else self._nearest_rows()
+        if n_in == self._shape_out[0]:
+            out = self._read(rows.start, rows.stop)
+        elif nearest is not None and self._axis == 0:
+            picked = nearest[rows]
+            out = self._read(int(picked[0]), int(picked[-1]) + 1)[picked - picked[0]]
+        else:
+            band = zoom_band(n_in, self._shape_out[0], self._order)
+            out = multiply(band.blocks[block], self._read(*band.input_rows(block)), 0)
+        if nearest is not None and self._axis:
+            out = np.take(out, nearest, axis=self._axis)
+        for axis in self._plane:
+            out = zoom_band(self._shape_in[axis], self._shape_out[axis], self._order).apply(out, axis)
+        if self._limits is not None:
+            low, high = self._limits
+            if nearest is not None and self._axis is not None:
+                wanted = nearest[rows] if self._axis == 0 else nearest
+                low, high = np.take(low, wanted, self._axis), np.take(high, wanted, self._axis)
+            out = np.clip(out, low, high)
+        return out
+
+    def _nearest_rows(self) -> NDArray[np.intp]:
+        """Of each output slice across the coarse axis, the input slice that it is."""
+        assert self._axis is not None
+        n_in, n_out = self._shape_in[self._axis], self._shape_out[self._axis]
+        return np.arange(n_in) if n_in == n_out else zoom_taps(n_in, n_out, 0).low
 
 
 def resample_label(

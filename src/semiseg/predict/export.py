@@ -1,43 +1,198 @@
-"""From logits on the plan's grid to labels and probabilities on the scan's, slab by slab.
+"""From rows of logits on the plan's grid to labels and probabilities on the scan's, row by row.
 
-Peak memory is one slab of all classes, not the volume of all classes, and the result does not depend on the slab.
+Interpolated logits are a mean of their neighbours' with weights that are not negative. So where all neighbours have
+the same largest class, it is the largest of the mean too, and only voxels between different labels need their logits
+at all: no volume of all classes is ever made at the scan's size. (Where two classes are equal but for rounding, it may
+be the other one.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from semiseg.ops.resample import resample_slab
+from semiseg.ops.operators import zoom_taps
 from semiseg.types import FloatArray, LabelArray, Shape
 
-SLAB_BYTES = 128 * 2**20
-"""Upper bound of one slab of resampled logits."""
+_MIXED = -1
+"""Label of a cell whose corners have different labels."""
+_MOST_MIXED = 0.3
+"""Where a larger share of a plane than this is mixed, interpolating all of it is faster."""
+ROWS_AT_ONCE = 16
+"""Rows that are prepared for interpolation together."""
 
 
-def _slabs(logits: FloatArray, shape: Shape, axis: int | None) -> Iterator[tuple[slice, FloatArray]]:
-    plane_bytes = 4 * logits.shape[0] * shape[1] * shape[2]
-    rows = max(1, SLAB_BYTES // plane_bytes)
-    for start in range(0, shape[0], rows):
-        stop = min(start + rows, shape[0])
-        yield slice(start, stop), resample_slab(logits, shape, start, stop, axis)
+class _Source(NamedTuple):
+    """A row of the plan's grid."""
+
+    logits: FloatArray
+    """`(K, ., .)`."""
+    cells: NDArray[np.int32]
+    """The label that each voxel shares with those that it is interpolated with, or `_MIXED`; empty if not asked for."""
+
+
+class _Between(NamedTuple):
+    """A row of the scan's grid, and the two rows of the plan's grid that it lies between; they may be the same."""
+
+    row: int
+    low: _Source
+    high: _Source
+
+
+class _Rows:
+    """Pairs the rows that come with the rows of the scan's grid that they complete, and interpolates them."""
+
+    def __init__(self, shape_in: Shape, shape_out: Shape, anisotropic_axis: int | None, threads: int) -> None:
+        orders = [0 if axis == anisotropic_axis else 1 for axis in range(3)]
+        self.z, y, x = map(zoom_taps, shape_in, shape_out, orders)
+        self.y = None if shape_in[1] == shape_out[1] else y
+        self.x = None if shape_in[2] == shape_out[2] else x
+        self.shape = shape_out
+        self.threads = threads
+        self._come = self._made = 0
+        self._last: list[_Source] = []
+
+    def completed(self, sources: list[_Source]) -> Iterator[_Between]:
+        """The output rows that the next rows complete, in order."""
+        known = [*self._last, *sources]
+        before = self._come - len(self._last)
+        self._come += len(sources)
+        # Of two neighbours the later one is new, so one row from before is all that can be needed.
+        self._last = [_Source(sources[-1].logits.copy(), sources[-1].cells)]
+        made, self._made = self._made, int(np.searchsorted(self.z.high, self._come))
+        for row in range(made, self._made):
+            yield _Between(row, known[self.z.low[row] - before], known[self.z.high[row] - before])
+
+    def blended(self, between: _Between) -> FloatArray:
+        """Logits of the row on the plan's columns, `(K, ., .)`."""
+        low, high = self.z.low_weight[between.row], self.z.high_weight[between.row]
+        if high == 0:
+            return between.low.logits
+        return np.asarray(between.low.logits * low + between.high.logits * high)
+
+    def plane(self, between: _Between) -> FloatArray:
+        """Logits of the row on the scan's grid, `(K, ., .)`."""
+        plane = self.blended(between)
+        plane = plane if self.y is None else self.y.apply(plane, 1)
+        return plane if self.x is None else self.x.apply(plane, 2)
+
+    def voxels(self, between: _Between, voxels: NDArray[np.intp]) -> FloatArray:
+        """Logits `(K, N)` of voxels of the row, numbered along the scan's grid: as `plane`, but of those alone."""
+        plane = self.blended(between)
+        row, column = np.divmod(voxels, self.shape[2])
+        flat = plane.reshape(len(plane), -1)
+
+        def along_y(columns: NDArray[np.intp]) -> FloatArray:
+            if self.y is None:
+                return flat[:, row * plane.shape[2] + columns]
+            low = flat[:, self.y.low[row] * plane.shape[2] + columns] * self.y.low_weight[row]
+            high = flat[:, self.y.high[row] * plane.shape[2] + columns] * self.y.high_weight[row]
+            return np.asarray(low + high)
+
+        if self.x is None:
+            return along_y(column)
+        low = along_y(self.x.low[column]) * self.x.low_weight[column]
+        return np.asarray(low + along_y(self.x.high[column]) * self.x.high_weight[column])
+
+
+class LabelExport:
+    """The label map of a scan from logits that come row by row, from the first row of the plan's grid to the last.
+
+    Resampled by order 1, by order 0 along `anisotropic_axis`; then the largest class is taken, the first of equals.
+    """
+
+    def __init__(
+        self, shape_in: Shape, shape_out: Shape, classes: int, *, anisotropic_axis: int | None = None, threads: int = 1
+    ) -> None:
+        """shape_in, shape_out: of the plan's and of the scan's grid, rows first."""
+        self.labels: LabelArray = np.empty(shape_out, dtype=np.uint8 if classes <= 256 else np.uint16)
+        """The label map; complete when all rows have come."""
+        self._rows = _Rows(shape_in, shape_out, anisotropic_axis, threads)
+
+    def add(self, logits: FloatArray) -> None:
+        """The next rows of logits, `(K, rows, ., .)` float32; neither kept nor changed."""
+        with ThreadPoolExecutor(self._rows.threads) as pool:
+            for start in range(0, logits.shape[1], ROWS_AT_ONCE):
+                part = logits[:, start : start + ROWS_AT_ONCE]
+                sources = list(pool.map(self._source, part.swapaxes(0, 1)))
+                list(pool.map(self._make, self._rows.completed(sources)))
+
+    def _source(self, plane: FloatArray) -> _Source:
+        labels = _largest(plane)
+        cells = labels.copy()
+        if self._rows.y is not None and self._rows.y.high_weight.any():
+            cells[:-1][labels[:-1] != labels[1:]] = _MIXED
+        if self._rows.x is not None and self._rows.x.high_weight.any():
+            labels = cells.copy()
+            cells[:, :-1][labels[:, :-1] != labels[:, 1:]] = _MIXED
+        return _Source(plane, cells)
+
+    def _make(self, between: _Between) -> None:
+        cells = between.low.cells
+        if between.high is not between.low:
+            cells = np.where(cells == between.high.cells, cells, _MIXED)
+        y, x = self._rows.y, self._rows.x
+        cells = cells if y is None else cells[y.low]
+        cells = cells if x is None else np.take(cells, x.low, axis=1)
+        plane = self.labels[between.row]
+        plane[...] = cells
+        mixed = np.flatnonzero(cells == _MIXED)
+        if mixed.size > _MOST_MIXED * cells.size:
+            plane[...] = _largest(self._rows.plane(between))
+        elif mixed.size:
+            plane.reshape(-1)[mixed] = _largest(self._rows.voxels(between, mixed))
+
+
+class ProbabilityExport:
+    """Class probabilities of a scan, softmax of its resampled logits; used as `LabelExport`."""
+
+    def __init__(
+        self, shape_in: Shape, shape_out: Shape, classes: int, *, anisotropic_axis: int | None = None, threads: int = 1
+    ) -> None:
+        self.probabilities: FloatArray = np.empty((classes, *shape_out), dtype=np.float32)
+        """`(K, rows, ., .)`; complete when all rows have come."""
+        self._rows = _Rows(shape_in, shape_out, anisotropic_axis, threads)
+
+    def add(self, logits: FloatArray) -> None:
+        """The next rows of logits, `(K, rows, ., .)` float32; neither kept nor changed."""
+        sources = [_Source(plane, _NO_CELLS) for plane in logits.swapaxes(0, 1)]
+        with ThreadPoolExecutor(self._rows.threads) as pool:
+            list(pool.map(self._make, self._rows.completed(sources)))
+
+    def _make(self, between: _Between) -> None:
+        plane = self._rows.plane(between)
+        plane = np.exp(plane - plane.max(axis=0))
+        self.probabilities[:, between.row] = plane / plane.sum(axis=0)
+
+
+_NO_CELLS = np.empty((0, 0), dtype=np.int32)
+
+
+def _largest(logits: FloatArray) -> NDArray[np.int32]:
+    """The index of the largest along the first axis, the first of equals; several times faster than `argmax`."""
+    best = logits[0].copy()
+    index = np.zeros(best.shape, dtype=np.int32)
+    for value, candidate in enumerate(logits[1:], start=1):
+        np.copyto(index, value, where=candidate > best)
+        np.maximum(best, candidate, out=best)
+    return index
 
 
 def labels_from_logits(logits: FloatArray, shape: Shape, *, anisotropic_axis: int | None) -> LabelArray:
-    """Resample logits `(K, Z, Y, X)` to `shape` (order 1, order 0 along `anisotropic_axis`) and take the argmax."""
-    dtype = np.uint8 if logits.shape[0] <= 256 else np.uint16
-    labels = np.empty(shape, dtype=dtype)
-    for rows, slab in _slabs(logits, shape, anisotropic_axis):
-        labels[rows] = slab.argmax(axis=0)
-    return labels
+    """Logits `(K, Z, Y, X)` of a whole scan to its label map of `shape`: `LabelExport` in one call."""
+    classes, z, y, x = logits.shape
+    export = LabelExport((z, y, x), shape, classes, anisotropic_axis=anisotropic_axis)
+    export.add(logits)
+    return export.labels
 
 
 def probabilities_from_logits(logits: FloatArray, shape: Shape, *, anisotropic_axis: int | None) -> FloatArray:
-    """Class probabilities `(K, Z, Y, X)` on the grid of `shape`: softmax of the resampled logits."""
-    out = np.empty((logits.shape[0], *shape), dtype=np.float32)
-    for rows, slab in _slabs(logits, shape, anisotropic_axis):
-        slab -= slab.max(axis=0)
-        np.exp(slab, out=slab)
-        out[:, rows] = slab / slab.sum(axis=0)
-    return out
+    """Logits `(K, Z, Y, X)` of a whole scan to class probabilities `(K, *shape)`: `ProbabilityExport` in one call."""
+    classes, z, y, x = logits.shape
+    export = ProbabilityExport((z, y, x), shape, classes, anisotropic_axis=anisotropic_axis)
+    export.add(logits)
+    return export.probabilities

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
-from semiseg.data.plan import Plan, read_plan, write_plan
+from semiseg.data.plan import NetworkPlan, Plan, read_plan, write_plan
 from semiseg.errors import ConfigError, DataError, ModelError
 from semiseg.files import atomic_folder, hash_files, read_json, write_json
-from semiseg.models.unet import UNet3d, build_unet, count_parameters, in_channels_last
+from semiseg.types import FloatArray
+
+if TYPE_CHECKING:  # prediction by other engines than torch does not import it
+    from torch import nn
 
 Role = Literal["teacher", "student"]
 MODEL_FORMAT = 1
@@ -25,10 +27,27 @@ class Model:
     plan."""
 
     folder: Path
-    network: UNet3d
     plan: Plan
     card: dict[str, Any]
     hash: str
+
+    @property
+    def sizes(self) -> NetworkPlan:
+        """Of the network: the plan's for the teacher or the student, whichever this is."""
+        return self.plan.teacher if self.card["role"] == "teacher" else self.plan.student
+
+    def weights(self) -> dict[str, FloatArray]:
+        """The network's state by name; raises `ModelError` where the file is none."""
+        file = self.folder / "weights.safetensors"
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ModelError(f"{file}: cannot be read ({error}). Copy the folder again.") from None
+
+    def misfit(self, error: Exception) -> ModelError:
+        """The error where the weights are not those of the plan's network."""
+        file = self.folder / "weights.safetensors"
+        return ModelError(f"{file}: does not fit plan.toml ({error}). Copy the folder again.")
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
@@ -36,24 +55,24 @@ class Model:
         return tuple(self.card.get("mirror_axes", ()))
 
 
-def save_model(folder: Path, network: torch.nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
+def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
     """Write the folder whole or not at all. role: whose sizes in the plan the network has."""
     with atomic_folder(folder) as temporary:
         weights = temporary / "weights.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
+        save_file({k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}, weights)
         write_plan(temporary / "plan.toml", plan)
         facts = {
             "format": MODEL_FORMAT,
             "role": role,
             "classes": {str(value): name for value, name in plan.labels.names.items()},
             "channels": list(plan.channels),
-            "parameters": count_parameters(network),
+            "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
             "weights_sha256": hash_files([weights]),
         }
         write_json(temporary / "card.json", facts | card)
 
 
-def load_model(folder: Path, device: torch.device) -> Model:
+def load_model(folder: Path) -> Model:
     """Load a model folder, or the `model` folder of a run; raises `ModelError` that says what is wrong with it."""
     inside = folder / "model"
     folder = inside if inside.is_dir() else folder
@@ -73,11 +92,4 @@ def load_model(folder: Path, device: torch.device) -> Model:
     role = card.get("role")
     if role not in ("teacher", "student"):
         raise ModelError(f"{folder}/card.json: role is {role!r}, but teacher or student is expected.")
-    sizes = plan.teacher if role == "teacher" else plan.student
-    network = build_unet(sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
-    try:
-        network.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{weights}: does not fit plan.toml ({error}). Copy the folder again.") from None
-    digest = hash_files([weights, folder / "plan.toml"])
-    return Model(folder, in_channels_last(network.eval().to(device)), plan, card, digest)
+    return Model(folder, plan, card, hash_files([weights, folder / "plan.toml"]))

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from semiseg.data.prepare import export_axis, prepare_array
+from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, read_jsonl
-from semiseg.io.nifti import read_grid, read_volume, write_label, write_map
-from semiseg.predict.engine import Engine, TorchEngine
-from semiseg.predict.export import labels_from_logits, probabilities_from_logits
+from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
+from semiseg.ops.resample import target_shape
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.export import LabelExport, ProbabilityExport
 from semiseg.predict.inputs import Scan
 from semiseg.predict.model import Model
 from semiseg.predict.settings import PredictSettings
-from semiseg.predict.sliding import sliding_window
+from semiseg.predict.sliding import Window, blended_rows, cheapest_axes, turned
+from semiseg.processes import usable_cores
 from semiseg.types import FloatArray, LabelArray, Spacing
 
 Progress = Callable[[int, int, str], None]
@@ -37,29 +40,45 @@ class Outcome:
     error: str | None = None
 
 
-def predict_logits(
-    array: FloatArray, spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
-) -> FloatArray:
-    """Logits `(K, Z, Y, X)` on the plan's grid of a canonical scan `(C, Z, Y, X)` in its own units."""
-    prepared = prepare_array(array, spacing_mm, model.plan)
-    return sliding_window(
-        prepared,
-        engine,
-        patch=model.plan.patch,
+def predict_labels(
+    channels: Sequence[RawChannel],
+    spacing_mm: Spacing,
+    model: Model,
+    engine: Engine,
+    settings: PredictSettings,
+) -> tuple[LabelArray, FloatArray | None]:
+    """The label map `(Z, Y, X)` of a canonical scan on its own grid, and the probabilities `(K, Z, Y, X)` if asked for.
+
+    The work rolls along the axis that holds the fewest voxels at a time: neither the scan in float32 nor the logits
+    are ever whole in memory.
+    """
+    z, y, x = channels[0].stored.shape
+    plan = model.plan
+    axes = cheapest_axes(target_shape((z, y, x), spacing_mm, plan.spacing_mm), plan.patch)
+    scan = ScanRows(channels, spacing_mm, plan, axes)
+    window = Window(
+        patch=plan.patch,
         step=settings.tile_step,
         tile_batch=settings.tile_batch,
         mirror_axes=model.mirror_axes if settings.mirror else (),
-        labels=model.plan.labels,
+        labels=plan.labels,
+        axes=axes,
     )
-
-
-def predict_labels(
-    array: FloatArray, spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
-) -> LabelArray:
-    """The label map `(Z, Y, X)` of a canonical scan `(C, Z, Y, X)`, on the scan's own grid."""
-    logits = predict_logits(array, spacing_mm, model, engine, settings)
-    z, y, x = array.shape[1:]
-    return labels_from_logits(logits, (z, y, x), anisotropic_axis=export_axis(spacing_mm, model.plan))
+    coarse = export_axis(spacing_mm, plan)
+    shape_out = turned((z, y, x), axes)
+    options: dict[str, Any] = {
+        "anisotropic_axis": None if coarse is None else axes.index(coarse),
+        "threads": usable_cores(),
+    }
+    labels = LabelExport(scan.shape, shape_out, plan.labels.count, **options)
+    maps = ProbabilityExport(scan.shape, shape_out, plan.labels.count, **options) if settings.probabilities else None
+    for logits in blended_rows(scan.rows, scan.shape, scan.minimum, engine, window):
+        labels.add(logits)
+        if maps:
+            maps.add(logits)
+    back = tuple(axes.index(axis) for axis in range(3))
+    probabilities = None if maps is None else maps.probabilities.transpose(0, *(axis + 1 for axis in back))
+    return labels.labels.transpose(back), probabilities
 
 
 def predict_scans(
@@ -99,10 +118,17 @@ def _attempt(
 ) -> tuple[Outcome, dict[str, Any]]:
     target = output / f"{scan.id}.nii.gz"
     maps = _probabilities_file(target, scan.id)
-    row: dict[str, Any] = {"id": scan.id, "output": target.name, "engine": engine.name, "precision": engine.precision}
+    row: dict[str, Any] = {
+        "id": scan.id,
+        "output": target.name,
+        "model": model.hash,
+        "engine": engine.name,
+        "precision": engine.precision,
+    }
     started = time.perf_counter()
     try:
-        key = hash_files(scan.images, salt=f"{model.hash} {settings} {engine.name} {engine.precision}")
+        made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision, "max_memory": ""}
+        key = hash_files(scan.images, salt=f"{model.hash} {made_by}")
         if finished == key and target.is_file() and (maps.is_file() or not settings.probabilities):
             return Outcome(scan.id, target, reused=True), row
         for old in (target, maps):
@@ -122,18 +148,15 @@ def _attempt(
 
 
 def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> None:
-    volume = read_volume(scan.images)
+    volume = read_raw(scan.images)
     try:
-        logits = predict_logits(volume.array, volume.spacing_mm, model, engine, settings)
+        labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
     except DataError as error:
         several = " Files of one name with numbers from _0000 on count as channels of one scan."
         raise DataError(f"{scan.images[0]}: {error}{several if len(scan.images) > 1 else ''}") from None
-    axis = export_axis(volume.spacing_mm, model.plan)
-    shape = volume.grid.shape_zyx
-    if settings.probabilities:
-        maps = probabilities_from_logits(logits, shape, anisotropic_axis=axis)
+    if maps is not None:
         write_map(_probabilities_file(target, scan.id), maps, volume.grid)
-    write_label(target, labels_from_logits(logits, shape, anisotropic_axis=axis), volume.grid)
+    write_label(target, labels, volume.grid)
 
 
 def _check_mirroring(model: Model, settings: PredictSettings) -> None:
@@ -149,14 +172,21 @@ def _probabilities_file(target: Path, scan: str) -> Path:
 
 
 def predict_array(
-    array: FloatArray, spacing_mm: Spacing, model: Model, *, settings: PredictSettings | None = None
+    array: FloatArray,
+    spacing_mm: Spacing,
+    model: Model,
+    *,
+    engine: Engine | None = None,
+    settings: PredictSettings | None = None,
 ) -> LabelArray:
     """The label map of a scan that is already in memory.
 
     array: `(Z, Y, X)` or `(C, Z, Y, X)`, in canonical orientation (z to the head, y to the front, x to the right) and
-    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. Raises `DataError` for another number of
-    channels or dimensions, for voxels that are not finite, and for a spacing that is not positive; `ConfigError` as
-    `predict_scans`.
+    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. engine: what computes, from `open_engine`;
+    for many scans open it once. By default torch.
+
+    Raises `DataError` for another number of channels or dimensions, for voxels that are not finite, and for a spacing
+    that is not positive; `ConfigError` as `predict_scans`.
     """
     channels = array[None] if array.ndim == 3 else array
     if channels.ndim != 4:
@@ -167,6 +197,6 @@ def predict_array(
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
     settings = settings or PredictSettings()
     _check_mirroring(model, settings)
-    device = next(model.network.parameters()).device
-    engine = TorchEngine(model.network, device)
-    return predict_labels(channels.astype(np.float32), spacing_mm, model, engine, settings)
+    engine = engine or open_engine(model, device=settings.device)
+    labels, _ = predict_labels([RawChannel(channel) for channel in channels], spacing_mm, model, engine, settings)
+    return labels

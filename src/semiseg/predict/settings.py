@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from semiseg.errors import ConfigError
 
@@ -13,10 +14,17 @@ class PredictSettings:
 
     device: str = "auto"
     """auto (CUDA, then Apple's MPS, then CPU), cpu, cuda, cuda:1 or mps."""
+    engine: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    """What computes on a CPU: by default the fastest that is installed and gives torch's labels. On a GPU torch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the engine: by default the fastest that it has and that gives the labels of float32."""
     tile_step: float = 0.5
     """Distance of neighbouring tiles as a share of the patch; smaller is slower and a little better."""
     tile_batch: int = 1
     """Tiles computed together; more is faster on a GPU and takes more memory."""
+    max_memory: str = ""
+    """What prediction may take, such as 4GB; it refuses to begin where that does not suffice. Labels do not depend on
+    it."""
     mirror: bool = False
     """Average over tiles mirrored along the axes that training mirrored: 2 to the power of their number times as long,
     often a little better."""

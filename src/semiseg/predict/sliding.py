@@ -1,86 +1,171 @@
-"""The sliding window: a prepared scan to logits on the plan's grid."""
+"""The sliding window, rolled along one axis: rows of a scan in, rows of blended logits out, as soon as they are done.
+
+Only the rows that the tiles at hand reach are in memory, of the image and of the logits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
-from semiseg.geometry import Box
 from semiseg.io.dataset import LabelScheme
-from semiseg.ops.tiles import gaussian_importance, tile_boxes
-from semiseg.predict.engine import Engine
+from semiseg.ops.tiles import gaussian_importance, tile_starts
+from semiseg.predict.engines.base import Engine
 from semiseg.types import FloatArray, Shape
 
+CANONICAL: Shape = (0, 1, 2)
 
-def sliding_window(
-    image: FloatArray,
-    engine: Engine,
-    *,
-    patch: Shape,
-    step: float = 0.5,
-    tile_batch: int = 1,
-    mirror_axes: Sequence[int] = (),
-    labels: LabelScheme | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> FloatArray:
-    """Gaussian-weighted mean of the tiles' logits: `(C, Z, Y, X)` to `(K, Z, Y, X)`, float32.
 
-    A scan smaller than the patch is padded with each channel's smallest value, as in training. mirror_axes: the
-    mean over flips along all their combinations is taken; where left and right change places, the classes of the
-    mirror pairs of `labels` are exchanged back. progress: called with tiles done and tiles in all.
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """How tiles are laid and what is done with each.
+
+    mirror_axes: the mean over flips along all their combinations (canonical axes) is taken; where left and right
+    change places, the classes of the mirror pairs of `labels` are exchanged back.
+    axes: the order of axes that the work is done in, the one that is rolled along first.
     """
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    padded, inside = _padded(image, patch)
-    boxes = tile_boxes((padded.shape[1], padded.shape[2], padded.shape[3]), patch, step)
-    importance = gaussian_importance(patch)
+
+    patch: Shape
+    """Of a tile, canonical."""
+    step: float = 0.5
+    tile_batch: int = 1
+    mirror_axes: Sequence[int] = ()
+    labels: LabelScheme | None = None
+    axes: Shape = CANONICAL
+    progress: Callable[[int, int], None] | None = field(default=None, repr=False)
+    """Called with tiles done and tiles in all."""
+
+
+def turned(values: Shape, axes: Shape) -> Shape:
+    """Three numbers of the canonical axes in the order of `axes`."""
+    return (values[axes[0]], values[axes[1]], values[axes[2]])
+
+
+def cheapest_axes(shape: Shape, patch: Shape) -> Shape:
+    """The order of axes to work in: the one first whose rolling window, a patch thick, holds the fewest voxels."""
+    size = [max(n, p) for n, p in zip(shape, patch, strict=True)]
+    first = min(range(3), key=lambda axis: patch[axis] * prod(size) // size[axis])
+    others = [axis for axis in range(3) if axis != first]
+    return (first, others[0], others[1])
+
+
+def sliding_window(image: FloatArray, engine: Engine, window: Window) -> FloatArray:
+    """Gaussian-weighted mean of the tiles' logits: `(C, Z, Y, X)` to `(K, Z, Y, X)`, float32; axes canonical.
+
+    A scan smaller than the patch is padded with each channel's smallest value, as in training.
+    """
+    channels, z, y, x = image.shape
+    minimum = image.reshape(channels, -1).min(axis=1)
+    rows = blended_rows(lambda start, stop: image[:, start:stop], (z, y, x), lambda: minimum, engine, window)
+    return np.concatenate([part.copy() for part in rows], axis=1)
+
+
+def blended_rows(
+    read: Callable[[int, int], FloatArray],
+    shape: Shape,
+    minimum: Callable[[], FloatArray],
+    engine: Engine,
+    window: Window,
+) -> Iterator[FloatArray]:
+    """Yield the blended logits `(K, rows, ., .)` of a scan from its first row to its last, in the order of `axes`.
+
+    What is yielded is valid until the next is asked for. read: gives rows `[start, stop)` of the image `(C, rows, .,
+    .)`, asked for one after the other. shape: of the image, in the order of `axes`. minimum: gives each channel's
+    smallest value, to pad with where the scan is smaller than the patch.
+    """
+    patch = turned(window.patch, window.axes)
+    image = _PaddedRows(read, shape, patch, minimum)
+    starts = [tile_starts(n, p, window.step) for n, p in zip(image.size, patch, strict=True)]
+    columns = [(slice(y, y + patch[1]), slice(x, x + patch[2])) for y in starts[1] for x in starts[2]]
+    importance = gaussian_importance(window.patch).transpose(window.axes)
     total: FloatArray | None = None
-    weights = np.zeros(padded.shape[1:], dtype=np.float32)
-    for first in range(0, len(boxes), tile_batch):
-        group = boxes[first : first + tile_batch]
-        tiles = np.stack([padded[:, *box.slices()] for box in group])
-        logits = _mirrored_logits(tiles, engine, mirror_axes, labels)
-        if total is None:
-            total = np.zeros((logits.shape[1], *padded.shape[1:]), dtype=np.float32)
-        for box, tile in zip(group, logits, strict=True):
-            total[:, *box.slices()] += tile * importance
-            weights[box.slices()] += importance
-        if progress:
-            progress(min(first + tile_batch, len(boxes)), len(boxes))
-    if total is None:
-        raise ValueError(f"a scan of shape {shape} has no tiles")
-    total /= weights
-    return np.ascontiguousarray(total[:, *inside.slices()])
+    weights = np.zeros((patch[0], *image.size[1:]), dtype=np.float32)
+    for row, (first, following) in enumerate(zip(starts[0], [*starts[0][1:], image.size[0]], strict=True)):
+        slab = image.rows(first, first + patch[0])
+        for begin in range(0, len(columns), window.tile_batch):
+            group = columns[begin : begin + window.tile_batch]
+            logits = _turned_logits(np.stack([slab[:, :, *where] for where in group]), engine, window)
+            if total is None:
+                total = np.zeros((logits.shape[1], *weights.shape), dtype=np.float32)
+            for where, tile in zip(group, logits, strict=True):
+                total[:, :, *where] += tile * importance
+                weights[:, *where] += importance
+            if window.progress:
+                window.progress(row * len(columns) + begin + len(group), len(starts[0]) * len(columns))
+        assert total is not None  # there is always a tile
+        finished = following - first
+        total[:, :finished] /= weights[:finished]
+        yield total[:, image.inside(first, following), *image.columns]
+        _roll(total, finished)
+        _roll(weights[None], finished)
 
 
-def _mirrored_logits(
-    tiles: FloatArray, engine: Engine, mirror_axes: Sequence[int], labels: LabelScheme | None
-) -> FloatArray:
+class _PaddedRows:
+    """Rows of an image that is grown to at least the patch, evenly on both sides, with each channel's minimum."""
+
+    def __init__(
+        self, read: Callable[[int, int], FloatArray], shape: Shape, patch: Shape, minimum: Callable[[], FloatArray]
+    ) -> None:
+        self._read, self._shape = read, shape
+        self._before = [max(0, p - n) // 2 for n, p in zip(shape, patch, strict=True)]
+        z, y, x = (max(n, p) for n, p in zip(shape, patch, strict=True))
+        self.size: Shape = (z, y, x)
+        self.columns = tuple(slice(b, b + n) for b, n in zip(self._before[1:], shape[1:], strict=True))
+        """Where the image lies in a padded row."""
+        self._padding = minimum() if self.size != shape else None
+        self._held: FloatArray | None = None
+        self._held_stop = 0
+
+    def inside(self, first: int, stop: int) -> slice:
+        """Which of the padded rows `[first, stop)` are the image's own, counted from `first`."""
+        low, high = self._before[0], self._before[0] + self._shape[0]
+        return slice(min(max(first, low), stop) - first, max(min(stop, high), first) - first)
+
+    def rows(self, first: int, stop: int) -> FloatArray:
+        """Padded rows `[first, stop)`; those that the last call gave are not read again. first: never falls."""
+        known = max(0, self._held_stop - first)
+        own = self.inside(first + known, stop)
+        read = self._read(first + known + own.start - self._before[0], first + known + own.stop - self._before[0])
+        rows = np.empty((len(read), stop - first, *self.size[1:]), dtype=np.float32)
+        if self._held is not None and known:
+            rows[:, :known] = self._held[:, -known:]
+        if self._padding is not None:
+            rows[:, known:] = self._padding[:, None, None, None]
+        rows[:, known:][:, own, *self.columns] = read
+        self._held, self._held_stop = rows, stop
+        return rows
+
+
+def _roll(buffer: FloatArray, finished: int) -> None:
+    """Let go of the first rows `(., rows, ., .)`; one row at a time, since numpy would copy what overlaps."""
+    kept = buffer.shape[1] - finished
+    for row in range(kept):
+        buffer[:, row] = buffer[:, row + finished]
+    buffer[:, kept:] = 0
+
+
+def _turned_logits(tiles: FloatArray, engine: Engine, window: Window) -> FloatArray:
+    """Logits of tiles whose axes are in the window's order, in that order too."""
+    order = (0, 1, *(axis + 2 for axis in window.axes))
+    logits = _mirrored_logits(np.ascontiguousarray(tiles.transpose(np.argsort(order))), engine, window)
+    return logits.transpose(order)
+
+
+def _mirrored_logits(tiles: FloatArray, engine: Engine, window: Window) -> FloatArray:
     logits = engine.run(tiles)
+    mirror_axes, labels = window.mirror_axes, window.labels
     combinations = [
         tuple(axis for bit, axis in enumerate(mirror_axes) if mask >> bit & 1)
         for mask in range(1, 2 ** len(mirror_axes))
     ]
+    if not combinations:
+        return logits
     for axes in combinations:
         where = tuple(axis + 2 for axis in axes)
         mirrored = np.flip(engine.run(np.ascontiguousarray(np.flip(tiles, where))), where)
         swapped = labels is not None and labels.mirror_axis in axes
         logits = logits + (mirrored[:, labels.permutation()] if labels and swapped else mirrored)
     return logits / np.float32(len(combinations) + 1)
-
-
-def _padded(image: FloatArray, patch: Shape) -> tuple[FloatArray, Box]:
-    """The image grown to at least the patch, evenly on both sides, and where the image lies in it."""
-    shape = image.shape[1:]
-    before = [max(0, p - n) // 2 for n, p in zip(shape, patch, strict=True)]
-    size = [max(n, p) for n, p in zip(shape, patch, strict=True)]
-    inside = Box(
-        (before[0], before[1], before[2]),
-        (before[0] + shape[0], before[1] + shape[1], before[2] + shape[2]),
-    )
-    if tuple(size) == shape:
-        return image, inside
-    minimum = image.reshape(len(image), -1).min(axis=1)
-    padded = np.broadcast_to(minimum[:, None, None, None], (len(image), *size)).copy()
-    padded[:, *inside.slices()] = image
-    return padded, inside

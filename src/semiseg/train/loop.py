@@ -25,7 +25,7 @@ from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import remove_leftovers
 from semiseg.methods import Batch, Method, MethodSettings, Phases, UnlabelledBatch
-from semiseg.predict.engine import TorchEngine
+from semiseg.predict.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
 from semiseg.train.journal import Journal

@@ -11,8 +11,8 @@ import numpy as np
 from semiseg.data.plan import Plan
 from semiseg.geometry import Box
 from semiseg.io.store import open_case
-from semiseg.predict.engine import Engine
-from semiseg.predict.sliding import sliding_window
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.sliding import Window, sliding_window
 from semiseg.randomness import Draw
 
 KEPT_PER_CLASS = 64
@@ -29,7 +29,7 @@ def predicted_locations(
     for index in range(turn * count, turn * count + min(count, len(cases))):
         case = open_case(cases[index % len(cases)])
         image = case.read_image(Box((0, 0, 0), case.meta.shape_zyx))
-        labels = sliding_window(image, engine, patch=plan.patch).argmax(axis=0)
+        labels = sliding_window(image, engine, Window(patch=plan.patch)).argmax(axis=0)
         places: dict[int, list[list[int]]] = {}
         for value in plan.labels.organs:
             voxels = np.argwhere(labels == value)

@@ -12,8 +12,8 @@ from semiseg.data.plan import Plan
 from semiseg.geometry import Box
 from semiseg.io.store import open_case
 from semiseg.losses import supervised_loss
-from semiseg.predict.engine import Engine
-from semiseg.predict.sliding import sliding_window
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.sliding import Window, sliding_window
 
 
 def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, float]:
@@ -27,7 +27,7 @@ def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, flo
     for case in map(open_case, cases):
         box = Box((0, 0, 0), case.meta.shape_zyx)
         label = case.read_label(box).astype(np.int64)
-        logits = sliding_window(case.read_image(box), engine, patch=plan.patch)
+        logits = sliding_window(case.read_image(box), engine, Window(patch=plan.patch))
         loss = supervised_loss(torch.from_numpy(label)[None], torch.from_numpy(logits)[None], ignore=plan.labels.ignore)
         losses.append(float(loss))
         predicted = logits.argmax(axis=0)

@@ -1,27 +1,17 @@
-"""Engines: tiles in, logits out. The rest of prediction does not know what computes them."""
+"""The torch engine: any device, and what the other engines are held against."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
 from semiseg.errors import TrainingError
+from semiseg.models.unet import build_unet, in_channels_last
+from semiseg.predict.model import Model
 from semiseg.types import FloatArray
-
-
-class Engine(Protocol):
-    """Computes logits of a batch of tiles; interchangeable."""
-
-    name: str
-    precision: str
-
-    def run(self, tiles: FloatArray) -> FloatArray:
-        """Tiles `(N, C, D, H, W)` float32 to logits `(N, K, D, H, W)` float32."""
-        ...
 
 
 class TorchEngine:
@@ -55,3 +45,15 @@ class TorchEngine:
         finally:
             self.network.train(was_training)
         return np.asarray(logits, dtype=np.float32)
+
+
+def torch_engine(model: Model, device: torch.device) -> TorchEngine:
+    """The model's network on a device; raises `ModelError` where its weights do not fit its plan."""
+    plan = model.plan
+    network = build_unet(model.sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
+    weights = {name: torch.from_numpy(value) for name, value in model.weights().items()}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise model.misfit(error) from None
+    return TorchEngine(in_channels_last(network.eval().to(device)), device)

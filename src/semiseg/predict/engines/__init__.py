@@ -1,0 +1,1 @@
+"""What computes the logits of tiles: torch, OpenVINO or ONNX Runtime."""

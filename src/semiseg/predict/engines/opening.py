@@ -1,0 +1,54 @@
+"""Which engines this machine has, and how one is opened. An engine's libraries are imported when it is."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from semiseg.errors import ConfigError
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.model import Model
+
+ENGINES = ("torch", "openvino", "onnx")
+_NEEDS = {"torch": ("torch",), "openvino": ("openvino", "onnx"), "onnx": ("onnxruntime", "onnx")}
+
+
+def is_installed(name: str) -> bool:
+    """Whether the libraries of an engine are there."""
+    return all(find_spec(library) is not None for library in _NEEDS[name])
+
+
+def precisions(name: str) -> list[str]:
+    """The precisions that an engine has on this CPU; one that is not installed, float32, so that opening it says so."""
+    if name == "openvino" and is_installed(name):
+        from semiseg.predict.engines.openvino_engine import supported_precisions
+
+        return supported_precisions()
+    return ["float32"]
+
+
+def open_engine(model: Model, name: str = "torch", *, precision: str = "float32", device: str = "auto") -> Engine:
+    """An engine for a model. device: for torch; the others compute on the CPU.
+
+    Raises `ConfigError` for an engine that is not installed, or a precision that it does not have.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"engine = {name!r}: choose {', '.join(ENGINES)}.")
+    if not is_installed(name):
+        missing = [library for library in _NEEDS[name] if find_spec(library) is None]
+        raise ConfigError(
+            f"engine = {name!r}, but {' and '.join(missing)} cannot be imported: pip install 'semiseg[{name}]'."
+        )
+    if precision != "float32" and not (name == "openvino" and precision == "bfloat16"):
+        raise ConfigError(f"precision = {precision!r}: {name} computes in float32 here.")
+    if name == "openvino":
+        from semiseg.predict.engines.openvino_engine import OpenVinoEngine
+
+        return OpenVinoEngine(model, precision)
+    if name == "onnx":
+        from semiseg.predict.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(model)
+    from semiseg.predict.device import choose_device
+    from semiseg.predict.engines.torch_engine import torch_engine
+
+    return torch_engine(model, choose_device(device))

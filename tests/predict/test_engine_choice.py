@@ -1,0 +1,163 @@
+"""Which engine predicts: the fastest that gives torch's labels, remembered, and kept by the folder that it began."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.errors import ConfigError
+from semiseg.files import append_jsonl
+from semiseg.predict import engine_choice
+from semiseg.predict.engine_choice import REFERENCE, Choice, choose_engine
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.inputs import Scan, find_scans
+from semiseg.predict.model import Model
+from semiseg.predict.parity import class_dice
+from semiseg.predict.predictor import predict_scans
+from semiseg.predict.settings import PredictSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NO_TRIAL = {"openvino": 1.0, "onnx": 2.0, "torch": 3.0}
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> list[Scan]:
+    """Four scans, the third the smallest, and one that cannot be read."""
+    (tmp_path / "in").mkdir()
+    for index, size in enumerate((12, 11, 9, 13)):
+        array = np.random.default_rng(index).normal(30, 80, (size, size, size))
+        array[: size // 2] += 100
+        nib.save(nib.Nifti1Image(array.astype(np.int16), np.eye(4)), tmp_path / "in" / f"{'abcd'[index]}.nii.gz")
+    (tmp_path / "in" / "e.nii.gz").write_text("no scan")
+    return find_scans([tmp_path / "in"])
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine that remembers nothing yet, where OpenVINO is the fastest; notes what it times."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    timed: list[str] = []
+
+    def trial(engine: Engine, model: Model) -> float:
+        timed.append(engine.name)
+        return NO_TRIAL[engine.name]
+
+    monkeypatch.setattr(engine_choice, "_trial", trial)
+    return timed
+
+
+class Chosen:
+    """A call of `choose_engine` and what it said."""
+
+    def __init__(self, model: Model, scans: list[Scan], output: Path, **settings: object) -> None:
+        self.said: list[str] = []
+        given = PredictSettings(**{"device": "cpu", "tile_step": 1.0} | settings)  # type: ignore[arg-type]
+        self.engine = choose_engine(model, scans, output, given, say=self.said.append)
+        self.choice = Choice(self.engine.name, self.engine.precision)
+
+
+def remembered(tmp_path: Path) -> dict[str, dict[str, object]]:
+    (file,) = (tmp_path / "cache" / "semiseg" / "engines").iterdir()
+    found: dict[str, dict[str, object]] = json.loads(file.read_text())["engines"]
+    return found
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make engines compute something else, as a wrong kernel would."""
+    real = engine_choice.open_engine
+
+    def opened(model: Model, name: str, **options: str) -> Engine:
+        engine = real(model, name, **options)
+        if name in names:
+            run = engine.run
+            engine.run = lambda tiles: run(tiles)[:, ::-1]  # type: ignore[method-assign]
+        return engine
+
+    monkeypatch.setattr(engine_choice, "open_engine", opened)
+
+
+def test_the_fastest_is_checked_once_and_remembered(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
+) -> None:
+    first = Chosen(model, scans, tmp_path / "out")
+    assert first.choice == ("openvino", "float32")
+    assert sorted(machine) == ["onnx", "openvino", "torch"]
+    assert first.said == ["checking openvino in float32 against torch in float32, once for this model on this machine"]
+    row = remembered(tmp_path)["openvino in float32"]
+    assert row["passed"] is True
+    assert set(row["dice"]) == {"a", "b", "c"}  # type: ignore[call-overload] # the smallest that can be read
+    machine.clear()
+    again = Chosen(model, scans, tmp_path / "out")
+    assert (again.choice, again.said, machine) == (first.choice, [], [])
+
+
+def test_one_that_fails_is_refused_and_the_next_is_used(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "openvino")
+    assert Chosen(model, scans, tmp_path / "out").choice == ("onnx", "float32")
+    assert remembered(tmp_path)["openvino in float32"]["passed"] is False
+    assert Chosen(model, scans, tmp_path / "out").said == []
+    with pytest.raises(
+        ConfigError, match=r"'openvino' is not used .* smallest Dice of a class was 0\.\d+.*engine torch"
+    ):
+        Chosen(model, scans, tmp_path / "out", engine="openvino")
+
+
+def test_where_all_fail_it_is_torch(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, "openvino", "onnx")
+    assert Chosen(model, scans, tmp_path / "out").choice == REFERENCE
+
+
+def test_what_cannot_be_checked_is_not_used(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
+) -> None:
+    assert Chosen(model, scans[4:], tmp_path / "out").choice == REFERENCE
+    assert "passed" not in remembered(tmp_path)["openvino in float32"]
+    with pytest.raises(ConfigError, match="could not be checked"):
+        Chosen(model, scans[4:], tmp_path / "out", engine="onnx")
+
+
+def test_an_engine_that_is_asked_for_is_checked_too(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
+) -> None:
+    asked = Chosen(model, scans, tmp_path / "out", engine="onnx")
+    assert asked.choice == ("onnx", "float32")
+    assert len(asked.said) == 1
+    assert machine == []
+    assert Chosen(model, scans, tmp_path / "out", engine="torch").choice == REFERENCE
+
+
+def test_a_folder_keeps_the_engine_that_it_was_begun_with(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
+) -> None:
+    settings = PredictSettings(device="cpu", tile_step=1.0)
+    begun = Chosen(model, scans, tmp_path / "out", engine="onnx")
+    predict_scans(scans[:1], model, begun.engine, tmp_path / "out", settings)
+    assert Chosen(model, scans, tmp_path / "out").choice == ("onnx", "float32")
+    outcomes = predict_scans(scans[:2], model, begun.engine, tmp_path / "out", settings)
+    assert [outcome.reused for outcome in outcomes] == [True, False]
+    append_jsonl(tmp_path / "out" / "predictions.jsonl", {"id": "z", "key": "k", "model": "another"})
+    assert Chosen(model, scans, tmp_path / "out").choice == ("onnx", "float32")
+
+
+def test_a_damaged_memory_is_made_anew(model: Model, scans: list[Scan], machine: list[str], tmp_path: Path) -> None:
+    Chosen(model, scans, tmp_path / "out")
+    (file,) = (tmp_path / "cache" / "semiseg" / "engines").iterdir()
+    for damage in ("{", "[]", '{"engines": 3}'):
+        file.write_text(damage)
+        assert Chosen(model, scans, tmp_path / "out").choice == ("openvino", "float32")
+
+
+def test_dice_is_of_each_class_that_the_reference_has() -> None:
+    reference = np.array([0, 1, 1, 3, 3, 3], np.uint8)
+    labels = np.array([2, 1, 0, 3, 3, 3], np.uint8)
+    assert class_dice(reference, labels) == {"1": pytest.approx(2 / 3), "3": 1.0}
+    assert class_dice(reference, np.zeros(6, np.uint8)) == {"1": 0.0, "3": 0.0}
+    assert class_dice(np.zeros(6, np.uint8), labels) == {}

@@ -1,0 +1,103 @@
+"""The engines against torch: the same logits, and no torch where none is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.data.plan import NetworkPlan, Plan
+from semiseg.errors import ConfigError, ModelError
+from semiseg.models.unet import build_unet
+from semiseg.predict.engines import opening
+from semiseg.predict.engines.onnx_file import onnx_bytes
+from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.model import Model, load_model, save_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OTHERS = ["openvino", "onnx"]
+ANISOTROPIC = NetworkPlan(
+    features=(4, 6, 8), kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2))
+)
+
+
+@pytest.fixture(scope="module", params=["isotropic", "anisotropic, two channels"])
+def some_model(request: pytest.FixtureRequest, model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    if request.param == "isotropic":
+        return model
+    plan = replace(model.plan, channels=("CT", "PET"), normalisation=model.plan.normalisation * 2, student=ANISOTROPIC)
+    network = build_unet(ANISOTROPIC, channels=2, classes=3, seed=3).train()
+    with torch.no_grad():
+        for _ in range(5):  # running statistics that are not those of the start
+            network(torch.randn((2, 2, *plan.patch), generator=torch.Generator().manual_seed(0)) * 3 + 1)
+    folder = tmp_path_factory.mktemp("other") / "model"
+    save_model(folder, network, plan, role="student", card={})
+    return load_model(folder)
+
+
+def tiles(model: Model, count: int = 3) -> np.ndarray:
+    shape = (count, len(model.plan.channels), *model.plan.patch)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_logits_are_torchs(some_model: Model, name: str) -> None:
+    expected = open_engine(some_model, "torch", device="cpu").run(tiles(some_model))
+    engine = open_engine(some_model, name)
+    assert (engine.name, engine.precision) == (name, "float32")
+    found = engine.run(tiles(some_model))
+    assert found.dtype == np.float32
+    assert expected.std() > 0.1
+    # Folding batch norm and summing in another order: a few float32 roundings of sums of 27 x 16 products.
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert np.array_equal(engine.run(tiles(some_model))[1], found[1])  # nothing is kept between runs
+
+
+def test_openvino_in_bfloat16_is_near(model: Model) -> None:
+    """On a CPU without bfloat16 OpenVINO computes in float32: then it is nearer still."""
+    expected = open_engine(model, "torch", device="cpu").run(tiles(model))
+    engine = open_engine(model, "openvino", precision="bfloat16")
+    assert engine.precision == "bfloat16"
+    # Seven layers, each rounding to 8 bits (0.4 %).
+    np.testing.assert_allclose(engine.run(tiles(model)), expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_engines_that_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="choose torch, openvino, onnx"):
+        open_engine(model, "tensorrt")
+    with pytest.raises(ConfigError, match="onnx computes in float32"):
+        open_engine(model, "onnx", precision="bfloat16")
+    monkeypatch.setattr(opening, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"openvino and onnx cannot be imported: pip install 'semiseg\[openvino\]'"):
+        open_engine(model, "openvino")
+
+
+def test_weights_that_do_not_fit_are_named(plan: Plan, tmp_path: Path) -> None:
+    network = build_unet(plan.teacher, channels=1, classes=3, seed=0)
+    save_model(tmp_path / "m", network, replace(plan, student=ANISOTROPIC), role="student", card={})
+    with pytest.raises(ModelError, match=r"weights\.safetensors: does not fit plan\.toml"):
+        onnx_bytes(load_model(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_prediction_does_not_import_torch(model_folder: Path, tmp_path: Path, name: str) -> None:
+    script = f"""
+import sys
+import numpy as np
+from pathlib import Path
+from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.model import load_model
+from semiseg.predict.predictor import predict_array
+
+model = load_model(Path({str(model_folder)!r}))
+labels = predict_array(np.zeros((9, 9, 9), np.float32), (1.0, 1.0, 1.0), model, engine=open_engine(model, {name!r}))
+assert labels.shape == (9, 9, 9)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.strip() == "False", done.stderr

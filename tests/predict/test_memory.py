@@ -1,0 +1,145 @@
+"""The promise of memory: what is planned is enough, and not much more than is taken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.data.plan import NetworkPlan, Plan
+from semiseg.errors import ConfigError
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.nifti import read_grid
+from semiseg.models.unet import build_unet
+from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS, zoom_band
+from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.inputs import find_scans
+from semiseg.predict.memory import check_budget, parse_bytes, scan_memory, show_bytes
+from semiseg.predict.model import load_model, save_model
+from semiseg.predict.settings import PredictSettings
+
+SIZES = NetworkPlan(features=(4, 6), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
+ORGANS = 13
+SETTINGS = PredictSettings(tile_step=1.0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def organs(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of as many organs as FLARE22 has, so that logits weigh what they weigh there."""
+    names = {0: "background"} | {value: f"organ {value}" for value in range(1, ORGANS + 1)}
+    plan = replace(plan, labels=LabelScheme(names=names), patch=(16, 32, 32), spacing_mm=(2.0, 1.0, 1.0), student=SIZES)
+    folder = tmp_path_factory.mktemp("organs") / "model"
+    save_model(
+        folder,
+        build_unet(SIZES, channels=1, classes=ORGANS + 1, seed=0),
+        plan,
+        role="student",
+        card={"mirror_axes": []},
+    )
+    return folder
+
+
+def write_scan(path: Path, shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float]) -> Path:
+    noise = np.random.default_rng(0).integers(-100, 200, shape_xyz, dtype=np.int16)
+    nib.save(nib.Nifti1Image(noise, np.diag([*spacing_xyz, 1.0])), path)
+    return path
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from semiseg.io.nifti import read_grid
+from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.inputs import find_scans
+from semiseg.predict.memory import measure_engine, peak_bytes, reset_peak, scan_memory
+from semiseg.predict.model import load_model
+from semiseg.predict.predictor import predict_scans
+from semiseg.predict.settings import PredictSettings
+
+folder, scan, output, name = sys.argv[1:]
+model = load_model(Path(folder))
+engine = open_engine(model, name, device="cpu")
+settings = PredictSettings(tile_step=1.0, device="cpu")
+engine_bytes = measure_engine(engine, model)
+planned = scan_memory(read_grid(Path(scan)), 2, model.plan, settings, engine_bytes=engine_bytes)
+reset_peak()
+(outcome,) = predict_scans(find_scans([Path(scan)]), model, engine, Path(output), settings)
+assert outcome.error is None, outcome.error
+print(planned.total - engine_bytes, peak_bytes() - engine_bytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks can be reset on Linux only")
+@pytest.mark.parametrize(
+    ("name", "shape_xyz", "spacing_xyz"),
+    [
+        ("openvino", (192, 192, 128), (1.0, 1.0, 2.0)),
+        ("openvino", (192, 192, 128), (0.8, 0.8, 1.5)),
+        ("torch", (64, 256, 192), (1.3, 0.7, 2.0)),
+    ],
+    ids=["the plan's own grid", "finer", "torch, along another axis"],
+)
+def test_what_is_planned_is_enough(
+    organs: Path, tmp_path: Path, name: str, shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float]
+) -> None:
+    """In a process of its own, on noise: all voxels lie between labels, the most that export can be asked for."""
+    scan = write_scan(tmp_path / "a.nii.gz", shape_xyz, spacing_xyz)
+    command = [sys.executable, "-c", MEASURE, str(organs), str(scan), str(tmp_path / "out"), name]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # tiles this small are slow on several
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+    assert done.returncode == 0, done.stderr
+    planned, taken = map(int, done.stdout.split())
+    assert taken <= planned
+    assert taken > 0.4 * planned  # a plan that nobody needs would refuse scans that fit
+
+
+def test_the_plan_grows_with_the_slab_not_with_the_length(plan: Plan, tmp_path: Path) -> None:
+    def parts(length: int) -> tuple[int, int]:
+        grid = read_grid(write_scan(tmp_path / f"{length}.nii", (64, 64, length), (1.0, 1.0, 2.0)))
+        memory = scan_memory(grid, 2, plan, SETTINGS, engine_bytes=0)
+        return memory.image + memory.logits, memory.total
+
+    short, long = parts(200), parts(800)
+    assert short[0] == long[0]
+    voxels = 64 * 64 * 600
+    assert long[1] - short[1] == pytest.approx(1.05 * voxels * 3, rel=1e-3)  # 2 bytes of the scan and 1 of the label
+
+
+def test_a_budget_that_does_not_suffice_is_refused_with_one_that_does(organs: Path, tmp_path: Path) -> None:
+    write_scan(tmp_path / "large.nii.gz", (128, 128, 64), (1.0, 1.0, 2.0))
+    write_scan(tmp_path / "small.nii.gz", (32, 32, 16), (1.0, 1.0, 2.0))
+    (tmp_path / "broken.nii.gz").write_text("no scan")
+    model, scans = load_model(organs), find_scans([tmp_path])
+    engine = open_engine(model, "torch", device="cpu")
+    with pytest.raises(
+        ConfigError, match=r"100MB, but .*large\.nii\.gz needs (\d+\.\d\dGB) .*--max-memory \1"
+    ) as found:
+        check_budget(scans, model, engine, SETTINGS, "100MB")
+    suggested = str(found.value).split("--max-memory ")[1].split(",")[0]
+    check_budget(scans, model, engine, SETTINGS, f"{parse_bytes(suggested) / 1e9 + 0.1}GB")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("4GB", 4 * 10**9), ("3500 MB", 35 * 10**8), ("1.5GiB", 3 * 2**29), ("2gb", 2 * 10**9)]
+)
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+    assert count <= parse_bytes(show_bytes(count)) < count + 10**7
+
+
+@pytest.mark.parametrize("text", ["", "4", "GB", "-1GB", "4 bananas", "4KB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="such as 4GB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(512, 410), (410, 512), (250, 100), (800, 320), (1000, 333), (100, 399)])
+def test_the_halo_is_as_long_as_is_planned_for(n_in: int, n_out: int) -> None:
+    widest = max(weights.shape[1] for weights in zoom_band(n_in, n_out, 3).blocks)
+    assert widest <= BLOCK_ROWS * n_in / n_out + 2 * HALO_ROWS
