@@ -218,6 +218,30 @@ class Run(_RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Run a command and measure it as the FLARE22 challenge does: time, memory, processor and GPU, every 0.1 s."""
+
+    command: tyro.conf.Positional[tuple[str, ...]]
+    """The command and its arguments, after `--`."""
+    output: Path = Path("semiseg-measure")
+    """Folder for samples.csv, summary.json and curves.png."""
+    gpu: int = 0
+    """Number of the NVIDIA GPU to sample."""
+    quiet: Quiet = False
+    """Do not print the figures."""
+
+    def execute(self) -> int:
+        from semiseg.measure.command import measure_command
+
+        code, summary = measure_command(self.command, self.output, gpu=self.gpu)
+        if not self.quiet:
+            for name, value in summary.items():
+                if name != "command" and value is not None:
+                    print(f"{name:26} {value}")
+        return code
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """The whole way on a generated abdominal CT phantom set, supervised and with Meta Pseudo Labels."""
 
@@ -246,6 +270,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "report": Report,
     "run": Run,
+    "measure": Measure,
     "demo": Demo,
 }
 

@@ -1,0 +1,13 @@
+#!/bin/sh
+# The challenge's call: every scan in /workspace/inputs, CASE_0000.nii.gz, to /workspace/outputs/CASE.nii.gz.
+# For tests and other layouts: predict.sh INPUTS OUTPUTS, and the model's folder in SEMISEG_MODEL.
+set -eu
+inputs=${1:-/workspace/inputs}
+outputs=${2:-/workspace/outputs}
+model=${SEMISEG_MODEL:-/opt/semiseg/model}
+
+status=0
+semiseg predict "$model" "$inputs" --output "$outputs" || status=$?
+# Label maps only: what became of each scan has been printed.
+rm -f "$outputs/predictions.jsonl"
+exit $status
