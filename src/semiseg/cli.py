@@ -218,6 +218,25 @@ class Run(_RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a trained model as a file that other programs read, with its card and plan."""
+
+    model: tyro.conf.Positional[Path]
+    """Model folder, or a run that was trained."""
+    to: Literal["onnx", "openvino", "torch"]
+    """Form: an ONNX graph, OpenVINO's model.xml and model.bin, or an exported torch program."""
+    output: Path
+    """Folder for it."""
+
+    def execute(self) -> int:
+        from semiseg.predict.exchange import export_model
+        from semiseg.predict.model import load_model
+
+        print(export_model(load_model(self.model), self.to, self.output))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measure:
     """Run a command and measure it as the FLARE22 challenge does: time, memory, processor and GPU, every 0.1 s."""
 
@@ -270,6 +289,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "report": Report,
     "run": Run,
+    "export": Export,
     "measure": Measure,
     "demo": Demo,
 }

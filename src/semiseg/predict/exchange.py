@@ -1,0 +1,60 @@
+"""A model as a file that other programs read: ONNX, OpenVINO, or an exported torch program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from semiseg.data.plan import write_plan
+from semiseg.errors import ConfigError
+from semiseg.files import atomic_folder, write_json
+from semiseg.predict.engines.opening import is_installed
+from semiseg.predict.model import Model
+
+Form = Literal["onnx", "openvino", "torch"]
+_FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
+_NEEDS = {"onnx": "onnx", "openvino": "openvino", "torch": "torch"}
+
+
+def export_model(model: Model, form: Form, output: Path) -> Path:
+    """Write the network for tiles of the plan's patch into the folder `output`, with its card and plan; returns the
+    file.
+
+    Input `tiles (N, C, D, H, W)` float32 at the plan's spacing in network units, output `logits (N, K, D, H, W)`;
+    `N` is free but for torch, which takes one tile. Raises `ConfigError` where a library is missing, or where
+    something else is in the place of `output`.
+    """
+    if not is_installed(_NEEDS[form]):
+        raise ConfigError(f"--to {form} needs more than is installed: pip install 'semiseg[{_NEEDS[form]}]'.")
+    if output.exists() and not (output / "card.json").is_file():
+        raise ConfigError(f"{output}: is there already, and is no exported model. Name a new folder.")
+    name = _FILES[form]
+    with atomic_folder(output) as temporary:
+        _write(model, form, temporary / name)
+        write_plan(temporary / "plan.toml", model.plan)
+        tiles = {"tiles": ["N", len(model.plan.channels), *model.plan.patch]}
+        logits = {"logits": ["N", model.plan.labels.count, *model.plan.patch]}
+        facts = {"file": name, "form": form, "inputs": tiles, "outputs": logits, "model_hash": model.hash}
+        write_json(temporary / "card.json", model.card | facts)
+    return output / name
+
+
+def _write(model: Model, form: Form, file: Path) -> None:
+    if form == "torch":
+        import torch
+
+        from semiseg.predict.engines.torch_engine import torch_engine
+
+        network = torch_engine(model, torch.device("cpu")).network.to(memory_format=torch.contiguous_format)
+        tile = torch.zeros(1, len(model.plan.channels), *model.plan.patch)
+        torch.export.save(torch.export.export(network, (tile,)), file)
+        return
+    from semiseg.predict.engines.onnx_file import onnx_bytes
+
+    data = onnx_bytes(model)
+    if form == "onnx":
+        file.write_bytes(data)
+        return
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(data), file, compress_to_fp16=False)
