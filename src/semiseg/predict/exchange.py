@@ -45,7 +45,9 @@ def _write(model: Model, form: Form, file: Path) -> None:
 
         from semiseg.predict.engines.torch_engine import torch_engine
 
-        network = torch_engine(model, torch.device("cpu")).network.to(memory_format=torch.contiguous_format)
+        network = torch_engine(model, torch.device("cpu")).network
+        for parameter in network.parameters():  # from channels-last, which is saved with a warning
+            parameter.data = parameter.data.contiguous()
         tile = torch.zeros(1, len(model.plan.channels), *model.plan.patch)
         torch.export.save(torch.export.export(network, (tile,)), file)
         return
