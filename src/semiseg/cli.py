@@ -101,6 +101,8 @@ class Predict:
     """Of the engine: by default the fastest that gives the labels of float32."""
     tile_batch: int = 1
     """Tiles computed together."""
+    all_tiles: Quiet = False
+    """Also compute tiles of a CT that hold nothing of the body."""
     max_memory: str = ""
     """What it may take, such as 4GB: planned before it begins, which it refuses where that does not suffice."""
     mirror: Quiet = False
@@ -119,6 +121,7 @@ class Predict:
             engine=self.engine,
             precision=self.precision,
             tile_batch=self.tile_batch,
+            skip_air=not self.all_tiles,
             max_memory=self.max_memory,
             mirror=self.mirror,
             probabilities=self.probabilities,

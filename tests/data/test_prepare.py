@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from semiseg.data.body import body_locations, body_mask
+from semiseg.data.body import BodyBoxes, body_locations, body_mask
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.data.prepare import (
     PreparedCase,
@@ -21,6 +21,7 @@ from semiseg.data.scan_rows import export_axis, preparation_axis
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.dataset import Case, LabelScheme
+from semiseg.io.nifti import RawChannel
 from semiseg.io.store import open_case, read_case_meta
 
 NETWORK = NetworkPlan(features=(4, 8), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
@@ -220,6 +221,21 @@ def test_the_body_of_a_ct_is_one_piece_above_air() -> None:
     image[10, 21:, 27:] = 300  # a table, apart from the body
     mask = body_mask(image, ct=True)
     np.testing.assert_array_equal(mask, label > 0)
+
+
+def test_boxes_that_hold_body() -> None:
+    """A body in one corner of a scan that is stored with a slope, told on another grid."""
+    stored = np.zeros((200, 100, 60), np.int16)
+    stored[100:, 50:, :] = 1000
+    boxes = BodyBoxes(RawChannel(stored, slope=1.0, inter=-1000.0), (100, 100, 30))
+    assert boxes((50, 50, 0), (60, 60, 10))
+    assert boxes((0, 0, 0), (100, 100, 30))
+    assert boxes((90, 90, -20), (130, 130, 10))  # partly outside
+    assert not boxes((0, 0, 0), (40, 100, 30))
+    assert not boxes((0, 0, 0), (100, 40, 30))
+    assert boxes((0, 0, 0), (50, 50, 30))  # beside it: the outline is not that exact
+    empty = BodyBoxes(RawChannel(np.zeros((20, 20, 20), np.int16)), (20, 20, 20))
+    assert empty((0, 0, 0), (5, 5, 5))  # no body was found: nothing is left out
 
 
 def test_body_places_lie_in_the_grid_even_without_a_body() -> None:

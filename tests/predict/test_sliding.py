@@ -136,3 +136,36 @@ def test_the_cheapest_axis_holds_the_thinnest_window() -> None:
     assert cheapest_axes((100, 410, 410), (64, 160, 160)) == (1, 0, 2)  # 160 x 100 x 410 < 64 x 410 x 410
     assert cheapest_axes((800, 512, 512), (64, 160, 160)) == (0, 1, 2)
     assert cheapest_axes((30, 30, 30), (32, 32, 32)) == (0, 1, 2)
+
+
+def test_tiles_without_body_are_left_out_and_are_background() -> None:
+    x = image(1, 4, 6, 32)
+    asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def left_half(start: tuple[int, int, int], stop: tuple[int, int, int]) -> bool:
+        asked.append((start, stop))
+        return start[2] < 12
+
+    engine, calls = Constant(), list[int]()
+    window = Window(patch=PATCH, step=1.0, holds_body=left_half, progress=lambda done, total: calls.append(done))
+    logits = sliding_window(x, engine, window)
+    assert asked == [((0, 0, first), (4, 6, first + 8)) for first in (0, 8, 16, 24)]
+    assert sum(engine.batches) == 2
+    assert calls[-1] == 4  # those left out are done too
+    assert (logits.argmax(axis=0)[..., :16] == 2).all()
+    assert (logits.argmax(axis=0)[..., 16:] == 0).all()
+    assert np.isfinite(logits).all()
+    nothing = Constant()
+    sliding_window(x, nothing, Window(patch=PATCH, step=1.0, holds_body=lambda start, stop: False))
+    assert sum(nothing.batches) == 1  # which tells the number of classes
+
+
+def test_boxes_are_told_on_the_scan_also_where_it_is_padded() -> None:
+    starts: list[tuple[int, ...]] = []
+
+    def note(start: tuple[int, int, int], stop: tuple[int, int, int]) -> bool:
+        starts.append(start)
+        return True
+
+    sliding_window(image(1, 2, 6, 8), Constant(), Window(patch=PATCH, holds_body=note))
+    assert starts == [(-1, 0, 0)]  # the patch is two voxels thicker than the scan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from semiseg.io.nifti import RawChannel
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
 
 _COARSE_AXIS_VOXELS = 96
@@ -19,8 +20,7 @@ def body_locations(
     The mask is made on every n-th voxel, at most 96 an axis, since places need no fine outline. channel:
     `(Z, Y, X)` in the scan's own units and grid. ct: intensities are Hounsfield units.
     """
-    steps = [max(1, -(-n // _COARSE_AXIS_VOXELS)) for n in channel.shape]
-    coarse = channel[tuple(slice(step // 2, None, step) for step in steps)]
+    coarse, steps = every_nth(channel)
     mask = body_mask(coarse, ct=ct)
     occupied = np.argwhere(mask if mask.any() else np.ones_like(mask))
     chosen = generator.choice(len(occupied), min(count, len(occupied)), replace=False)
@@ -28,6 +28,29 @@ def body_locations(
     # The voxel of the output grid that holds the centre of the source voxel.
     place = ((source + 0.5) * np.divide(shape_out, channel.shape)).astype(int)
     return tuple((int(z), int(y), int(x)) for z, y, x in np.minimum(place, np.subtract(shape_out, 1)))
+
+
+def every_nth(channel: AnyArray) -> tuple[AnyArray, list[int]]:
+    """Every n-th voxel of a channel, at most 96 an axis, the middle one of each n; and n of each axis."""
+    steps = [max(1, -(-n // _COARSE_AXIS_VOXELS)) for n in channel.shape]
+    return channel[tuple(slice(step // 2, None, step) for step in steps)], steps
+
+
+class BodyBoxes:
+    """Tells which boxes of a grid hold some of the body of a CT."""
+
+    def __init__(self, channel: RawChannel, shape: Shape) -> None:
+        """channel: in Hounsfield units, axes in any order. shape: of the grid that boxes are given on, same order."""
+        coarse, _ = every_nth(channel.stored)
+        self._mask = body_mask(RawChannel(coarse, channel.slope, channel.inter).values(), ct=True)
+        self._scale = np.divide(self._mask.shape, shape)
+
+    def __call__(self, start: Shape, stop: Shape) -> bool:
+        """Whether the box, which may reach outside, holds body or is next to it; always true if none was found."""
+        low = np.maximum(np.floor(np.multiply(start, self._scale)).astype(int) - 1, 0)
+        high = np.ceil(np.multiply(stop, self._scale)).astype(int) + 1
+        box = self._mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+        return bool(box.any()) or not self._mask.any()
 
 
 def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.data.body import BodyBoxes
+from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, read_jsonl
@@ -63,6 +65,7 @@ def predict_labels(
         mirror_axes=model.mirror_axes if settings.mirror else (),
         labels=plan.labels,
         axes=axes,
+        holds_body=BodyBoxes(channels[0].along(axes), scan.shape) if _skips_air(plan, settings) else None,
     )
     coarse = export_axis(spacing_mm, plan)
     shape_out = turned((z, y, x), axes)
@@ -79,6 +82,11 @@ def predict_labels(
     back = tuple(axes.index(axis) for axis in range(3))
     probabilities = None if maps is None else maps.probabilities.transpose(0, *(axis + 1 for axis in back))
     return labels.labels.transpose(back), probabilities
+
+
+def _skips_air(plan: Plan, settings: PredictSettings) -> bool:
+    """In CT alone it is known what is air."""
+    return settings.skip_air and plan.normalisation[0].scheme == "ct"
 
 
 def predict_scans(

@@ -22,6 +22,8 @@ class PredictSettings:
     """Distance of neighbouring tiles as a share of the patch; smaller is slower and a little better."""
     tile_batch: int = 1
     """Tiles computed together; more is faster on a GPU and takes more memory."""
+    skip_air: bool = True
+    """In CT, leave out tiles that hold nothing of the body: their voxels are background."""
     max_memory: str = ""
     """What prediction may take, such as 4GB; it refuses to begin where that does not suffice. Labels do not depend on
     it."""

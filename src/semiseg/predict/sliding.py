@@ -26,6 +26,8 @@ class Window:
     mirror_axes: the mean over flips along all their combinations (canonical axes) is taken; where left and right
     change places, the classes of the mirror pairs of `labels` are exchanged back.
     axes: the order of axes that the work is done in, the one that is rolled along first.
+    holds_body: told where a tile starts and stops on the image's grid, in the order of `axes`; says whether it is
+    computed. Voxels that no computed tile holds are background.
     """
 
     patch: Shape
@@ -35,6 +37,7 @@ class Window:
     mirror_axes: Sequence[int] = ()
     labels: LabelScheme | None = None
     axes: Shape = CANONICAL
+    holds_body: Callable[[Shape, Shape], bool] | None = field(default=None, repr=False)
     progress: Callable[[int, int], None] | None = field(default=None, repr=False)
     """Called with tiles done and tiles in all."""
 
@@ -85,8 +88,11 @@ def blended_rows(
     weights = np.zeros((patch[0], *image.size[1:]), dtype=np.float32)
     for row, (first, following) in enumerate(zip(starts[0], [*starts[0][1:], image.size[0]], strict=True)):
         slab = image.rows(first, first + patch[0])
-        for begin in range(0, len(columns), window.tile_batch):
-            group = columns[begin : begin + window.tile_batch]
+        wanted = [where for where in columns if image.holds_body(first, where, patch, window)]
+        if total is None:  # one tile at least tells the number of classes
+            wanted = wanted or columns[:1]
+        for begin in range(0, len(wanted), window.tile_batch):
+            group = wanted[begin : begin + window.tile_batch]
             logits = _turned_logits(np.stack([slab[:, :, *where] for where in group]), engine, window)
             if total is None:
                 total = np.zeros((logits.shape[1], *weights.shape), dtype=np.float32)
@@ -95,8 +101,13 @@ def blended_rows(
                 weights[:, *where] += importance
             if window.progress:
                 window.progress(row * len(columns) + begin + len(group), len(starts[0]) * len(columns))
-        assert total is not None  # there is always a tile
+        if window.progress and len(wanted) < len(columns):
+            window.progress((row + 1) * len(columns), len(starts[0]) * len(columns))
+        assert total is not None  # there was a tile
         finished = following - first
+        empty = weights[:finished] == 0
+        total[0, :finished][empty] = 1
+        weights[:finished][empty] = 1
         total[:, :finished] /= weights[:finished]
         yield total[:, image.inside(first, following), *image.columns]
         _roll(total, finished)
@@ -123,6 +134,13 @@ class _PaddedRows:
         """Which of the padded rows `[first, stop)` are the image's own, counted from `first`."""
         low, high = self._before[0], self._before[0] + self._shape[0]
         return slice(min(max(first, low), stop) - first, max(min(stop, high), first) - first)
+
+    def holds_body(self, first: int, where: tuple[slice, slice], patch: Shape, window: Window) -> bool:
+        """Whether a tile at padded rows from `first` on and columns `where` is to be computed."""
+        if window.holds_body is None:
+            return True
+        z, y, x = (a - b for a, b in zip((first, where[0].start, where[1].start), self._before, strict=True))
+        return window.holds_body((z, y, x), (z + patch[0], y + patch[1], x + patch[2]))
 
     def rows(self, first: int, stop: int) -> FloatArray:
         """Padded rows `[first, stop)`; those that the last call gave are not read again. first: never falls."""
