@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from semiseg.data.plan import NetworkPlan, Plan
-from semiseg.errors import ConfigError, ModelError
+from semiseg.errors import ConfigError, ModelError, TrainingError
 from semiseg.models.unet import build_unet
 from semiseg.predict.engines import opening
 from semiseg.predict.engines.onnx_file import onnx_bytes
 from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.engines.torch_engine import TorchEngine, load_network, torch_engine
 from semiseg.predict.model import Model, load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,3 +102,43 @@ print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stdout.strip() == "False", done.stderr
+
+
+class Scarce(torch.nn.Module):
+    """A device that has memory for so many tiles."""
+
+    def __init__(self, tiles: int) -> None:
+        super().__init__()
+        self.tiles, self.batches = tiles, list[int]()
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(batch))
+        if len(batch) > self.tiles:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch * 2
+
+
+def test_too_little_memory_for_a_batch_makes_it_smaller_and_says_so() -> None:
+    said: list[str] = []
+    network = Scarce(2)
+    engine = TorchEngine(network, torch.device("cpu"), say=said.append)
+    given = np.random.default_rng(0).standard_normal((7, 1, 2, 2, 2)).astype(np.float32)
+    assert np.array_equal(engine.run(given), given * 2)
+    assert network.batches == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    assert said == [
+        "no memory on cpu for 7 tiles at once: computing 3",
+        "no memory on cpu for 3 tiles at once: computing 1",
+    ]
+    engine.run(given[:3])
+    assert network.batches[9:] == [1, 1, 1]  # it is remembered
+    with pytest.raises(TrainingError, match=r"no memory left on cpu for a tile of \(2, 2, 2\): use --device cpu"):
+        TorchEngine(Scarce(0), torch.device("cpu")).run(given)
+
+
+def test_folding_batch_norm_changes_roundings_only(some_model: Model) -> None:
+    given = tiles(some_model)
+    folded = torch_engine(some_model, torch.device("cpu"))
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in folded.network.modules())
+    expected = TorchEngine(load_network(some_model), torch.device("cpu")).run(given)
+    # A few float32 roundings of sums of 27 x 16 products.
+    np.testing.assert_allclose(folded.run(given), expected, atol=1e-4 * np.abs(expected).max())

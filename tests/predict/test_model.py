@@ -15,7 +15,7 @@ from semiseg.data.plan import Plan, write_plan
 from semiseg.errors import ModelError
 from semiseg.files import hash_files
 from semiseg.models.unet import build_unet, count_parameters
-from semiseg.predict.engines.torch_engine import torch_engine
+from semiseg.predict.engines.torch_engine import load_network
 from semiseg.predict.model import Model, load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,7 @@ def test_a_model_comes_back_bit_for_bit(plan: Plan, tmp_path: Path) -> None:
     assert model.card["parameters"] == count_parameters(network)
     assert model.card["classes"] == {"0": "background", "1": "left_x", "2": "right_x"}
     assert model.hash == hash_files([tmp_path / "m" / "weights.safetensors", tmp_path / "m" / "plan.toml"])
-    loaded = torch_engine(model, CPU).network
+    loaded = load_network(model)
     assert not loaded.training
     found = loaded.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in network.state_dict().items())
@@ -111,7 +111,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 def test_every_damage_is_named(folder: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(folder)
     with pytest.raises(ModelError, match=message):
-        torch_engine(load_model(folder), CPU)
+        load_network(load_model(folder))
 
 
 def test_an_edited_plan_that_still_fits_is_used(folder: Path, model: Model) -> None:

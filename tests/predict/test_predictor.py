@@ -17,7 +17,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.io.nifti import read_volume
 from semiseg.predict.device import choose_device
-from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
+from semiseg.predict.engines.torch_engine import TorchEngine, load_network, torch_engine
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.model import Model
 from semiseg.predict.predictor import Outcome, predict_array, predict_scans
@@ -328,8 +328,8 @@ def test_progress_names_each_scan(model: Model, tmp_path: Path) -> None:
 
 
 def test_the_engine_leaves_the_network_in_its_mode(model: Model) -> None:
-    engine = torch_engine(model, CPU)
-    network = engine.network
+    network = load_network(model)
+    engine = TorchEngine(network, CPU)
     tiles = np.zeros((2, 1, 8, 8, 8), np.float32)
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     for training in (True, False):

@@ -43,13 +43,10 @@ def _write(model: Model, form: Form, file: Path) -> None:
     if form == "torch":
         import torch
 
-        from semiseg.predict.engines.torch_engine import torch_engine
+        from semiseg.predict.engines.torch_engine import load_network
 
-        network = torch_engine(model, torch.device("cpu")).network
-        for parameter in network.parameters():  # from channels-last, which is saved with a warning
-            parameter.data = parameter.data.contiguous()
         tile = torch.zeros(1, len(model.plan.channels), *model.plan.patch)
-        torch.export.save(torch.export.export(network, (tile,)), file)
+        torch.export.save(torch.export.export(load_network(model), (tile,)), file)
         return
     from semiseg.predict.engines.onnx_file import onnx_bytes
 
