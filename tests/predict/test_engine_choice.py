@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -70,7 +71,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Make engines compute something else, as a wrong kernel would."""
     real = engine_choice.open_engine
 
-    def opened(model: Model, name: str, **options: str) -> Engine:
+    def opened(model: Model, name: str, **options: Any) -> Engine:
         engine = real(model, name, **options)
         if name in names:
             run = engine.run

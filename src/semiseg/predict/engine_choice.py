@@ -52,7 +52,7 @@ def choose_engine(
     """
 
     def opened(choice: Choice) -> Engine:
-        return open_engine(model, choice.engine, precision=choice.precision, device=settings.device)
+        return open_engine(model, choice.engine, precision=choice.precision, device=settings.device, say=say)
 
     candidates = _candidates(model, output, settings)
     if candidates == [REFERENCE]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from semiseg.errors import ConfigError
@@ -26,8 +27,15 @@ def precisions(name: str) -> list[str]:
     return ["float32"]
 
 
-def open_engine(model: Model, name: str = "torch", *, precision: str = "float32", device: str = "auto") -> Engine:
-    """An engine for a model. device: for torch; the others compute on the CPU.
+def open_engine(
+    model: Model,
+    name: str = "torch",
+    *,
+    precision: str = "float32",
+    device: str = "auto",
+    say: Callable[[str], None] | None = None,
+) -> Engine:
+    """An engine for a model. device: for torch; the others compute on the CPU. say: told what the user should know.
 
     Raises `ConfigError` for an engine that is not installed, or a precision that it does not have.
     """
@@ -51,4 +59,4 @@ def open_engine(model: Model, name: str = "torch", *, precision: str = "float32"
     from semiseg.predict.device import choose_device
     from semiseg.predict.engines.torch_engine import torch_engine
 
-    return torch_engine(model, choose_device(device))
+    return torch_engine(model, choose_device(device), say=say)
