@@ -20,7 +20,7 @@ from torch import Tensor
 
 from semiseg.files import write_json
 from semiseg.losses import one_hot, pseudo_label_loss
-from semiseg.methods import Batch, Phases, UnlabelledBatch
+from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.feedback import (
     Probe,
@@ -34,6 +34,7 @@ from semiseg.methods.feedback import (
 )
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.optimiser import Parameters, gradients_of
+from semiseg.methods.phases import Phases
 from semiseg.models.unet import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings

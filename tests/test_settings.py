@@ -17,7 +17,7 @@ from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
 from semiseg.evaluate import EvaluateSettings
-from semiseg.methods import MethodSettings
+from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.train.settings import TrainSettings

@@ -105,6 +105,8 @@ class Predict:
     """Also compute tiles of a CT that hold nothing of the body."""
     max_memory: str = ""
     """What it may take, such as 4GB: planned before it begins, which it refuses where that does not suffice."""
+    raw: Quiet = False
+    """Do not clean the labels as `semiseg postprocess` chose for the model."""
     mirror: Quiet = False
     """Average over mirrored tiles: up to eight times the time."""
     probabilities: Quiet = False
@@ -123,6 +125,7 @@ class Predict:
             tile_batch=self.tile_batch,
             skip_air=not self.all_tiles,
             max_memory=self.max_memory,
+            postprocess=not self.raw,
             mirror=self.mirror,
             probabilities=self.probabilities,
         )
@@ -221,6 +224,25 @@ class Run(_RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Postprocess:
+    """Choose on a run's validation cases which cleaning of labels helps: largest component, hole filling, by organ."""
+
+    run: tyro.conf.Positional[Path]
+    """Run that was trained with validation cases."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        chosen = workflows.postprocess(self.run, quiet=self.quiet)
+        for organ, dice in chosen["dice"].items():
+            steps = " + ".join(chosen["steps"].get(organ, ["as predicted"]))
+            print(f"{organ:24} {steps}: Dice {dice[steps]:.4f} (as predicted {dice['as predicted']:.4f})")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a trained model as a file that other programs read, with its card and plan."""
 
@@ -292,6 +314,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "report": Report,
     "run": Run,
+    "postprocess": Postprocess,
     "export": Export,
     "measure": Measure,
     "demo": Demo,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
 from semiseg.data.fingerprint import compute_fingerprint, write_fingerprint
+from semiseg.data.labels import read_checked_label
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.planner import Device, make_plan
@@ -38,18 +39,22 @@ from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.folders import read_object, scans
 from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
-from semiseg.predict.device import choose_device
+from semiseg.io.nifti import read_grid, read_label
 from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.memory import check_budget
 from semiseg.predict.model import load_model
+from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores
 from semiseg.report import write_report
 from semiseg.settings import RunSettings, read_settings, write_settings
-from semiseg.train.precision import choose_precision
-from semiseg.train.session import Session, calibrate, set_up_torch, train_session
+
+if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
+    import torch
+
+    from semiseg.train.session import Session
 
 
 def check(folder: Path, *, layout: str = "auto", quiet: bool = False) -> CheckReport:
@@ -117,6 +122,10 @@ def train(run: Path, *, quiet: bool = False) -> Path:
 
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
+    from semiseg.predict.device import choose_device
+    from semiseg.train.precision import choose_precision
+    from semiseg.train.session import calibrate, set_up_torch, train_session
+
     device = choose_device(settings.train.device)
     threads = set_up_torch(settings.train)
     precision = choose_precision(settings.train.precision, device)
@@ -132,6 +141,8 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
 
 def open_session(run: Path, settings: RunSettings, device: torch.device) -> Session:
     """A prepared run, to be trained with these settings; their precision must be settled."""
+    from semiseg.train.session import Session
+
     return Session(
         run=run,
         cases=read_run_cases(run / "cases.jsonl"),
@@ -163,6 +174,35 @@ def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
     return _predict(run / "model", scans, run / "predictions", settings, quiet=quiet)
+
+
+def postprocess(run: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Choose, on the run's validation cases, which cleaning of labels helps which organ, and keep it with the model.
+
+    Returns `steps` by organ, `dice` by organ and choice, and the ids of the `cases`. Raises `DataError` where the run
+    holds no case back, or one cannot be predicted.
+    """
+    settings = replace(_prepared_settings(run).predict, postprocess=False, probabilities=False)
+    plan = read_plan(run / "plan.toml")
+    held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
+    if not held:
+        raise DataError(
+            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has 8 "
+            "labelled ones and train.validation_fraction is not 0."
+        )
+    output = run / "validation"
+    outcomes = _predict(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
+    if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
+        raise DataError("validation cases could not be predicted:\n  " + "\n  ".join(failed))
+    pairs = []
+    for case in held:
+        assert case.label is not None  # a validation case has one
+        reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
+        labels, _ = read_label(output / f"{case.id}.nii.gz")
+        pairs.append(Pair(case.id, reference, labels))
+    chosen = choose_steps(pairs, plan.labels.organs)
+    write_steps(run / "model", chosen)
+    return chosen
 
 
 def _predict(
@@ -336,6 +376,8 @@ def _prepared_settings(run: Path) -> RunSettings:
 
 
 def _planned_device(name: str) -> Device:
+    from semiseg.predict.device import choose_device
+
     kind = choose_device(name).type
     return "cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu"
 

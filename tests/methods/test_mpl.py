@@ -17,10 +17,13 @@ from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.errors import ConfigError, ModelError
 from semiseg.io.dataset import LabelScheme
 from semiseg.losses import supervised_loss
-from semiseg.methods import Batch, MethodSettings, Phases, UnlabelledBatch, build_method
+from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.build import build_method
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.mpl import BOX_EDGE, MetaPseudoLabels
 from semiseg.methods.optimiser import NamedSgd, global_norm, gradients_of
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.methods.supervised import Supervised
 from semiseg.models.unet import UNet3d, batch_statistics_only, build_unet
 from semiseg.randomness import Draw

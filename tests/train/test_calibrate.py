@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from semiseg.methods import MethodSettings, Phases
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.train import calibrate
 from semiseg.train.calibrate import TIMED, WARM, calibrated_steps, scratch_teacher_every
 

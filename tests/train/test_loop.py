@@ -17,8 +17,8 @@ from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import append_jsonl, read_jsonl
-from semiseg.methods import Batch, MethodSettings, UnlabelledBatch
-from semiseg.methods.base import Judged
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
+from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
 from semiseg.train.loop import Place, TrainingData, train_method
 from semiseg.train.settings import TrainSettings

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from semiseg.errors import ConfigError
-from semiseg.methods import MethodSettings, Phases
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 

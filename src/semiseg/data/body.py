@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from semiseg.io.nifti import RawChannel
+from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
 
 _COARSE_AXIS_VOXELS = 96
@@ -61,13 +61,7 @@ def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
         return np.asarray(channel > channel.mean(dtype=np.float64))
     # Padding far below air would be a third mode that draws the threshold to itself.
     bounded = np.clip(channel, _AIR_HU, _DENSE_HU)
-    mask = bounded > otsu_threshold(bounded)
-    components, count = ndimage.label(mask)
-    if count <= 1:
-        return np.asarray(mask)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    return np.asarray(components == sizes.argmax())
+    return largest_component(bounded > otsu_threshold(bounded), corners=False)
 
 
 def otsu_threshold(values: AnyArray, *, bins: int = 256) -> float:

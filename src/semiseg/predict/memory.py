@@ -25,6 +25,7 @@ from semiseg.predict.engines.base import Engine
 from semiseg.predict.export import ROWS_AT_ONCE
 from semiseg.predict.inputs import Scan
 from semiseg.predict.model import Model
+from semiseg.predict.predictor import model_steps
 from semiseg.predict.settings import PredictSettings
 from semiseg.predict.sliding import cheapest_axes, turned
 from semiseg.processes import usable_cores
@@ -71,8 +72,10 @@ class ScanMemory:
         return int(_SLACK * (self.scan + self.image + self.logits + self.export)) + self.engine + _FIXED
 
 
-def scan_memory(grid: Grid, item_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int) -> ScanMemory:
-    """What a scan on this grid takes. item_bytes: of a stored voxel."""
+def scan_memory(
+    grid: Grid, item_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int, cleaned: bool = False
+) -> ScanMemory:
+    """What a scan on this grid takes. item_bytes: of a stored voxel. cleaned: its labels are, in the end."""
     axes = cheapest_axes(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), plan.patch)
     source = turned(grid.shape_zyx, axes)
     shape = turned(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), axes)
@@ -89,6 +92,8 @@ def scan_memory(grid: Grid, item_bytes: int, plan: Plan, settings: PredictSettin
     plane, plane_out = _FLOAT * classes * high * wide, _FLOAT * classes * source[1] * source[2]
     label_bytes = prod(grid.shape_zyx) * (1 if classes <= 256 else 2)
     export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out) + label_bytes
+    if cleaned:  # a copy, a mask, and numbered components where an organ fills the scan
+        export += prod(grid.shape_zyx) * 6
     if settings.probabilities:
         export += 2 * _FLOAT * classes * prod(grid.shape_zyx)
     return ScanMemory(
@@ -108,12 +113,14 @@ def check_budget(
     Scans that cannot be read are left to prediction, which names them.
     """
     budget, engine_bytes = parse_bytes(max_memory), measure_engine(engine, model)
+    cleaned = bool(model_steps(model, settings))
     needs: dict[str, int] = {}
     for scan in scans:
         with suppress(DataError, OSError):
             grid = read_grid(scan.images[0])
             item = grid.header.get_data_dtype().itemsize
-            needs[str(scan.images[0])] = scan_memory(grid, item, model.plan, settings, engine_bytes=engine_bytes).total
+            memory = scan_memory(grid, item, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
+            needs[str(scan.images[0])] = memory.total
     largest = max(needs, key=lambda file: needs[file], default=None)
     if largest is not None and needs[largest] > budget:
         raise ConfigError(

@@ -58,7 +58,7 @@ class References:
     def __init__(self, model: Model, engine: Engine, scans: Sequence[Scan], settings: PredictSettings) -> None:
         """scans: the smallest of them are taken. Scans that cannot be read do not count."""
         self._model, self._engine = model, engine
-        self._settings = replace(settings, probabilities=False)
+        self._settings = replace(settings, probabilities=False, postprocess=False)
         self._scans = sorted((s for s in scans if all(f.is_file() for f in s.images)), key=_bytes)
         self._labels: dict[str, LabelArray] = {}
 

@@ -17,12 +17,14 @@ from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, read_jsonl
 from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
+from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.opening import open_engine
 from semiseg.predict.export import LabelExport, ProbabilityExport
 from semiseg.predict.inputs import Scan
 from semiseg.predict.model import Model
+from semiseg.predict.postprocessing import read_steps
 from semiseg.predict.settings import PredictSettings
 from semiseg.predict.sliding import Window, blended_rows, cheapest_axes, turned
 from semiseg.processes import usable_cores
@@ -79,9 +81,15 @@ def predict_labels(
         labels.add(logits)
         if maps:
             maps.add(logits)
+    steps = model_steps(model, settings)
     back = tuple(axes.index(axis) for axis in range(3))
     probabilities = None if maps is None else maps.probabilities.transpose(0, *(axis + 1 for axis in back))
-    return labels.labels.transpose(back), probabilities
+    return clean(labels.labels, steps).transpose(back) if steps else labels.labels.transpose(back), probabilities
+
+
+def model_steps(model: Model, settings: PredictSettings) -> dict[int, tuple[Step, ...]]:
+    """The cleaning of labels that prediction ends with."""
+    return read_steps(model.folder, model.plan.labels.organs) if settings.postprocess else {}
 
 
 def _skips_air(plan: Plan, settings: PredictSettings) -> bool:
@@ -136,7 +144,7 @@ def _attempt(
     started = time.perf_counter()
     try:
         made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision, "max_memory": ""}
-        key = hash_files(scan.images, salt=f"{model.hash} {made_by}")
+        key = hash_files(scan.images, salt=f"{model.hash} {made_by} {model_steps(model, settings)}")
         if finished == key and target.is_file() and (maps.is_file() or not settings.probabilities):
             return Outcome(scan.id, target, reused=True), row
         for old in (target, maps):

@@ -24,6 +24,8 @@ class PredictSettings:
     """Tiles computed together; more is faster on a GPU and takes more memory."""
     skip_air: bool = True
     """In CT, leave out tiles that hold nothing of the body: their voxels are background."""
+    postprocess: bool = True
+    """Clean the labels as was chosen for the model (`semiseg postprocess`), if it was."""
     max_memory: str = ""
     """What prediction may take, such as 4GB; it refuses to begin where that does not suffice. Labels do not depend on
     it."""

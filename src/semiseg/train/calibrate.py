@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
-from semiseg.methods import MethodSettings, Phases
-from semiseg.methods.phases import PhaseName
+from semiseg.methods.phases import PhaseName, Phases
+from semiseg.methods.settings import MethodSettings
 
 WARM, TIMED = 4, 12
 """Steps of each phase before the clock starts, and steps that are timed."""

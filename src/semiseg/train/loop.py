@@ -24,7 +24,9 @@ from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import remove_leftovers
-from semiseg.methods import Batch, Method, MethodSettings, Phases, UnlabelledBatch
+from semiseg.methods.base import Batch, Method, UnlabelledBatch
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.predict.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint

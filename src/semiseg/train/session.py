@@ -21,8 +21,11 @@ from semiseg.errors import DataError
 from semiseg.files import atomic_file
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
-from semiseg.methods import Batch, Method, MethodSettings, Phases, build_method
+from semiseg.methods.base import Batch, Method
+from semiseg.methods.build import build_method
 from semiseg.methods.mpl import MetaPseudoLabels
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.predict.model import save_model
 from semiseg.randomness import Draw
 from semiseg.train.calibrate import calibrated_steps, scratch_teacher_every
