@@ -59,3 +59,18 @@ def _lives(pid: int) -> bool:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_script_without_a_main_guard_works(tmp_path: Path) -> None:
+    """What multiprocessing would run again in every process, and fail."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, operator\n"
+        "from semiseg.processes import worker_pool\n"
+        "print('begun', flush=True)\n"
+        "with worker_pool(2) as pool:\n"
+        "    print(list(pool.map(operator.neg, range(4))), __file__ is not None and __spec__ is None)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "begun\n[0, -1, -2, -3] True\n"

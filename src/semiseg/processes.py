@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -20,9 +25,34 @@ def usable_cores() -> int:
 def worker_pool(workers: int) -> ProcessPoolExecutor:
     """A pool of `workers` processes of one compute thread each, which end when this process does, even if killed.
 
-    They are spawned: a fork would copy the locks of this process's threads, of which torch has many.
+    They are spawned: a fork would copy the locks of this process's threads, of which torch has many. Unlike
+    multiprocessing's own they do not run the caller's script again, which therefore needs no `if __name__ ==
+    "__main__"`; what they are given must be functions of a module.
     """
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    return ProcessPoolExecutor(workers, mp_context=_SpawnContext(), initializer=_begin)
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing's name)
+        with _hidden_main():
+            return SpawnProcess._Popen(process_obj)
+
+
+class _SpawnContext(SpawnContext):
+    Process = _Process
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Within, nothing tells where the main module came from: a spawned process is told to load it again otherwise."""
+    main = sys.modules["__main__"]
+    kept: dict[str, Any] = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
 
 
 def _begin() -> None:
