@@ -7,7 +7,7 @@ outputs=${2:-/workspace/outputs}
 model=${SEMISEG_MODEL:-/opt/semiseg/model}
 
 status=0
-semiseg predict "$model" "$inputs" --output "$outputs" || status=$?
+semiseg predict "$model" "$inputs" --output "$outputs" --engine "${SEMISEG_ENGINE:-auto}" || status=$?
 # Label maps only: what became of each scan has been printed.
 rm -f "$outputs/predictions.jsonl"
 exit $status

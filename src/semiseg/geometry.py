@@ -51,9 +51,12 @@ def to_canonical(array_xyz: AnyArray, affine: DoubleArray) -> AnyArray:
 
 
 def from_canonical(array_zyx: AnyArray, affine: DoubleArray) -> AnyArray:
-    """The inverse of `to_canonical`: a canonical `(Z, Y, X)` array back to the file's `(X, Y, Z)` order."""
+    """The inverse of `to_canonical`: a canonical `(Z, Y, X)` array back to the file's `(X, Y, Z)` order; a view.
+
+    `(C, Z, Y, X)` comes back as `(X, Y, Z, C)`.
+    """
     back = _nibabel.ornt_transform(_CANONICAL, _nibabel.io_orientation(affine))
-    return np.asarray(_nibabel.apply_orientation(array_zyx.transpose(2, 1, 0), back))
+    return np.asarray(_nibabel.apply_orientation(array_zyx.transpose(), back))
 
 
 def canonical_affine(affine: DoubleArray, shape_xyz: tuple[int, int, int]) -> DoubleArray:

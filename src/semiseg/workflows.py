@@ -45,7 +45,7 @@ from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.memory import check_budget
 from semiseg.predict.model import load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
-from semiseg.predict.predictor import Outcome, predict_scans
+from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores
 from semiseg.report import write_report
@@ -200,7 +200,7 @@ def postprocess(run: Path, *, quiet: bool = False) -> dict[str, Any]:
         reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
         labels, _ = read_label(output / f"{case.id}.nii.gz")
         pairs.append(Pair(case.id, reference, labels))
-    chosen = choose_steps(pairs, plan.labels.organs)
+    chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
     write_steps(run / "model", chosen)
     return chosen
 
@@ -209,9 +209,10 @@ def _predict(
     model: Path, scans: Sequence[Scan], output: Path, settings: PredictSettings, *, quiet: bool
 ) -> list[Outcome]:
     loaded = load_model(model)
+    check_mirroring(loaded, settings)
     engine = choose_engine(loaded, scans, output, settings, say=lambda text: None if quiet else print(text))
     if settings.max_memory:
-        check_budget(scans, loaded, engine, settings, settings.max_memory)
+        check_budget(scans, loaded, engine, settings)
     with _bar("predicting", quiet) as advance:
         return predict_scans(scans, loaded, engine, output, settings, progress=advance)
 

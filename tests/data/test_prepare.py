@@ -263,3 +263,18 @@ def test_real_cases_are_prepared(real_data: Path, tmp_path: Path) -> None:
         volume = meta.class_voxels[value] * ratio
         # Organs of a few hundred voxels lose or gain some of their surface by resampling.
         assert volume == pytest.approx(np.count_nonzero(before == value), rel=0.25)
+
+
+def test_the_body_is_both_legs_and_the_air_inside() -> None:
+    """What a largest component alone would leave out: tiles there must be computed."""
+    stored = np.full((40, 60, 90), -1000, np.int16)
+    stored[:, 20:40, 10:30] = 40
+    stored[:, 22:38, 60:75] = 40  # the other leg
+    stored[10:30, 26:34, 16:24] = -850  # lung
+    boxes = BodyBoxes(RawChannel(stored), (40, 60, 90))
+    assert boxes((5, 25, 62), (15, 35, 70))
+    assert boxes((18, 29, 19), (20, 31, 21))
+    assert not boxes((0, 0, 80), (40, 10, 90))
+    turned = BodyBoxes(RawChannel(stored), (90, 40, 60), (2, 0, 1))
+    assert turned((62, 5, 25), (70, 15, 35))
+    assert not turned((80, 0, 0), (90, 40, 10))

@@ -95,7 +95,9 @@ def test_a_maximum_needs_a_value_that_is_frequent() -> None:
 
 def test_gpu_memory_is_the_devices_and_the_trees() -> None:
     """The driver's answers, as NVML gives them; a process whose memory it does not tell has None."""
+    refused = type("NVMLError", (Exception,), {})
     library = SimpleNamespace(
+        NVMLError=refused,
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=3000 * MB),
         nvmlDeviceGetComputeRunningProcesses=lambda handle: [
             SimpleNamespace(pid=1, usedGpuMemory=500 * MB),
@@ -105,9 +107,24 @@ def test_gpu_memory_is_the_devices_and_the_trees() -> None:
     )
     assert Gpu(library, None).used({2, 3}) == (3000, 700)
 
+    def not_supported(handle: object) -> None:
+        raise refused
+
+    library.nvmlDeviceGetComputeRunningProcesses = not_supported
+    assert Gpu(library, None).used({2, 3}) == (3000, None)  # and the other figures go on
+
 
 def test_the_command_line(semiseg_command: Callable[..., Any], tmp_path: Path) -> None:
     answer = semiseg_command("measure", "--output", tmp_path / "out", "--", sys.executable, "-c", "exit(5)")
     assert answer.code == 5
     assert "exit_code                  5" in answer.out
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_what_cannot_be_measured_is_said_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        measure_command([], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file: cannot be made"):
+        measure_command(["touch", str(tmp_path / "run")], tmp_path / "file")
+    assert not (tmp_path / "run").exists()

@@ -82,3 +82,7 @@ def test_importance_falls_off_with_an_eighth_of_the_edge() -> None:
     line = gaussian_importance((1, 1, 33))[0, 0]
     # One sigma is 33/8 voxels from the middle.
     assert line[16 + 4] == pytest.approx(np.exp(-0.5 * (4 / (33 / 8)) ** 2), rel=1e-6)
+
+
+def test_no_tile_is_laid_twice() -> None:
+    assert tile_starts(12, 8, 0.1) == [0, 1, 2, 3, 4]

@@ -17,7 +17,7 @@ from semiseg.predict.engine_choice import REFERENCE, Choice, choose_engine
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.model import Model
-from semiseg.predict.parity import class_dice
+from semiseg.predict.parity import References, class_dice
 from semiseg.predict.predictor import predict_scans
 from semiseg.predict.settings import PredictSettings
 
@@ -162,3 +162,59 @@ def test_dice_is_of_each_class_that_the_reference_has() -> None:
     assert class_dice(reference, labels) == {"1": pytest.approx(2 / 3), "3": 1.0}
     assert class_dice(reference, np.zeros(6, np.uint8)) == {"1": 0.0, "3": 0.0}
     assert class_dice(np.zeros(6, np.uint8), labels) == {}
+
+
+def test_a_precision_that_is_asked_for_is_kept_to(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
+) -> None:
+    for engine in ("torch", "onnx"):
+        with pytest.raises(ConfigError, match=rf"'bfloat16': engine {engine} does not compute in it"):
+            Chosen(model, scans, tmp_path / "out", engine=engine, precision="bfloat16")
+    assert Chosen(model, scans, tmp_path / "out", precision="float32").choice == ("openvino", "float32")
+
+
+def test_an_engine_that_cannot_be_loaded_is_passed_over(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine_choice.open_engine
+
+    def opened(model: Model, name: str, **options: Any) -> Engine:
+        if name == "openvino":
+            raise ImportError("libtbb.so.12: cannot open shared object file")
+        return real(model, name, **options)
+
+    monkeypatch.setattr(engine_choice, "open_engine", opened)
+    found = Chosen(model, scans, tmp_path / "out")
+    assert found.choice == ("onnx", "float32")
+    assert found.said[0] == "openvino in float32 is not used: libtbb.so.12: cannot open shared object file"
+
+
+def test_a_memory_that_cannot_be_written_stops_nothing(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found = Chosen(model, scans, tmp_path / "out")
+    assert found.choice == ("openvino", "float32")
+    assert any("cannot be written" in line for line in found.said)
+
+
+def test_the_check_keeps_to_the_budget(model: Model, scans: list[Scan], machine: list[str], tmp_path: Path) -> None:
+    """No scan fits into 1 MB: none is predicted to find out, and torch needs no check."""
+    found = Chosen(model, scans, tmp_path / "out", max_memory="1MB")
+    assert found.choice == REFERENCE
+
+
+def test_scans_without_an_organ_are_tried_three_at_most(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predicted: list[str] = []
+
+    def empty(self: References, scan: Scan, engine: Engine) -> np.ndarray:
+        predicted.append(f"{scan.id} {engine.name}")
+        return np.zeros((2, 2, 2), np.uint8)
+
+    monkeypatch.setattr(References, "_predict", empty)
+    assert Chosen(model, scans, tmp_path / "out").choice == REFERENCE
+    assert len(predicted) == 3
+    assert all(line.endswith("torch") for line in predicted)

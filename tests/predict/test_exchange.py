@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from semiseg.errors import ConfigError
 from semiseg.predict.engines.opening import open_engine
 from semiseg.predict.exchange import export_model
-from semiseg.predict.model import Model
+from semiseg.predict.model import Model, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,3 +60,10 @@ def test_what_is_in_the_way_is_kept(model: Model, tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
     export_model(model, "onnx", tmp_path / "out")
     export_model(model, "onnx", tmp_path / "out")  # an export is replaced by the next
+
+
+def test_a_model_is_never_replaced_by_its_export(model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    with pytest.raises(ConfigError, match="is there already"):
+        export_model(load_model(folder), "onnx", folder)
+    assert (folder / "weights.safetensors").is_file()

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from engines import Engine
 
+from semiseg.data.plan import Plan
 from semiseg.errors import ModelError
 from semiseg.files import write_json
+from semiseg.models.unet import build_unet
 from semiseg.predict.inputs import find_scans
-from semiseg.predict.model import Model, load_model
+from semiseg.predict.model import Model, load_model, save_model
 from semiseg.predict.postprocessing import Pair, choose_steps, read_steps, write_steps
 from semiseg.predict.predictor import predict_scans
 from semiseg.predict.settings import PredictSettings
@@ -112,3 +114,23 @@ def test_it_is_chosen_on_the_validation_cases_of_a_run(
     assert "liver" in answer.out
     assert (run / "model" / "postprocessing.json").is_file()
     assert [file.name for file in (run / "validation").glob("*.nii.gz")] != []
+
+
+def test_what_was_chosen_lasts_as_long_as_the_weights(plan: Plan, tmp_path: Path) -> None:
+    first, second = (build_unet(plan.student, channels=1, classes=3, seed=seed) for seed in (0, 1))
+    save_model(tmp_path / "model", first, plan, role="student", card={})
+    write_steps(tmp_path / "model", {"steps": {"left_x": ["fill_holes"]}})
+    save_model(tmp_path / "model", first, plan, role="student", card={})  # `semiseg train` on a finished run
+    assert read_steps(tmp_path / "model", plan.labels.organs) == {1: ("fill_holes",)}
+    save_model(tmp_path / "model", second, plan, role="student", card={})
+    assert read_steps(tmp_path / "model", plan.labels.organs) == {}
+
+
+def test_voxels_that_nobody_labelled_do_not_count() -> None:
+    reference = np.zeros((4, 4, 12), np.uint8)
+    reference[:, :, :4] = 1
+    reference[:, :, 8:] = 9  # ignore: the second lobe lies there
+    labels = np.zeros_like(reference)
+    labels[:, :, :4] = labels[:, :, 8:] = 1
+    assert choose_steps([Pair("a", reference, labels)], {1: "liver"})["steps"] == {"liver": ["largest_component"]}
+    assert choose_steps([Pair("a", reference, labels)], {1: "liver"}, ignore=9)["steps"] == {}

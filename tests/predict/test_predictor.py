@@ -135,7 +135,7 @@ def test_a_bad_scan_is_named_and_stops_nothing(model: Model, tmp_path: Path) -> 
 
 def test_a_missing_file_is_named(model: Model, tmp_path: Path) -> None:
     scan = Scan("gone", (tmp_path / "gone.nii.gz",))
-    (outcome,) = predict_scans([scan], model, torch_engine(model, CPU), tmp_path, SETTINGS)
+    (outcome,) = predict_scans([scan], model, torch_engine(model, CPU), tmp_path / "out", SETTINGS)
     assert outcome.error is not None
     assert "gone.nii.gz: No such file" in outcome.error
 
@@ -358,3 +358,14 @@ def test_devices() -> None:
         choose_device("toaster")
     with pytest.raises(ConfigError, match="device = 'cuda:99'"):
         choose_device("cuda:99")
+
+
+def test_no_scan_is_overwritten(model: Model, tmp_path: Path) -> None:
+    scan = save(tmp_path / "in" / "a.nii.gz")
+    before = scan.read_bytes()
+    with pytest.raises(ConfigError, match=r"a\.nii\.gz: is a scan, and would be overwritten"):
+        predict(model, tmp_path / "in", tmp_path / "in")
+    assert scan.read_bytes() == before
+    save(tmp_path / "channels" / "b_0000.nii.gz")  # becomes b.nii.gz, beside it
+    (outcome,) = predict(model, tmp_path / "channels", tmp_path / "channels")
+    assert outcome.error is None

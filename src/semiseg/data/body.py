@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from semiseg.io.nifti import RawChannel
 from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
 
 _COARSE_AXIS_VOXELS = 96
+_SMALLEST_PART = 0.01
 _AIR_HU, _DENSE_HU = -1024.0, 500.0
 
 
@@ -39,10 +41,10 @@ def every_nth(channel: AnyArray) -> tuple[AnyArray, list[int]]:
 class BodyBoxes:
     """Tells which boxes of a grid hold some of the body of a CT."""
 
-    def __init__(self, channel: RawChannel, shape: Shape) -> None:
-        """channel: in Hounsfield units, axes in any order. shape: of the grid that boxes are given on, same order."""
+    def __init__(self, channel: RawChannel, shape: Shape, axes: Shape = (0, 1, 2)) -> None:
+        """channel: canonical, in Hounsfield units. shape: of the grid of the boxes, in the order of `axes`."""
         coarse, _ = every_nth(channel.stored)
-        self._mask = body_mask(RawChannel(coarse, channel.slope, channel.inter).values(), ct=True)
+        self._mask = body_parts(RawChannel(coarse, channel.slope, channel.inter).values()).transpose(axes)
         self._scale = np.divide(self._mask.shape, shape)
 
     def __call__(self, start: Shape, stop: Shape) -> bool:
@@ -51,6 +53,19 @@ class BodyBoxes:
         high = np.ceil(np.multiply(stop, self._scale)).astype(int) + 1
         box = self._mask[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
         return bool(box.any()) or not self._mask.any()
+
+
+def body_parts(channel: FloatArray) -> BoolArray:
+    """All of the body in a CT `(Z, Y, X)`, canonical: also a second leg, and the air in lungs and bowel.
+
+    The components above Otsu's threshold that are at least 1 % of the largest, and what they enclose in an axial slice.
+    """
+    bounded = np.clip(channel, _AIR_HU, _DENSE_HU)
+    components, count = ndimage.label(bounded > otsu_threshold(bounded))
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    parts = (sizes >= _SMALLEST_PART * sizes.max()) & (sizes > 0)
+    return np.stack([ndimage.binary_fill_holes(piece) for piece in parts[components]])
 
 
 def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:

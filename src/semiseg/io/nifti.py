@@ -217,14 +217,11 @@ def write_label(path: Path, label_zyx: LabelArray, grid: Grid) -> None:
 
 def write_map(path: Path, array_zyx: FloatArray, grid: Grid) -> None:
     """Write a canonical float32 map `(Z, Y, X)` or maps `(C, Z, Y, X)` (stored as 4D) into the grid of `grid`."""
-    _write(path, array_zyx.astype(np.float32), grid)
+    _write(path, array_zyx.astype(np.float32, copy=False), grid)
 
 
 def _write(path: Path, array: AnyArray, grid: Grid) -> None:
-    if array.ndim == 4:
-        stored = np.stack([from_canonical(channel, grid.affine) for channel in array], axis=-1)
-    else:
-        stored = from_canonical(array, grid.affine)
+    stored = from_canonical(array, grid.affine)
     header = grid.header.copy()
     header.set_data_shape(stored.shape)
     header.set_data_dtype(stored.dtype)

@@ -24,6 +24,12 @@ def measure_command(command: Sequence[str], output: Path, *, gpu: int = 0) -> tu
     What it prints passes through. Ctrl-C reaches it, and its figures are written all the same. Raises `ConfigError`
     for a command that cannot be started.
     """
+    if not command:
+        raise ConfigError("nothing to measure: give the command after `--`.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be made ({error.strerror}). Name another folder with --output.") from None
     began = time.perf_counter()
     try:
         process = subprocess.Popen(list(command))
@@ -37,7 +43,6 @@ def measure_command(command: Sequence[str], output: Path, *, gpu: int = 0) -> tu
         seconds = time.perf_counter() - began
         sampler.stop()
     summary = {"command": list(command), "exit_code": code} | summarise(sampler.samples, seconds)
-    output.mkdir(parents=True, exist_ok=True)
     write_text(output / "samples.csv", as_csv(sampler.samples))
     write_json(output / "summary.json", summary)
     if sampler.samples:

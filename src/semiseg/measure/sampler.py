@@ -65,7 +65,7 @@ class Sampler:
             now = time.perf_counter()
             self.samples.append(self._sample(now - began, now - last))
             last = now
-            due = max(due + INTERVAL_SECONDS, now)  # a machine that falls behind samples later, not in a burst
+            due = max(due, now) + INTERVAL_SECONDS  # a machine that falls behind samples later, not in a burst
 
     def _sample(self, seconds: float, passed: float) -> Sample:
         ram, busy, members = 0, 0.0, set()
@@ -99,11 +99,15 @@ class Gpu:
     def __init__(self, library: Any, handle: Any) -> None:
         self._library, self._handle = library, handle
 
-    def used(self, members: set[int]) -> tuple[float, float]:
-        """MB in use by all, and by these processes."""
-        total = self._library.nvmlDeviceGetMemoryInfo(self._handle).used / MB
-        running = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        return total, sum((process.usedGpuMemory or 0) / MB for process in running if process.pid in members)
+    def used(self, members: set[int]) -> tuple[float | None, float | None]:
+        """MB in use by all, and by these processes; None for what the driver does not tell."""
+        total = tree = None
+        with suppress(self._library.NVMLError):
+            total = self._library.nvmlDeviceGetMemoryInfo(self._handle).used / MB
+        with suppress(self._library.NVMLError):
+            running = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
+            tree = sum((process.usedGpuMemory or 0) / MB for process in running if process.pid in members)
+        return total, tree
 
 
 def open_gpu(number: int) -> Gpu | None:

@@ -25,13 +25,12 @@ _NEGLIGIBLE = 1e-9
 """Weights of an operator under this are left out: a hundredth of float32's rounding of a weight of 1."""
 
 
-@lru_cache(maxsize=128)
 def zoom_operator(n_in: int, n_out: int, order: int) -> DoubleArray:
-    """The matrix `(n_out, n_in)`, float64, that resamples one axis by splines of order 0, 1 or 3;
-    read-only.
+    """The matrix `(n_out, n_in)`, float64, that resamples one axis by splines of order 0, 1 or 3.
+
+    Large for a long axis: what is kept is made of it, `zoom_taps` and `zoom_band`.
     """
     operator: DoubleArray = ndimage.zoom(np.eye(n_in), (n_out / n_in, 1.0), order=order, mode="nearest", grid_mode=True)
-    operator.setflags(write=False)
     return operator
 
 

@@ -19,7 +19,7 @@ def tile_starts(size: int, tile: int, step: float) -> list[int]:
     if size <= tile:
         return [0]
     count = int(np.ceil((size - tile) / (tile * step))) + 1
-    return [round(i * (size - tile) / (count - 1)) for i in range(count)]
+    return sorted({round(i * (size - tile) / (count - 1)) for i in range(count)})
 
 
 def tile_boxes(shape: Shape, tile: Shape, step: float) -> list[Box]:

@@ -19,6 +19,7 @@ from semiseg.files import read_json, read_jsonl, write_json
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.opening import is_installed, open_engine, precisions
 from semiseg.predict.inputs import Scan
+from semiseg.predict.memory import within_budget
 from semiseg.predict.model import Model
 from semiseg.predict.parity import SMALLEST_DICE, References
 from semiseg.predict.settings import PredictSettings
@@ -46,60 +47,104 @@ def choose_engine(
 
     An engine that is asked for by name is taken; a folder that was begun by this model keeps its engine; on a GPU it is
     torch. Otherwise those that are installed are timed on a tile, and the fastest is taken that passes the check on up
-    to three of the scans. What was found is remembered for this model on this machine. say: told of what takes time.
+    to three of the scans (of those that `max_memory` allows). What was found is remembered for this model on this
+    machine. say: told of what takes time, and of engines that are not used.
 
-    Raises `ConfigError` where the engine that is asked for is not installed, or fails the check.
+    Raises `ConfigError` where the engine that is asked for is not installed, has not the precision that is asked for,
+    or fails the check.
     """
+    choosing = _Choosing(model, scans, settings, say)
+    begun = _begun_with(model, output)
+    if begun and settings.engine == "auto" and _allows(settings, begun):
+        return choosing.first_that_passes([begun, REFERENCE])
+    candidates = _candidates(settings)
+    return choosing.first_that_passes(choosing.by_speed(candidates) if len(candidates) > 1 else candidates)
 
-    def opened(choice: Choice) -> Engine:
-        return open_engine(model, choice.engine, precision=choice.precision, device=settings.device, say=say)
 
-    candidates = _candidates(model, output, settings)
-    if candidates == [REFERENCE]:
-        return opened(REFERENCE)
-    known = _Known(model)
-    if len(candidates) > 1:
+class _Choosing:
+    """One choice: the engines that were opened for it, and what is known of them."""
+
+    def __init__(
+        self, model: Model, scans: Sequence[Scan], settings: PredictSettings, say: Callable[[str], None]
+    ) -> None:
+        self._model, self._scans, self._settings, self._say = model, scans, settings, say
+        self._known = _Known(model, say)
+        self._references: References | None = None
+
+    def by_speed(self, candidates: list[Choice]) -> list[Choice]:
+        """Those that work on this machine, the fastest first."""
+        return sorted(filter(self._works, candidates), key=lambda choice: self._known.seconds(choice) or 0)
+
+    def first_that_passes(self, candidates: list[Choice]) -> Engine:
+        """The first whose labels are torch's; raises `ConfigError` where it is none."""
         for choice in candidates:
-            if known.seconds(choice) is None:
-                known.remember(choice, seconds_per_tile=_trial(opened(choice), model))
-        candidates.sort(key=lambda choice: known.seconds(choice) or 0)
-    references: References | None = None
-    checked = False
-    for choice in candidates:
-        if choice == REFERENCE or known.worst_dice(choice) >= SMALLEST_DICE:
-            return opened(choice)
-        if known.was_refused(choice):
-            continue
-        say(f"checking {choice} against {REFERENCE}, once for this model on this machine")
-        references = references or References(model, opened(REFERENCE), scans, settings)
-        engine = opened(choice)
-        parity = references.check(engine)
+            if choice == REFERENCE or self._known.worst_dice(choice) >= SMALLEST_DICE:
+                return self._open(choice)
+            if not self._known.was_refused(choice) and (engine := self._checked(choice)):
+                return engine
+        reason = "it could not be checked, since torch finds no organ in the scans that it may be checked on"
+        if any(map(self._known.was_refused, candidates)):
+            worst = max(self._known.worst_dice(choice) for choice in candidates)
+            reason = f"the smallest Dice of a class was {worst:.4f}, and {SMALLEST_DICE} is asked for"
+        raise ConfigError(
+            f"engine = {self._settings.engine!r} is not used in place of {REFERENCE}: {reason}. Use --engine torch."
+        )
+
+    def _open(self, choice: Choice) -> Engine:
+        settings = self._settings
+        return open_engine(
+            self._model, choice.engine, precision=choice.precision, device=settings.device, say=self._say
+        )
+
+    def _works(self, choice: Choice) -> bool:
+        """Whether a candidate computes a tile on this machine; times it."""
+        if self._known.seconds(choice) is not None:
+            return True
+        try:
+            seconds = _trial(self._open(choice), self._model)
+        except (ImportError, RuntimeError) as error:
+            if choice == REFERENCE:
+                raise
+            self._say(f"{choice} is not used: {str(error).strip().splitlines()[0]}")
+            return False
+        self._known.remember(choice, seconds_per_tile=seconds)
+        return True
+
+    def _checked(self, choice: Choice) -> Engine | None:
+        """The engine if it passes its check."""
+        self._say(f"checking {choice} against {REFERENCE}, once for this model on this machine")
+        engine, settings = self._open(choice), self._settings
+        if self._references is None:
+            reference = self._open(REFERENCE)
+            scans = within_budget(self._scans, self._model, [engine, reference], settings)
+            self._references = References(self._model, reference, scans, settings)
+        parity = self._references.check(engine)
         if parity.dice:
-            checked = True
-            known.remember(choice, **parity.as_row())
-        if parity.passed:
-            return engine
-    worst = max(known.worst_dice(choice) for choice in candidates)
-    reason = f"the smallest Dice of a class was {worst:.4f}, and {SMALLEST_DICE} is asked for"
-    if not checked and not any(map(known.was_refused, candidates)):
-        reason = "it could not be checked, since torch finds no organ in any of the scans"
-    raise ConfigError(
-        f"engine = {settings.engine!r} is not used in place of {REFERENCE}: {reason}. Use --engine torch."
-    )
+            self._known.remember(choice, **parity.as_row())
+        return engine if parity.passed else None
 
 
-def _candidates(model: Model, output: Path, settings: PredictSettings) -> list[Choice]:
+def _allows(settings: PredictSettings, begun: Choice) -> bool:
+    """Whether the device and the precision that are asked for are those of the engine that a folder was begun with."""
+    device = settings.device in ("auto", "cpu") or begun.engine == "torch"
+    return device and settings.precision in ("auto", begun.precision)
+
+
+def _candidates(settings: PredictSettings) -> list[Choice]:
     """What may be used, before any trial."""
-    if settings.engine == "auto" and (begun := _begun_with(model, output)):
-        return [begun]
+    automatic, wanted = settings.engine == "auto", settings.precision
     names = [settings.engine]
-    if settings.engine == "auto":
-        names = [name for name in ("openvino", "onnx") if is_installed(name)]
-    if not names or (settings.engine == "auto" and not _on_cpu(settings.device)):
-        return [REFERENCE]
-    wanted = settings.precision
-    found = [Choice(n, p) for n in names for p in (precisions(n) if wanted == "auto" else [wanted])]
-    return [*found, REFERENCE] if settings.engine == "auto" else found
+    if automatic:
+        on_cpu = _on_cpu(settings.device)
+        names = [name for name in ("openvino", "onnx") if on_cpu and is_installed(name)]
+    found = [Choice(name, p) for name in names for p in precisions(name) if wanted in ("auto", p)]
+    if automatic and wanted != "bfloat16":
+        found.append(REFERENCE)
+    if not found:
+        raise ConfigError(
+            f"precision = {wanted!r}: engine {settings.engine} does not compute in it on this machine. Use auto."
+        )
+    return found
 
 
 def _begun_with(model: Model, output: Path) -> Choice | None:
@@ -133,13 +178,14 @@ def _trial(engine: Engine, model: Model) -> float:
 class _Known:
     """What is remembered of engines, for one model on one machine with its libraries."""
 
-    def __init__(self, model: Model) -> None:
-        libraries = {name: version(name) for name in ("torch", "openvino", "onnxruntime") if _has(name)}
-        self._machine = {"host": platform.node(), "cpu": platform.machine(), "cores": usable_cores()} | libraries
+    def __init__(self, model: Model, say: Callable[[str], None]) -> None:
+        self._say = say
+        libraries = {name: version(name) for name in _LIBRARIES if _has(name)}
+        self._machine = {"host": platform.node(), "cpu": _processor(), "cores": usable_cores()} | libraries
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
         self._rows: dict[str, dict[str, Any]] = {}
-        with suppress(DataError, KeyError, TypeError, AttributeError):  # damaged or not there: found anew
+        with suppress(DataError, OSError, KeyError, TypeError, AttributeError):  # damaged or not there: found anew
             self._rows = {name: dict(row.items()) for name, row in read_json(self._file)["engines"].items()}
 
     def seconds(self, choice: Choice) -> float | None:
@@ -157,7 +203,22 @@ class _Known:
     def remember(self, choice: Choice, **facts: Any) -> None:
         """Add to what is known of an engine."""
         self._rows[str(choice)] = self._rows.get(str(choice), {}) | facts
-        write_json(self._file, {"machine": self._machine, "engines": self._rows})
+        try:
+            write_json(self._file, {"machine": self._machine, "engines": self._rows})
+        except OSError as error:
+            self._say(f"{self._file}: cannot be written ({error.strerror}); engines will be tried again next time")
+
+
+_LIBRARIES = ("semiseg", "torch", "openvino", "onnxruntime", "onnx")
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _has(library: str) -> bool:
@@ -170,4 +231,4 @@ def _has(library: str) -> bool:
 
 def cache_folder() -> Path:
     """Where semiseg remembers what it measured on this machine: `$XDG_CACHE_HOME/semiseg`, or `~/.cache/semiseg`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semiseg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "semiseg"

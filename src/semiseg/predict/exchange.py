@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from semiseg.data.plan import write_plan
-from semiseg.errors import ConfigError
-from semiseg.files import atomic_folder, write_json
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import atomic_folder, read_json, write_json
 from semiseg.predict.engines.opening import is_installed
 from semiseg.predict.model import Model
 
@@ -26,7 +26,7 @@ def export_model(model: Model, form: Form, output: Path) -> Path:
     """
     if not is_installed(_NEEDS[form]):
         raise ConfigError(f"--to {form} needs more than is installed: pip install 'semiseg[{_NEEDS[form]}]'.")
-    if output.exists() and not (output / "card.json").is_file():
+    if output.exists() and not _is_export(output):
         raise ConfigError(f"{output}: is there already, and is no exported model. Name a new folder.")
     name = _FILES[form]
     with atomic_folder(output) as temporary:
@@ -37,6 +37,14 @@ def export_model(model: Model, form: Form, output: Path) -> Path:
         facts = {"file": name, "form": form, "inputs": tiles, "outputs": logits, "model_hash": model.hash}
         write_json(temporary / "card.json", model.card | facts)
     return output / name
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether an earlier export lies there, to be replaced; a model folder has a card too, of another form."""
+    try:
+        return "form" in read_json(folder / "card.json")
+    except (DataError, TypeError, NotADirectoryError):
+        return False
 
 
 def _write(model: Model, form: Form, file: Path) -> None:

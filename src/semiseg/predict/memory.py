@@ -6,7 +6,7 @@ memory of the engine is measured, on a tile.
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.io.nifti import Grid, read_grid
 from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS
 from semiseg.ops.resample import target_shape
+from semiseg.predict.byte_sizes import parse_bytes, show_bytes
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.export import ROWS_AT_ONCE
 from semiseg.predict.inputs import Scan
@@ -32,23 +33,9 @@ from semiseg.processes import usable_cores
 
 _FLOAT, _CELL = 4, 4
 """Bytes of a float32, and of a label while it is being found."""
-_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 _SLACK, _FIXED = 1.05, 32 * 10**6
 """What the allocator needs besides, as a factor of all that is counted; and what is imported and started late, in
 bytes."""
-
-
-def parse_bytes(text: str) -> int:
-    """`4GB`, `3500MB`, `4GiB` in bytes; raises `ConfigError` for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)\s*", text, re.IGNORECASE)
-    if not match:
-        raise ConfigError(f"max_memory = {text!r}: give a number with its unit, such as 4GB, 3500MB or 4GiB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def show_bytes(count: int) -> str:
-    """A size in GB, rounded up to what `parse_bytes` reads."""
-    return f"{ceil(count / 10**7) / 100:.2f}GB"
 
 
 @dataclass(frozen=True)
@@ -73,9 +60,9 @@ class ScanMemory:
 
 
 def scan_memory(
-    grid: Grid, item_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int, cleaned: bool = False
+    grid: Grid, stored_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int, cleaned: bool = False
 ) -> ScanMemory:
-    """What a scan on this grid takes. item_bytes: of a stored voxel. cleaned: its labels are, in the end."""
+    """What a scan on this grid takes. stored_bytes: of all its files' voxels. cleaned: its labels are, in the end."""
     axes = cheapest_axes(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), plan.patch)
     source = turned(grid.shape_zyx, axes)
     shape = turned(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), axes)
@@ -90,55 +77,74 @@ def scan_memory(
     window = _FLOAT * (classes + 1) * patch[0] * high * wide
     threads = usable_cores()
     plane, plane_out = _FLOAT * classes * high * wide, _FLOAT * classes * source[1] * source[2]
-    label_bytes = prod(grid.shape_zyx) * (1 if classes <= 256 else 2)
-    export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out) + label_bytes
-    if cleaned:  # a copy, a mask, and numbered components where an organ fills the scan
-        export += prod(grid.shape_zyx) * 6
+    voxels = prod(grid.shape_zyx)
+    image = block + channels * _FLOAT * BLOCK_ROWS * high * wide + 3 * slab
+    logits = window + (5 if settings.mirror else 3) * tile
+    export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out)
+    if cleaned:  # a copy, masks, and numbered components where an organ fills the scan; all else is given back by then
+        export = max(export, 10 * voxels - image - logits)
+    export += voxels * (1 if classes <= 256 else 2)
     if settings.probabilities:
-        export += 2 * _FLOAT * classes * prod(grid.shape_zyx)
+        export += _FLOAT * classes * voxels
     return ScanMemory(
         engine=engine_bytes,
-        scan=prod(grid.shape_zyx) * item_bytes * channels,
-        image=block + channels * _FLOAT * BLOCK_ROWS * high * wide + 2 * slab,
-        logits=window + 3 * tile,
+        scan=stored_bytes,
+        image=image,
+        logits=logits,
         export=export,
     )
 
 
-def check_budget(
-    scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings, max_memory: str
-) -> None:
-    """Raise `ConfigError` with the smallest budget that would do where a scan needs more than `max_memory`.
-
-    Scans that cannot be read are left to prediction, which names them.
-    """
-    budget, engine_bytes = parse_bytes(max_memory), measure_engine(engine, model)
+def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, int]:
+    """The bytes that each scan takes, by its id; scans that cannot be read are left out, for prediction to name."""
     cleaned = bool(model_steps(model, settings))
     needs: dict[str, int] = {}
     for scan in scans:
         with suppress(DataError, OSError):
-            grid = read_grid(scan.images[0])
-            item = grid.header.get_data_dtype().itemsize
-            memory = scan_memory(grid, item, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
-            needs[str(scan.images[0])] = memory.total
-    largest = max(needs, key=lambda file: needs[file], default=None)
-    if largest is not None and needs[largest] > budget:
+            grids = [read_grid(file) for file in scan.images]
+            stored = sum(prod(g.shape_zyx) * g.channels * g.header.get_data_dtype().itemsize for g in grids)
+            memory = scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
+            needs[scan.id] = memory.total
+    return needs
+
+
+def check_budget(scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings) -> None:
+    """Raise `ConfigError` with the smallest budget that would do where a scan needs more than `max_memory`."""
+    engine_bytes = measure_engine([engine], model, settings)
+    needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
+    largest = max(needs, key=lambda scan: needs[scan], default=None)
+    if largest is not None and needs[largest] > parse_bytes(settings.max_memory):
+        file = next(scan.images[0] for scan in scans if scan.id == largest)
         raise ConfigError(
-            f"max_memory = {max_memory}, but {largest} needs {show_bytes(needs[largest])} "
-            f"({show_bytes(engine_bytes)} of it for {engine.name} and a tile): give --max-memory "
+            f"max_memory = {settings.max_memory}, but {file} needs {show_bytes(needs[largest])} "
+            f"({show_bytes(engine_bytes)} of it for {engine.name} and its tiles): give --max-memory "
             f"{show_bytes(needs[largest])}, or leave the scan out."
         )
 
 
-def measure_engine(engine: Engine, model: Model) -> int:
-    """The most memory in bytes that this process takes while the engine computes a tile: libraries, weights, features.
+def within_budget(
+    scans: Sequence[Scan], model: Model, engines: Sequence[Engine], settings: PredictSettings
+) -> list[Scan]:
+    """The scans that these engines, loaded at once, may predict within `max_memory`; all where none is given."""
+    if not settings.max_memory:
+        return list(scans)
+    budget, engine_bytes = parse_bytes(settings.max_memory), measure_engine(engines, model, settings)
+    needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
+    return [scan for scan in scans if needs.get(scan.id, budget + 1) <= budget]
+
+
+def measure_engine(engines: Sequence[Engine], model: Model, settings: PredictSettings) -> int:
+    """The most memory in bytes that this process takes while the engines compute a batch of tiles: libraries, weights,
+    features.
 
     What was taken before and given back does not count, where the system can tell (Linux).
     """
     reset_peak()
-    tile = np.zeros((1, len(model.plan.channels), *model.plan.patch), dtype=np.float32)
-    for _ in range(3):  # libraries keep more for a shape once they have seen it again
-        engine.run(tile)
+    shape = (settings.tile_batch, len(model.plan.channels), *model.plan.patch)
+    tiles = np.zeros(shape, dtype=np.float32)
+    for engine in engines:
+        for _ in range(3):  # libraries keep more for a shape once they have seen it again
+            engine.run(tiles)
     return peak_bytes()
 
 
@@ -154,5 +160,9 @@ def peak_bytes() -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "peak_wset", info.rss))
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # prediction by other engines than torch does not import it
 
 Role = Literal["teacher", "student"]
 MODEL_FORMAT = 1
+POSTPROCESSING_FILE = "postprocessing.json"
+"""What `semiseg postprocess` chose, beside the weights that it was chosen for."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,17 @@ def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card
             "weights_sha256": hash_files([weights]),
         }
         write_json(temporary / "card.json", facts | card)
+        if _holds_the_same(folder, str(facts["weights_sha256"])):  # trained to its end before: what was chosen stays
+            shutil.copy(folder / POSTPROCESSING_FILE, temporary)
+
+
+def _holds_the_same(folder: Path, weights_sha256: str) -> bool:
+    """Whether postprocessing was chosen for these very weights."""
+    try:
+        card = read_json(folder / "card.json")
+    except DataError:
+        return False
+    return (folder / POSTPROCESSING_FILE).is_file() and card.get("weights_sha256") == weights_sha256
 
 
 def load_model(folder: Path) -> Model:

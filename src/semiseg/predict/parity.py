@@ -56,7 +56,7 @@ class References:
     """The labels of torch in float32 on a few scans, made when they are first asked for and then kept."""
 
     def __init__(self, model: Model, engine: Engine, scans: Sequence[Scan], settings: PredictSettings) -> None:
-        """scans: the smallest of them are taken. Scans that cannot be read do not count."""
+        """scans: the smallest of them are taken, unless they cannot be read."""
         self._model, self._engine = model, engine
         self._settings = replace(settings, probabilities=False, postprocess=False)
         self._scans = sorted((s for s in scans if all(f.is_file() for f in s.images)), key=_bytes)
@@ -66,16 +66,17 @@ class References:
         """Hold an engine's labels against them."""
         dice: dict[str, dict[str, float]] = {}
         for scan in self._scans:
-            if len(dice) == SCANS:
-                break
+            if len(self._labels) == SCANS and scan.id not in self._labels:
+                continue
             try:
                 if scan.id not in self._labels:
                     self._labels[scan.id] = self._predict(scan, self._engine)
-                found = class_dice(self._labels[scan.id], self._predict(scan, engine))
-            except DataError:
+                if self._labels[scan.id].any() and (
+                    found := class_dice(self._labels[scan.id], self._predict(scan, engine))
+                ):
+                    dice[scan.id] = found
+            except (DataError, MemoryError):
                 continue  # prediction will name it
-            if found:
-                dice[scan.id] = found
         return Parity(dice)
 
     def _predict(self, scan: Scan, engine: Engine) -> LabelArray:

@@ -13,9 +13,9 @@ import numpy as np
 from semiseg.errors import ModelError
 from semiseg.files import read_json, write_json
 from semiseg.ops.cleaning import STEPS, Step, clean
+from semiseg.predict.model import POSTPROCESSING_FILE
 from semiseg.types import LabelArray
 
-_FILE = "postprocessing.json"
 SMALLEST_GAIN = 0.001
 """Of an organ's mean Dice on validation cases: what is less is left alone."""
 _CHOICES: tuple[tuple[Step, ...], ...] = tuple(
@@ -32,10 +32,11 @@ class Pair:
     labels: LabelArray
 
 
-def choose_steps(pairs: Sequence[Pair], organs: Mapping[int, str]) -> dict[str, Any]:
+def choose_steps(pairs: Sequence[Pair], organs: Mapping[int, str], *, ignore: int | None = None) -> dict[str, Any]:
     """For each organ the steps with the best mean Dice over the cases that have it; what `write_steps` keeps.
 
-    `steps`: by organ, of those that any help. `dice`: by organ and choice. `cases`: their ids.
+    ignore: value of voxels that nobody labelled, which count in nothing. Of what comes back `steps` has the organs that
+    any step helps, `dice` the means by organ and choice, `cases` the ids.
     """
     steps: dict[str, list[Step]] = {}
     table: dict[str, dict[str, float]] = {}
@@ -43,7 +44,9 @@ def choose_steps(pairs: Sequence[Pair], organs: Mapping[int, str]) -> dict[str, 
         present = [pair for pair in pairs if (pair.reference == value).any()]
         if not present:
             continue
-        means = {choice: float(np.mean([_dice(pair, value, choice) for pair in present])) for choice in _CHOICES}
+        means = {
+            choice: float(np.mean([_dice(pair, value, choice, ignore) for pair in present])) for choice in _CHOICES
+        }
         table[name] = {" + ".join(choice) or "as predicted": round(mean, 6) for choice, mean in means.items()}
         best = max(_CHOICES, key=lambda choice: means[choice])  # the first of equals: the fewest steps
         if means[best] - means[()] >= SMALLEST_GAIN:
@@ -53,12 +56,12 @@ def choose_steps(pairs: Sequence[Pair], organs: Mapping[int, str]) -> dict[str, 
 
 def write_steps(model: Path, chosen: Mapping[str, Any]) -> None:
     """Keep them in the model's folder."""
-    write_json(model / _FILE, chosen)
+    write_json(model / POSTPROCESSING_FILE, chosen)
 
 
 def read_steps(model: Path, organs: Mapping[int, str]) -> dict[int, tuple[Step, ...]]:
     """What is kept there, by class value; empty where nothing was chosen. Raises `ModelError` for another form."""
-    file = model / _FILE
+    file = model / POSTPROCESSING_FILE
     if not file.is_file():
         return {}
     try:
@@ -72,6 +75,8 @@ def read_steps(model: Path, organs: Mapping[int, str]) -> dict[int, tuple[Step, 
     return steps
 
 
-def _dice(pair: Pair, value: int, steps: tuple[Step, ...]) -> float:
+def _dice(pair: Pair, value: int, steps: tuple[Step, ...], ignore: int | None) -> float:
     found, reference = clean(pair.labels, {value: steps}) == value, pair.reference == value
+    if ignore is not None:
+        found &= pair.reference != ignore
     return float(2 * np.count_nonzero(found & reference) / (np.count_nonzero(found) + np.count_nonzero(reference)))

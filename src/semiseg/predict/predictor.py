@@ -67,7 +67,7 @@ def predict_labels(
         mirror_axes=model.mirror_axes if settings.mirror else (),
         labels=plan.labels,
         axes=axes,
-        holds_body=BodyBoxes(channels[0].along(axes), scan.shape) if _skips_air(plan, settings) else None,
+        holds_body=BodyBoxes(channels[0], scan.shape, axes) if _skips_air(plan, settings) else None,
     )
     coarse = export_axis(spacing_mm, plan)
     shape_out = turned((z, y, x), axes)
@@ -81,6 +81,7 @@ def predict_labels(
         labels.add(logits)
         if maps:
             maps.add(logits)
+        del logits  # a view of the window, which would outlive the loop
     steps = model_steps(model, settings)
     back = tuple(axes.index(axis) for axis in range(3))
     probabilities = None if maps is None else maps.probabilities.transpose(0, *(axis + 1 for axis in back))
@@ -112,7 +113,8 @@ def predict_scans(
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
     Raises `ConfigError` where mirroring is asked of a model that was trained without.
     """
-    _check_mirroring(model, settings)
+    check_mirroring(model, settings)
+    _check_outputs(scans, output)
     output.mkdir(parents=True, exist_ok=True)
     log = output / "predictions.jsonl"
     finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
@@ -175,7 +177,18 @@ def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, set
     write_label(target, labels, volume.grid)
 
 
-def _check_mirroring(model: Model, settings: PredictSettings) -> None:
+def _check_outputs(scans: Sequence[Scan], output: Path) -> None:
+    """No label map may take the place of a scan."""
+    inputs = {file.resolve() for scan in scans for file in scan.images}
+    for scan in scans:
+        target = output / f"{scan.id}.nii.gz"
+        for file in (target, _probabilities_file(target, scan.id)):
+            if file.resolve() in inputs:
+                raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
+
+
+def check_mirroring(model: Model, settings: PredictSettings) -> None:
+    """Raise `ConfigError` where mirroring is asked of a model that was trained without."""
     if settings.mirror and not model.mirror_axes:
         raise ConfigError(
             f"predict.mirror = true, but {model.folder} was trained without mirroring and knows no mirrored scans. "
@@ -199,7 +212,8 @@ def predict_array(
 
     array: `(Z, Y, X)` or `(C, Z, Y, X)`, in canonical orientation (z to the head, y to the front, x to the right) and
     in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. engine: what computes, from `open_engine`;
-    for many scans open it once. By default torch.
+    for many scans open it once. By default that of the settings, where `auto` is torch; it is not checked, and
+    `max_memory` is not looked at.
 
     Raises `DataError` for another number of channels or dimensions, for voxels that are not finite, and for a spacing
     that is not positive; `ConfigError` as `predict_scans`.
@@ -212,7 +226,10 @@ def predict_array(
     if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
     settings = settings or PredictSettings()
-    _check_mirroring(model, settings)
-    engine = engine or open_engine(model, device=settings.device)
+    check_mirroring(model, settings)
+    if engine is None:
+        name = "torch" if settings.engine == "auto" else settings.engine
+        precision = "float32" if settings.precision == "auto" else settings.precision
+        engine = open_engine(model, name, precision=precision, device=settings.device)
     labels, _ = predict_labels([RawChannel(channel) for channel in channels], spacing_mm, model, engine, settings)
     return labels

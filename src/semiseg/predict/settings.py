@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from semiseg.errors import ConfigError
+from semiseg.predict.byte_sizes import parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +39,7 @@ class PredictSettings:
     def __post_init__(self) -> None:
         if not 0 < self.tile_step <= 1:
             raise ConfigError(f"predict.tile_step = {self.tile_step}: give a number above 0 and up to 1.")
+        if self.max_memory:
+            parse_bytes(self.max_memory)
         if self.tile_batch < 1:
             raise ConfigError(f"predict.tile_batch = {self.tile_batch}: give 1 or more.")
