@@ -16,6 +16,7 @@ from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
 _nibabel: Any = orientations  # has no type annotations
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]], dtype=float)
+CANONICAL_AXES: Shape = (0, 1, 2)
 LEFT_RIGHT_AXIS = 2
 """The axis of a canonical `(Z, Y, X)` array along which the body's left and right are mirrored."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from semiseg.geometry import CANONICAL_AXES
 from semiseg.io.nifti import RawChannel
 from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
@@ -41,7 +42,7 @@ def every_nth(channel: AnyArray) -> tuple[AnyArray, list[int]]:
 class BodyBoxes:
     """Tells which boxes of a grid hold some of the body of a CT."""
 
-    def __init__(self, channel: RawChannel, shape: Shape, axes: Shape = (0, 1, 2)) -> None:
+    def __init__(self, channel: RawChannel, shape: Shape, axes: Shape = CANONICAL_AXES) -> None:
         """channel: canonical, in Hounsfield units. shape: of the grid of the boxes, in the order of `axes`."""
         coarse, _ = every_nth(channel.stored)
         self._mask = body_parts(RawChannel(coarse, channel.slope, channel.inter).values()).transpose(axes)

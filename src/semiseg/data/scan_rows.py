@@ -13,6 +13,7 @@ import numpy as np
 
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import DataError
+from semiseg.geometry import CANONICAL_AXES
 from semiseg.io.nifti import RawChannel
 from semiseg.ops.normalise import mean_and_deviation, normalise_ct, normalise_zscore
 from semiseg.ops.resample import (
@@ -25,7 +26,6 @@ from semiseg.ops.resample import (
 )
 from semiseg.types import FloatArray, Shape, Spacing
 
-CANONICAL: Shape = (0, 1, 2)
 _PIECE_ROWS = 16
 """Rows that are converted to float32 at once where a whole channel is looked through."""
 
@@ -49,7 +49,7 @@ class ScanRows:
     """The scan on the plan's grid, `(C, rows, ., .)` float32 in network units, from its rows along one axis."""
 
     def __init__(
-        self, channels: Sequence[RawChannel], spacing_mm: Spacing, plan: Plan, axes: Shape = CANONICAL
+        self, channels: Sequence[RawChannel], spacing_mm: Spacing, plan: Plan, axes: Shape = CANONICAL_AXES
     ) -> None:
         """channels: canonical. axes: the order of axes to work in, the one that rows are counted along first.
 

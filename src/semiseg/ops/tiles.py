@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
-from semiseg.geometry import Box
 from semiseg.types import FloatArray, Shape
 
 
@@ -20,14 +18,6 @@ def tile_starts(size: int, tile: int, step: float) -> list[int]:
         return [0]
     count = int(np.ceil((size - tile) / (tile * step))) + 1
     return sorted({round(i * (size - tile) / (count - 1)) for i in range(count)})
-
-
-def tile_boxes(shape: Shape, tile: Shape, step: float) -> list[Box]:
-    """All tiles of a volume that is at least as large as a tile, the Z axis slowest."""
-    starts = [tile_starts(n, t, step) for n, t in zip(shape, tile, strict=True)]
-    return [
-        Box((z, y, x), (z + tile[0], y + tile[1], x + tile[2])) for z, y, x in product(starts[0], starts[1], starts[2])
-    ]
 
 
 @lru_cache(maxsize=8)

@@ -11,12 +11,11 @@ from math import prod
 
 import numpy as np
 
+from semiseg.geometry import CANONICAL_AXES
 from semiseg.io.dataset import LabelScheme
 from semiseg.ops.tiles import gaussian_importance, tile_starts
 from semiseg.predict.engines.base import Engine
 from semiseg.types import FloatArray, Shape
-
-CANONICAL: Shape = (0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Window:
     tile_batch: int = 1
     mirror_axes: Sequence[int] = ()
     labels: LabelScheme | None = None
-    axes: Shape = CANONICAL
+    axes: Shape = CANONICAL_AXES
     holds_body: Callable[[Shape, Shape], bool] | None = field(default=None, repr=False)
     progress: Callable[[int, int], None] | None = field(default=None, repr=False)
     """Called with tiles done and tiles in all."""
