@@ -90,7 +90,7 @@ def plot(samples: Sequence[Sample], file: Path) -> None:
         axes.set_ylabel(title)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="upper right", fontsize=8)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)
     axes.set_xlabel("seconds")
     with atomic_file(file) as temporary:
         figure.savefig(temporary, dpi=120)

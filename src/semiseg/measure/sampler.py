@@ -50,7 +50,6 @@ class Sampler:
 
     def start(self) -> None:
         """Begin; the first sample is one interval later."""
-        psutil.cpu_percent()
         self._thread.start()
 
     def stop(self) -> None:
@@ -59,6 +58,7 @@ class Sampler:
         self._thread.join()
 
     def _run(self) -> None:
+        psutil.cpu_percent()  # counts from its last call in the same thread
         began = last = time.perf_counter()
         due = began + INTERVAL_SECONDS
         while not self._stop.wait(max(0.0, due - time.perf_counter())):
