@@ -241,7 +241,7 @@ def test_boxes_that_hold_body() -> None:
 def test_body_places_lie_in_the_grid_even_without_a_body() -> None:
     generator = np.random.default_rng(0)
     empty = np.zeros((3, 200, 150), dtype=np.float32)
-    places = body_locations(empty, (7, 10, 400), ct=True, count=512, generator=generator)
+    places = body_locations(RawChannel(empty), (7, 10, 400), ct=True, count=512, generator=generator)
     assert len(places) == 512
     assert np.min(places) >= 0
     assert (np.max(places, axis=0) < (7, 10, 400)).all()

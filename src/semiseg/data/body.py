@@ -16,12 +16,12 @@ _AIR_HU, _DENSE_HU = -1024.0, 500.0
 
 
 def body_locations(
-    channel: FloatArray, shape_out: Shape, *, ct: bool, count: int, generator: np.random.Generator
+    channel: RawChannel, shape_out: Shape, *, ct: bool, count: int, generator: np.random.Generator
 ) -> tuple[Shape, ...]:
     """Up to `count` voxels `(z, y, x)` of a grid of `shape_out` that lie in the body.
 
     The mask is made on every n-th voxel, at most 96 an axis, since places need no fine outline. channel:
-    `(Z, Y, X)` in the scan's own units and grid. ct: intensities are Hounsfield units.
+    `(Z, Y, X)` on the scan's own grid. ct: intensities are Hounsfield units.
     """
     coarse, steps = every_nth(channel)
     mask = body_mask(coarse, ct=ct)
@@ -29,14 +29,15 @@ def body_locations(
     chosen = generator.choice(len(occupied), min(count, len(occupied)), replace=False)
     source = occupied[chosen] * steps + [step // 2 for step in steps]
     # The voxel of the output grid that holds the centre of the source voxel.
-    place = ((source + 0.5) * np.divide(shape_out, channel.shape)).astype(int)
+    place = ((source + 0.5) * np.divide(shape_out, channel.stored.shape)).astype(int)
     return tuple((int(z), int(y), int(x)) for z, y, x in np.minimum(place, np.subtract(shape_out, 1)))
 
 
-def every_nth(channel: AnyArray) -> tuple[AnyArray, list[int]]:
-    """Every n-th voxel of a channel, at most 96 an axis, the middle one of each n; and n of each axis."""
-    steps = [max(1, -(-n // _COARSE_AXIS_VOXELS)) for n in channel.shape]
-    return channel[tuple(slice(step // 2, None, step) for step in steps)], steps
+def every_nth(channel: RawChannel) -> tuple[FloatArray, list[int]]:
+    """The values of every n-th voxel, at most 96 an axis, the middle one of each n; and n of each axis."""
+    steps = [max(1, -(-n // _COARSE_AXIS_VOXELS)) for n in channel.stored.shape]
+    coarse = channel.stored[tuple(slice(step // 2, None, step) for step in steps)]
+    return RawChannel(coarse, channel.slope, channel.inter).values(), steps
 
 
 class BodyBoxes:
@@ -44,8 +45,8 @@ class BodyBoxes:
 
     def __init__(self, channel: RawChannel, shape: Shape, axes: Shape = CANONICAL_AXES) -> None:
         """channel: canonical, in Hounsfield units. shape: of the grid of the boxes, in the order of `axes`."""
-        coarse, _ = every_nth(channel.stored)
-        self._mask = body_parts(RawChannel(coarse, channel.slope, channel.inter).values()).transpose(axes)
+        coarse, _ = every_nth(channel)
+        self._mask = body_parts(coarse).transpose(axes)
         self._scale = np.divide(self._mask.shape, shape)
 
     def __call__(self, start: Shape, stop: Shape) -> bool:

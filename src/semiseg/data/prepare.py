@@ -23,7 +23,7 @@ from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, read_json, write_json
 from semiseg.io.dataset import Case
-from semiseg.io.nifti import RawChannel, Volume, read_volume
+from semiseg.io.nifti import RawChannel, RawVolume, read_raw
 from semiseg.io.store import StoredCase, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.processes import worker_pool
@@ -107,18 +107,19 @@ def prepare_case(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
     folder = store_folder / case.id
     if _is_stored(folder, digest):
         return PreparedCase(id=case.id, hash=digest, reused=True)
-    volume = read_volume(case.images)
+    volume = read_raw(case.images)
     source_label = None
     if case.label is not None:
         source_label, _ = read_checked_label(case.label, case.images[0], volume.grid, plan.labels)
     try:
-        image = prepare_array(volume.array, volume.spacing_mm, plan)
+        scan = ScanRows(volume.channels, volume.grid.spacing_mm, plan)
     except DataError as error:
         raise DataError(f"{case.images[0]}: {error}") from None
+    image = scan.rows(0, scan.shape[0])
     z, y, x = image.shape[1:]
     label = None
     if source_label is not None:
-        label = resample_label(source_label, (z, y, x), None, preparation_axis(volume.spacing_mm, plan))
+        label = resample_label(source_label, (z, y, x), None, preparation_axis(volume.grid.spacing_mm, plan))
     meta = _describe(case, plan, digest, volume, image, label)
     write_case(folder, image=image, label=label, meta=meta)
     return PreparedCase(id=case.id, hash=digest)
@@ -190,7 +191,7 @@ def _is_stored(folder: Path, digest: str) -> bool:
 
 
 def _describe(
-    case: Case, plan: Plan, digest: str, volume: Volume, image: FloatArray, label: LabelArray | None
+    case: Case, plan: Plan, digest: str, volume: RawVolume, image: FloatArray, label: LabelArray | None
 ) -> StoredCase:
     z, y, x = image.shape[1:]
     voxels: dict[int, int] = {}
@@ -201,7 +202,7 @@ def _describe(
         for value in voxels.keys() - {0, plan.labels.ignore}:
             locations[value] = _sample_locations(label == value, draw.generator(f"locations/{case.id}/{value}"))
     body = body_locations(
-        volume.array[0],
+        volume.channels[0],
         (z, y, x),
         ct=plan.normalisation[0].scheme == "ct",
         count=MAX_LOCATIONS,
@@ -212,7 +213,7 @@ def _describe(
         shape_zyx=(z, y, x),
         spacing_mm=plan.spacing_mm,
         source_shape_zyx=volume.grid.shape_zyx,
-        source_spacing_mm=volume.spacing_mm,
+        source_spacing_mm=volume.grid.spacing_mm,
         hash=digest,
         labelled=label is not None,
         channel_minimum=tuple(float(channel.min()) for channel in image),
