@@ -40,14 +40,14 @@ def unet_graph(weights: Mapping[str, FloatArray], sizes: NetworkPlan, *, patch: 
         up = graph.add("ConvTranspose", x, *graph.parameters(f"ups.{level}"), kernel_shape=stride, strides=stride)
         x = graph.add("Concat", up, skips[level], axis=1)
         x = graph.convolutions(f"decoder.{level}", x, sizes.kernels[level])
-    logits = graph.add("Conv", x, *graph.parameters("head"), kernel_shape=(1, 1, 1))
-    graph.nodes[-1].output[0] = logits = "logits"
+    graph.add("Conv", x, *graph.parameters("head"), kernel_shape=(1, 1, 1))
+    graph.nodes[-1].output[0] = "logits"
 
     def value(name: str, features: int) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tiles_in_batch", features, *patch])
 
     proto = helper.make_graph(
-        graph.nodes, "unet", [value("tiles", channels)], [value(logits, classes)], graph.initialisers
+        graph.nodes, "unet", [value("tiles", channels)], [value("logits", classes)], graph.initialisers
     )
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="semiseg")
     model.ir_version = _IR_VERSION

@@ -13,7 +13,6 @@ from semiseg.predict.model import Model
 
 Form = Literal["onnx", "openvino", "torch"]
 _FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
-_NEEDS = {"onnx": "onnx", "openvino": "openvino", "torch": "torch"}
 
 
 def export_model(model: Model, form: Form, output: Path) -> Path:
@@ -24,8 +23,8 @@ def export_model(model: Model, form: Form, output: Path) -> Path:
     `N` is free but for torch, which takes one tile. Raises `ConfigError` where a library is missing, or where
     something else is in the place of `output`.
     """
-    if not is_installed(_NEEDS[form]):
-        raise ConfigError(f"--to {form} needs more than is installed: pip install 'semiseg[{_NEEDS[form]}]'.")
+    if not is_installed(form):
+        raise ConfigError(f"--to {form} needs more than is installed: pip install 'semiseg[{form}]'.")
     if output.exists() and not _is_export(output):
         raise ConfigError(f"{output}: is there already, and is no exported model. Name a new folder.")
     name = _FILES[form]
