@@ -236,6 +236,21 @@ def test_boxes_that_hold_body() -> None:
     assert boxes((0, 0, 0), (50, 50, 30))  # beside it: the outline is not that exact
     empty = BodyBoxes(RawChannel(np.zeros((20, 20, 20), np.int16)), (20, 20, 20))
     assert empty((0, 0, 0), (5, 5, 5))  # no body was found: nothing is left out
+    assert empty.region((1, 1, 1)) == Box((0, 0, 0), (20, 20, 20))
+
+
+def test_the_region_of_the_body_holds_all_of_it() -> None:
+    stored = np.zeros((200, 100, 60), np.int16)
+    stored[60:140, 50:, 20:30] = 1000
+    boxes = BodyBoxes(RawChannel(stored, slope=1.0, inter=-1000.0), (100, 100, 30))
+    region = boxes.region((5, 3, 2))
+    assert region is not None
+    # On the grid of the boxes the body is at 30 to 70, 50 to 100 and 10 to 15. Every third row and every second column
+    # were looked at, and one of those is added on either side.
+    wanted = Box((25, 47, 8), (75, 100, 17))
+    assert (np.subtract(wanted.start, region.start) >= 0).all()
+    assert (np.subtract(region.stop, wanted.stop) >= 0).all()
+    assert (np.subtract(region.shape, wanted.shape) <= 8).all()
 
 
 def test_body_places_lie_in_the_grid_even_without_a_body() -> None:

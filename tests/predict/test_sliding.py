@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from engines import Constant, Identity, Sides
 
+from semiseg.geometry import Box
 from semiseg.io.dataset import LabelScheme
 from semiseg.predict.sliding import Window, blended_rows, cheapest_axes, sliding_window
 
@@ -169,3 +170,53 @@ def test_boxes_are_told_on_the_scan_also_where_it_is_padded() -> None:
 
     sliding_window(image(1, 2, 6, 8), Constant(), Window(patch=PATCH, holds_body=note))
     assert starts == [(-1, 0, 0)]  # the patch is two voxels thicker than the scan
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_tiles_are_laid_over_the_region_alone(axes: tuple[int, int, int]) -> None:
+    x = image(1, 14, 20, 32)
+    region = Box((5, 3, 10), (12, 13, 21))
+    turned = Box(tuple(region.start[a] for a in axes), tuple(region.stop[a] for a in axes))
+    asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def note(start: tuple[int, int, int], stop: tuple[int, int, int]) -> bool:
+        asked.append((start, stop))
+        return True
+
+    window = Window(patch=PATCH, axes=axes, region=turned, holds_body=note)
+    parts = blended_rows(
+        lambda start, stop: x.transpose(0, *(a + 1 for a in axes))[:, start:stop],
+        tuple(x.shape[1 + a] for a in axes),
+        lambda: x.min(axis=(1, 2, 3)),
+        Constant(),
+        window,
+    )
+    logits = np.concatenate([part.copy() for part in parts], axis=1)
+    labels = logits.argmax(axis=0).transpose(np.argsort(axes))
+    assert labels.shape == x.shape[1:]
+    reached = np.zeros(labels.shape, dtype=bool)
+    reached[region.slices()] = True
+    assert (labels[reached] == 2).all()
+    assert (labels[~reached] == 0).all()  # the region is no smaller than a patch, so tiles fit it exactly
+    for axis, place in enumerate(axes):
+        assert min(start[axis] for start, _ in asked) == region.start[place]
+        assert max(stop[axis] for _, stop in asked) == region.stop[place]
+
+
+def test_a_region_smaller_than_a_patch_is_grown_within_the_scan() -> None:
+    x = image(1, 8, 8, 9)
+    starts: list[tuple[int, ...]] = []
+
+    def note(start: tuple[int, int, int], stop: tuple[int, int, int]) -> bool:
+        starts.append(start)
+        return True
+
+    logits = sliding_window(x, Constant(), Window(patch=PATCH, region=Box((6, 0, 4), (7, 2, 6)), holds_body=note))
+    assert starts == [(4, 0, 1)]  # around the middle of the region where there is room, and inside of the scan
+    assert (logits.argmax(axis=0) == 2).sum() == np.prod(PATCH)
+
+
+def test_where_no_tile_is_background_is_nearly_certain() -> None:
+    logits = sliding_window(image(1, 14, 6, 8), Constant(), Window(patch=PATCH, region=Box((5, 0, 0), (9, 6, 8))))
+    outside = np.exp(logits[:, 0, 0, 0])
+    assert outside[0] / outside.sum() > 0.999

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import numpy as np
 from scipy import ndimage
 
-from semiseg.geometry import CANONICAL_AXES
+from semiseg.geometry import CANONICAL_AXES, Box, bounding_box
 from semiseg.io.nifti import RawChannel
 from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
@@ -41,13 +43,26 @@ def every_nth(channel: RawChannel) -> tuple[FloatArray, list[int]]:
 
 
 class BodyBoxes:
-    """Tells which boxes of a grid hold some of the body of a CT."""
+    """Tells where on a grid the body of a CT is, and which boxes hold some of it."""
 
     def __init__(self, channel: RawChannel, shape: Shape, axes: Shape = CANONICAL_AXES) -> None:
         """channel: canonical, in Hounsfield units. shape: of the grid of the boxes, in the order of `axes`."""
         coarse, _ = every_nth(channel)
         self._mask = body_parts(coarse).transpose(axes)
+        self._shape = shape
         self._scale = np.divide(self._mask.shape, shape)
+
+    def region(self, margin: Shape) -> Box | None:
+        """The box around the body, grown by `margin` within the grid; None if none was found."""
+        found = bounding_box(self._mask, margin=1)  # the mask has every n-th voxel only
+        if found is None:
+            return None
+        z, y, x = (max(0, int(n / scale) - m) for n, scale, m in zip(found.start, self._scale, margin, strict=True))
+        stop = [
+            min(size, ceil(n / scale) + m)
+            for n, scale, m, size in zip(found.stop, self._scale, margin, self._shape, strict=True)
+        ]
+        return Box((z, y, x), (stop[0], stop[1], stop[2]))
 
     def __call__(self, start: Shape, stop: Shape) -> bool:
         """Whether the box, which may reach outside, holds body or is next to it; always true if none was found."""

@@ -28,7 +28,7 @@ from semiseg.predict.postprocessing import read_steps
 from semiseg.predict.settings import PredictSettings
 from semiseg.predict.sliding import Window, blended_rows, cheapest_axes, turned
 from semiseg.processes import usable_cores
-from semiseg.types import FloatArray, LabelArray, Spacing
+from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 
 Progress = Callable[[int, int, str], None]
 
@@ -60,6 +60,7 @@ def predict_labels(
     plan = model.plan
     axes = cheapest_axes(target_shape((z, y, x), spacing_mm, plan.spacing_mm), plan.patch)
     scan = ScanRows(channels, spacing_mm, plan, axes)
+    body = BodyBoxes(channels[0], scan.shape, axes) if _skips_air(plan, settings) else None
     window = Window(
         patch=plan.patch,
         step=settings.tile_step,
@@ -67,7 +68,8 @@ def predict_labels(
         mirror_axes=model.mirror_axes if settings.mirror else (),
         labels=plan.labels,
         axes=axes,
-        holds_body=BodyBoxes(channels[0], scan.shape, axes) if _skips_air(plan, settings) else None,
+        region=body.region(turned(body_margin(plan), axes)) if body else None,
+        holds_body=body,
     )
     coarse = export_axis(spacing_mm, plan)
     shape_out = turned((z, y, x), axes)
@@ -91,6 +93,12 @@ def predict_labels(
 def model_steps(model: Model, settings: PredictSettings) -> dict[int, tuple[Step, ...]]:
     """The cleaning of labels that prediction ends with."""
     return read_steps(model.folder, model.plan.labels.organs) if settings.postprocess else {}
+
+
+def body_margin(plan: Plan) -> Shape:
+    """How far around the body tiles are laid, in voxels: an eighth of the patch, the width of a tile's weights."""
+    z, y, x = (size // 8 for size in plan.patch)
+    return (z, y, x)
 
 
 def _skips_air(plan: Plan, settings: PredictSettings) -> bool:

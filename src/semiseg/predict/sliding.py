@@ -11,11 +11,14 @@ from math import prod
 
 import numpy as np
 
-from semiseg.geometry import CANONICAL_AXES
+from semiseg.geometry import CANONICAL_AXES, Box
 from semiseg.io.dataset import LabelScheme
 from semiseg.ops.tiles import gaussian_importance, tile_starts
 from semiseg.predict.engines.base import Engine
 from semiseg.types import FloatArray, Shape
+
+_BACKGROUND_LOGIT = 10.0
+"""Of background where no tile is computed, all others being 0: a probability of nearly 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,9 @@ class Window:
     mirror_axes: the mean over flips along all their combinations (canonical axes) is taken; where left and right
     change places, the classes of the mirror pairs of `labels` are exchanged back.
     axes: the order of axes that the work is done in, the one that is rolled along first.
-    holds_body: told where a tile starts and stops on the image's grid, in the order of `axes`; says whether it is
-    computed. Voxels that no computed tile holds are background.
+    region: tiles are laid over this part of the image's grid, in the order of `axes`; all of it by default.
+    holds_body: told where a tile starts and stops on that grid; says whether it is computed.
+    Voxels that no computed tile holds are background.
     """
 
     patch: Shape
@@ -36,6 +40,7 @@ class Window:
     mirror_axes: Sequence[int] = ()
     labels: LabelScheme | None = None
     axes: Shape = CANONICAL_AXES
+    region: Box | None = None
     holds_body: Callable[[Shape, Shape], bool] | None = field(default=None, repr=False)
     progress: Callable[[int, int], None] | None = field(default=None, repr=False)
     """Called with tiles done and tiles in all."""
@@ -80,12 +85,16 @@ def blended_rows(
     """
     patch = turned(window.patch, window.axes)
     image = _PaddedRows(read, shape, patch, minimum)
-    starts = [tile_starts(n, p, window.step) for n, p in zip(image.size, patch, strict=True)]
+    starts = [
+        [low + start for start in tile_starts(high - low, p, window.step)]
+        for p, (low, high) in zip(patch, image.region(patch, window.region), strict=True)
+    ]
     columns = [(slice(y, y + patch[1]), slice(x, x + patch[2])) for y in starts[1] for x in starts[2]]
     importance = gaussian_importance(window.patch).transpose(window.axes)
     total: FloatArray | None = None
     weights = np.zeros((patch[0], *image.size[1:]), dtype=np.float32)
-    for row, (first, following) in enumerate(zip(starts[0], [*starts[0][1:], image.size[0]], strict=True)):
+    end = starts[0][-1] + patch[0]
+    for row, (first, following) in enumerate(zip(starts[0], [*starts[0][1:], end], strict=True)):
         slab = image.rows(first, first + patch[0])
         wanted = [where for where in columns if image.holds_body(first, where, patch, window)]
         if total is None:  # one tile at least tells the number of classes
@@ -103,14 +112,19 @@ def blended_rows(
         if window.progress and len(wanted) < len(columns):
             window.progress((row + 1) * len(columns), len(starts[0]) * len(columns))
         assert total is not None  # there was a tile
+        if row == 0 and first:
+            yield image.background(len(total), 0, first)
         finished = following - first
         empty = weights[:finished] == 0
-        total[0, :finished][empty] = 1
+        total[0, :finished][empty] = _BACKGROUND_LOGIT
         weights[:finished][empty] = 1
         total[:, :finished] /= weights[:finished]
         yield total[:, image.inside(first, following), *image.columns]
         _roll(total, finished)
         _roll(weights[None], finished)
+    assert total is not None  # there was a row
+    if end < image.size[0]:
+        yield image.background(len(total), end, image.size[0])
 
 
 class _PaddedRows:
@@ -133,6 +147,23 @@ class _PaddedRows:
         """Which of the padded rows `[first, stop)` are the image's own, counted from `first`."""
         low, high = self._before[0], self._before[0] + self._shape[0]
         return slice(min(max(first, low), stop) - first, max(min(stop, high), first) - first)
+
+    def region(self, patch: Shape, region: Box | None) -> list[tuple[int, int]]:
+        """From where to where tiles are laid along each axis of the padded image: a patch at least."""
+        if region is None:
+            return [(0, n) for n in self.size]
+        spans = []
+        for before, n, p, low, high in zip(self._before, self.size, patch, region.start, region.stop, strict=True):
+            start = min(max(before + low - max(0, p - (high - low)) // 2, 0), n - p)
+            spans.append((start, max(before + high, start + p)))
+        return spans
+
+    def background(self, classes: int, first: int, stop: int) -> FloatArray:
+        """Logits of the image's rows among the padded ones `[first, stop)`, where no tile is."""
+        logits = np.zeros((classes, 1, 1, 1), dtype=np.float32)
+        logits[0] = _BACKGROUND_LOGIT
+        rows = self.inside(first, stop)
+        return np.broadcast_to(logits, (classes, rows.stop - rows.start, *self._shape[1:]))
 
     def holds_body(self, first: int, where: tuple[slice, slice], patch: Shape, window: Window) -> bool:
         """Whether a tile at padded rows from `first` on and columns `where` is to be computed."""

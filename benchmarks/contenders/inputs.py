@@ -1,0 +1,190 @@
+"""What the contenders are given: generated scans, and the paper's network trained on them for a while.
+
+Trained, since labels of a network with random weights are noise, and noise is neither what export meets nor what an
+engine can be checked on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from semiseg import workflows
+from semiseg.data.plan import Plan
+from semiseg.data.planner import PlanSettings
+from semiseg.data.roles import DataSettings
+from semiseg.data.scan_rows import ScanRows
+from semiseg.demo.dataset import write_phantom_dataset
+from semiseg.demo.phantom import phantom_case
+from semiseg.files import atomic_file
+from semiseg.io.nifti import RawChannel, read_label, read_raw
+from semiseg.methods.settings import MethodSettings
+from semiseg.ops.resample import resample_label
+from semiseg.predict.engines.torch_engine import load_network
+from semiseg.predict.model import Model, load_model, save_model
+from semiseg.randomness import Draw
+from semiseg.settings import RunSettings
+from semiseg.train.settings import TrainSettings
+from semiseg.types import AnyArray, LabelArray, Shape, Spacing
+
+PAPER_PATCH = (64, 160, 160)
+PAPER_SPACING_MM = (2.5, 1.0, 1.0)
+CT_SPACING_MM = (2.5, 0.8, 0.8)
+_TRAINING_PATCH = (32, 80, 80)
+_STEPS = {32: 160, 16: 300}
+
+
+def paper_model(folder: Path, *, base_features: int = 32) -> Model:
+    """The paper's network for 13 organs on 2.5 x 1 x 1 mm, patch 64 x 160 x 160, trained on three phantoms.
+
+    base_features: 16 makes the compact one. About 20 minutes of 2 cores when it is not there yet.
+    """
+    target = folder / f"model-{base_features}"
+    if not target.is_dir():
+        data = write_phantom_dataset(
+            folder / "phantoms", seed=3, labelled=3, unlabelled=0, test=0, spacing_mm=PAPER_SPACING_MM
+        )
+        settings = RunSettings(
+            data=DataSettings(root=str(data)),
+            plan=PlanSettings(
+                device="cpu",
+                spacing_mm=PAPER_SPACING_MM,
+                patch=_TRAINING_PATCH,
+                batch=2,
+                base_features=base_features,
+            ),
+            method=MethodSettings(name="supervised"),
+            train=TrainSettings(steps=_STEPS[base_features], precision="float32"),
+        )
+        run = folder / f"run-{base_features}"
+        workflows.prepare(run, settings)
+        workflows.train(run)
+        trained = load_model(run)
+        plan: Plan = replace(trained.plan, patch=PAPER_PATCH)
+        save_model(target, load_network(trained), plan, role="student", card={"mirror_axes": []})
+    return load_model(target)
+
+
+def window_inputs(folder: Path, shared: Path, _data: Path) -> None:
+    """64 x 256 x 256 voxels of a phantom as the network sees them, and the model."""
+    model = paper_model(shared)
+    _link(folder / "model-32", model.folder)
+    if not (folder / "window.npy").is_file():
+        image, _ = phantom(shared, (64, 256, 256), PAPER_SPACING_MM)
+        scan = ScanRows([RawChannel(image)], PAPER_SPACING_MM, model.plan)
+        np.save(folder / "window.npy", scan.rows(0, 64))
+
+
+def export_100(folder: Path, shared: Path, _data: Path) -> None:
+    """Logits of 14 classes, 100 x 410 x 410."""
+    _logits(folder, shared, 100)
+
+
+def export_250(folder: Path, shared: Path, _data: Path) -> None:
+    """Logits of 14 classes, 250 x 410 x 410."""
+    _logits(folder, shared, 250)
+
+
+def _logits(folder: Path, shared: Path, rows: int) -> None:
+    """Of the organs of a phantom, smooth and with some noise, as a network gives them."""
+    if (folder / "logits.npy").is_file():
+        return
+    _, label = phantom(shared, (rows, 410, 410), PAPER_SPACING_MM)
+    generator = np.random.default_rng(0)
+    logits = np.empty((14, *label.shape), dtype=np.float32)
+    for value in range(14):
+        noise = gaussian_filter(generator.standard_normal(label.shape, dtype=np.float32), 2)
+        logits[value] = 10 * gaussian_filter((label == value).astype(np.float32), 1) - 5 + 5 * noise
+    np.save(folder / "logits.npy", logits)
+
+
+def preparation_inputs(folder: Path, shared: Path, _data: Path) -> None:
+    """A phantom of 250 x 512 x 512 voxels with its labels."""
+    if not (folder / "scan-label.npy").is_file():
+        _save_scan(folder, *phantom(shared, (250, 512, 512), (1.0, 0.8, 0.8)))
+    _link(folder / "model-32", paper_model(shared).folder)
+
+
+def preparation_ircad17(folder: Path, shared: Path, data: Path) -> None:
+    """A real CT of 119 x 512 x 512 voxels with its labels; taken as if its spacing were the phantom's."""
+    _save_scan(folder, *_ircad17(data))
+    _link(folder / "model-32", paper_model(shared).folder)
+
+
+def _save_scan(folder: Path, image: AnyArray, label: LabelArray) -> None:
+    np.save(folder / "scan.npy", image)
+    np.save(folder / "scan-label.npy", label)
+
+
+def scores_inputs(folder: Path, shared: Path, _data: Path) -> None:
+    """The organs of a phantom, 100 x 512 x 512 voxels, and a copy with wrong borders."""
+    _save_labels(folder, phantom(shared, (100, 512, 512), (2.5, 0.8, 0.8))[1])
+
+
+def scores_ircad17(folder: Path, _shared: Path, data: Path) -> None:
+    """The labels of a real CT, and a copy with wrong borders."""
+    label = _ircad17(data)[1]
+    _save_labels(folder, np.where(label <= 13, label, 0).astype(np.uint8))
+
+
+def _save_labels(folder: Path, label: LabelArray) -> None:
+    """What a coarse grid leaves of the labels, moved by some voxels, is the prediction."""
+    z, y, x = label.shape
+    coarse = resample_label(label, (z // 2, y // 4, x // 4))
+    np.save(folder / "reference.npy", label)
+    np.save(folder / "prediction.npy", np.roll(resample_label(coarse, (z, y, x)), (0, 1, 2), (0, 1, 2)))
+
+
+def prediction_inputs(folder: Path, shared: Path, _data: Path) -> None:
+    """A phantom CT of 512 x 512 x 100 voxels of 0.8 x 0.8 x 2.5 mm as a file, and both models."""
+    image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM)
+    _write(folder / "scan" / "scan_0000.nii.gz", image, CT_SPACING_MM)
+    _link_models(folder, shared)
+
+
+def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
+    """A real CT, and both models."""
+    (folder / "scan").mkdir(exist_ok=True)
+    _link(folder / "scan" / "scan_0000.nii.gz", data / "ct_whole" / "ircad17_0000.nii.gz")
+    _link_models(folder, shared)
+
+
+def _link_models(folder: Path, shared: Path) -> None:
+    for base_features in (32, 16):
+        model = paper_model(shared, base_features=base_features)
+        _link(folder / f"model-{base_features}", model.folder)
+
+
+def _link(link: Path, target: Path) -> None:
+    if not link.is_symlink():
+        link.symlink_to(target.resolve())
+
+
+def _ircad17(data: Path) -> tuple[AnyArray, LabelArray]:
+    image = read_raw([data / "ct_whole" / "ircad17_0000.nii.gz"])
+    label, _ = read_label(data / "ct_whole" / "ircad17_label.nii.gz")
+    return np.ascontiguousarray(image.channels[0].stored), label
+
+
+def phantom(folder: Path, shape: Shape, spacing_mm: Spacing) -> tuple[AnyArray, LabelArray]:
+    """A phantom CT as int16 and its organs; kept in `folder`."""
+    file = folder / f"phantom-{'x'.join(map(str, shape))}.npz"
+    if not file.is_file():
+        image, label = phantom_case(Draw(seed=7), shape_zyx=shape, spacing_mm=spacing_mm)
+        with atomic_file(file) as temporary, temporary.open("wb") as opened:
+            np.savez(opened, image=image.astype(np.int16), label=label)
+    with np.load(file) as arrays:
+        return arrays["image"], arrays["label"]
+
+
+def _write(file: Path, array: AnyArray, spacing_mm: Spacing) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image_type: Any = nib.Nifti1Image  # has no type annotations
+    volume = image_type(array.transpose(2, 1, 0), np.diag([*spacing_mm[::-1], 1.0]))
+    with atomic_file(file) as temporary:
+        nib.save(volume, temporary)

@@ -1,0 +1,53 @@
+"""Task: a CT predicted, file to file."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from measured import Contender, Work
+
+SCAN = "scan_0000.nii.gz"
+
+
+def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
+    from semiseg import workflows
+    from semiseg.io.nifti import read_label
+    from semiseg.predict.settings import PredictSettings
+
+    output = folder / "predicted-by-semiseg"
+    shutil.rmtree(output, ignore_errors=True)
+    settings = PredictSettings(**({"engine": "openvino"} | options))
+
+    def work() -> dict[str, Any]:
+        workflows.predict(folder / model, [folder / "scan"], output, settings=settings, quiet=True)
+        return {"labels": read_label(output / SCAN.replace("_0000", ""))[0]}
+
+    return work
+
+
+def _nnunet(folder: Path) -> Work:
+    import nnunet
+    import SimpleITK
+
+    predictor = nnunet.predictor(folder / "model-32")
+    output = folder / "predicted-by-nnunet"
+    output.mkdir(exist_ok=True)
+
+    def work() -> dict[str, Any]:
+        scan, target = str(folder / "scan" / SCAN), str(output / "scan")
+        predictor.predict_from_files_sequential([[scan]], [target])
+        return {"labels": SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(target + ".nii.gz"))}
+
+    return work
+
+
+CONTENDERS: dict[str, Contender] = {
+    "semiseg": _semiseg,
+    "semiseg, all tiles": partial(_semiseg, skip_air=False),
+    "semiseg int8": partial(_semiseg, precision="int8"),
+    "semiseg compact": partial(_semiseg, model="model-16"),
+    "nnU-Net": _nnunet,
+}

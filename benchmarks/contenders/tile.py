@@ -1,0 +1,69 @@
+"""Task: the logits of one 64 x 160 x 160 tile by the paper's network."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from measured import Contender, Work
+
+TILE = "window.npy"
+
+
+def _semiseg(folder: Path, precision: str) -> Work:
+    from semiseg.predict.engines.opening import open_engine
+    from semiseg.predict.model import load_model
+
+    engine = open_engine(load_model(folder / "model-32"), "openvino", precision=precision)
+    tile = np.load(folder / TILE)[None, :, :, :160, :160]
+    engine.run(tile)
+    return lambda: {"logits": engine.run(tile)[0]}
+
+
+def _torch(folder: Path) -> Work:
+    """Our network and weights as most research codes would run them."""
+    import torch
+
+    from semiseg.predict.engines.torch_engine import load_network
+    from semiseg.predict.model import load_model
+
+    network = load_network(load_model(folder / "model-32"))
+    tile = torch.from_numpy(np.load(folder / TILE)[None, :, :, :160, :160])
+
+    def work() -> dict[str, object]:
+        with torch.inference_mode():
+            return {"logits": network(tile)[0].numpy()}
+
+    work()
+    return work
+
+
+def _nnunet(folder: Path) -> Work:
+    """nnU-Net's own network class at the same sizes, with its instance norm and leaky ReLU, weights at random."""
+    import torch
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+    features = (32, 64, 128, 256, 512)
+    network = PlainConvUNet(
+        1, len(features), features, torch.nn.Conv3d, 3, (1, 2, 2, 2, 2), 2, 14, 2,
+        conv_bias=True, norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+    ).eval()  # fmt: skip
+    tile = torch.from_numpy(np.load(folder / TILE)[None, :, :, :160, :160])
+
+    def work() -> dict[str, object]:
+        with torch.inference_mode():
+            network(tile)
+        return {}
+
+    work()
+    return work
+
+
+CONTENDERS: dict[str, Contender] = {
+    "semiseg": partial(_semiseg, precision="float32"),
+    "semiseg int8": partial(_semiseg, precision="int8"),
+    "nnU-Net": _nnunet,
+    "torch": _torch,
+}
