@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from semiseg.errors import ConfigError, SemisegError
+from semiseg.predict.settings import EngineName, Precision, PredictSettings
 
 if TYPE_CHECKING:
     from semiseg.settings import RunSettings
@@ -95,9 +96,9 @@ class Predict:
     """Folder for ID.nii.gz and predictions.jsonl."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    engine: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    engine: EngineName = "auto"
     """What computes on a CPU: by default the fastest that is installed and gives torch's labels."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the engine: by default the fastest that gives the labels of float32."""
     tile_batch: int = 1
     """Tiles computed together."""
@@ -116,7 +117,6 @@ class Predict:
 
     def execute(self) -> int:
         from semiseg import workflows
-        from semiseg.predict.settings import PredictSettings
 
         settings = PredictSettings(
             device=self.device,

@@ -158,3 +158,9 @@ def hash_files(paths: Sequence[Path], *, salt: str = "") -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where semiseg keeps what it found out or made on this machine: `$XDG_CACHE_HOME/semiseg`, or
+    `~/.cache/semiseg`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "semiseg"

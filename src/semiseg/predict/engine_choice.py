@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import read_json, read_jsonl, write_json
+from semiseg.files import cache_folder, read_json, read_jsonl, write_json
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.opening import is_installed, open_engine, precisions
 from semiseg.predict.inputs import Scan
@@ -92,9 +91,29 @@ class _Choosing:
 
     def _open(self, choice: Choice) -> Engine:
         settings = self._settings
+        if choice.precision == "int8":
+            self._make_int8()
         return open_engine(
             self._model, choice.engine, precision=choice.precision, device=settings.device, say=self._say
         )
+
+    def _make_int8(self) -> None:
+        """Make the int8 network, unless it is there."""
+        if not is_installed("openvino"):
+            return  # opening says what is missing
+        from semiseg.predict.engines.openvino_engine import int8_file
+
+        if int8_file(self._model).is_file():
+            return
+        if self._settings.max_memory:
+            raise ConfigError(
+                "precision = 'int8': making the int8 network takes more memory than predicting, and no budget is kept "
+                "then. Make it first, by predicting a scan without --max-memory."
+            )
+        from semiseg.predict.int8 import make_int8
+
+        self._known.forget(Choice("openvino", "int8"))
+        make_int8(self._model, self._scans, say=self._say)
 
     def _works(self, choice: Choice) -> bool:
         """Whether a candidate computes a tile on this machine; times it."""
@@ -138,7 +157,9 @@ def _candidates(settings: PredictSettings) -> list[Choice]:
         on_cpu = _on_cpu(settings.device)
         names = [name for name in ("openvino", "onnx") if on_cpu and is_installed(name)]
     found = [Choice(name, p) for name in names for p in precisions(name) if wanted in ("auto", p)]
-    if automatic and wanted != "bfloat16":
+    if wanted == "int8" and "openvino" in names:
+        found = [Choice("openvino", "int8")]
+    if automatic and wanted in ("auto", "float32"):
         found.append(REFERENCE)
     if not found:
         raise ConfigError(
@@ -200,6 +221,10 @@ class _Known:
         """Whether it failed its check."""
         return "worst_dice" in self._rows.get(str(choice), {}) and self.worst_dice(choice) < SMALLEST_DICE
 
+    def forget(self, choice: Choice) -> None:
+        """All that is known of an engine."""
+        self._rows.pop(str(choice), None)
+
     def remember(self, choice: Choice, **facts: Any) -> None:
         """Add to what is known of an engine."""
         self._rows[str(choice)] = self._rows.get(str(choice), {}) | facts
@@ -227,8 +252,3 @@ def _has(library: str) -> bool:
     except ImportError:  # PackageNotFoundError
         return False
     return True
-
-
-def cache_folder() -> Path:
-    """Where semiseg remembers what it measured on this machine: `$XDG_CACHE_HOME/semiseg`, or `~/.cache/semiseg`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "semiseg"

@@ -59,7 +59,7 @@ class References:
         """scans: the smallest of them are taken, unless they cannot be read."""
         self._model, self._engine = model, engine
         self._settings = replace(settings, probabilities=False, postprocess=False)
-        self._scans = sorted((s for s in scans if all(f.is_file() for f in s.images)), key=_bytes)
+        self._scans = smallest_first(scans)
         self._labels: dict[str, LabelArray] = {}
 
     def check(self, engine: Engine) -> Parity:
@@ -85,5 +85,7 @@ class References:
         return labels
 
 
-def _bytes(scan: Scan) -> int:
-    return sum(file.stat().st_size for file in scan.images)
+def smallest_first(scans: Sequence[Scan]) -> list[Scan]:
+    """The scans whose files are there, by their size on disk."""
+    there = [scan for scan in scans if all(file.is_file() for file in scan.images)]
+    return sorted(there, key=lambda scan: sum(file.stat().st_size for file in scan.images))

@@ -8,6 +8,9 @@ from typing import Literal
 from semiseg.errors import ConfigError
 from semiseg.predict.byte_sizes import parse_bytes
 
+EngineName = Literal["auto", "torch", "openvino", "onnx"]
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings:
@@ -15,10 +18,11 @@ class PredictSettings:
 
     device: str = "auto"
     """auto (CUDA, then Apple's MPS, then CPU), cpu, cuda, cuda:1 or mps."""
-    engine: Literal["auto", "torch", "openvino", "onnx"] = "auto"
+    engine: EngineName = "auto"
     """What computes on a CPU: by default the fastest that is installed and gives torch's labels. On a GPU torch."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the engine: by default the fastest that it has and that gives the labels of float32."""
+    precision: Precision = "auto"
+    """Of the engine: by default the fastest that the processor has and that gives the labels of float32. int8 is made
+    from the scans at hand, which takes minutes once, and so only where it is asked for."""
     tile_step: float = 0.5
     """Distance of neighbouring tiles as a share of the patch; smaller is slower and a little better."""
     tile_batch: int = 1

@@ -19,7 +19,8 @@ def is_installed(name: str) -> bool:
 
 
 def precisions(name: str) -> list[str]:
-    """The precisions that an engine has on this CPU; one that is not installed, float32, so that opening it says so."""
+    """The precisions that an engine has on this CPU without further ado; one that is not installed, float32, so that
+    opening it says so."""
     if name == "openvino" and is_installed(name):
         from semiseg.predict.engines.openvino_engine import supported_precisions
 
@@ -46,7 +47,7 @@ def open_engine(
         raise ConfigError(
             f"engine = {name!r}, but {' and '.join(missing)} cannot be imported: pip install 'semiseg[{name}]'."
         )
-    if precision != "float32" and not (name == "openvino" and precision == "bfloat16"):
+    if precision != "float32" and not (name == "openvino" and precision in ("bfloat16", "int8")):
         raise ConfigError(f"precision = {precision!r}: {name} computes in float32 here.")
     if name == "openvino":
         from semiseg.predict.engines.openvino_engine import OpenVinoEngine

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import openvino
 
+from semiseg.errors import ConfigError
+from semiseg.files import cache_folder
 from semiseg.predict.engines.onnx_file import onnx_bytes
 from semiseg.predict.model import Model
 from semiseg.processes import usable_cores
 from semiseg.types import FloatArray
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+"""What is not quantised, all but in int8, is computed in."""
+
+
+def int8_file(model: Model) -> Path:
+    """Where the int8 network of a model is kept on this machine; `semiseg.predict.int8` makes it."""
+    return cache_folder() / "int8" / f"{model.hash[:16]}-openvino-{openvino.__version__.split('-')[0]}" / "network.xml"
+
+
+def read_network(model: Model) -> Any:
+    """The model's network in float32, for one tile of its patch."""
+    graph = openvino.Core().read_model(onnx_bytes(model))
+    graph.reshape([1, len(model.plan.channels), *model.plan.patch])
+    return graph
 
 
 class OpenVinoEngine:
@@ -19,16 +37,20 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, model: Model, precision: str = "float32") -> None:
+        """Raises `ConfigError` where the int8 network of the model was not made yet."""
         self.precision = precision
-        core = openvino.Core()
-        graph = core.read_model(onnx_bytes(model))
-        graph.reshape([1, len(model.plan.channels), *model.plan.patch])
+        if precision == "int8" and not int8_file(model).is_file():
+            raise ConfigError(
+                "precision = 'int8': this model has no int8 network on this machine yet. "
+                "semiseg predict --engine openvino --precision int8 makes it from the scans that it is given."
+            )
+        graph = openvino.Core().read_model(int8_file(model)) if precision == "int8" else read_network(model)
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": usable_cores(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._compiled = core.compile_model(graph, "CPU", options)
+        self._compiled = openvino.Core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
 
     def run(self, tiles: FloatArray) -> FloatArray:
