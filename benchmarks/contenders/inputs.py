@@ -94,7 +94,7 @@ def _logits(folder: Path, shared: Path, rows: int) -> None:
     """Of the organs of a phantom, smooth and with some noise, as a network gives them."""
     if (folder / "logits.npy").is_file():
         return
-    _, label = phantom(shared, (rows, 410, 410), PAPER_SPACING_MM)
+    label = _repeated(phantom(shared, (100, 410, 410), PAPER_SPACING_MM)[1], rows)
     generator = np.random.default_rng(0)
     logits = np.empty((14, *label.shape), dtype=np.float32)
     for value in range(14):
@@ -104,9 +104,9 @@ def _logits(folder: Path, shared: Path, rows: int) -> None:
 
 
 def preparation_inputs(folder: Path, shared: Path, _data: Path) -> None:
-    """A phantom of 250 x 512 x 512 voxels with its labels."""
-    if not (folder / "scan-label.npy").is_file():
-        _save_scan(folder, *phantom(shared, (250, 512, 512), (1.0, 0.8, 0.8)))
+    """A CT of 250 x 512 x 512 voxels with its labels."""
+    image, label = phantom(shared, (100, 512, 512), CT_SPACING_MM)
+    _save_scan(folder, _repeated(image, 250), _repeated(label, 250))
     _link(folder / "model-32", paper_model(shared).folder)
 
 
@@ -180,6 +180,12 @@ def phantom(folder: Path, shape: Shape, spacing_mm: Spacing) -> tuple[AnyArray, 
             np.savez(opened, image=image.astype(np.int16), label=label)
     with np.load(file) as arrays:
         return arrays["image"], arrays["label"]
+
+
+def _repeated(array: AnyArray, rows: int) -> AnyArray:
+    """A longer scan: the same slices there and back again, until there are enough."""
+    there_and_back = np.concatenate([array, array[::-1]])
+    return np.concatenate([there_and_back] * (rows // len(there_and_back) + 1))[:rows]
 
 
 def _write(file: Path, array: AnyArray, spacing_mm: Spacing) -> None:
