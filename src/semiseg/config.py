@@ -16,20 +16,28 @@ from semiseg.settings import RunSettings, settings_from
 def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
     """The recipe (or the defaults) with `section.key=value` overrides applied in order.
 
-    A relative `data.root` of a recipe starts from the recipe's folder, one given by an override from the working
-    folder. Raises `ConfigError` for anything unknown.
+    A relative `data.root` or `data.teacher` of a recipe starts from the recipe's folder, one given by an override from
+    the working folder. Raises `ConfigError` for anything unknown.
     """
     tables = read_toml(recipe) if recipe else {}
-    data = tables.get("data")
-    if recipe and isinstance(data, dict) and isinstance(data.get("root"), str) and data["root"]:
-        data["root"] = str((recipe.parent / data["root"]).resolve())
+    if recipe:
+        _resolve_paths(tables, _PATHS, recipe.parent)
     for override in overrides:
         tables = _with_override(tables, override)
-        data = tables.get("data")
-        if override.strip().startswith("data.root") and isinstance(data, dict) and isinstance(data.get("root"), str):
-            data["root"] = str(Path(data["root"]).resolve())
+        _resolve_paths(tables, [key for key in _PATHS if override.strip().startswith(f"data.{key}")], Path())
     source = str(recipe) if recipe else "settings"
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
+
+
+_PATHS = ("root", "teacher")
+"""Of section `[data]`."""
+
+
+def _resolve_paths(tables: dict[str, Any], keys: Sequence[str], start: Path) -> None:
+    data = tables.get("data")
+    for key in keys:
+        if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:
+            data[key] = str((start / data[key]).resolve())
 
 
 def _with_override(tables: dict[str, Any], override: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from semiseg.data.laterality import measured_mirror_axis
 from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.planner import Device, make_plan
 from semiseg.data.prepare import prepare_cases, write_recipe
-from semiseg.data.roles import assign_roles, of_role, read_run_cases, with_hashes, write_run_cases
+from semiseg.data.roles import RunCase, assign_roles, of_role, read_run_cases, taught, with_hashes, write_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import (
     Comparison,
@@ -86,7 +86,9 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     )
     validation = settings.train.validation_fraction if settings.train.validation_every else 0.0
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
-    training = [case.case() for case in of_role(cases, "labelled", "unlabelled", "validation")]
+    if settings.data.teacher:
+        cases = _teach(run, cases, dataset.labels, settings, quiet=quiet)
+    training = [case.case() for case in of_role(cases, "labelled", "taught", "unlabelled", "validation")]
 
     if not (run / "plan.toml").exists():
         with _bar("fingerprint", quiet) as advance:
@@ -112,6 +114,25 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
         )
     write_recipe(run / "store", plan)
     return plan
+
+
+def _teach(
+    run: Path, cases: list[RunCase], labels: LabelScheme, settings: RunSettings, *, quiet: bool
+) -> list[RunCase]:
+    """Have the teacher label the unlabelled cases; those that it has labelled before are not done again."""
+    teacher = load_model(Path(settings.data.teacher))
+    if teacher.plan.labels.names != labels.names:
+        raise ConfigError(
+            f"data.teacher = {settings.data.teacher}: knows {', '.join(teacher.plan.labels.organs.values())}, but "
+            f"{settings.data.root} has {', '.join(labels.organs.values())}. Name a model that was trained on these."
+        )
+    output = run / "teacher_labels"
+    scans = [Scan(case.id, tuple(map(Path, case.images))) for case in of_role(cases, "unlabelled")]
+    predict_settings = replace(settings.predict, probabilities=False)
+    outcomes = _predict(teacher.folder, scans, output, predict_settings, quiet=quiet)
+    if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
+        raise DataError("the teacher could not label (the others are kept):\n  " + "\n  ".join(failed))
+    return taught(cases, output)
 
 
 def train(run: Path, *, quiet: bool = False) -> Path:
@@ -367,7 +388,9 @@ _FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
 
 
 def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
-    return replace(settings, data=replace(settings.data, root=str((base / settings.data.root).resolve())))
+    data = settings.data
+    teacher = str((base / data.teacher).resolve()) if data.teacher else ""
+    return replace(settings, data=replace(data, root=str((base / data.root).resolve()), teacher=teacher))
 
 
 def _prepared_settings(run: Path) -> RunSettings:

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from semiseg.config import load_settings
+from semiseg.data.plan import read_plan
 from semiseg.evaluate import read_summary
 from semiseg.files import read_json, read_jsonl, write_json
 from semiseg.io.layouts import read_dataset
+from semiseg.io.nifti import read_label
+from semiseg.io.store import read_case_meta
+from semiseg.predict.model import load_model
 
 Command = Callable[..., Any]
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
@@ -22,6 +26,7 @@ REAL = {
     "head_neck": ("Dataset101_HeadNeckCT", 6),
     "left_atrium": ("Dataset102_LeftAtriumHalf", 4),
 }
+COMPACT = ("head_neck_small_student", "head_neck_coarse_student")
 """Data set, and a spacing in mm at which its scans are small."""
 STEPS = ["train.budget_minutes=0", "train.steps=6", "train.log_every=1", "train.refresh_cases=1"]
 """Enough for warm-up and training phase of every recipe."""
@@ -41,14 +46,14 @@ def both_phases_were_taken(run: Path) -> None:
 
 
 def test_there_are_recipes_for_the_benchmarks_and_the_paper() -> None:
-    assert {path.stem for path in RECIPES} == {*REAL, "flare22"}
+    assert {path.stem for path in RECIPES} == {*REAL, *COMPACT, "flare22"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_says_nothing_that_is_the_default(path: Path) -> None:
     settings = load_settings(path)
     assert settings.data.root == ""
-    assert settings.method.name == "mpl"
+    assert (settings.method.name == "mpl") == (path.stem not in COMPACT)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +109,49 @@ def test_a_recipe_goes_the_whole_way_on_phantoms(
     answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", phantoms, *flags)
     assert answer.code == 0, answer
     both_phases_were_taken(tmp_path / "run")
+
+
+def test_the_compact_students_go_the_whole_way_on_phantoms(
+    semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """The small one under its teacher; the coarse one after it, from the labels that it gives."""
+    small, coarse = (next(path for path in RECIPES if path.stem == name) for name in COMPACT)
+    flags = ["--data", phantoms, "--labelled", 2, *smaller(tiny)]
+    teacher = tmp_path / "teacher"
+    halved = ["--set", "plan.base_features=4", "--set", "plan.student_base_features=2"]
+    answer = semiseg_command("run", teacher, "--recipe", small, *flags, *halved)
+    assert answer.code == 0, answer
+    plan = read_plan(teacher / "plan.toml")
+    assert plan.student.features[0] * 2 == plan.teacher.features[0]
+    assert load_model(teacher).sizes == plan.student
+
+    student = tmp_path / "student"
+    coarser = ["--set", "plan.spacing_mm=[24.0, 24.0, 24.0]", "--set", f"data.teacher={teacher}"]
+    answer = semiseg_command("run", student, "--recipe", coarse, *flags, *coarser)
+    assert answer.code == 0, answer
+    rows = read_jsonl(student / "cases.jsonl")
+    taught = [row for row in rows if row["role"] == "taught"]
+    assert taught
+    assert not [row for row in rows if row["role"] == "unlabelled"]
+    card = read_json(student / "model" / "card.json")
+    assert card["taught_cases"] == len(taught)
+    assert len(card["labelled_cases"]) == 2
+    for row in taught:
+        given, _ = read_label(Path(row["label"]))
+        by_teacher, _ = read_label(student / "teacher_labels" / f"{row['id']}.nii.gz")
+        np.testing.assert_array_equal(given, by_teacher)
+        assert read_case_meta(student / "store" / row["id"]).labelled
+    assert f"{len(taught)} labelled by its teacher" in (student / "report.html").read_text()
+    again = semiseg_command("run", student, "--recipe", coarse, *flags, *coarser)
+    assert again.code == 0, again
+    assert len(read_jsonl(student / "teacher_labels" / "predictions.jsonl")) == len(taught)  # not labelled twice
+
+    plan_file = teacher / "model" / "plan.toml"
+    plan_file.write_text(plan_file.read_text().replace("liver", "heart"))
+    answer = semiseg_command("prepare", tmp_path / "other", "--recipe", coarse, *flags, *coarser)
+    assert answer.code != 0
+    assert f"data.teacher = {teacher}: knows" in answer.err.replace("\n", " ")
+    assert "heart" in answer.err
 
 
 def some_cases(source: Path, target: Path) -> Path:

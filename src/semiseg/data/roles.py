@@ -12,7 +12,8 @@ from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split
 from semiseg.randomness import Draw
 
-Role = Literal["labelled", "unlabelled", "validation", "test"]
+Role = Literal["labelled", "taught", "unlabelled", "validation", "test"]
+"""Taught is an unlabelled case that was labelled by an earlier model, to learn from as if the labels were true."""
 FEWEST_TO_VALIDATE = 8
 """Below so many labelled cases none is held out: they are too few to give away."""
 
@@ -29,6 +30,9 @@ class DataSettings:
     """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
     label_seed: int | None = None
     """Which cases keep theirs: None takes the first of `splits.json` (or by name), a number draws by that seed."""
+    teacher: str = ""
+    """A trained run or model folder that labels the unlabelled cases before training (distillation): so a network on
+    another grid, or with fewer features, learns what it knows. Relative paths as `root`."""
     mirror_pairs: tuple[tuple[str, str], ...] | None = None
     """Pairs of label names that mirroring exchanges; None takes dataset.json's, or left_x with right_x."""
 
@@ -97,6 +101,16 @@ def _label_order(dataset: Dataset, settings: DataSettings) -> list[str]:
         return [names[i] for i in shuffled]
     listed = [case for case in dataset.train_order if case in set(labelled)]
     return listed + [case for case in labelled if case not in set(listed)]
+
+
+def taught(cases: Sequence[RunCase], labels: Path) -> list[RunCase]:
+    """The cases, of which the unlabelled ones have the label maps `labels/ID.nii.gz` of a teacher."""
+    return [
+        replace(case, role="taught", label=str((labels / f"{case.id}.nii.gz").resolve()))
+        if case.role == "unlabelled"
+        else case
+        for case in cases
+    ]
 
 
 def of_role(cases: Sequence[RunCase], *roles: Role) -> list[RunCase]:

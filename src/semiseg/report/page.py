@@ -146,8 +146,9 @@ def trained_on(data: RunData) -> str:
     roles = data.roles
     if not roles:
         return "There is no list of cases in this run yet."
-    used = ("labelled",) if data.setting("method.name") == "supervised" else ("labelled", "unlabelled")
-    learnt = [f"{count(roles[role])} {role}" for role in used if roles.get(role)]
+    used = ("labelled", "taught", *(() if data.setting("method.name") == "supervised" else ("unlabelled",)))
+    named = {"taught": "labelled by its teacher"}
+    learnt = [f"{count(roles[role])} {named.get(role, role)}" for role in used if roles.get(role)]
     text = f"Trained on {' and '.join(learnt) or 'no'} scans"
     if "unlabelled" not in used and roles.get("unlabelled"):
         text += f" ({count(roles['unlabelled'])} unlabelled ones unused)"

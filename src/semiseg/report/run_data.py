@@ -16,7 +16,7 @@ from semiseg.files import read_jsonl, read_toml
 class RunData:
     """A run folder in memory.
 
-    settings: the resolved run.toml. roles: number of cases by role (labelled, unlabelled, validation, test).
+    settings: the resolved run.toml. roles: number of cases by role (labelled, taught, unlabelled, validation, test).
     failures: case id and reason of predictions that failed. missing: test cases without any score or failure.
     feedback: the feedback maps' files. run_text, plan_text: the files as they are, or None.
     """

@@ -15,7 +15,7 @@ from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
-from semiseg.data.roles import RunCase, of_role
+from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import DataError
 from semiseg.files import atomic_file
@@ -60,8 +60,7 @@ class Session:
         there are none."""
         check_recipe(self.run / "store", self.plan)
         labelled, unlabelled, validation = (
-            tuple(self.run / "store" / case.id for case in of_role(self.cases, role))
-            for role in ("labelled", "unlabelled", "validation")
+            tuple(self.run / "store" / case.id for case in of_role(self.cases, *roles)) for roles in _SOURCES
         )
         if self.method.uses_unlabelled and not unlabelled:
             raise DataError(
@@ -150,12 +149,17 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         "mirror_axes": list(session.augment.mirror_axes) if session.augment.enabled else [],
         "dataset": session.plan.dataset,
         "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
+        "taught_cases": len(of_role(session.cases, "taught")),
         "unlabelled_cases": len(of_role(session.cases, "unlabelled")),
         "torch": torch.__version__,
         "intended_use": "Research. Not a medical device; have a qualified person check every result.",
     }
     network = method.networks[method.evaluated]
     save_model(session.run / "model", network, session.plan, role="student", card=card)
+
+
+_SOURCES: tuple[tuple[Role, ...], ...] = (("labelled", "taught"), ("unlabelled",), ("validation",))
+"""Roles of the cases that are learnt from with labels, without, and watched."""
 
 
 def _write_feedback_maps(session: Session, method: MetaPseudoLabels, unlabelled: tuple[Path, ...]) -> None:
