@@ -182,6 +182,14 @@ def phantom(folder: Path, shape: Shape, spacing_mm: Spacing) -> tuple[AnyArray, 
         return arrays["image"], arrays["label"]
 
 
+def write_long_ct(file: Path, shared: Path, slices: int) -> Path:
+    """A CT of 512 x 512 voxels a slice of 0.8 x 0.8 x 2.5 mm."""
+    if not file.is_file():
+        image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM)
+        _write(file, _repeated(image, slices), CT_SPACING_MM)
+    return file
+
+
 def _repeated(array: AnyArray, rows: int) -> AnyArray:
     """A longer scan: the same slices there and back again, until there are enough."""
     there_and_back = np.concatenate([array, array[::-1]])

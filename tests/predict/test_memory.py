@@ -123,6 +123,50 @@ def test_what_is_planned_is_enough(
     assert taken > 0.3 * planned  # a plan that nobody needs would refuse scans that fit
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.inputs import find_scans
+from semiseg.predict.memory import measure_engine, scan_needs
+from semiseg.predict.model import load_model
+from semiseg.predict.predictor import predict_scans
+from semiseg.predict.settings import PredictSettings
+
+folder, scan, output, share = sys.argv[1:]
+model = load_model(Path(folder))
+engine = open_engine(model, "openvino")
+settings = PredictSettings(tile_step=1.0, device="cpu")
+engine_bytes = measure_engine([engine], model, settings)
+scans = find_scans([Path(scan)])
+(planned,) = scan_needs(scans, model, settings, engine_bytes=engine_bytes).values()
+lines = Path("/proc/self/status").read_text().splitlines()
+held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+limit = held + int(float(share) * (planned - engine_bytes))
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+(outcome,) = predict_scans(scans, model, engine, Path(output), settings)
+print(outcome.error or "predicted")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone counts what it limits here")
+def test_a_long_scan_is_predicted_under_a_hard_limit(organs: Path, tmp_path: Path) -> None:
+    """The system refuses what goes beyond the plan, stacks of threads included; with far less it is not enough."""
+    scan = write_scan(tmp_path / "long.nii.gz", (160, 160, 320), (0.9, 0.9, 2.0))
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def predicted(share: float) -> str:
+        command = [sys.executable, "-c", LIMITED, str(organs), str(scan), str(tmp_path / "out"), str(share)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert "not enough memory" in predicted(0.3)
+    assert not (tmp_path / "out" / "long.nii.gz").exists()
+    assert predicted(1.0) == "predicted"
+    assert nib.load(tmp_path / "out" / "long.nii.gz").shape == (160, 160, 320)  # type: ignore[attr-defined]
+
+
 def test_the_plan_grows_with_the_slab_not_with_the_length(plan: Plan, tmp_path: Path) -> None:
     def parts(length: int) -> tuple[int, int]:
         grid = read_grid(write_scan(tmp_path / f"{length}.nii", (64, 64, length), (1.0, 1.0, 2.0)))
