@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--limit", default="3GB")
     arguments = parser.parse_args()
     folder = arguments.out / "hard-limit"
-    model = inputs.paper_model(arguments.out, base_features=16)
+    model = inputs.trained_model(arguments.out, "model-16")
     short = inputs.write_long_ct(folder / "short_0000.nii.gz", arguments.out, 64)
     scan = inputs.write_long_ct(folder / f"long{arguments.slices}_0000.nii.gz", arguments.out, arguments.slices)
     program = [sys.executable, "-m", "semiseg", "predict", str(model.folder)]
@@ -52,7 +52,7 @@ def main() -> None:
             (group / "cgroup.procs").write_text(str(os.getpid()))
 
         command = [*program, str(scan), *options, "--max-memory", arguments.limit]
-        done = subprocess.run(command, preexec_fn=enter, check=False)  # noqa: PLW1509
+        done = subprocess.run(command, preexec_fn=enter, check=False)
         peak = largest_use(group)
     labels = folder / "labels" / scan.name.replace("_0000", "")
     result = {

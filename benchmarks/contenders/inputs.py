@@ -1,4 +1,4 @@
-"""What the contenders are given: generated scans, and the paper's network trained on them for a while.
+"""What the contenders are given: generated scans, and networks trained on them for a while.
 
 Trained, since labels of a network with random weights are noise, and noise is neither what export meets nor what an
 engine can be checked on.
@@ -36,32 +36,35 @@ PAPER_PATCH = (64, 160, 160)
 PAPER_SPACING_MM = (2.5, 1.0, 1.0)
 CT_SPACING_MM = (2.5, 0.8, 0.8)
 _TRAINING_PATCH = (32, 80, 80)
-_STEPS = {32: 160, 16: 300}
+MODELS = {
+    "model-32": (32, PAPER_SPACING_MM, 160),
+    "model-16": (16, PAPER_SPACING_MM, 300),
+    "model-16-coarse": (16, (2.5, 2.0, 2.0), 100),
+}
+"""Features of the finest level, spacing and training steps: the paper's network, one with half of its features, and a
+compact student on a coarser grid."""
 
 
-def paper_model(folder: Path, *, base_features: int = 32) -> Model:
-    """The paper's network for 13 organs on 2.5 x 1 x 1 mm, patch 64 x 160 x 160, trained on three phantoms.
+def trained_model(folder: Path, name: str = "model-32") -> Model:
+    """A network for 13 organs, patch 64 x 160 x 160, trained on three phantoms.
 
-    base_features: 16 makes the compact one. About 20 minutes of 2 cores when it is not there yet.
+    Up to 15 minutes of 2 cores when it is not there yet.
     """
-    target = folder / f"model-{base_features}"
+    target = folder / name
     if not target.is_dir():
+        base_features, spacing_mm, steps = MODELS[name]
         data = write_phantom_dataset(
             folder / "phantoms", seed=3, labelled=3, unlabelled=0, test=0, spacing_mm=PAPER_SPACING_MM
         )
         settings = RunSettings(
             data=DataSettings(root=str(data)),
             plan=PlanSettings(
-                device="cpu",
-                spacing_mm=PAPER_SPACING_MM,
-                patch=_TRAINING_PATCH,
-                batch=2,
-                base_features=base_features,
+                device="cpu", spacing_mm=spacing_mm, patch=_TRAINING_PATCH, batch=2, base_features=base_features
             ),
             method=MethodSettings(name="supervised"),
-            train=TrainSettings(steps=_STEPS[base_features], precision="float32"),
+            train=TrainSettings(steps=steps, precision="float32"),
         )
-        run = folder / f"run-{base_features}"
+        run = folder / name.replace("model", "run")
         workflows.prepare(run, settings)
         workflows.train(run)
         trained = load_model(run)
@@ -72,7 +75,7 @@ def paper_model(folder: Path, *, base_features: int = 32) -> Model:
 
 def window_inputs(folder: Path, shared: Path, _data: Path) -> None:
     """64 x 256 x 256 voxels of a phantom as the network sees them, and the model."""
-    model = paper_model(shared)
+    model = trained_model(shared)
     _link(folder / "model-32", model.folder)
     if not (folder / "window.npy").is_file():
         image, _ = phantom(shared, (64, 256, 256), PAPER_SPACING_MM)
@@ -107,13 +110,13 @@ def preparation_inputs(folder: Path, shared: Path, _data: Path) -> None:
     """A CT of 250 x 512 x 512 voxels with its labels."""
     image, label = phantom(shared, (100, 512, 512), CT_SPACING_MM)
     _save_scan(folder, _repeated(image, 250), _repeated(label, 250))
-    _link(folder / "model-32", paper_model(shared).folder)
+    _link(folder / "model-32", trained_model(shared).folder)
 
 
 def preparation_ircad17(folder: Path, shared: Path, data: Path) -> None:
     """A real CT of 119 x 512 x 512 voxels with its labels; taken as if its spacing were the phantom's."""
     _save_scan(folder, *_ircad17(data))
-    _link(folder / "model-32", paper_model(shared).folder)
+    _link(folder / "model-32", trained_model(shared).folder)
 
 
 def _save_scan(folder: Path, image: AnyArray, label: LabelArray) -> None:
@@ -155,9 +158,8 @@ def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
 
 
 def _link_models(folder: Path, shared: Path) -> None:
-    for base_features in (32, 16):
-        model = paper_model(shared, base_features=base_features)
-        _link(folder / f"model-{base_features}", model.folder)
+    for name in ("model-32", "model-16-coarse"):
+        _link(folder / name, trained_model(shared, name).folder)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -48,6 +48,6 @@ CONTENDERS: dict[str, Contender] = {
     "semiseg": _semiseg,
     "semiseg, all tiles": partial(_semiseg, skip_air=False),
     "semiseg int8": partial(_semiseg, precision="int8"),
-    "semiseg compact": partial(_semiseg, model="model-16"),
+    "semiseg compact": partial(_semiseg, model="model-16-coarse"),
     "nnU-Net": _nnunet,
 }
