@@ -30,7 +30,7 @@ from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
 MAX_LOCATIONS = 512
 Progress = Callable[[int, int, str], None]
@@ -119,7 +119,7 @@ def prepare_case(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
     z, y, x = image.shape[1:]
     label = None
     if source_label is not None:
-        label = resample_label(source_label, (z, y, x), None, preparation_axis(volume.grid.spacing_mm, plan))
+        label = resample_label(source_label, (z, y, x), preparation_axis(volume.grid.spacing_mm, plan))
     meta = _describe(case, plan, digest, volume, image, label)
     write_case(folder, image=image, label=label, meta=meta)
     return PreparedCase(id=case.id, hash=digest)
