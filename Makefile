@@ -29,11 +29,21 @@ EFFICIENCY := $(BIN)/python benchmarks/label_efficiency.py
 HIPPOCAMPUS := --recipe recipes/hippocampus.toml --data $(DATA)/Dataset004_Hippocampus --out runs/hippocampus
 HEAD_NECK := --recipe recipes/head_neck.toml --data $(DATA)/Dataset101_HeadNeckCT --out runs/head_neck
 
-bench: .venv/installed
+# The tools that we are measured against, in an environment of their own. Not by their requirements: one of them asks for
+# timm and torchvision, which drag in another torch.
+.peers/installed: benchmarks/peers.txt
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/peers.txt
+	touch $@
+
+bench: .venv/installed .peers/installed
+	$(BIN)/python benchmarks/against_peers.py --data $(DATA)
+	$(BIN)/python benchmarks/hard_limit.py
 	$(BIN)/python benchmarks/demo_difficulty.py
 	for action in calibrate run table; do $(EFFICIENCY) $$action $(HIPPOCAMPUS) || exit 1; done
 	for action in calibrate run table; do $(EFFICIENCY) $$action $(HEAD_NECK) || exit 1; done
 	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus/first-pseudo_label
+	$(BIN)/python benchmarks/skipped_tiles.py --run runs/head_neck/first-supervised
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
