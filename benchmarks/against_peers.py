@@ -68,7 +68,7 @@ TASKS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"any of {', '.join(TASKS)}; all by default")
-    parser.add_argument("--contenders", nargs="+", help="these alone, semiseg first; nothing is written then")
+    parser.add_argument("--contenders", nargs="+", help="these alone, semiseg first")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", type=Path, default=Path(".peers/bin/python"))
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
@@ -89,8 +89,7 @@ def main() -> None:
         contenders = arguments.contenders or task.contenders
         rows = measure(task, contenders, folder.resolve(), arguments.repeats, arguments.peers)
         _print(name, rows)
-        if not arguments.contenders:
-            write_json(HERE / "results" / "peers" / f"{name}.json", {"repeats": arguments.repeats, "rows": rows})
+        write_json(HERE / "results" / "peers" / f"{name}.json", {"repeats": arguments.repeats, "rows": rows})
 
 
 def measure(task: Task, contenders: Sequence[str], folder: Path, repeats: int, peers: Path) -> list[dict[str, Any]]:
