@@ -43,7 +43,7 @@ bench: .venv/installed .peers/installed
 	for action in calibrate run table; do $(EFFICIENCY) $$action $(HIPPOCAMPUS) || exit 1; done
 	for action in calibrate run table; do $(EFFICIENCY) $$action $(HEAD_NECK) || exit 1; done
 	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus/first-pseudo_label
-	$(BIN)/python benchmarks/skipped_tiles.py --run runs/head_neck/first-supervised
+	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck/first-supervised --data $(DATA)/Dataset101_HeadNeckCT
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
