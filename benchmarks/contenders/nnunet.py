@@ -31,6 +31,8 @@ def plans_manager(plan: Plan) -> Any:
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
         "patch_size": list(plan.patch),
+        # Asked for, and not used: the network is ours.
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
         "spacing": list(plan.spacing_mm),
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],

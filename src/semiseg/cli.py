@@ -102,6 +102,8 @@ class Predict:
     """Of the engine: by default the fastest that gives the labels of float32."""
     tile_batch: int = 1
     """Tiles computed together."""
+    tile_step: float = PredictSettings.tile_step
+    """Distance of neighbouring tiles as a share of the patch: less is slower and a little better."""
     all_tiles: Quiet = False
     """Also compute tiles of a CT that hold nothing of the body."""
     max_memory: str = ""
@@ -123,6 +125,7 @@ class Predict:
             engine=self.engine,
             precision=self.precision,
             tile_batch=self.tile_batch,
+            tile_step=self.tile_step,
             skip_air=not self.all_tiles,
             max_memory=self.max_memory,
             postprocess=not self.raw,

@@ -16,9 +16,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.geometry import Box, bounding_box
-from semiseg.ops.operators import BLOCK_ROWS, Taps, multiply, zoom_band, zoom_taps
-from semiseg.types import AnyArray, DoubleArray, FloatArray, LabelArray, Shape, Spacing
+from semiseg.ops.operators import BLOCK_ROWS, MIXED, Taps, multiply, shared_with_next, zoom_band, zoom_taps
+from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
 ANISOTROPY_RATIO = 3.0
 """A scan is anisotropic when its largest spacing is more than this many times its smallest (nnU-Net's
@@ -156,8 +155,7 @@ class ResampledRows:
     def _nearest_rows(self) -> NDArray[np.intp]:
         """Of each output slice across the coarse axis, the input slice that it is."""
         assert self._axis is not None
-        n_in, n_out = self._shape_in[self._axis], self._shape_out[self._axis]
-        return np.arange(n_in) if n_in == n_out else zoom_taps(n_in, n_out, 0).low
+        return _nearest(self._shape_in[self._axis], self._shape_out[self._axis])
 
 
 _TIE = 1e-9
@@ -168,69 +166,61 @@ def resample_label(label: LabelArray, shape_out: Shape, anisotropic_axis: int | 
     """The label map `(Z, Y, X)` at `shape_out`, in its own type: the class whose mask weighs most by order 1.
 
     Along `anisotropic_axis` order 0. Of classes that weigh the same it is the nearest voxel's if that is one of them,
-    otherwise the smallest value: nnU-Net's rule (batchgenerators 0.25.5; before, the last class that reached 0.5). A
-    weight above 0.5 wins without looking at the others, so those are made class by class, within the box of each;
-    the others are looked at only where none does.
+    otherwise the smallest value: nnU-Net's rule (batchgenerators 0.25.5; before, the last class that reached 0.5).
+    Weights are looked at only between different labels, and not at all where all neighbours have the same.
     """
     if label.shape == shape_out:
         return label.copy()
     orders = [0 if axis == anisotropic_axis else 1 for axis in range(3)]
-    taps = [zoom_taps(label.shape[a], shape_out[a], orders[a], np.float64) for a in range(3)]
-    out = np.zeros(shape_out, dtype=label.dtype)
-    undecided = np.zeros(shape_out, dtype=np.bool_)
-    for value in np.unique(label):
-        mask = label == value
-        box = bounding_box(mask)
-        if value == 0 or box is None:
-            continue
-        region, weight = _resample_mask(mask[box.slices()], box, taps)
-        out[region.slices()][weight > 0.5 + _TIE] = value
-        # Of at most eight neighbours the class that weighs most weighs an eighth at least.
-        undecided[region.slices()] |= (weight >= 1 / 8 - _TIE) & (weight <= 0.5 + _TIE)
-    undecided &= out == 0
-    places = np.nonzero(undecided)
-    for start in range(0, len(places[0]), _VOXELS_AT_ONCE):
-        some = tuple(axis[start : start + _VOXELS_AT_ONCE] for axis in places)
-        out[some] = _heaviest(label, some, taps, shape_out)
+    z, y, x = (zoom_taps(label.shape[a], shape_out[a], orders[a], np.float64) for a in range(3))
+    nearest = [_nearest(n_in, n_out) for n_in, n_out in zip(label.shape, shape_out, strict=True)]
+    out = np.empty(shape_out, dtype=label.dtype)
+    for start in range(0, shape_out[0], BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, shape_out[0]))
+        first = min(int(z.low[rows].min()), int(nearest[0][rows].min()))
+        stop = max(int(z.high[rows].max()), int(nearest[0][rows].max())) + 1
+        taps = [z.rows(rows.start, rows.stop).columns(first, stop), y, x]
+        out[rows] = _resample_label_rows(label[first:stop], taps, [nearest[0][rows] - first, *nearest[1:]])
     return out
 
 
-def _resample_mask(mask: AnyArray, box: Box, taps: list[Taps]) -> tuple[Box, DoubleArray]:
-    """The output region that the input box reaches, and the weight of the mask in it."""
-    weight = mask.astype(np.float64)
-    starts, stops = [0, 0, 0], [0, 0, 0]
-    for axis in range(3):
-        a, b = box.start[axis], box.stop[axis]
-        touched = np.flatnonzero((taps[axis].high >= a) & (taps[axis].low < b))
-        if touched.size == 0:  # order 0 on the way to fewer slices can leave a class out
-            return Box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0))
-        starts[axis], stops[axis] = int(touched[0]), int(touched[-1]) + 1
-        weight = taps[axis].rows(starts[axis], stops[axis]).columns(a, b).apply(weight, axis)
-    return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2])), weight
+def _nearest(n_in: int, n_out: int) -> NDArray[np.intp]:
+    """Of each output voxel along an axis the input voxel that it lies in."""
+    return np.arange(n_in) if n_in == n_out else zoom_taps(n_in, n_out, 0).low
 
 
-_VOXELS_AT_ONCE = 1 << 16
+def _resample_label_rows(label: LabelArray, taps: list[Taps], nearest: list[NDArray[np.intp]]) -> AnyArray:
+    """Some rows of a label map."""
+    cells = label.astype(np.int32)
+    for axis, tap in enumerate(taps):
+        if tap.high_weight.any():
+            cells = shared_with_next(cells, axis)
+    for axis, tap in enumerate(taps):
+        cells = np.take(cells, tap.low, axis=axis)
+    places = np.nonzero(cells == MIXED)
+    if places[0].size:
+        cells[places] = _heaviest(label, places, taps, nearest)
+    return cells
 
 
 def _heaviest(
-    label: LabelArray, places: tuple[NDArray[np.intp], ...], taps: list[Taps], shape_out: Shape
+    label: LabelArray, places: tuple[NDArray[np.intp], ...], taps: list[Taps], nearest: list[NDArray[np.intp]]
 ) -> LabelArray:
     """Of single output voxels the class that weighs most among their eight neighbours."""
+    found = label[tuple(voxels[p] for voxels, p in zip(nearest, places, strict=True))]
     ends = [((t.low[p], t.low_weight[p]), (t.high[p], t.high_weight[p])) for t, p in zip(taps, places, strict=True)]
     neighbours = list(product(*ends))
     values = np.stack([label[z, y, x] for (z, _), (y, _), (x, _) in neighbours])
     weights = np.stack([a * b * c for (_, a), (_, b), (_, c) in neighbours])
+    # The nearest voxel's class has more than half nearly everywhere, and half is enough where it is the nearest's.
+    left = np.flatnonzero(np.where(values == found, weights, 0.0).sum(axis=0) < 0.5 - _TIE)
+    values, weights, closest = values[:, left], weights[:, left], found[left]
     scores = np.stack([np.where(values == value, weights, 0.0).sum(axis=0) for value in values])
     tied = scores >= scores.max(axis=0) - _TIE
-    nearest = label[
-        tuple(
-            place if n_in == n_out else zoom_taps(n_in, n_out, 0).low[place]
-            for n_in, n_out, place in zip(label.shape, shape_out, places, strict=True)
-        )
-    ]
-    is_nearest = (tied & (values == nearest)).any(axis=0)
+    is_closest = (tied & (values == closest)).any(axis=0)
     smallest = np.where(tied, values, np.iinfo(values.dtype).max).min(axis=0)
-    return np.asarray(np.where(is_nearest, nearest, smallest), dtype=label.dtype)
+    found[left] = np.where(is_closest, closest, smallest)
+    return found
 
 
 def slab_input_rows(n_in: int, n_out: int, z_start: int, z_stop: int, *, nearest: bool = False) -> tuple[int, int]:

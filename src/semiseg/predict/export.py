@@ -15,12 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.ops.operators import zoom_taps
+from semiseg.ops.operators import MIXED, shared_with_next, zoom_taps
 from semiseg.types import FloatArray, LabelArray, Shape
 
-_MIXED = -1
-"""Label of a cell whose corners have different labels."""
-_MOST_MIXED = 0.3
+_MOSTMIXED = 0.3
 """Where a larger share of a plane than this is mixed, interpolating all of it is faster."""
 ROWS_AT_ONCE = 16
 """Rows that are prepared for interpolation together."""
@@ -32,7 +30,7 @@ class _Source(NamedTuple):
     logits: FloatArray
     """`(K, ., .)`."""
     cells: NDArray[np.int32]
-    """The label that each voxel shares with those that it is interpolated with, or `_MIXED`; empty if not asked for."""
+    """The label that each voxel shares with those that it is interpolated with, or `MIXED`; empty if not asked for."""
 
 
 class _Between(NamedTuple):
@@ -122,26 +120,23 @@ class LabelExport:
                 list(pool.map(self._make, self._rows.completed(sources)))
 
     def _source(self, plane: FloatArray) -> _Source:
-        labels = _largest(plane)
-        cells = labels.copy()
-        if self._rows.y is not None and self._rows.y.high_weight.any():
-            cells[:-1][labels[:-1] != labels[1:]] = _MIXED
-        if self._rows.x is not None and self._rows.x.high_weight.any():
-            labels = cells.copy()
-            cells[:, :-1][labels[:, :-1] != labels[:, 1:]] = _MIXED
+        cells = _largest(plane)
+        for axis, taps in enumerate((self._rows.y, self._rows.x)):
+            if taps is not None and taps.high_weight.any():
+                cells = shared_with_next(cells, axis)
         return _Source(plane, cells)
 
     def _make(self, between: _Between) -> None:
         cells = between.low.cells
         if between.high is not between.low:
-            cells = np.where(cells == between.high.cells, cells, _MIXED)
+            cells = np.where(cells == between.high.cells, cells, MIXED)
         y, x = self._rows.y, self._rows.x
         cells = cells if y is None else cells[y.low]
         cells = cells if x is None else np.take(cells, x.low, axis=1)
         plane = self.labels[between.row]
         plane[...] = cells
-        mixed = np.flatnonzero(cells == _MIXED)
-        if mixed.size > _MOST_MIXED * cells.size:
+        mixed = np.flatnonzero(cells == MIXED)
+        if mixed.size > _MOSTMIXED * cells.size:
             plane[...] = _largest(self._rows.plane(between))
         elif mixed.size:
             plane.reshape(-1)[mixed] = _largest(self._rows.voxels(between, mixed))
