@@ -103,7 +103,7 @@ class Predict:
     tile_batch: int = 1
     """Tiles computed together."""
     tile_step: float = PredictSettings.tile_step
-    """Distance of neighbouring tiles as a share of the patch: less is slower and a little better."""
+    """Largest distance of neighbouring tiles as a share of the patch."""
     all_tiles: Quiet = False
     """Also compute tiles of a CT that hold nothing of the body."""
     max_memory: str = ""

@@ -23,8 +23,9 @@ class PredictSettings:
     precision: Precision = "auto"
     """Of the engine: by default the fastest that the processor has and that gives the labels of float32. int8 is made
     from the scans at hand, which takes minutes once, and so only where it is asked for."""
-    tile_step: float = 0.5
-    """Distance of neighbouring tiles as a share of the patch; smaller is slower and a little better."""
+    tile_step: float = 0.6
+    """Largest distance of neighbouring tiles as a share of the patch; smaller is slower, and not measurably better:
+    docs/decisions/0011-fewer-tiles.md."""
     tile_batch: int = 1
     """Tiles computed together; more is faster on a GPU and takes more memory."""
     skip_air: bool = True
