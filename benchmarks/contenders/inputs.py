@@ -27,6 +27,7 @@ from semiseg.methods.settings import MethodSettings
 from semiseg.ops.resample import resample_label
 from semiseg.predict.engines.torch_engine import load_network
 from semiseg.predict.model import Model, load_model, save_model
+from semiseg.predict.settings import PredictSettings
 from semiseg.randomness import Draw
 from semiseg.settings import RunSettings
 from semiseg.train.settings import TrainSettings
@@ -158,8 +159,15 @@ def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
 
 
 def _link_models(folder: Path, shared: Path) -> None:
+    piece = folder / "piece" / "piece_0000.nii.gz"
+    if not piece.is_file():
+        image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM)
+        _write(piece, image[18:82, 150:350, 150:350], CT_SPACING_MM)
     for name in ("model-32", "model-16-coarse"):
         _link(folder / name, trained_model(shared, name).folder)
+        # The engine is checked against torch once for a model on a machine: not what is measured.
+        checked = PredictSettings(engine="openvino")
+        workflows.predict(folder / name, [piece], folder / "piece" / name, settings=checked)
 
 
 def _link(link: Path, target: Path) -> None:

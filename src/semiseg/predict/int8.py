@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 
 from semiseg.data.scan_rows import ScanRows
 from semiseg.errors import ConfigError, DataError
@@ -43,7 +44,7 @@ def make_int8(model: Model, scans: Sequence[Scan], *, say: Callable[[str], None]
     say(f"making an int8 network from {len(tiles)} tiles: minutes, once for this model on this machine")
     nncf.set_log_level(logging.ERROR)
     network = read_network(model)
-    agreement = _Agreement(_compiled(network), tiles)
+    agreement = _Agreement(openvino.Core().compile_model(network, "CPU"), tiles)
     if not agreement.finds_organs:
         raise ConfigError("precision = 'int8': the model finds no organ in the scans that it is to be calibrated on.")
     quantised = nncf.quantize_with_accuracy_control(
@@ -61,8 +62,6 @@ def make_int8(model: Model, scans: Sequence[Scan], *, say: Callable[[str], None]
     file = int8_file(model)
     file.parent.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(file.parent) as temporary:
-        import openvino
-
         openvino.save_model(quantised, temporary / file.name, compress_to_fp16=False)
     return file
 
@@ -117,12 +116,6 @@ class _Agreement:
         pairs = [(self._labels[number], _labels(network, self._tiles[number])) for number in numbers]
         together = class_dice(np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs]))
         return min(together.values(), default=1.0), [min(class_dice(a, b).values(), default=1.0) for a, b in pairs]
-
-
-def _compiled(network: Any) -> Any:
-    import openvino
-
-    return openvino.Core().compile_model(network, "CPU")
 
 
 def _labels(network: Any, tile: FloatArray) -> LabelArray:
