@@ -152,9 +152,10 @@ def prediction_inputs(folder: Path, shared: Path, _data: Path) -> None:
 
 
 def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
-    """A real CT, and both models."""
-    (folder / "scan").mkdir(exist_ok=True)
-    _link(folder / "scan" / "scan_0000.nii.gz", data / "ct_whole" / "ircad17_0000.nii.gz")
+    """A real CT, and both models. Written in canonical orientation: nnU-Net takes scans as they are stored, and the
+    network would see its body mirrored."""
+    scan = read_raw([data / "ct_whole" / "ircad17_0000.nii.gz"])
+    _write(folder / "scan" / "scan_0000.nii.gz", scan.channels[0].stored, scan.grid.spacing_mm)
     _link_models(folder, shared)
 
 

@@ -105,7 +105,8 @@ def blended_rows(
             if total is None:
                 total = np.zeros((logits.shape[1], *weights.shape), dtype=np.float32)
             for where, tile in zip(group, logits, strict=True):
-                total[:, :, *where] += tile * importance
+                for value, logit in enumerate(tile):  # class by class: no product as large as a tile of all
+                    total[value, :, *where] += logit * importance
                 weights[:, *where] += importance
             if window.progress:
                 window.progress(row * len(columns) + begin + len(group), len(starts[0]) * len(columns))

@@ -56,7 +56,7 @@ class OpenVinoEngine:
     def run(self, tiles: FloatArray) -> FloatArray:
         """As `Engine.run`."""
         logits = [self._request.infer({0: np.ascontiguousarray(tile[None])})[0].copy() for tile in tiles]
-        return np.concatenate(logits)
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
 
 def supported_precisions() -> list[str]:
