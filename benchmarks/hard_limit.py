@@ -34,15 +34,16 @@ _NAME = "semiseg-hard-limit"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
+    parser.add_argument("--model", default="model-16-coarse", choices=list(inputs.MODELS))
     parser.add_argument("--slices", type=int, default=800)
     parser.add_argument("--limit", default="3GB")
     arguments = parser.parse_args()
     folder = arguments.out / "hard-limit"
-    model = inputs.trained_model(arguments.out, "model-16")
+    model = inputs.trained_model(arguments.out, arguments.model)
     short = inputs.write_long_ct(folder / "short_0000.nii.gz", arguments.out, 64)
     scan = inputs.write_long_ct(folder / f"long{arguments.slices}_0000.nii.gz", arguments.out, arguments.slices)
     program = [sys.executable, "-m", "semiseg", "predict", str(model.folder)]
-    options = ["--output", str(folder / "labels"), "--engine", "openvino", "--quiet"]
+    options = ["--output", str(folder / arguments.model), "--engine", "openvino", "--quiet"]
     # The engine is checked against torch first, on a short scan: that takes both at once.
     subprocess.run([*program, str(short), *options], check=True)
     started = time.perf_counter()
@@ -54,8 +55,9 @@ def main() -> None:
         command = [*program, str(scan), *options, "--max-memory", arguments.limit]
         done = subprocess.run(command, preexec_fn=enter, check=False)
         peak = largest_use(group)
-    labels = folder / "labels" / scan.name.replace("_0000", "")
+    labels = folder / arguments.model / scan.name.replace("_0000", "")
     result = {
+        "model": arguments.model,
         "slices": arguments.slices,
         "limit": arguments.limit,
         "exit": done.returncode,

@@ -69,8 +69,9 @@ def scan_memory(
     patch = turned(plan.patch, axes)
     rows, high, wide = (max(n, p) for n, p in zip(shape, patch, strict=True))
     channels, classes = len(plan.channels), plan.labels.count
-    # A block is made from its rows and a halo on both sides: stored order, float32, normalised, then resampled.
-    block_rows = ceil(BLOCK_ROWS * source[0] / shape[0]) + 2 * HALO_ROWS
+    # A block is made from its rows, and a halo on both sides where they are resampled: stored order, float32,
+    # normalised, then resampled.
+    block_rows = ceil(BLOCK_ROWS * source[0] / shape[0]) + (2 * HALO_ROWS if source[0] != shape[0] else 0)
     block = _FLOAT * (4 * block_rows * source[1] * source[2] + 3 * BLOCK_ROWS * max(source[1] * source[2], high * wide))
     slab = _FLOAT * channels * min(patch[0], rows) * high * wide
     tile = _FLOAT * classes * prod(patch) * settings.tile_batch
@@ -79,7 +80,7 @@ def scan_memory(
     plane, plane_out = _FLOAT * classes * high * wide, _FLOAT * classes * source[1] * source[2]
     voxels = prod(grid.shape_zyx)
     image = block + channels * _FLOAT * BLOCK_ROWS * high * wide + 3 * slab
-    logits = window + (5 if settings.mirror else 3) * tile
+    logits = window + (5 if settings.mirror else 2) * tile
     export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out)
     if cleaned:  # a copy, masks, and numbered components where an organ fills the scan; all else is given back by then
         export = max(export, 10 * voxels - image - logits)
