@@ -163,7 +163,8 @@ def _candidates(settings: PredictSettings) -> list[Choice]:
         found.append(REFERENCE)
     if not found:
         raise ConfigError(
-            f"precision = {wanted!r}: engine {settings.engine} does not compute in it on this machine. Use auto."
+            f"precision = {wanted!r}: engine {settings.engine} does not compute in it on this machine. Use auto"
+            + (", or --engine openvino." if wanted == "int8" else ".")
         )
     return found
 
