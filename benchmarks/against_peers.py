@@ -2,7 +2,7 @@
 
     python3 -m venv .peers && .peers/bin/pip install --no-deps -r benchmarks/peers.txt
     python benchmarks/against_peers.py                    # all tasks, or name some
-    python benchmarks/against_peers.py export --repeats 5
+    python benchmarks/against_peers.py export-100 --repeats 5
 
 Prints seconds (median), CPU seconds, peak memory above the inputs, all as ratios of semiseg to the peer, and how the
 results agree; writes benchmarks/results/peers/TASK.json after each task. What is generated is kept in --out.

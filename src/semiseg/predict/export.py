@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from semiseg.ops.operators import MIXED, shared_with_next, zoom_taps
 from semiseg.types import FloatArray, LabelArray, Shape
 
-_MOSTMIXED = 0.3
+_MOST_MIXED = 0.3
 """Where a larger share of a plane than this is mixed, interpolating all of it is faster."""
 ROWS_AT_ONCE = 16
 """Rows that are prepared for interpolation together."""
@@ -136,7 +136,7 @@ class LabelExport:
         plane = self.labels[between.row]
         plane[...] = cells
         mixed = np.flatnonzero(cells == MIXED)
-        if mixed.size > _MOSTMIXED * cells.size:
+        if mixed.size > _MOST_MIXED * cells.size:
             plane[...] = _largest(self._rows.plane(between))
         elif mixed.size:
             plane.reshape(-1)[mixed] = _largest(self._rows.voxels(between, mixed))
