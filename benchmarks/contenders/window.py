@@ -13,7 +13,8 @@ from tile import TILE
 def _semiseg(folder: Path, precision: str) -> Work:
     from semiseg.predict.engines.opening import open_engine
     from semiseg.predict.model import load_model
-    from semiseg.predict.sliding import Window, sliding_window
+    from semiseg.predict.sliding import sliding_window
+    from semiseg.predict.window import Window
 
     model = load_model(folder / "model-32")
     engine = open_engine(model, "openvino", precision=precision)

@@ -108,6 +108,10 @@ class Predict:
     """Also compute tiles of a CT that hold nothing of the body."""
     max_memory: str = ""
     """What it may take, such as 4GB: planned before it begins, which it refuses where that does not suffice."""
+    max_gpu_memory: str = ""
+    """What may be in use on an NVIDIA GPU, by all programs together, such as 2048MiB."""
+    compile: Quiet = False
+    """Have torch.compile make the network for this machine first: for many scans on a GPU."""
     raw: Quiet = False
     """Do not clean the labels as `semiseg postprocess` chose for the model."""
     mirror: Quiet = False
@@ -128,6 +132,8 @@ class Predict:
             tile_step=self.tile_step,
             skip_air=not self.all_tiles,
             max_memory=self.max_memory,
+            max_gpu_memory=self.max_gpu_memory,
+            compile=self.compile,
             postprocess=not self.raw,
             mirror=self.mirror,
             probabilities=self.probabilities,

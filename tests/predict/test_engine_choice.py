@@ -104,7 +104,7 @@ def test_one_that_fails_is_refused_and_the_next_is_used(
     assert remembered(tmp_path)["openvino in float32"]["passed"] is False
     assert Chosen(model, scans, tmp_path / "out").said == []
     with pytest.raises(
-        ConfigError, match=r"'openvino' is not used .* smallest Dice of a class was 0\.\d+.*engine torch"
+        ConfigError, match=r"openvino in float32 cannot .* smallest Dice of a class was 0\.\d+.*engine torch"
     ):
         Chosen(model, scans, tmp_path / "out", engine="openvino")
 
@@ -167,10 +167,18 @@ def test_dice_is_of_each_class_that_the_reference_has() -> None:
 def test_a_precision_that_is_asked_for_is_kept_to(
     model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
 ) -> None:
-    for engine in ("torch", "onnx"):
-        with pytest.raises(ConfigError, match=rf"'bfloat16': engine {engine} does not compute in it"):
-            Chosen(model, scans, tmp_path / "out", engine=engine, precision="bfloat16")
+    with pytest.raises(ConfigError, match="'bfloat16': engine onnx does not compute in it"):
+        Chosen(model, scans, tmp_path / "out", engine="onnx", precision="bfloat16")
     assert Chosen(model, scans, tmp_path / "out", precision="float32").choice == ("openvino", "float32")
+
+
+def test_torch_in_bfloat16_is_checked_like_the_others(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
+) -> None:
+    """These weights were never trained, and rounding changes too many of their labels."""
+    with pytest.raises(ConfigError, match="torch in bfloat16 cannot take the place of torch in float32: the smallest"):
+        Chosen(model, scans, tmp_path / "out", engine="torch", precision="bfloat16")
+    assert 0.9 < float(str(remembered(tmp_path)["torch in bfloat16"]["worst_dice"])) < 0.995
 
 
 def test_an_engine_that_cannot_be_loaded_is_passed_over(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 
 import nibabel as nib
 import numpy as np
@@ -19,8 +20,11 @@ from semiseg.models.unet import build_unet
 from semiseg.predict.engines import opening
 from semiseg.predict.engines.onnx_file import onnx_bytes
 from semiseg.predict.engines.opening import open_engine
+from semiseg.predict.engines.torch_blend import DeviceBlend
 from semiseg.predict.engines.torch_engine import TorchEngine, load_network, torch_engine
 from semiseg.predict.model import Model, load_model, save_model
+from semiseg.predict.sliding import sliding_window
+from semiseg.predict.window import Window
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OTHERS = ["openvino", "onnx"]
@@ -73,8 +77,12 @@ def test_openvino_in_bfloat16_is_near(model: Model) -> None:
 def test_engines_that_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="choose torch, openvino, onnx"):
         open_engine(model, "tensorrt")
-    with pytest.raises(ConfigError, match="onnx computes in float32"):
+    with pytest.raises(ConfigError, match="onnx computes in float32 here"):
         open_engine(model, "onnx", precision="bfloat16")
+    with pytest.raises(ConfigError, match="torch computes in float32 or bfloat16 here"):
+        open_engine(model, "torch", precision="int8")
+    with pytest.raises(ConfigError, match="max_gpu_memory = '2GB', but prediction is on cpu: leave it out"):
+        open_engine(model, "torch", device="cpu", max_gpu_memory="2GB")
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"openvino and onnx cannot be imported: pip install 'semiseg\[openvino\]'"):
         open_engine(model, "openvino")
@@ -151,3 +159,52 @@ def test_folding_batch_norm_changes_roundings_only(some_model: Model) -> None:
     expected = TorchEngine(load_network(some_model), torch.device("cpu")).run(given)
     # A few float32 roundings of sums of 27 x 16 products.
     np.testing.assert_allclose(folded.run(given), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_torch_in_bfloat16_is_near(model: Model) -> None:
+    expected = open_engine(model, "torch", device="cpu").run(tiles(model))
+    engine = open_engine(model, "torch", device="cpu", precision="bfloat16")
+    assert engine.precision == "bfloat16"
+    found = engine.run(tiles(model))
+    assert not np.array_equal(found, expected)
+    # Seven layers, each rounding to 8 bits (0.4 %).
+    np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected).max())
+
+
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch itself deprecates
+def test_a_compiled_network_computes_the_same(model: Model) -> None:
+    given = tiles(model, 1)
+    expected = open_engine(model, "torch", device="cpu").run(given)
+    # The order of sums in fused loops: a few float32 roundings.
+    np.testing.assert_allclose(
+        open_engine(model, "torch", device="cpu", compiled=True).run(given),
+        expected,
+        atol=1e-4 * np.abs(expected).max(),
+    )
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+
+
+@needs_gpu
+def test_a_gpu_blends_where_there_is_room_and_keeps_to_its_limit(model: Model) -> None:
+    free, total = torch.cuda.mem_get_info()
+    image = np.random.default_rng(0).standard_normal((1, 40, 40, 40), dtype=np.float32)
+    window = Window(patch=model.plan.patch)
+    expected = sliding_window(image, open_engine(model, "torch", device="cpu"), window)
+    try:
+        for spare in (2000, 0):
+            most = (total - free) // 2**20 + 64 + spare
+            engine = open_engine(model, "torch", device="cuda", max_gpu_memory=f"{most}MiB")
+            assert isinstance(engine, TorchEngine)
+            assert spare == 0 or isinstance(engine.blend(window, (40, 40, 40)), DeviceBlend)
+            # TensorFloat-32 keeps 10 bits of a factor.
+            np.testing.assert_allclose(
+                sliding_window(image, engine, window), expected, atol=1e-2 * np.abs(expected).max()
+            )
+            assert torch.cuda.max_memory_reserved() <= most * 2**20
+        with pytest.raises(ConfigError, match="are in use already"):
+            open_engine(model, "torch", device="cuda", max_gpu_memory="1MB")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -53,6 +53,7 @@ class UNet3d(nn.Module):
 
     def __init__(self, *, channels: int, classes: int, plan: NetworkPlan) -> None:
         super().__init__()
+        self.channels, self.classes = channels, classes
         features, kernels, strides = plan.features, plan.kernels, plan.strides
         inputs = (channels, *features[:-1])
         self.encoder = nn.ModuleList(map(_level, inputs, features, kernels))

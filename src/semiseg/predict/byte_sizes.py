@@ -10,11 +10,11 @@ from semiseg.errors import ConfigError
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
-def parse_bytes(text: str) -> int:
-    """`4GB`, `3500MB`, `4GiB` in bytes; raises `ConfigError` for anything else."""
+def parse_bytes(text: str, setting: str = "max_memory") -> int:
+    """`4GB`, `3500MB`, `4GiB` in bytes; raises `ConfigError` that names the setting for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]i?B)\s*", text, re.IGNORECASE)
     if not match:
-        raise ConfigError(f"max_memory = {text!r}: give a number with its unit, such as 4GB, 3500MB or 4GiB.")
+        raise ConfigError(f"{setting} = {text!r}: give a number with its unit, such as 4GB, 3500MB or 4GiB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 

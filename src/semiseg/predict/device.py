@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from semiseg.errors import ConfigError
+from semiseg.predict.byte_sizes import parse_bytes, show_bytes
 
 
 def choose_device(name: str) -> torch.device:
@@ -25,3 +26,25 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device = {name!r}, but this machine has no MPS: use cpu or auto.")
     return device
+
+
+def limit_gpu_memory(device: torch.device, most: str) -> int:
+    """Keep the GPU's memory that is in use, by all programs together, below `most` (2048MiB, say); what is left for
+    torch's allocator in bytes.
+
+    The whole device counts, as it does where the challenge samples it: the driver's context and other programs
+    included, as they are now. Raises `ConfigError` where they leave nothing, or the device is no NVIDIA GPU.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            f"max_gpu_memory = {most!r}, but prediction is on {device}: leave it out, or use --device cuda."
+        )
+    free, total = torch.cuda.mem_get_info(device)
+    left = parse_bytes(most, "max_gpu_memory") - (total - free)
+    if left <= 0:
+        raise ConfigError(
+            f"max_gpu_memory = {most!r}, but {show_bytes(total - free)} of {device} are in use already: give more, or "
+            "end the other programs on it."
+        )
+    torch.cuda.set_per_process_memory_fraction(min(1.0, left / total), device)
+    return left

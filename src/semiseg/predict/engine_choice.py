@@ -67,7 +67,7 @@ class _Choosing:
         self, model: Model, scans: Sequence[Scan], settings: PredictSettings, say: Callable[[str], None]
     ) -> None:
         self._model, self._scans, self._settings, self._say = model, scans, settings, say
-        self._known = _Known(model, say)
+        self._known = _Known(model, settings.device, say)
         self._references: References | None = None
 
     def by_speed(self, candidates: list[Choice]) -> list[Choice]:
@@ -86,7 +86,8 @@ class _Choosing:
             worst = max(self._known.worst_dice(choice) for choice in candidates)
             reason = f"the smallest Dice of a class was {worst:.4f}, and {SMALLEST_DICE} is asked for"
         raise ConfigError(
-            f"engine = {self._settings.engine!r} is not used in place of {REFERENCE}: {reason}. Use --engine torch."
+            f"{' and '.join(map(str, candidates))} cannot take the place of {REFERENCE}: {reason}. Use --engine torch "
+            "--precision float32."
         )
 
     def _open(self, choice: Choice) -> Engine:
@@ -94,7 +95,13 @@ class _Choosing:
         if choice.precision == "int8":
             self._make_int8()
         return open_engine(
-            self._model, choice.engine, precision=choice.precision, device=settings.device, say=self._say
+            self._model,
+            choice.engine,
+            precision=choice.precision,
+            device=settings.device,
+            max_gpu_memory=settings.max_gpu_memory,
+            compiled=settings.compile,
+            say=self._say,
         )
 
     def _make_int8(self) -> None:
@@ -152,11 +159,13 @@ def _allows(settings: PredictSettings, begun: Choice) -> bool:
 def _candidates(settings: PredictSettings) -> list[Choice]:
     """What may be used, before any trial."""
     automatic, wanted = settings.engine == "auto", settings.precision
-    names = [settings.engine]
+    names, on_cpu = [settings.engine], True
     if automatic:
         on_cpu = _on_cpu(settings.device)
         names = [name for name in ("openvino", "onnx") if on_cpu and is_installed(name)]
     found = [Choice(name, p) for name in names for p in precisions(name) if wanted in ("auto", p)]
+    if wanted == "bfloat16" and (settings.engine == "torch" or (automatic and not on_cpu)):
+        found = [Choice("torch", "bfloat16")]
     if wanted == "int8" and "openvino" in names:
         found = [Choice("openvino", "int8")]
     if automatic and wanted in ("auto", "float32"):
@@ -200,10 +209,11 @@ def _trial(engine: Engine, model: Model) -> float:
 class _Known:
     """What is remembered of engines, for one model on one machine with its libraries."""
 
-    def __init__(self, model: Model, say: Callable[[str], None]) -> None:
+    def __init__(self, model: Model, device: str, say: Callable[[str], None]) -> None:
         self._say = say
         libraries = {name: version(name) for name in _LIBRARIES if _has(name)}
-        self._machine = {"host": platform.node(), "cpu": _processor(), "cores": usable_cores()} | libraries
+        machine = {"host": platform.node(), "cpu": _processor(), "cores": usable_cores(), "device": device}
+        self._machine = machine | libraries
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
         self._rows: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from semiseg.predict.engines.openvino_engine import int8_file, read_network
 from semiseg.predict.inputs import Scan
 from semiseg.predict.model import Model
 from semiseg.predict.parity import SCANS, SMALLEST_DICE, class_dice, smallest_first
-from semiseg.predict.sliding import cheapest_axes, turned
+from semiseg.predict.window import cheapest_axes, turned
 from semiseg.types import FloatArray, LabelArray
 
 _TILES, _TILES_TO_RANK = 12, 4

@@ -28,7 +28,7 @@ from semiseg.predict.inputs import Scan
 from semiseg.predict.model import Model
 from semiseg.predict.predictor import model_steps
 from semiseg.predict.settings import PredictSettings
-from semiseg.predict.sliding import cheapest_axes, turned
+from semiseg.predict.window import cheapest_axes, turned
 from semiseg.processes import usable_cores
 
 _FLOAT, _CELL = 4, 4

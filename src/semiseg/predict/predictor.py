@@ -26,7 +26,8 @@ from semiseg.predict.inputs import Scan
 from semiseg.predict.model import Model
 from semiseg.predict.postprocessing import read_steps
 from semiseg.predict.settings import PredictSettings
-from semiseg.predict.sliding import Window, blended_rows, cheapest_axes, turned
+from semiseg.predict.sliding import blended_rows
+from semiseg.predict.window import Window, cheapest_axes, turned
 from semiseg.processes import usable_cores
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 
@@ -153,7 +154,8 @@ def _attempt(
     }
     started = time.perf_counter()
     try:
-        made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision, "max_memory": ""}
+        no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
+        made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
         key = hash_files(scan.images, salt=f"{model.hash} {made_by} {model_steps(model, settings)}")
         if finished == key and target.is_file() and (maps.is_file() or not settings.probabilities):
             return Outcome(scan.id, target, reused=True), row
@@ -238,6 +240,13 @@ def predict_array(
     if engine is None:
         name = "torch" if settings.engine == "auto" else settings.engine
         precision = "float32" if settings.precision == "auto" else settings.precision
-        engine = open_engine(model, name, precision=precision, device=settings.device)
+        engine = open_engine(
+            model,
+            name,
+            precision=precision,
+            device=settings.device,
+            max_gpu_memory=settings.max_gpu_memory,
+            compiled=settings.compile,
+        )
     labels, _ = predict_labels([RawChannel(channel) for channel in channels], spacing_mm, model, engine, settings)
     return labels

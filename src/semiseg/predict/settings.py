@@ -35,6 +35,12 @@ class PredictSettings:
     max_memory: str = ""
     """What prediction may take, such as 4GB; it refuses to begin where that does not suffice. Labels do not depend on
     it."""
+    max_gpu_memory: str = ""
+    """What may be in use on an NVIDIA GPU, by all programs together, such as 2048MiB, the challenge's free zone: tiles
+    are then computed in smaller batches, and blended in main memory where that does not suffice."""
+    compile: bool = False
+    """Have torch.compile make the network for this machine first, which takes a minute or so: for many scans on a
+    GPU."""
     mirror: bool = False
     """Average over tiles mirrored along the axes that training mirrored: 2 to the power of their number times as long,
     often a little better."""
@@ -44,7 +50,8 @@ class PredictSettings:
     def __post_init__(self) -> None:
         if not 0 < self.tile_step <= 1:
             raise ConfigError(f"predict.tile_step = {self.tile_step}: give a number above 0 and up to 1.")
-        if self.max_memory:
-            parse_bytes(self.max_memory)
+        for setting in ("max_memory", "max_gpu_memory"):
+            if getattr(self, setting):
+                parse_bytes(getattr(self, setting), setting)
         if self.tile_batch < 1:
             raise ConfigError(f"predict.tile_batch = {self.tile_batch}: give 1 or more.")

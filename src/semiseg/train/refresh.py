@@ -12,7 +12,8 @@ from semiseg.data.plan import Plan
 from semiseg.geometry import Box
 from semiseg.io.store import open_case
 from semiseg.predict.engines.base import Engine
-from semiseg.predict.sliding import Window, sliding_window
+from semiseg.predict.sliding import sliding_window
+from semiseg.predict.window import Window
 from semiseg.randomness import Draw
 
 KEPT_PER_CLASS = 64

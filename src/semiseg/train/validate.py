@@ -13,7 +13,8 @@ from semiseg.geometry import Box
 from semiseg.io.store import open_case
 from semiseg.losses import supervised_loss
 from semiseg.predict.engines.base import Engine
-from semiseg.predict.sliding import Window, sliding_window
+from semiseg.predict.sliding import sliding_window
+from semiseg.predict.window import Window
 
 
 def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, float]:

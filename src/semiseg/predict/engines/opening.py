@@ -10,6 +10,7 @@ from semiseg.predict.engines.base import Engine
 from semiseg.predict.model import Model
 
 ENGINES = ("torch", "openvino", "onnx")
+_PRECISIONS = {"torch": ("float32", "bfloat16"), "openvino": ("float32", "bfloat16", "int8"), "onnx": ("float32",)}
 _NEEDS = {"torch": ("torch",), "openvino": ("openvino", "onnx"), "onnx": ("onnxruntime", "onnx")}
 
 
@@ -34,9 +35,13 @@ def open_engine(
     *,
     precision: str = "float32",
     device: str = "auto",
+    max_gpu_memory: str = "",
+    compiled: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Engine:
-    """An engine for a model. device: for torch; the others compute on the CPU. say: told what the user should know.
+    """An engine for a model. device, max_gpu_memory, compiled: for torch; the others compute on the CPU.
+
+    say: told what the user should know.
 
     Raises `ConfigError` for an engine that is not installed, or a precision that it does not have.
     """
@@ -47,8 +52,8 @@ def open_engine(
         raise ConfigError(
             f"engine = {name!r}, but {' and '.join(missing)} cannot be imported: pip install 'semiseg[{name}]'."
         )
-    if precision != "float32" and not (name == "openvino" and precision in ("bfloat16", "int8")):
-        raise ConfigError(f"precision = {precision!r}: {name} computes in float32 here.")
+    if precision not in _PRECISIONS[name]:
+        raise ConfigError(f"precision = {precision!r}: {name} computes in {' or '.join(_PRECISIONS[name])} here.")
     if name == "openvino":
         from semiseg.predict.engines.openvino_engine import OpenVinoEngine
 
@@ -57,7 +62,16 @@ def open_engine(
         from semiseg.predict.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(model)
+    import torch
+
     from semiseg.predict.device import choose_device
     from semiseg.predict.engines.torch_engine import torch_engine
 
-    return torch_engine(model, choose_device(device), say=say)
+    return torch_engine(
+        model,
+        choose_device(device),
+        autocast=torch.bfloat16 if precision == "bfloat16" else None,
+        max_gpu_memory=max_gpu_memory,
+        compiled=compiled,
+        say=say,
+    )

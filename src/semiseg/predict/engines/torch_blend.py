@@ -1,0 +1,103 @@
+"""Tiles blended on the device that computes them. C channels, K classes; rows in the window's order of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semiseg.ops.tiles import gaussian_importance
+from semiseg.predict.blending import Rows
+from semiseg.predict.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, turned
+from semiseg.types import FloatArray, Shape
+
+
+class DeviceBlend:
+    """Blends on a device: each row of the image goes there once, and its blended logits come back once.
+
+    On a GPU nothing is waited for until rows are read, so that the next rows of the image are made, and the last ones
+    resampled to the scan's grid, while tiles are being computed.
+    """
+
+    runs_ahead = True
+
+    def __init__(
+        self, run: Callable[[Tensor], Tensor], device: torch.device, classes: int, window: Window, size: Shape
+    ) -> None:
+        """run: canonical tiles `(N, C, D, H, W)` to logits `(N, K, D, H, W)`, on the device."""
+        self._run, self._device, self._window = run, device, window
+        self._on_gpu = device.type == "cuda"
+        self._classes = classes
+        rows = turned(window.patch, window.axes)[0]
+        importance = np.ascontiguousarray(gaussian_importance(window.patch).transpose(window.axes))
+        self._importance = torch.from_numpy(importance).to(device)
+        self._total = torch.zeros((classes, rows, *size[1:]), device=device)
+        self._weights = torch.zeros((rows, *size[1:]), device=device)
+        self._seen: FloatArray | None = None
+        self._slab = self._weights
+        self._host: Tensor | None = None
+
+    @property
+    def classes(self) -> int:
+        """As `Blend.classes`."""
+        return self._classes
+
+    @torch.inference_mode()
+    def add(self, slab: FloatArray, columns: Sequence[Columns]) -> None:
+        """As `Blend.add`."""
+        if slab is not self._seen:
+            self._seen, self._slab = slab, self._sent(slab)
+        order = (0, 1, *(axis + 2 for axis in self._window.axes))
+        back = tuple(int(axis) for axis in np.argsort(order))
+        tiles = torch.stack([self._slab[:, :, *where] for where in columns]).permute(back)
+        logits = mirrored_logits(tiles, self._run, torch.flip, self._window).permute(order)
+        for where, tile in zip(columns, logits, strict=True):
+            self._total[:, :, *where].addcmul_(tile, self._importance)
+            self._weights[:, *where] += self._importance
+
+    @torch.inference_mode()
+    def finish(self, rows: int) -> Rows:
+        """As `Blend.finish`; the rows are on their way when it returns."""
+        empty = self._weights[:rows] == 0
+        self._total[0, :rows].masked_fill_(empty, BACKGROUND_LOGIT)
+        self._total[:, :rows] /= self._weights[:rows].masked_fill(empty, 1.0)
+        host = self._host_rows(rows)
+        for value in range(self._classes):  # class by class both sides are contiguous, so that none is waited for
+            host[value].copy_(self._total[value, :rows], non_blocking=True)
+        copied = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
+        if copied:
+            copied.record(torch.cuda.current_stream(self._device))
+        kept = self._total.shape[1] - rows
+        for buffer in (self._total, self._weights[None]):
+            for row in range(kept):  # one at a time: what overlaps must not be overwritten before it is read
+                buffer[:, row] = buffer[:, row + rows]
+            buffer[:, kept:] = 0
+
+        def finished() -> FloatArray:
+            if copied:
+                copied.synchronize()
+            return np.asarray(host.numpy())
+
+        return finished
+
+    def _sent(self, slab: FloatArray) -> Tensor:
+        """The slab on the device; from pinned memory, since the device would be waited for otherwise."""
+        tensor = torch.from_numpy(slab)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._on_gpu else tensor.to(self._device)
+
+    def _host_rows(self, rows: int) -> Tensor:
+        """`(K, rows, ., .)` in main memory, the same at each call."""
+        shape = (self._classes, rows, *self._total.shape[2:])
+        if self._host is None or self._host.numel() < prod(shape):
+            self._host = torch.empty(prod(shape), pin_memory=self._on_gpu)
+        return self._host[: prod(shape)].view(shape)
+
+
+def device_blend_bytes(classes: int, channels: int, window: Window, size: Shape) -> int:
+    """What a blend takes on its device: sums, weights, the importance and two slabs of the image."""
+    patch = turned(window.patch, window.axes)
+    plane = prod(size[1:])
+    return 4 * (patch[0] * plane * (classes + 1 + 2 * channels) + prod(patch))
