@@ -86,6 +86,18 @@ def test_a_label_seed_draws_other_cases_and_the_same_again() -> None:
     assert set(ids(roles(turned, DataSettings(labelled=3, label_seed=0)), "labelled")) == set(drawn[0])
 
 
+@pytest.mark.parametrize("label_seed", [None, 0, 1])
+def test_development_cases_take_the_place_of_the_test_cases(label_seed: int | None) -> None:
+    order = tuple(f"l{i}" for i in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7))
+    settings = DataSettings(labelled=4, development=3, label_seed=label_seed)
+    cases = assign_roles(dataset(order=order), settings, validation_fraction=0, seed=0)
+    assert [case.id for case in of_role(cases, "test")] == ["l6", "l7", "l8"]
+    assert all(case.label for case in of_role(cases, "test"))
+    assert len(of_role(cases, "labelled")) == 4
+    assert len(of_role(cases, "unlabelled")) == 3 + 3
+    assert not any(case.id.startswith("t") for case in cases)
+
+
 def test_validation_cases_are_held_out_of_the_labelled() -> None:
     found = roles(dataset(), fraction=0.2)
     assert Counter(found.values()) == {"labelled": 8, "validation": 2, "unlabelled": 3, "test": 2}
@@ -112,6 +124,12 @@ def test_what_cannot_be() -> None:
         roles(dataset(), DataSettings(labelled=11))
     with pytest.raises(DataError, match="no training case has a label"):
         roles(dataset(labelled=0))
+    with pytest.raises(ConfigError, match=r"only 7 training cases have a label besides the 3 of data\.development"):
+        roles(dataset(), DataSettings(labelled=8, development=3))
+    with pytest.raises(ConfigError, match=r"data\.development = 10 takes all of the 10"):
+        roles(dataset(), DataSettings(development=10))
+    with pytest.raises(ConfigError, match=r"data\.development = -1"):
+        DataSettings(development=-1)
     with pytest.raises(ConfigError, match=r"data\.labelled = 0"):
         DataSettings(labelled=0)
 

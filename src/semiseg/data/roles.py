@@ -30,6 +30,9 @@ class DataSettings:
     """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
     label_seed: int | None = None
     """Which cases keep theirs: None takes the first of `splits.json` (or by name), a number draws by that seed."""
+    development: int = 0
+    """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
+    place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
     teacher: str = ""
     """A trained run or model folder that labels the unlabelled cases before training (distillation): so a network on
     another grid, or with fewer features, learns what it knows. Relative paths as `root`."""
@@ -39,6 +42,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.labelled is not None and self.labelled < 1:
             raise ConfigError(f"data.labelled = {self.labelled}: at least 1 labelled case is needed.")
+        if self.development < 0:
+            raise ConfigError(f"data.development = {self.development}: give 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +63,26 @@ class RunCase:
 
 
 def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fraction: float, seed: int) -> list[RunCase]:
-    """One `RunCase` per case of the dataset, in its order.
+    """One `RunCase` per case of the dataset, in its order; no test cases where `development` takes their place.
 
     validation_fraction: share of the labelled training cases that is held out, if there are at least 8 (0: none).
     seed: of the held-out choice. Raises `ConfigError` where the label budget cannot be met, and `DataError` where
     nothing is labelled.
     """
-    order = _label_order(dataset, settings)
+    listed = _listed(dataset)
+    held_back = set(listed[len(listed) - settings.development :]) if settings.development else set[str]()
+    order = [case for case in _label_order(listed, settings) if case not in held_back]
+    if listed and not order:
+        raise ConfigError(
+            f"data.development = {settings.development} takes all of the {len(listed)} labelled training cases."
+        )
     if not order:
         raise DataError(f"{dataset.root}: no training case has a label, but at least one is needed. Add labels.")
     if settings.labelled is not None and settings.labelled > len(order):
-        raise ConfigError(f"data.labelled = {settings.labelled}, but only {len(order)} training cases have a label.")
+        besides = f" besides the {settings.development} of data.development" if settings.development else ""
+        raise ConfigError(
+            f"data.labelled = {settings.labelled}, but only {len(order)} training cases have a label{besides}."
+        )
     kept = order[: settings.labelled]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
@@ -77,13 +91,14 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         held_out = {kept[i] for i in generator.choice(len(kept), count, replace=False)}
 
     def role(case: Case) -> Role:
-        if case.split == "test":
+        if case.split == "test" or case.id in held_back:
             return "test"
         if case.id in held_out:
             return "validation"
         return "labelled" if case.id in kept else "unlabelled"
 
-    return [_run_case(case, role(case)) for case in dataset.cases]
+    kept_cases = [case for case in dataset.cases if case.split != "test" or not held_back]
+    return [_run_case(case, role(case)) for case in kept_cases]
 
 
 def _run_case(case: Case, role: Role) -> RunCase:
@@ -92,15 +107,19 @@ def _run_case(case: Case, role: Role) -> RunCase:
     return RunCase(id=case.id, images=images, label=label, split=case.split, role=role)
 
 
-def _label_order(dataset: Dataset, settings: DataSettings) -> list[str]:
-    """Ids of the labelled training cases in the order in which a budget spends labels."""
+def _listed(dataset: Dataset) -> list[str]:
+    """Ids of the labelled training cases: first those that `splits.json` lists, in its order."""
     labelled = [case.id for case in dataset.cases if case.split == "train" and case.label is not None]
-    if settings.label_seed is not None:
-        shuffled = Draw(seed=settings.label_seed).generator("label budget").permutation(len(labelled))
-        names = sorted(labelled)
-        return [names[i] for i in shuffled]
-    listed = [case for case in dataset.train_order if case in set(labelled)]
-    return listed + [case for case in labelled if case not in set(listed)]
+    first = [case for case in dataset.train_order if case in set(labelled)]
+    return first + [case for case in labelled if case not in set(first)]
+
+
+def _label_order(listed: list[str], settings: DataSettings) -> list[str]:
+    """The same in the order in which a budget spends labels."""
+    if settings.label_seed is None:
+        return listed
+    names = sorted(listed)
+    return [names[i] for i in Draw(seed=settings.label_seed).generator("label budget").permutation(len(names))]
 
 
 def taught(cases: Sequence[RunCase], labels: Path) -> list[RunCase]:
