@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from semiseg.errors import ConfigError, SemisegError
+from semiseg.methods.settings import MethodName
 from semiseg.predict.settings import EngineName, Precision, PredictSettings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class _RunArguments:
     """Dataset folder; overrides the recipe's data.root."""
     labelled: int | None = None
     """Keep only so many labels and hide all others; overrides data.labelled."""
-    method: Literal["supervised", "pseudo_label", "mpl"] | None = None
+    method: MethodName | None = None
     """Learning method; overrides method.name."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Any setting, as section.key=value, for example --set train.steps=100; can be repeated."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from semiseg.data.plan import NetworkPlan, Plan
 from semiseg.methods.base import Method
+from semiseg.methods.copy_paste import CopyPaste
+from semiseg.methods.cross_pseudo import CrossPseudo
+from semiseg.methods.mean_teacher import MeanTeacher
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.phases import Phases
+from semiseg.methods.pseudo_rounds import PseudoRounds
 from semiseg.methods.settings import MethodSettings
 from semiseg.methods.supervised import Supervised
 from semiseg.models.unet import UNet3d, build_unet, in_channels_last
@@ -38,5 +44,18 @@ def build_method(
     student = network("student", plan.student)
     if settings.name == "supervised":
         return Supervised(student, settings, ignore=ignore, autocast=autocast)
+    if settings.name == "cross_pseudo":
+        partner = network("partner", plan.student)
+        return CrossPseudo(student, partner, settings, phases, ignore=ignore, autocast=autocast)
+    if alone := _ONE_NETWORK.get(settings.name):
+        return alone(student, settings, phases, ignore=ignore, autocast=autocast)
     teacher = network("teacher", plan.teacher)
     return MetaPseudoLabels(teacher, student, settings, phases, ignore=ignore, autocast=autocast)
+
+
+_ONE_NETWORK: dict[str, Callable[..., Method]] = {
+    "mean_teacher": MeanTeacher,
+    "copy_paste": CopyPaste,
+    "pseudo_rounds": PseudoRounds,
+}
+"""Methods of one network that teaches itself, by way of an earlier state or an average."""

@@ -8,7 +8,6 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +30,7 @@ from semiseg.methods.feedback import (
     scalar_teacher_term,
     sgd_probe,
 )
+from semiseg.methods.learner import label_images
 from semiseg.methods.optimiser import (
     Average,
     NamedSgd,
@@ -160,13 +160,8 @@ class MetaPseudoLabels:
 
     def soft_labels(self, images: Tensor) -> Tensor:
         """The teacher's log-probabilities of images at the temperature, by `teacher_mode`; no state changes."""
-        running = self.settings.teacher_mode == "eval"
-        self.teacher.train(not running)
-        guard = nullcontext() if running else batch_statistics_only(self.teacher)
-        with guard, self._autocast(images):
-            logits = self.teacher(images)
-        self.teacher.train()
-        return functional.log_softmax(logits.float() / self.settings.temperature, dim=1)
+        logits = label_images(self.teacher, images, self.settings.teacher_mode, self.autocast)
+        return functional.log_softmax(logits / self.settings.temperature, dim=1)
 
     def _lesson(self, images: Tensor, log_q: Tensor) -> Lesson:
         """What the settings make of the teacher's labels for the student's images."""

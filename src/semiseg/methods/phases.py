@@ -27,10 +27,10 @@ class Phases:
         """
         if not settings.uses_unlabelled:
             return Phases(0, steps, steps)
-        warmup = round(steps * settings.warmup_fraction)
+        warmup = round(steps * settings.warmup_share)
         if warmup >= steps:
             raise ConfigError(
-                f"method.warmup_fraction = {settings.warmup_fraction} takes all of the {steps} steps: none is left "
+                f"method.warmup_fraction = {settings.warmup_share} takes all of the {steps} steps: none is left "
                 "to train the student. Lower it, or raise train.steps."
             )
         return Phases(warmup, max(warmup, steps - round(steps * settings.finetune_fraction)), steps)

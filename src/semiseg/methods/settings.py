@@ -7,8 +7,12 @@ from typing import Literal, get_args
 
 from semiseg.errors import ConfigError
 
-MethodName = Literal["supervised", "pseudo_label", "mpl"]
-
+MethodName = Literal["supervised", "pseudo_label", "mpl", "mean_teacher", "cross_pseudo", "copy_paste", "pseudo_rounds"]
+TeacherMode = Literal["train", "eval"]
+_WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0.5, "copy_paste": 0.25}
+"""Share of the steps before unlabelled patches are learnt from; 0 for methods that are not named."""
+_UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.1, "copy_paste": 0.5}
+"""Of what is learnt from unlabelled patches, as published; 1 for methods that are not named."""
 
 NOT_NEGATIVE = (
     "weight_decay",
@@ -23,6 +27,19 @@ NOT_NEGATIVE = (
     "feedback_cap",
     "feedback_weight",
     "probe_rate",
+    "unlabelled_weight",
+    "uncertainty_passes",
+)
+
+
+_LABELS_BY_AVERAGE = ("mean_teacher", "copy_paste")
+_SHARES = (
+    "warmup_fraction",
+    "finetune_fraction",
+    "cutmix_fraction",
+    "confidence_threshold",
+    "ramp_fraction",
+    "round_agreement",
 )
 
 
@@ -31,7 +48,8 @@ class MethodSettings:
     """Section `[method]` of a run file."""
 
     name: MethodName = "mpl"
-    """supervised: labelled cases only. pseudo_label: no feedback. mpl: Meta Pseudo Labels."""
+    """supervised: labelled cases only. pseudo_label: no feedback. mpl: Meta Pseudo Labels. mean_teacher, cross_pseudo
+    (CPS), copy_paste (BCP), pseudo_rounds: the published rivals, one file each."""
     feedback: Literal["scalar", "dense"] = "dense"
     """How mpl's teacher learns from the student: one number (the paper), or one value per voxel and class."""
 
@@ -44,8 +62,9 @@ class MethodSettings:
     gradient_clip: float = 12.0
     """Largest norm of a network's gradient; 12 as in nnU-Net; 0 turns clipping off."""
 
-    warmup_fraction: float = 0.5
-    """Share of all steps in which only the teacher trains, on labels; its pseudo-labels are noise before."""
+    warmup_fraction: float | None = None
+    """Share of all steps in which only the teacher trains, on labels; its pseudo-labels are noise before. None is 0.5,
+    0.25 for copy_paste (as published), and 0 for mean_teacher and cross_pseudo, whose weight rises instead."""
     finetune_fraction: float = 0.0
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
@@ -66,7 +85,7 @@ class MethodSettings:
     """What the student learns from. Dense feedback is exact for soft labels, straight-through for hard ones."""
     confidence_threshold: float = 0.0
     """Voxels whose largest pseudo-probability is lower do not count for the student; 0 counts all."""
-    teacher_mode: Literal["train", "eval"] = "eval"
+    teacher_mode: TeacherMode = "eval"
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
@@ -76,6 +95,18 @@ class MethodSettings:
     """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
     ema_decay: float = 0.99
     """Decay a step of the averaged copies of teacher and student; the student's copy is evaluated; 0 is off."""
+
+    unlabelled_weight: float | None = None
+    """Of what the rivals learn from unlabelled patches; None is as published: 0.1 for mean_teacher, 0.5 for copy_paste,
+    else 1. pseudo_label and mpl, whose student has no other loss, do not look at it."""
+    ramp_fraction: float = 0.4
+    """mean_teacher, cross_pseudo: share of the steps over which that weight rises."""
+    uncertainty_passes: int = 0
+    """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
+    rounds: int = 3
+    """pseudo_rounds: rounds after the warm-up."""
+    round_agreement: float = 0.7
+    """pseudo_rounds: patches count on which the last two rounds' labels have at least this mean Dice."""
 
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
@@ -103,10 +134,11 @@ class MethodSettings:
     def __post_init__(self) -> None:
         if self.name not in get_args(MethodName):
             raise ConfigError(f"method.name = {self.name!r}: choose one of {', '.join(get_args(MethodName))}.")
-        for field in ("warmup_fraction", "finetune_fraction", "cutmix_fraction", "confidence_threshold"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number from 0 to 1.")
-        if self.warmup_fraction + self.finetune_fraction > 1:
+        for field in _SHARES:
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"method.{field} = {value}: give a number from 0 to 1.")
+        if self.warmup_share + self.finetune_fraction > 1:
             raise ConfigError("method.warmup_fraction + method.finetune_fraction exceed 1: lower one of them.")
         for field in ("momentum", "ema_decay", "baseline_decay"):
             if not 0 <= getattr(self, field) < 1:
@@ -115,11 +147,27 @@ class MethodSettings:
             if getattr(self, field) <= 0:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
         for field in NOT_NEGATIVE:
-            if getattr(self, field) < 0:
-                raise ConfigError(f"method.{field} = {getattr(self, field)}: give 0 or more.")
+            value = getattr(self, field)
+            if value is not None and value < 0:
+                raise ConfigError(f"method.{field} = {value}: give 0 or more.")
+        if self.rounds < 1:
+            raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
         for field in ("teacher_every", "teacher_rate"):
             if self.name == "mpl" and not getattr(self, field):
                 raise ConfigError(f'method.{field} = 0 holds the teacher still: with it choose name = "pseudo_label".')
+
+        if self.name in _LABELS_BY_AVERAGE and not self.ema_decay:
+            raise ConfigError(f"method.ema_decay = 0, but the teacher of {self.name} is the average: give 0.99, say.")
+
+    @property
+    def warmup_share(self) -> float:
+        """`warmup_fraction`, or the method's own."""
+        return _WARMUP.get(self.name, 0.0) if self.warmup_fraction is None else self.warmup_fraction
+
+    @property
+    def weight_of_unlabelled(self) -> float:
+        """`unlabelled_weight`, or the method's own."""
+        return _UNLABELLED_WEIGHT.get(self.name, 1.0) if self.unlabelled_weight is None else self.unlabelled_weight
 
     @property
     def uses_unlabelled(self) -> bool:

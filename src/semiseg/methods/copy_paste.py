@@ -1,0 +1,132 @@
+"""Bidirectional copy-paste (Bai et al., CVPR 2023: BCP): every patch of the student is half labelled, half not.
+
+A box of one patch is pasted into another, in both directions: unlabelled into labelled and labelled into unlabelled.
+The student learns the true labels on one side of the border and its moving average's on the other. Before, it is
+trained on labelled patches pasted into each other. Shapes: B batch, C channels, K classes, D H W voxels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from semiseg.augment.cutmix import apply_cutmix, sample_boxes
+from semiseg.losses import supervised_loss
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
+from semiseg.methods.learner import HIDDEN, Learner, label_images, learners_state, load_learners_state
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
+from semiseg.models.unet import UNet3d
+from semiseg.ops.cleaning import largest_component
+from semiseg.randomness import Draw
+
+BOX_EDGE = (2 / 3, 2 / 3)
+"""The box's edge relative to the patch's, as published."""
+
+
+class CopyPaste:
+    """A student and its moving average, which labels."""
+
+    def __init__(
+        self,
+        student: UNet3d,
+        settings: MethodSettings,
+        phases: Phases,
+        *,
+        ignore: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
+        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
+        self.networks: dict[str, nn.Module] = self._student.networks
+        self.evaluated = self._student.evaluated
+        self.labeller: str | None = self._student.evaluated
+        self.learning_rate_factor = 1.0
+
+    def judged(self, step: int) -> Judged:
+        """As `Method.judged`."""
+        return Judged(self.evaluated, "pseudo_loss" if self.needs_unlabelled(step) else "labelled_loss")
+
+    def needs_unlabelled(self, step: int) -> bool:
+        """As `Method.needs_unlabelled`."""
+        return self._phases.name(step) == "train"
+
+    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+        """As `Method.step`."""
+        if draw.step == self._phases.warmup_stop > 0 and self._student.average:
+            self._student.restart(self._student.average.network)
+        if unlabelled is None:
+            mixed = self._among_labelled(labelled, draw) if self._phases.name(draw.step) == "warmup" else labelled
+            loss = self._student.labelled_loss(mixed)
+            norm = self._student.step(loss, self.learning_rate_factor)
+            return {"labelled_loss": loss.detach(), "gradient_norm": norm}
+        with torch.no_grad():
+            logits = label_images(self._student.settled, unlabelled.weak, self._settings.teacher_mode, self._autocast)
+        labels = largest_components(logits.argmax(1))
+        images, truth, taught = mixed_both_ways(labelled, unlabelled.strong, labels, self._boxes(labelled, draw))
+        if self._ignore is not None:
+            truth = truth.masked_fill(truth == self._ignore, HIDDEN)
+        logits = self._student.logits(images)
+        loss_true = supervised_loss(truth, logits, ignore=HIDDEN)
+        loss_taught = supervised_loss(taught, logits, ignore=HIDDEN)
+        loss = loss_true + self._settings.weight_of_unlabelled * loss_taught
+        norm = self._student.step(loss, self.learning_rate_factor)
+        return {"labelled_loss": loss_true.detach(), "pseudo_loss": loss_taught.detach(), "gradient_norm": norm}
+
+    def _boxes(self, labelled: Batch, draw: Draw) -> np.ndarray:
+        depth, height, width = labelled.labels.shape[1:]
+        return sample_boxes(draw, len(labelled.images), (depth, height, width), BOX_EDGE)
+
+    def _among_labelled(self, labelled: Batch, draw: Draw) -> Batch:
+        """Each patch with a box of the one before."""
+        boxes = self._boxes(labelled, draw)
+        return Batch(
+            apply_cutmix(labelled.images, labelled.images.roll(1, 0), boxes)[0],
+            apply_cutmix(labelled.labels, labelled.labels.roll(1, 0), boxes)[0],
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """As `Method.state`."""
+        return learners_state(self._student)
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """As `Method.load_state`."""
+        load_learners_state(tensors, numbers, self._student)
+
+
+def mixed_both_ways(
+    labelled: Batch, images: Tensor, labels: Tensor, boxes: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Unlabelled boxes in labelled patches, then labelled boxes in unlabelled ones: `2 B` patches.
+
+    images, labels: the unlabelled patches and their pseudo-labels `(B, D, H, W)`. boxes: one for each pair, used in
+    both directions; the second direction has another labelled patch. Returns images, and the true and the pseudo-labels
+    with `HIDDEN` where the other counts.
+    """
+    other = Batch(labelled.images.roll(1, 0), labelled.labels.roll(1, 0))
+    hidden = torch.full_like(labels, HIDDEN)
+    mixed = torch.cat(
+        [
+            apply_cutmix(labelled.images, images, boxes)[0],
+            apply_cutmix(images, other.images, boxes)[0],
+        ]
+    )
+    truth = torch.cat(
+        [
+            apply_cutmix(labelled.labels, hidden, boxes)[0],
+            apply_cutmix(hidden, other.labels, boxes)[0],
+        ]
+    )
+    taught = torch.cat([apply_cutmix(hidden, labels, boxes)[0], apply_cutmix(labels, hidden, boxes)[0]])
+    return mixed, truth, taught
+
+
+def largest_components(labels: Tensor) -> Tensor:
+    """Label maps `(B, D, H, W)` with the largest component of each class; what is removed becomes background."""
+    cleaned = labels.cpu().numpy().copy()
+    for patch in cleaned:
+        for value in np.unique(patch[patch > 0]):
+            mask = patch == value
+            patch[mask & ~largest_component(mask)] = 0
+    return torch.from_numpy(cleaned).to(labels.device)

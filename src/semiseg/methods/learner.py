@@ -1,0 +1,114 @@
+"""A network that learns: with its optimiser, its moving average, and what all methods do with one.
+
+Shapes: B batch, C channels, K classes, D H W voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from semiseg.losses import deep_supervised_loss
+from semiseg.methods.base import Batch
+from semiseg.methods.optimiser import Average, NamedSgd, flatten_state, gradients_of, restore_state
+from semiseg.methods.settings import MethodSettings, TeacherMode
+from semiseg.models.unet import UNet3d, batch_statistics_only
+
+HIDDEN = -100
+"""In a label map: a voxel that a loss does not count (`ignore=HIDDEN`)."""
+
+
+class Learner:
+    """One network of a method."""
+
+    def __init__(
+        self, name: str, network: UNet3d, settings: MethodSettings, *, ignore: int | None, autocast: torch.dtype | None
+    ) -> None:
+        self.name, self.network = name, network.train()
+        self._settings, self._ignore, self._autocast = settings, ignore, autocast
+        self.sgd = NamedSgd(network, settings)
+        self.average = Average(network, settings.ema_decay) if settings.ema_decay else None
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The network and, with `ema_decay`, its average, by name."""
+        average: dict[str, nn.Module] = {f"{self.name}_average": self.average.network} if self.average else {}
+        return {self.name: self.network} | average
+
+    @property
+    def evaluated(self) -> str:
+        """The name of the one that is validated and shipped."""
+        return f"{self.name}_average" if self.average else self.name
+
+    @property
+    def settled(self) -> UNet3d:
+        """The one that is validated and shipped."""
+        return cast(UNet3d, self.average.network) if self.average else self.network
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Float32 logits `(B, K, D, H, W)` in train mode, which moves the running statistics."""
+        with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
+            return cast(Tensor, self.network(images)).float()
+
+    def labelled_loss(self, labelled: Batch) -> Tensor:
+        """Cross-entropy + Dice of the labelled batch, with a graph."""
+        with torch.autocast(labelled.images.device.type, self._autocast, enabled=self._autocast is not None):
+            outputs = self.network.deep_logits(labelled.images)
+        return deep_supervised_loss(labelled.labels, [o.float() for o in outputs], ignore=self._ignore)
+
+    def step(self, loss: Tensor, factor: float) -> Tensor:
+        """Take an optimiser step at `factor` times the first learning rate; the gradient's norm."""
+        norm = self.sgd.step(gradients_of(loss, self.sgd.parameters), self._settings.learning_rate * factor)
+        if self.average:
+            self.average.update(self.network)
+        return norm
+
+    def restart(self, weights: nn.Module) -> None:
+        """Go on from other weights: momentum and average begin anew."""
+        self.network.load_state_dict(weights.state_dict())
+        self.sgd.load_buffers({})
+        if self.average:
+            self.average.restart(self.network)
+
+
+def label_images(network: UNet3d, images: Tensor, mode: TeacherMode, autocast: torch.dtype | None = None) -> Tensor:
+    """A teacher's float32 logits `(B, K, D, H, W)` of images; changes no state.
+
+    mode: batch norm by running statistics (eval), or by those of the batch (train).
+    """
+    was_training = network.training
+    network.train(mode == "train")
+    guard = batch_statistics_only(network) if mode == "train" else nullcontext()
+    with guard, torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+        logits: Tensor = network(images)
+    network.train(was_training)
+    return logits.float()
+
+
+def ramp_up(step: int, length: int) -> float:
+    """`exp(-5 (1 - t)^2)` with t rising from 0 to 1 over `length` steps (Laine and Aila 2017): weights of what is
+    learnt from unlabelled patches rise with the quality of their labels."""
+    if length <= 0:
+        return 1.0
+    t = min(1.0, step / length)
+    return math.exp(-5 * (1 - t) ** 2)
+
+
+def learners_state(*learners: Learner) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """What `Method.state` gives of a method that is made of learners."""
+    networks = {name: network for learner in learners for name, network in learner.networks.items()}
+    numbers = {f"average_updates/{one.name}": float(one.average.updates) for one in learners if one.average}
+    return flatten_state(networks, {one.name: one.sgd for one in learners}), numbers
+
+
+def load_learners_state(tensors: dict[str, Tensor], numbers: dict[str, float], *learners: Learner) -> None:
+    """The inverse of `learners_state`."""
+    networks = {name: network for learner in learners for name, network in learner.networks.items()}
+    restore_state(tensors, networks, {one.name: one.sgd for one in learners})
+    for one in learners:
+        if one.average:
+            one.average.updates = int(numbers[f"average_updates/{one.name}"])

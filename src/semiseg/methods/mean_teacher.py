@@ -1,0 +1,119 @@
+"""Mean Teacher (Tarvainen and Valpola 2017), and its uncertainty-aware form (Yu et al., MICCAI 2019: UA-MT).
+
+The student learns from labels, and to agree with its own moving average (the teacher) on unlabelled patches of which
+both see another view. Shapes: B batch, C channels, K classes, D H W voxels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from semiseg.losses import supervised_loss
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
+from semiseg.methods.learner import Learner, label_images, learners_state, load_learners_state, ramp_up
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
+from semiseg.models.unet import UNet3d
+from semiseg.randomness import Draw
+
+NOISE, LARGEST_NOISE = 0.1, 0.2
+"""Deviation and limit of the Gaussian noise on the images of an uncertainty pass, in normalised intensities (UA-MT)."""
+
+
+class MeanTeacher:
+    """Student and averaged teacher; with `uncertainty_passes` the teacher is followed only where it is sure."""
+
+    def __init__(
+        self,
+        student: UNet3d,
+        settings: MethodSettings,
+        phases: Phases,
+        *,
+        ignore: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
+        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
+        self.networks: dict[str, nn.Module] = self._student.networks
+        self.evaluated = self._student.evaluated
+        self.labeller: str | None = self._student.evaluated
+        self.learning_rate_factor = 1.0
+
+    def judged(self, step: int) -> Judged:
+        """As `Method.judged`."""
+        return Judged(self.evaluated, "labelled_loss")
+
+    def needs_unlabelled(self, step: int) -> bool:
+        """As `Method.needs_unlabelled`."""
+        return self._phases.name(step) == "train"
+
+    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+        """As `Method.step`."""
+        if unlabelled is None:
+            loss = self._student.labelled_loss(labelled)
+            return {
+                "labelled_loss": loss.detach(),
+                "gradient_norm": self._student.step(loss, self.learning_rate_factor),
+            }
+        trained = draw.step - self._phases.warmup_stop
+        length = self._phases.train_stop - self._phases.warmup_stop
+        ramp = ramp_up(trained, round(self._settings.ramp_fraction * length))
+        with torch.no_grad():
+            p, sure = self._taught(unlabelled.weak, ramp, draw)
+        # One pass over both batches, as published: batch norm sees them together.
+        logits = self._student.logits(torch.cat([labelled.images, unlabelled.strong]))
+        count = len(labelled.images)
+        loss = supervised_loss(labelled.labels, logits[:count], ignore=self._ignore)
+        consistency = masked_mse(functional.softmax(logits[count:], dim=1), p, sure)
+        weight = self._settings.weight_of_unlabelled * ramp
+        norm = self._student.step(loss + weight * consistency, self.learning_rate_factor)
+        return {
+            "labelled_loss": loss.detach(),
+            "consistency": consistency.detach(),
+            "unlabelled_weight": loss.new_tensor(weight),
+            "sure": sure.mean(),
+            "gradient_norm": norm,
+        }
+
+    def _taught(self, images: Tensor, ramp: float, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The teacher's probabilities `(B, K, D, H, W)`, and 1 where they count, `(B, 1, D, H, W)`."""
+        p = self._probabilities(images)
+        if not self._settings.uncertainty_passes:
+            return p, torch.ones_like(p[:, :1])
+        generator = torch.Generator(images.device).manual_seed(draw.torch_seed("uncertainty"))
+        total = torch.zeros_like(p)
+        for _ in range(self._settings.uncertainty_passes):
+            noise = torch.randn(images.shape, generator=generator, device=images.device)
+            noisy = images + (NOISE * noise).clamp(-LARGEST_NOISE, LARGEST_NOISE)
+            total += self._probabilities(noisy)
+        mean = total / self._settings.uncertainty_passes
+        entropy = -(mean * mean.clamp_min(1e-12).log()).sum(1, keepdim=True)
+        return p, (entropy < certainty_limit(ramp, p.shape[1])).to(p.dtype)
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        teacher = self._student.settled
+        return label_images(teacher, images, self._settings.teacher_mode, self._autocast).softmax(1)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """As `Method.state`."""
+        return learners_state(self._student)
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """As `Method.load_state`."""
+        load_learners_state(tensors, numbers, self._student)
+
+
+def masked_mse(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared difference of probabilities over classes and the voxels of the mask `(B, 1, D, H, W)`; 0 without
+    any."""
+    squares = (p - q).square().mean(1, keepdim=True) * mask
+    return squares.sum() / mask.sum().clamp_min(1.0)
+
+
+def certainty_limit(ramp: float, classes: int) -> float:
+    """The largest entropy at which a voxel counts: 3/4 of the largest possible, `ln K`, rising to all of it (UA-MT)."""
+    return (0.75 + 0.25 * ramp) * math.log(classes)

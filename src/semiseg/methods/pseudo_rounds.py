@@ -1,0 +1,121 @@
+"""Pseudo-labelling in rounds, filtered by agreement between rounds (what FLARE22's winner, Huang et al., did by hand).
+
+In every round a network that stands still labels the unlabelled patches, and the student learns from these labels and
+from the true ones; then the student labels for the next round. From the second round on, voxels on which the last two
+rounds disagree do not count, nor do patches that they disagree on altogether. Shapes: B batch, C channels, K classes,
+D H W voxels.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from semiseg.errors import ConfigError
+from semiseg.losses import one_hot, supervised_loss
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
+from semiseg.methods.learner import HIDDEN, Learner, label_images, learners_state, load_learners_state
+from semiseg.methods.optimiser import flatten_state, restore_state
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
+from semiseg.models.unet import UNet3d
+from semiseg.randomness import Draw
+
+
+class PseudoRounds:
+    """A student, the network that labels in this round, and the one that labelled in the round before."""
+
+    def __init__(
+        self,
+        student: UNet3d,
+        settings: MethodSettings,
+        phases: Phases,
+        *,
+        ignore: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
+        length = phases.train_stop - phases.warmup_stop
+        if length < settings.rounds:
+            raise ConfigError(
+                f"method.rounds = {settings.rounds}, but only {length} steps follow the warm-up. Raise train.steps."
+            )
+        self._starts = [phases.warmup_stop + length * r // settings.rounds for r in range(settings.rounds)]
+        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
+        self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
+        self.networks: dict[str, nn.Module] = self._student.networks | dict(self._teachers)
+        self.evaluated = self._student.evaluated
+        self.labeller: str | None = "teacher"
+        self.learning_rate_factor = 1.0
+
+    def judged(self, step: int) -> Judged:
+        """As `Method.judged`."""
+        return Judged(self.evaluated, "pseudo_loss" if self.needs_unlabelled(step) else "labelled_loss")
+
+    def needs_unlabelled(self, step: int) -> bool:
+        """As `Method.needs_unlabelled`."""
+        return self._phases.name(step) == "train"
+
+    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+        """As `Method.step`."""
+        if draw.step in self._starts:
+            self._begin_round(first=draw.step == self._starts[0])
+        if unlabelled is None:
+            loss = self._student.labelled_loss(labelled)
+            norm = self._student.step(loss, self.learning_rate_factor)
+            return {"labelled_loss": loss.detach(), "gradient_norm": norm}
+        with torch.no_grad():
+            labels = self._taught(unlabelled.weak, draw.step)
+        count = len(labelled.images)
+        logits = self._student.logits(torch.cat([labelled.images, unlabelled.strong]))
+        loss = supervised_loss(labelled.labels, logits[:count], ignore=self._ignore)
+        pseudo = supervised_loss(labels, logits[count:], ignore=HIDDEN)
+        total = loss + self._settings.weight_of_unlabelled * pseudo
+        norm = self._student.step(total, self.learning_rate_factor)
+        return {
+            "labelled_loss": loss.detach(),
+            "pseudo_loss": pseudo.detach(),
+            "counted": (labels != HIDDEN).float().mean(),
+            "gradient_norm": norm,
+        }
+
+    def _begin_round(self, *, first: bool) -> None:
+        teacher, before = self._teachers["teacher"], self._teachers["teacher_before"]
+        before.load_state_dict(teacher.state_dict())
+        teacher.load_state_dict(self._student.settled.state_dict())
+        if first and self._settings.restart_rate:
+            self._student.restart(teacher)
+
+    def _taught(self, images: Tensor, step: int) -> Tensor:
+        """The labels `(B, D, H, W)` of this round, `HIDDEN` where they do not count."""
+        labels, classes = self._labels("teacher", images)
+        if self._settings.rounds < 2 or step < self._starts[1]:
+            return labels
+        before, _ = self._labels("teacher_before", images)
+        agreed = agreement(labels, before, classes) >= self._settings.round_agreement
+        return labels.masked_fill((labels != before) | ~agreed[:, None, None, None], HIDDEN)
+
+    def _labels(self, teacher: str, images: Tensor) -> tuple[Tensor, int]:
+        logits = label_images(self._teachers[teacher], images, self._settings.teacher_mode, self._autocast)
+        return logits.argmax(1), logits.shape[1]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """As `Method.state`."""
+        tensors, numbers = learners_state(self._student)
+        return tensors | flatten_state(dict(self._teachers), {}), numbers
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """As `Method.load_state`."""
+        load_learners_state(tensors, numbers, self._student)
+        restore_state(tensors, dict(self._teachers), {})
+
+
+def agreement(a: Tensor, b: Tensor, classes: int) -> Tensor:
+    """Mean Dice over the organs that one of two label maps `(B, D, H, W)` has, a patch each; 1 where both have none."""
+    first, second = one_hot(a, classes)[:, 1:].flatten(2), one_hot(b, classes)[:, 1:].flatten(2)
+    sizes = first.sum(2) + second.sum(2)
+    dice = 2 * (first * second).sum(2) / sizes.clamp_min(1.0)
+    present = (sizes > 0).to(dice.dtype)
+    return torch.where(present.sum(1) > 0, (dice * present).sum(1) / present.sum(1).clamp_min(1.0), 1.0)
