@@ -193,17 +193,45 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Compare evaluated runs, the first as baseline: Dice and NSD per organ, paired differences with intervals."""
+    """Compare evaluated runs, the first as baseline; or make and compare the runs of a study file."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Two or more run folders."""
+    """Two or more run folders, or one study file (.toml): methods by label budgets by seeds."""
     names: tuple[str, ...] = ()
-    """Column titles, for example Baseline "Baseline + MPL"."""
+    """Column titles of runs, for example Baseline "Baseline + MPL"."""
+    data: Path | None = None
+    """Dataset folder of a study."""
+    output: Path | None = None
+    """Folder for a study's runs and its page; by default runs/NAME."""
+    results: Path | None = None
+    """Folder for a study's small files (results.json, table.md, figures), which hold no scan; by default the output."""
+    jobs: int = 1
+    """Runs of a study at a time, which share the cores."""
+    quiet: Quiet = False
+    """Print results and errors only."""
 
     def execute(self) -> int:
         from semiseg import workflows
 
-        workflows.compare(self.runs, names=self.names)
+        if len(self.runs) != 1:
+            workflows.compare(self.runs, names=self.names)
+            return 0
+        (file,) = self.runs
+        if file.suffix != ".toml":
+            raise ConfigError(f"{file}: one run alone. Name two runs or more, or a study file (.toml).")
+        from semiseg.study.outputs import write_study_files
+        from semiseg.study.runner import run_study
+
+        output = self.output or Path("runs") / file.stem
+        study = run_study(
+            file,
+            output,
+            self.results or output,
+            data=self.data,
+            jobs=self.jobs,
+            say=lambda text: _say(text, self.quiet),
+        )
+        print(write_study_files(study, output, self.results or output))
         return 0
 
 

@@ -160,6 +160,23 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     return run / "model"
 
 
+def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
+    """The training steps that `train.budget_minutes` allows on this machine, timed in a scratch run that is prepared
+    in `run` and trains nothing that is kept. Meaningful only while nothing else is running."""
+    from semiseg.predict.device import choose_device
+    from semiseg.train.precision import choose_precision
+    from semiseg.train.session import calibrate as calibrated
+    from semiseg.train.session import set_up_torch
+
+    prepare(run, settings, quiet=quiet)
+    device = choose_device(settings.train.device)
+    threads = set_up_torch(settings.train)
+    train_settings = replace(
+        settings.train, precision=choose_precision(settings.train.precision, device), threads=threads
+    )
+    return calibrated(open_session(run, replace(settings, train=train_settings), device))
+
+
 def open_session(run: Path, settings: RunSettings, device: torch.device) -> Session:
     """A prepared run, to be trained with these settings; their precision must be settled."""
     from semiseg.train.session import Session

@@ -66,6 +66,46 @@ def paired_difference(
     )
 
 
+def crossed_interval(
+    values: DoubleArray, subsets: Sequence[int], draw: Draw, purpose: str, *, samples: int
+) -> Interval:
+    """Mean of `(runs, cases)` with a 95 % interval over cases and label subsets, both drawn with replacement.
+
+    The pigeonhole bootstrap (Owen 2007), for what varies with both; it errs on the side of wide intervals. subsets: the
+    number of each run's label subset, whose seeds stay together; with a single one the interval is over cases alone.
+    Cases that are NaN in a run are left out; count is of the others.
+    """
+    values = values[:, np.isfinite(values).all(axis=0)]
+    if not values.size:
+        return Interval(mean=None, low=None, high=None, count=0)
+    by_subset = np.stack([values[np.array(subsets) == s].mean(axis=0) for s in sorted(set(subsets))])
+    count, cases = by_subset.shape
+    mean = float(values.mean())
+    if cases < 2:
+        return Interval(mean=mean, low=None, high=None, count=cases)
+    generator = draw.generator(f"crossed/{purpose}")
+    drawn_cases = generator.integers(0, cases, size=(samples, cases))
+    drawn_subsets = generator.integers(0, count, size=(samples, count))
+    means = [by_subset[np.ix_(rows, columns)].mean() for rows, columns in zip(drawn_subsets, drawn_cases, strict=True)]
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(mean=mean, low=float(low), high=float(high), count=cases)
+
+
+def signed_rank_p(differences: DoubleArray) -> float | None:
+    """Two-sided p of the Wilcoxon signed-rank test that differences, one a case, lie around 0; None below two cases."""
+    defined = differences[np.isfinite(differences)]
+    return _wilcoxon(defined) if defined.size > 1 else None
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's step-down rule (1979), in their order."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def _bootstrap(values: DoubleArray, draw: Draw, purpose: str, samples: int) -> tuple[float, float]:
     chosen = draw.generator(f"bootstrap/{purpose}").integers(0, values.size, size=(samples, values.size))
     low, high = np.quantile(values[chosen].mean(axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])

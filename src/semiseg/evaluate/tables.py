@@ -40,9 +40,14 @@ def interval_text(interval: Interval, decimals: int, *, signed: bool = False) ->
 
 
 def print_table(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    console: Console | None = None,
+    *,
+    total: bool = True,
 ) -> None:
-    """Print a table whose last row is a total; the first column is text, the others are numbers."""
+    """Print a table; the first column is text, the others are numbers. total: whether the last row is one."""
     console = console or Console()
     if not console.is_terminal:
         console.print(plain_table(title, header, rows), markup=False, highlight=False, soft_wrap=True)
@@ -50,10 +55,11 @@ def print_table(
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for number, column in enumerate(header):
         table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows[:-1]:
+    for row in rows[:-1] if total else rows:
         table.add_row(*row)
-    table.add_section()
-    table.add_row(*rows[-1], style="bold")
+    if total:
+        table.add_section()
+        table.add_row(*rows[-1], style="bold")
     console.print(table)
 
 

@@ -22,7 +22,7 @@ from semiseg.predict.memory import within_budget
 from semiseg.predict.model import Model
 from semiseg.predict.parity import SMALLEST_DICE, References
 from semiseg.predict.settings import PredictSettings
-from semiseg.processes import usable_cores
+from semiseg.processes import processor_name, usable_cores
 
 
 class Choice(NamedTuple):
@@ -212,7 +212,7 @@ class _Known:
     def __init__(self, model: Model, device: str, say: Callable[[str], None]) -> None:
         self._say = say
         libraries = {name: version(name) for name in _LIBRARIES if _has(name)}
-        machine = {"host": platform.node(), "cpu": _processor(), "cores": usable_cores(), "device": device}
+        machine = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores(), "device": device}
         self._machine = machine | libraries
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
@@ -246,15 +246,6 @@ class _Known:
 
 
 _LIBRARIES = ("semiseg", "torch", "openvino", "onnxruntime", "onnx")
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _has(library: str) -> bool:

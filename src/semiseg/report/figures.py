@@ -124,6 +124,44 @@ def organ_plot(cases: Sequence[CaseScores], organs: Sequence[str], metric: Metri
         return _svg(figure, f"{metric} of every case, by organ")
 
 
+def efficiency_plot(
+    lines: Sequence[tuple[str, Sequence[tuple[int, float, float, float]]]],
+    ceiling: float | None,
+    *,
+    name: str,
+    width: float = 5.4,
+) -> str:
+    """SVG of a metric against the number of labels: for each method (labels, mean, low, high), and the ceiling.
+
+    Labels are on a logarithmic axis; methods stand side by side at a budget, so that their intervals can be read.
+    """
+    budgets = sorted({labels for _, found in lines for labels, *_ in found})
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for n, (_, found) in enumerate(lines):
+            colour, marker = SERIES[n % len(SERIES)], "os^Dvp"[n // len(SERIES) % 6]
+            shift = 2 ** (0.32 * ((n + 0.5) / len(lines) - 0.5))
+            x = np.array([labels for labels, *_ in found]) * shift
+            mean, low, high = (np.array([row[i] for row in found]) for i in (1, 2, 3))
+            axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.7)
+            axes.plot(x, mean, color=colour, linewidth=1.6, marker=marker, markersize=5)
+        if ceiling is not None:
+            axes.axhline(ceiling, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(budgets, [str(budget) for budget in budgets])
+        axes.minorticks_off()
+        axes.margins(x=0.08)
+        axes.grid(axis="y")
+        axes.set_xlabel("labelled scans")
+        return _svg(figure, f"{name} by number of labelled scans")
+
+
+def series_variable(number: int) -> str:
+    """The CSS variable of the n-th line of a plot."""
+    return _VARIABLES[SERIES[number % len(SERIES)]]
+
+
 def _limits(values: Sequence[float], metric: str) -> tuple[float, float]:
     """The axis of a metric: HD95 from 0; Dice and NSD up to 1, from the tenth below the lowest value."""
     if metric == "hd95_mm":

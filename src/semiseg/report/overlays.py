@@ -172,6 +172,44 @@ def case_panels(
     return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, window(image_zyx, ct=ct), None)
 
 
+def method_panels(
+    image_zyx: AnyArray,
+    reference_zyx: LabelArray,
+    predictions_zyx: Mapping[str, LabelArray],
+    spacing_mm: Spacing,
+    *,
+    organs: Mapping[int, str],
+    colours: Mapping[str, str],
+    ct: bool,
+) -> dict[str, Panel]:
+    """The same slice of a case for each method, with the contours of reference and prediction: of the three planes'
+    slices on which the methods are wrong most, the one with the largest sum."""
+    values = np.append(np.array(sorted(organs)), 0)
+    known = np.isin(reference_zyx, values)
+    errors = sum(((found != reference_zyx) & known).astype(np.int32) for found in predictions_zyx.values()) + np.zeros(
+        reference_zyx.shape, np.int32
+    )
+    seen = np.isin(reference_zyx, values[:-1]) | (errors > 0)
+    centre = choose_slices(errors, seen)
+    sums = [plane_slice(errors, plane, centre[_AXIS[plane]]).sum() for plane in PLANES]
+    plane = int(np.argmax(sums))
+    grey = window(image_zyx, ct=ct)
+    return {
+        name: _panels(
+            image_zyx,
+            (("reference", reference_zyx), ("prediction", found)),
+            seen,
+            centre,
+            spacing_mm,
+            organs,
+            colours,
+            grey,
+            None,
+        )[plane]
+        for name, found in predictions_zyx.items()
+    }
+
+
 def feedback_panels(
     image_zyx: AnyArray,
     pseudo_label_zyx: LabelArray,

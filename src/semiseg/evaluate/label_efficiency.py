@@ -1,0 +1,234 @@
+"""Methods by number of labels, over several label subsets and seeds: what a study of runs comes to.
+
+A run is one method on one label subset with one seed; its scores are by case and organ. Methods are compared on the
+runs that both have (the same labels, subset and seed), paired over cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from semiseg.errors import DataError
+from semiseg.evaluate.statistics import Interval, crossed_interval, holm, signed_rank_p
+from semiseg.evaluate.summary import Metric
+from semiseg.files import read_json, write_json
+from semiseg.randomness import Draw
+from semiseg.types import DoubleArray
+
+Scores = dict[Metric, float | None]
+
+
+class StudyRun(TypedDict):
+    """One run and its scores. label_seed: None is the first labels of `splits.json`. key: of all its settings."""
+
+    method: str
+    labelled: int
+    label_seed: int | None
+    seed: int
+    key: str
+    steps: int
+    minutes: float
+    peak_memory_mb: float
+    cases: dict[str, dict[str, Scores]]
+
+
+class Study(TypedDict):
+    """results.json. steps: by method, what the minutes came to. ceiling: the label budget of full supervision."""
+
+    name: str
+    dataset: str
+    machine: dict[str, str]
+    minutes: float
+    steps: dict[str, int]
+    baseline: str
+    ceiling: int | None
+    organs: list[str]
+    tolerance_mm: dict[str, float]
+    test_cases: int
+    runs: list[StudyRun]
+
+
+_STUDY: TypeAdapter[Study] = TypeAdapter(Study)
+
+
+def read_study(path: Path) -> Study:
+    """Read and check results.json; raises `DataError` that names the key."""
+    try:
+        return _STUDY.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {key}: {first['msg']}. Restore the file, or delete it to begin anew.") from None
+
+
+def write_study(path: Path, study: Study) -> None:
+    """Write results.json; scores with five decimals, which is finer than a voxel's worth."""
+    rounded: dict[str, Any] = dict(study)
+    rounded["runs"] = [dict(run) | {"cases": _rounded(run["cases"])} for run in study["runs"]]
+    write_json(path, rounded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A method at a label budget.
+
+    runs: how many. difference: to the baseline on the runs that both have, with its interval; p_value is of the
+    Wilcoxon signed-rank test over cases, adjusted by Holm over all comparisons of the study. better: how many of those
+    runs are better than the baseline's. gap_closed: the difference as a share of the ceiling's.
+    """
+
+    method: str
+    labelled: int
+    runs: int
+    values: dict[Metric, Interval]
+    difference: dict[Metric, Interval]
+    p_value: float | None
+    better: tuple[int, int]
+    gap_closed: float | None
+    minutes: float
+    peak_memory_mb: float
+    steps: int
+
+
+def points(study: Study, *, samples: int = 5000) -> list[Point]:
+    """Every method at every label budget, in the order of the study's runs, with what the ceiling has."""
+    groups: dict[tuple[str, int], list[StudyRun]] = {}
+    for run in study["runs"]:
+        groups.setdefault((run["method"], run["labelled"]), []).append(run)
+    ceiling = _ceiling(study)
+    found = [_point(study, method, labelled, groups, ceiling, samples) for method, labelled in groups]
+    compared = [i for i, point in enumerate(found) if point.p_value is not None]
+    adjusted = holm([found[i].p_value or 0.0 for i in compared])
+    for i, p_value in zip(compared, adjusted, strict=True):
+        found[i] = replace(found[i], p_value=p_value)
+    return found
+
+
+def _point(
+    study: Study,
+    method: str,
+    labelled: int,
+    groups: Mapping[tuple[str, int], Sequence[StudyRun]],
+    ceiling: float | None,
+    samples: int,
+) -> Point:
+    runs, baseline = groups[method, labelled], groups.get((study["baseline"], labelled), [])
+    draw = Draw(seed=0)
+    values: dict[Metric, Interval] = {}
+    differences: dict[Metric, Interval] = {}
+    metrics: tuple[Metric, ...] = ("dice", "nsd")
+    pairs = _pairs(baseline, runs) if method != study["baseline"] else []
+    for metric in metrics:
+        purpose = f"{labelled}/{metric}"
+        ids = sorted(runs[0]["cases"])
+        values[metric] = crossed_interval(_matrix(runs, ids, metric), _subsets(runs), draw, purpose, samples=samples)
+        if pairs:
+            differences[metric] = crossed_interval(
+                _matrix([mine for _, mine in pairs], ids, metric) - _matrix([base for base, _ in pairs], ids, metric),
+                _subsets([mine for _, mine in pairs]),
+                draw,
+                purpose,
+                samples=samples,
+            )
+    gap_closed, p_value, better = None, None, (0, 0)
+    if pairs:
+        ids = sorted(runs[0]["cases"])
+        base = _matrix([b for b, _ in pairs], ids, "dice")
+        by_run = _defined(_matrix([m for _, m in pairs], ids, "dice") - base)
+        p_value = signed_rank_p(by_run.mean(axis=0))
+        better = (int((by_run.mean(axis=1) > 0).sum()), len(pairs))
+        floor = float(_defined(base).mean())
+        gained = differences["dice"]["mean"]
+        if ceiling is not None and gained is not None and ceiling > floor:
+            gap_closed = gained / (ceiling - floor)
+    return Point(
+        method=method,
+        labelled=labelled,
+        runs=len(runs),
+        values=values,
+        difference=differences,
+        p_value=p_value,
+        better=better,
+        gap_closed=gap_closed,
+        minutes=float(np.mean([run["minutes"] for run in runs])),
+        peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
+        steps=runs[0]["steps"],
+    )
+
+
+def _ceiling(study: Study) -> float | None:
+    """Mean Dice of the baseline with the labels of the ceiling, if it was run."""
+    runs = [r for r in study["runs"] if r["method"] == study["baseline"] and r["labelled"] == study["ceiling"]]
+    return float(_defined(_matrix(runs, sorted(runs[0]["cases"]), "dice")).mean()) if runs else None
+
+
+def _pairs(baseline: Sequence[StudyRun], runs: Sequence[StudyRun]) -> list[tuple[StudyRun, StudyRun]]:
+    """Runs of two methods that have label subset and seed in common."""
+    known = {(run["label_seed"], run["seed"]): run for run in baseline}
+    return [(known[key], run) for run in runs if (key := (run["label_seed"], run["seed"])) in known]
+
+
+def _subsets(runs: Sequence[StudyRun]) -> list[int]:
+    """The number of each run's label subset."""
+    names = [run["label_seed"] for run in runs]
+    order = list(dict.fromkeys(names))
+    return [order.index(name) for name in names]
+
+
+def _matrix(runs: Sequence[StudyRun], ids: Sequence[str], metric: Metric) -> DoubleArray:
+    """A metric's mean over organs `(runs, cases)`, NaN where it is defined for none. Raises `DataError` where runs were
+    not scored on the same cases."""
+    rows = []
+    for run in runs:
+        if sorted(run["cases"]) != list(ids):
+            raise DataError(
+                f"{run['method']} with {run['labelled']} labels was scored on other cases than the runs that it is "
+                "compared with. Delete its rows from results.json, and run the study again."
+            )
+        rows.append([case_mean(run["cases"][case], metric) for case in ids])
+    return np.array(rows, dtype=np.float64)
+
+
+def _defined(values: DoubleArray) -> DoubleArray:
+    """The cases that have a value in every run."""
+    return values[:, np.isfinite(values).all(axis=0)]
+
+
+def run_name(method: str, labelled: int, label_seed: int | None, seed: int) -> str:
+    """Of a run's folder."""
+    subset = "first" if label_seed is None else f"labels{label_seed}"
+    return f"{method}-{labelled}-{subset}-seed{seed}"
+
+
+def name_of(run: StudyRun) -> str:
+    """Of a run's folder."""
+    return run_name(run["method"], run["labelled"], run["label_seed"], run["seed"])
+
+
+def case_mean(organs: Mapping[str, Scores], metric: Metric) -> float:
+    """Mean over the organs in which it is defined; NaN where it is in none."""
+    defined = [value for scores in organs.values() if (value := scores[metric]) is not None]
+    return sum(defined) / len(defined) if defined else float("nan")
+
+
+def organ_means(study: Study, method: str, labelled: int, metric: Metric) -> dict[str, float | None]:
+    """Mean of each organ over cases and runs; None where it is not defined."""
+    runs = [run for run in study["runs"] if run["method"] == method and run["labelled"] == labelled]
+    means: dict[str, float | None] = {}
+    for organ in study["organs"]:
+        found = [v for run in runs for case in run["cases"].values() if (v := case[organ][metric]) is not None]
+        means[organ] = float(np.mean(found)) if found else None
+    return means
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, 5) if isinstance(value, float) else value

@@ -1,0 +1,190 @@
+"""The page of a study: label efficiency, tests, cost, and the cases that the methods differ most on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.data.plan import read_plan
+from semiseg.errors import DataError
+from semiseg.evaluate.label_efficiency import Point, Study, StudyRun, case_mean, name_of, organ_means, points
+from semiseg.evaluate.summary import Metric, read_summary
+from semiseg.evaluate.tables import TITLES, markdown_table
+from semiseg.files import write_text
+from semiseg.io.nifti import read_label, read_volume
+from semiseg.report.figures import efficiency_plot, organ_colours, series_variable, words
+from semiseg.report.overlays import Panel, method_panels
+from semiseg.report.page import load_template
+from semiseg.types import LabelArray
+
+_METRICS: tuple[Metric, ...] = ("dice", "nsd")
+_CASES = 3
+"""Cases that are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnCase:
+    """A case with a panel and the mean Dice of each method, or with the reason why there is none."""
+
+    id: str
+    panels: tuple[tuple[str, str, Panel], ...] = ()
+    problem: str = ""
+
+
+def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> Path:
+    """Write the page and return its path. runs: where the run folders are, for pictures of cases; None draws none."""
+    found = points(study)
+    methods = list(dict.fromkeys(point.method for point in found))
+    organs = study["organs"]
+    page = load_template("study.html").render(
+        study=study,
+        points=found,
+        budgets=sorted({point.labelled for point in found}),
+        methods=methods,
+        labels=[point for point in found if point.method == study["baseline"]],
+        plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
+        legend=[(series_variable(n), method) for n, method in enumerate(_drawn_methods(study, found))],
+        organ_rows=[(point, organ_means(study, point.method, point.labelled, "dice")) for point in found],
+        organs=organs,
+        signed=_signed,
+        p_text=_p_text,
+        cases=_drawn_cases(study, runs) if runs else [],
+        colours=organ_colours(organs),
+    )
+    write_text(path, page)
+    return path
+
+
+def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, width: float = 5.4) -> str:
+    """SVG of a metric against the number of labels, a line for each method, the ceiling dashed."""
+    lines = []
+    for method in _drawn_methods(study, found):
+        rows = []
+        for point in found:
+            value = point.values[metric]
+            if point.method == method and point.labelled != study["ceiling"] and value["mean"] is not None:
+                low, high = (value[end] if value[end] is not None else value["mean"] for end in ("low", "high"))
+                rows.append((point.labelled, value["mean"], float(low or 0.0), float(high or 0.0)))
+        lines.append((method, sorted(rows)))
+    ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
+    return efficiency_plot(lines, ceiling, name=TITLES[metric], width=width)
+
+
+def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
+    return list(dict.fromkeys(point.method for point in found if point.labelled != study["ceiling"]))
+
+
+def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the study's table as text, a row for each method and label budget."""
+    header = [
+        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC - {study['baseline']} [95 %]", "p (Holm)", "better runs",
+        "gap closed", "steps", "min", "peak MB",
+    ]  # fmt: skip
+    rows = []
+    for point in sorted(points(study), key=lambda point: point.labelled):
+        dice, nsd = point.values["dice"], point.values["nsd"]
+        gained = point.difference.get("dice")
+        rows.append(
+            [
+                str(point.labelled),
+                point.method,
+                str(point.runs),
+                f"{_plain(dice['mean'])} [{_plain(dice['low'])}, {_plain(dice['high'])}]",
+                _plain(nsd["mean"]),
+                f"{_signed(gained['mean'])} [{_signed(gained['low'])}, {_signed(gained['high'])}]" if gained else "",
+                _p_text(point.p_value),
+                f"{point.better[0]}/{point.better[1]}" if point.better[1] else "",
+                "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
+                str(point.steps),
+                f"{point.minutes:.1f}",
+                f"{point.peak_memory_mb:.0f}",
+            ]
+        )
+    return header, rows
+
+
+def organ_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Mean Dice of each organ: a row for each method and label budget (the paper's table, turned)."""
+    rows = []
+    for point in sorted(points(study, samples=1), key=lambda point: point.labelled):
+        means = organ_means(study, point.method, point.labelled, "dice")
+        rows.append([str(point.labelled), point.method, *(_plain(means[organ]) for organ in study["organs"])])
+    return ["labels", "method", *map(words, study["organs"])], rows
+
+
+def study_markdown(study: Study) -> str:
+    """Both tables, and what was run, in Markdown."""
+    machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
+    return (
+        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {study['minutes']:g} minutes a "
+        f"run. Machine: {machine}.\n\n"
+        + markdown_table(*study_rows(study))
+        + "\n\nMean Dice by organ:\n\n"
+        + markdown_table(*organ_rows(study))
+        + "\n"
+    )
+
+
+def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
+    """The cases that the methods differ most on, at the budget with the most methods, in its first common runs."""
+    group = _widest_group(study)
+    if len(group) < 2:
+        return []
+    ids = sorted(group[0]["cases"])
+    spread = {}
+    for case in ids:
+        means = [case_mean(run["cases"][case], "dice") for run in group]
+        spread[case] = float(np.nanmax(means) - np.nanmin(means)) if np.isfinite(means).any() else 0.0
+    chosen = sorted(ids, key=lambda case: -spread[case])[:_CASES]
+    return [_drawn(case, group, runs) for case in chosen]
+
+
+def _widest_group(study: Study) -> list[StudyRun]:
+    groups: dict[tuple[int, int | None, int], list[StudyRun]] = {}
+    for run in study["runs"]:
+        groups.setdefault((run["labelled"], run["label_seed"], run["seed"]), []).append(run)
+    return max(groups.values(), key=len, default=[])
+
+
+def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
+    folders = {run["method"]: runs / name_of(run) for run in group}
+    try:
+        predictions: dict[str, LabelArray] = {}
+        for method, folder in folders.items():
+            predictions[method], grid = read_label(folder / "predictions" / f"{case}.nii.gz")
+        first = next(iter(folders.values()))
+        summary, plan = read_summary(first / "summary.json"), read_plan(first / "plan.toml")
+        row = next(row for row in summary["cases"] if row["id"] == case)
+        reference, _ = read_label(first / row["reference"])
+        image = read_volume([first / row["image"]]).array[0] if row["image"] else np.zeros(reference.shape, np.float32)
+    except DataError as error:
+        return DrawnCase(id=case, problem=str(error))
+    organs = {int(value): name for value, name in summary["organs"].items()}
+    panels = method_panels(
+        image,
+        reference,
+        predictions,
+        grid.spacing_mm,
+        organs=organs,
+        colours=organ_colours(list(organs.values())),
+        ct=plan.normalisation[0].scheme == "ct",
+    )
+    dice: Mapping[str, float] = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
+    return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
+
+
+def _plain(number: float | None) -> str:
+    return "–" if number is None else f"{number:.4f}"
+
+
+def _signed(number: float | None) -> str:
+    return "–" if number is None else f"{number:+.4f}".replace("-", "−")
+
+
+def _p_text(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"

@@ -1,0 +1,200 @@
+"""Running a study: minutes become steps once for each method, then run by run, each in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from semiseg import workflows
+from semiseg.data.plan import read_plan
+from semiseg.errors import DataError
+from semiseg.evaluate.label_efficiency import Scores, Study, StudyRun, case_mean, name_of, read_study, write_study
+from semiseg.evaluate.summary import read_summary
+from semiseg.files import read_json, read_jsonl, write_json
+from semiseg.processes import processor_name, usable_cores
+from semiseg.settings import RunSettings, write_settings
+from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
+
+Say = Callable[[str], None]
+
+
+def run_study(
+    file: Path, output: Path, results: Path, *, data: Path | None = None, jobs: int = 1, say: Say = print
+) -> Study:
+    """Make all runs of a study file that `results/results.json` does not have yet, and return what is known.
+
+    output: for the run folders, which may be deleted afterwards. results: for the small file, which is written after
+    each run. jobs: runs at a time, which share the cores; their steps stay those of a run with all cores.
+
+    Raises `ConfigError` for a wrong study file, and `DataError` where a run fails: those that are finished are kept.
+    """
+    study = load_study(file)
+    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
+    steps = _steps(study, runs, output, results, say)
+    runs = [(run, _with_steps(settings, steps[run.method], jobs)) for run, settings in runs]
+    known = _Known(results / "results.json", study, file, steps)
+    wanted = [(run, settings, _key(settings)) for run, settings in runs]
+    missing = [job for job in wanted if not known.has(job[2])]
+    say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
+    made = 0
+
+    def one(job: tuple[PlannedRun, RunSettings, str]) -> None:
+        nonlocal made
+        run, settings, key = job
+        row = _result(run, settings, key, output)
+        with known.lock:
+            known.add(row, output / run.name)
+            made += 1
+            dice = sum(case_mean(organs, "dice") for organs in row["cases"].values()) / len(row["cases"])
+            say(f"[{made}/{len(missing)}] {run}: Dice {dice:.4f}, {row['minutes']:.1f} min, {row['steps']} steps")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(one, job) for job in missing]
+        try:
+            for future in waiting:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return known.study([key for *_, key in wanted])
+
+
+def _steps(
+    study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, results: Path, say: Say
+) -> dict[str, int]:
+    """Steps by method in `output/steps.json`: what was found before stays, so that a study goes on as it began."""
+    file = output / "steps.json"
+    before = results / "results.json"
+    steps: dict[str, int] = read_json(file) if file.exists() else read_study(before)["steps"] if before.exists() else {}
+    for method in study.methods:
+        settings = next((settings for run, settings in runs if run.method == method), None)
+        if settings is None or method in steps:
+            continue
+        settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes, calibrated=False))
+        steps[method] = workflows.calibrate(output / "calibration" / method, settings, quiet=True)
+        say(f"{method}: {steps[method]} steps in {study.minutes:g} minutes")
+        write_json(file, steps)
+    return steps
+
+
+def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
+    threads = max(1, usable_cores() // jobs)
+    train = replace(settings.train, steps=steps, budget_minutes=0.0, calibrated=False, threads=threads)
+    return replace(settings, train=train)
+
+
+def _key(settings: RunSettings) -> str:
+    """A hash of what a run's scores depend on; the machine is not in it, nor is where the data lie."""
+    parts = asdict(settings)
+    del parts["data"]["root"], parts["train"]["threads"], parts["predict"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> StudyRun:
+    """Make the run, or go on with it, and read its scores."""
+    folder = output / run.name
+    recipe, log = output / f"{run.name}.toml", output / f"{run.name}.log"
+    write_settings(recipe, settings)
+    command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.train.threads)}
+    with log.open("a") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        code, peak_bytes = _wait(process)
+    if code:
+        reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        raise DataError(f"{folder}: the run failed: {reason[0]} All of it is in {log}. Finished runs are kept.")
+    if not (folder / "summary.json").exists():
+        raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
+    summary = read_summary(folder / "summary.json")
+    cases: dict[str, dict[str, Scores]] = {
+        case["id"]: {organ: {"dice": s["dice"], "nsd": s["nsd"]} for organ, s in case["organs"].items()}
+        for case in summary["cases"]
+    }
+    seconds = [float(row["seconds"]) for row in read_jsonl(folder / "metrics.jsonl") if "seconds" in row]
+    return StudyRun(
+        method=run.method,
+        labelled=run.labelled,
+        label_seed=run.label_seed,
+        seed=run.seed,
+        key=key,
+        steps=settings.train.steps,
+        minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,
+        peak_memory_mb=round(peak_bytes / 1e6, 1),
+        cases=cases,
+    )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Exit code and peak memory in bytes of a process (0 where the system does not tell)."""
+    if not hasattr(os, "wait4"):
+        return process.wait(), 0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _Known:
+    """results.json as it grows."""
+
+    def __init__(self, path: Path, study: StudySettings, file: Path, steps: Mapping[str, int]) -> None:
+        self.lock = threading.Lock()
+        self._path = path
+        self._study: Study = Study(
+            name=file.stem,
+            dataset="",
+            machine={},
+            minutes=study.minutes,
+            steps=dict(steps),
+            baseline=study.baseline,
+            ceiling=study.ceiling or None,
+            organs=[],
+            tolerance_mm={},
+            test_cases=0,
+            runs=[],
+        )
+        if path.exists():
+            before = read_study(path)
+            for name in ("dataset", "machine", "organs", "tolerance_mm", "test_cases", "runs"):
+                self._study[name] = before[name]
+
+    def has(self, key: str) -> bool:
+        """Whether a run is known."""
+        return any(run["key"] == key for run in self._study["runs"])
+
+    def add(self, row: StudyRun, folder: Path) -> None:
+        """Add a run, in place of one with other settings; the file is written."""
+        summary = read_summary(folder / "summary.json")
+        study = self._study
+        study["dataset"] = read_plan(folder / "plan.toml").dataset
+        study["machine"] = _machine()
+        study["organs"] = list(summary["organs"].values())
+        study["tolerance_mm"] = summary["tolerance_mm"]
+        study["test_cases"] = len(summary["cases"])
+        study["runs"] = [run for run in study["runs"] if name_of(run) != name_of(row)]
+        study["runs"].append(row)
+        write_study(self._path, study)
+
+    def study(self, keys: list[str]) -> Study:
+        """What is known of these runs, in their order."""
+        by_key = {run["key"]: run for run in self._study["runs"]}
+        study = self._study.copy()
+        study["runs"] = [by_key[key] for key in keys]
+        return study
+
+
+def _machine() -> dict[str, str]:
+    return (
+        {"processor": processor_name(), "cores": str(usable_cores())}
+        | {name: version(name) for name in ("semiseg", "torch")}
+        | {"python": platform.python_version()}
+    )

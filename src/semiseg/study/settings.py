@@ -1,0 +1,131 @@
+"""A study file: which methods are trained with how many labels, which label subsets and which seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from semiseg.config import load_settings
+from semiseg.errors import ConfigError
+from semiseg.evaluate.label_efficiency import run_name
+from semiseg.files import read_toml
+from semiseg.settings import RunSettings
+from semiseg.tables import refuse_unknown_keys
+
+FIRST = -1
+"""As a label seed: the first labels of `splits.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings:
+    """One `[[budgets]]` table: runs of one number of labels."""
+
+    labelled: int
+    """Training cases that keep their labels."""
+    label_seeds: tuple[int, ...] = (FIRST,)
+    """Label subsets: -1 is the first of `splits.json`, other numbers draw one by that seed."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of training, each with every subset."""
+    methods: tuple[str, ...] = ()
+    """Names of methods that are run; empty is all."""
+
+    def __post_init__(self) -> None:
+        if self.labelled < 1 or not self.label_seeds or not self.seeds:
+            raise ConfigError(f"budgets: labelled = {self.labelled}: give 1 label, one subset and one seed at least.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """A study file. All methods have the recipe in common, and the minutes, which become steps once for each."""
+
+    recipe: str
+    """The run file that all runs start from; a relative path starts from the study file's folder."""
+    minutes: float
+    """Training time of every run, on all cores of this machine with nothing else running."""
+    baseline: str = "supervised"
+    """The method that the others are compared with."""
+    ceiling: int = 0
+    """The label budget of the baseline that counts as full supervision, if it is among the budgets."""
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name, what each sets besides: keys such as `method.name`."""
+    common: dict[str, Any] = field(default_factory=dict)
+    """What all set besides: keys such as `data.development`."""
+    budgets: tuple[BudgetSettings, ...] = ()
+    """Which runs are made."""
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0:
+            raise ConfigError(f"minutes = {self.minutes}: give a number above 0.")
+        if self.baseline not in self.methods:
+            raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
+        if not self.budgets:
+            raise ConfigError("budgets: name one at least, as a [[budgets]] table with labelled = 4, say.")
+        for budget in self.budgets:
+            if unknown := [name for name in budget.methods if name not in self.methods]:
+                raise ConfigError(
+                    f"budgets: methods = {unknown[0]!r}: is none of [methods]: {', '.join(self.methods)}."
+                )
+
+
+_ADAPTER: TypeAdapter[StudySettings] = TypeAdapter(StudySettings)
+
+
+def load_study(file: Path) -> StudySettings:
+    """Read a study file; raises `ConfigError` that names file, key and remedy."""
+    tables = read_toml(file)
+    refuse_unknown_keys(tables, StudySettings, str(file))
+    try:
+        return _ADAPTER.validate_json(json.dumps(tables, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file}: {key} = {first['input']!r}: {first['msg']}.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a study."""
+
+    method: str
+    labelled: int
+    label_seed: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return run_name(self.method, self.labelled, self.label_seed, self.seed)
+
+    def __str__(self) -> str:
+        subset = "the first" if self.label_seed is None else f"subset {self.label_seed}"
+        return f"{self.method}, {self.labelled} labels ({subset}), seed {self.seed}"
+
+
+def planned_runs(study: StudySettings) -> Iterator[PlannedRun]:
+    """All runs, so that methods can be compared early: subset by subset, and seed by seed, every method."""
+    for budget in study.budgets:
+        for seed in budget.seeds:
+            for subset in budget.label_seeds:
+                for method in budget.methods or study.methods:
+                    label_seed = None if subset == FIRST else subset
+                    yield PlannedRun(method=method, labelled=budget.labelled, label_seed=label_seed, seed=seed)
+
+
+def run_settings(study: StudySettings, file: Path, data: Path | None, run: PlannedRun) -> RunSettings:
+    """The settings of a run, without its number of steps."""
+    given: dict[str, Any] = study.common | study.methods[run.method]
+    given |= {"data.labelled": run.labelled, "train.seed": run.seed}
+    if run.label_seed is not None:
+        given["data.label_seed"] = run.label_seed
+    if data is not None:
+        given["data.root"] = str(data.resolve())
+    # A JSON value is a TOML value.
+    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+    return load_settings((file.parent / study.recipe).resolve(), overrides)

@@ -1,0 +1,100 @@
+"""`semiseg compare STUDY.toml` on a phantom set: all methods in one house, resumed run by run, and its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiseg.config import load_settings
+from semiseg.evaluate.label_efficiency import name_of, read_study
+from semiseg.settings import write_settings
+
+Command = Callable[..., Any]
+STEPS = 8
+METHODS = ["supervised", "mpl", "mean_teacher", "cross_pseudo", "copy_paste", "pseudo_rounds"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    """A study file of every method with two labels. Its steps are written down: nothing is timed here."""
+    folder = tmp_path_factory.mktemp("study")
+    flags = [flag for flag in tiny if "=" in flag and not flag.startswith("data.labelled")]
+    write_settings(folder / "recipe.toml", load_settings(None, flags))
+    methods = "\n".join(f'{name} = {{ "method.name" = "{name}" }}' for name in METHODS)
+    (folder / "small.toml").write_text(
+        f'recipe = "recipe.toml"\nminutes = 1.0\n[methods]\n{methods}\n[[budgets]]\nlabelled = 2\n'
+    )
+    (folder / "runs").mkdir()
+    (folder / "runs" / "steps.json").write_text(json.dumps(dict.fromkeys(METHODS, STEPS)))
+    return folder / "small.toml"
+
+
+@pytest.fixture(scope="module")
+def compared(study: Path, phantoms: Path, semiseg_command: Command) -> Any:
+    """What the command answers; it leaves `runs` and `results` beside the study file."""
+    return semiseg_command("compare", study, "--data", phantoms, "--output", study.parent / "runs", "--results",
+                           study.parent / "results")  # fmt: skip
+
+
+def test_every_method_is_trained_scored_and_compared(study: Path, compared: Any) -> None:
+    assert compared.code == 0, compared
+    assert f"[{len(METHODS)}/{len(METHODS)}] pseudo_rounds, 2 labels (the first), seed 0: Dice" in compared.out
+    known = read_study(study.parent / "results" / "results.json")
+    assert [run["method"] for run in known["runs"]] == METHODS
+    assert all(run["steps"] == STEPS and run["peak_memory_mb"] > 50 for run in known["runs"])
+    assert {organ for run in known["runs"] for case in run["cases"].values() for organ in case} == set(known["organs"])
+    page = (study.parent / "runs" / "compare.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == len(METHODS)  # one test case, a slice for each method
+    published = (study.parent / "results" / "figures.html").read_text(encoding="utf-8")
+    assert "data:image/png" not in published  # no picture of a scan leaves the runs' folder
+    assert "<svg" in published
+    table = (study.parent / "results" / "table.md").read_text(encoding="utf-8")
+    assert all(f"| 2 | {method} |" in table for method in METHODS)
+
+
+def test_runs_that_are_known_are_not_made_again(
+    study: Path, compared: Any, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    """The results are enough: run folders may be deleted, and the steps are those of before."""
+    shutil.copytree(study.parent / "results", tmp_path / "results")
+    known = read_study(tmp_path / "results" / "results.json")
+    lost = known["runs"].pop(1)
+    (tmp_path / "results" / "results.json").write_text(json.dumps(known))
+    known_steps = dict.fromkeys(METHODS, STEPS)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "steps.json").write_text(json.dumps(known_steps))
+    answer = semiseg_command("compare", study, "--data", phantoms, "--output", tmp_path / "runs", "--results",
+                             tmp_path / "results")  # fmt: skip
+    assert answer.code == 0, answer
+    assert f"{len(METHODS)} runs, {len(METHODS) - 1} of them finished before." in answer.out
+    assert "[1/1] mpl" in answer.out
+    assert not (tmp_path / "runs" / "supervised-2-first-seed0").exists()
+    again = {name_of(run): run["cases"] for run in read_study(tmp_path / "results" / "results.json")["runs"]}
+    assert again[name_of(lost)] == lost["cases"]  # the same seed on the same machine: the same scores
+    assert "cannot be drawn" in (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(
+    study: Path, compared: Any, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.toml"
+    text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
+    file.write_text(text.replace("labelled = 2", "labelled = 2\nmethods = ['supervised']\n[[budgets]]\nlabelled = 99"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "steps.json").write_text(json.dumps(dict.fromkeys(METHODS, STEPS)))
+    answer = semiseg_command("compare", file, "--data", phantoms, "--output", tmp_path / "runs")
+    assert answer.code == 2
+    assert "supervised-99-first-seed0: the run failed:" in answer.err
+    assert "Finished runs are kept" in answer.err
+    assert len(read_study(tmp_path / "runs" / "results.json")["runs"]) == 1
+
+
+def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:
+    answer = semiseg_command("compare", tmp_path)
+    assert answer.code == 2
+    assert "one run alone. Name two runs or more, or a study file" in answer.err

@@ -1,0 +1,142 @@
+"""What a study of runs comes to: pairing, intervals over cases and subsets, adjusted tests, the gap that is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from semiseg.errors import DataError
+from semiseg.evaluate.label_efficiency import Study, StudyRun, name_of, organ_means, points, read_study, write_study
+from semiseg.evaluate.statistics import crossed_interval, holm, signed_rank_p
+from semiseg.randomness import Draw
+
+
+def a_run(
+    method: str, labelled: int, dice: Sequence[float | None], *, subset: int | None = None, seed: int = 0
+) -> StudyRun:
+    cases = {
+        f"case{i}": {"liver": {"dice": v, "nsd": v}, "spleen": {"dice": v, "nsd": None}} for i, v in enumerate(dice)
+    }
+    return StudyRun(
+        method=method,
+        labelled=labelled,
+        label_seed=subset,
+        seed=seed,
+        key=f"{method}{labelled}{subset}{seed}",
+        steps=10,
+        minutes=2.0 + labelled,
+        peak_memory_mb=100.0 + seed,
+        cases=cases,  # type: ignore[typeddict-item]
+    )
+
+
+def a_study(*runs: StudyRun, ceiling: int | None = None) -> Study:
+    return Study(
+        name="s",
+        dataset="d",
+        machine={},
+        minutes=2.0,
+        steps={},
+        baseline="base",
+        ceiling=ceiling,
+        organs=["liver", "spleen"],
+        tolerance_mm={"liver": 1.0, "spleen": 1.0},
+        test_cases=4,
+        runs=list(runs),
+    )
+
+
+BASE = (0.5, 0.6, 0.7, 0.8)
+BETTER = (0.6, 0.65, 0.72, 0.83)
+
+
+def test_a_method_is_compared_on_the_runs_that_the_baseline_has_too() -> None:
+    study = a_study(
+        a_run("base", 4, BASE),
+        a_run("base", 4, BASE, subset=1),
+        a_run("mine", 4, BETTER),
+        a_run("mine", 4, [v - 0.1 for v in BASE], subset=1),
+        a_run("mine", 4, [1.0] * 4, subset=2),  # there is no such run of the baseline
+    )
+    base, mine = points(study)
+    assert (base.method, base.runs, base.difference, base.better) == ("base", 2, {}, (0, 0))
+    assert mine.runs == 3
+    assert mine.values["dice"]["mean"] == pytest.approx(np.mean([*BETTER, *(v - 0.1 for v in BASE), *[1.0] * 4]))
+    assert mine.difference["dice"]["mean"] == pytest.approx((np.mean(BETTER) - np.mean(BASE) - 0.1) / 2)
+    assert mine.better == (1, 2)
+
+
+def test_the_gap_is_what_the_ceiling_has_more_than_the_baseline() -> None:
+    study = a_study(
+        a_run("base", 4, BASE), a_run("mine", 4, BETTER), a_run("base", 100, [v + 0.2 for v in BASE]), ceiling=100
+    )
+    mine = next(point for point in points(study) if point.method == "mine")
+    assert mine.gap_closed == pytest.approx((np.mean(BETTER) - np.mean(BASE)) / 0.2)
+
+
+def test_p_is_of_cases_averaged_over_runs_and_adjusted_for_all_comparisons() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.9, 12)
+    mine, worse = base + rng.uniform(0.0, 0.1, 12), base - rng.normal(0.0, 0.05, 12)
+    study = a_study(a_run("base", 4, list(base)), a_run("mine", 4, list(mine)), a_run("worse", 4, list(worse)))
+    raw = [stats.wilcoxon(other - base).pvalue for other in (mine, worse)]
+    found = {point.method: point.p_value for point in points(study)}
+    assert found["base"] is None
+    assert found["mine"] == pytest.approx(2 * raw[0])  # the smaller of two
+    assert found["worse"] == pytest.approx(max(raw[1], 2 * raw[0]))
+
+
+def test_holm_adjusts_as_published() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm (1979), by hand
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_an_interval_over_cases_and_subsets_is_wider_than_over_cases_alone() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.8, 0.01, (1, 40)) + np.array([[-0.05], [0.0], [0.05]])
+    draw = Draw(seed=0)
+    over_both = crossed_interval(values, [0, 1, 2], draw, "x", samples=2000)
+    over_cases = crossed_interval(values, [0, 0, 0], draw, "x", samples=2000)
+    assert over_both["mean"] == over_cases["mean"] == pytest.approx(values.mean())
+    assert over_both["low"] is not None
+    assert over_cases["low"] is not None
+    assert over_both["low"] < over_cases["low"] - 0.02
+    # Of one subset the interval is the plain bootstrap's: the mean's standard error times 1.96, to a tenth.
+    half = (float(over_cases["high"] or 0) - over_cases["low"]) / 2
+    assert half == pytest.approx(1.96 * values.mean(axis=0).std() / 40**0.5, rel=0.1)
+
+
+def test_cases_without_a_score_are_left_out() -> None:
+    values = np.array([[0.5, np.nan, 0.7], [0.6, np.nan, 0.8]])
+    found = crossed_interval(values, [0, 1], Draw(seed=0), "x", samples=100)
+    assert (found["mean"], found["count"]) == (pytest.approx(0.65), 2)
+    nothing = crossed_interval(np.full((1, 2), np.nan), [0], Draw(seed=0), "x", samples=100)
+    assert nothing == {"mean": None, "low": None, "high": None, "count": 0}
+    assert signed_rank_p(np.array([0.1, np.nan])) is None
+
+
+def test_organs_are_averaged_over_cases_and_runs() -> None:
+    study = a_study(a_run("base", 4, [0.5, None, 0.7]), a_run("base", 4, [0.6, 0.8, 1.0], subset=1))
+    assert organ_means(study, "base", 4, "dice")["liver"] == pytest.approx(np.mean([0.5, 0.7, 0.6, 0.8, 1.0]))
+    assert organ_means(study, "base", 4, "nsd")["spleen"] is None
+
+
+def test_runs_on_other_cases_are_refused() -> None:
+    study = a_study(a_run("base", 4, BASE), a_run("mine", 4, BASE[:2]))
+    with pytest.raises(DataError, match="scored on other cases"):
+        points(study)
+
+
+def test_the_file_comes_back_and_damage_is_named(tmp_path: Path) -> None:
+    study = a_study(a_run("base", 4, BASE), a_run("mine", 4, BETTER, subset=3))
+    write_study(tmp_path / "results.json", study)
+    assert read_study(tmp_path / "results.json") == study
+    assert [name_of(run) for run in study["runs"]] == ["base-4-first-seed0", "mine-4-labels3-seed0"]
+    (tmp_path / "results.json").write_text('{"name": 3}')
+    with pytest.raises(DataError, match=r"results\.json: name: .*string.*delete it to begin anew"):
+        read_study(tmp_path / "results.json")

@@ -1,0 +1,89 @@
+"""The study file: which runs it asks for, what they are made of, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.errors import ConfigError
+from semiseg.study.settings import load_study, planned_runs, run_settings
+
+TEXT = """
+recipe = "recipe.toml"
+minutes = 8.0
+ceiling = 160
+common = { "data.development" = 40 }
+
+[methods]
+supervised = { "method.name" = "supervised" }
+dense = { "method.name" = "mpl", "method.feedback" = "dense", "method.ema_decay" = 0.9 }
+
+[[budgets]]
+labelled = 4
+label_seeds = [-1, 7]
+seeds = [0, 1]
+
+[[budgets]]
+labelled = 160
+methods = ["supervised"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.toml").write_text('[data]\nroot = "scans"\n[method]\nlearning_rate = 0.05\n')
+    (tmp_path / "study.toml").write_text(TEXT)
+    return tmp_path / "study.toml"
+
+
+def test_every_method_is_run_subset_by_subset_and_seed_by_seed(file: Path) -> None:
+    names = [run.name for run in planned_runs(load_study(file))]
+    assert names == [
+        "supervised-4-first-seed0", "dense-4-first-seed0", "supervised-4-labels7-seed0", "dense-4-labels7-seed0",
+        "supervised-4-first-seed1", "dense-4-first-seed1", "supervised-4-labels7-seed1", "dense-4-labels7-seed1",
+        "supervised-160-first-seed0",
+    ]  # fmt: skip
+
+
+def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, tmp_path: Path) -> None:
+    study = load_study(file)
+    runs = {run.name: run_settings(study, file, None, run) for run in planned_runs(study)}
+    one = runs["dense-4-labels7-seed1"]
+    assert (one.method.name, one.method.ema_decay, one.method.learning_rate) == ("mpl", 0.9, 0.05)
+    assert (one.data.labelled, one.data.label_seed, one.data.development) == (4, 7, 40)
+    assert one.train.seed == 1
+    assert one.data.root == str(tmp_path / "scans")
+    assert runs["dense-4-first-seed1"].data.label_seed is None
+    elsewhere = run_settings(study, file, tmp_path / "other", next(planned_runs(study)))
+    assert elsewhere.data.root == str(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("minutes = 8.0", "minutes = 0.0", r"study\.toml: minutes = 0\.0: give a number above 0"),
+        ("minutes = 8.0", "", r"study\.toml: minutes"),
+        ("minutes = 8.0", "minutes = 8.0\nminute = 3", r"unknown key minute\. Known here"),
+        (
+            "minutes = 8.0",
+            'minutes = 8.0\nbaseline = "x"',
+            r"baseline = 'x': name one of \[methods\]: super",
+        ),
+        ('methods = ["supervised"]', 'methods = ["best"]', r"methods = 'best': is none of \[methods\]"),
+        ("labelled = 160", "labelled = 0", "labelled = 0: give 1 label"),
+        ("labelled = 160", 'labelled = "all"', r"study\.toml: budgets\.1\.labelled = 'all'"),
+        ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_file(file: Path, before: str, after: str, message: str) -> None:
+    file.write_text(TEXT.replace(before, after))
+    with pytest.raises(ConfigError, match=message):
+        load_study(file)
+
+
+def test_a_key_that_no_run_has_is_refused(file: Path) -> None:
+    file.write_text(TEXT.replace('"data.development" = 40', '"data.develop" = 40'))
+    study = load_study(file)
+    with pytest.raises(ConfigError, match=r"unknown key data\.develop"):
+        run_settings(study, file, None, next(planned_runs(study)))
