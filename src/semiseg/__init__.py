@@ -5,7 +5,7 @@ The whole way in Python, as on the command line:
 >>> import semiseg
 >>> sorted(name for name in dir(semiseg) if not name.startswith("_"))  # doctest: +NORMALIZE_WHITESPACE
 ['RunSettings', 'check', 'compare', 'evaluate', 'evaluate_run', 'load_model', 'predict', 'predict_array',
- 'predict_test_cases', 'prepare', 'report', 'run_all', 'train']
+ 'predict_test_cases', 'prepare', 'rank', 'report', 'run_all', 'train']
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         predict,
         predict_test_cases,
         prepare,
+        rank,
         report,
         run_all,
         train,
@@ -45,6 +46,7 @@ _HOMES = {
         "predict",
         "predict_test_cases",
         "prepare",
+        "rank",
         "report",
         "run_all",
         "train",
@@ -63,6 +65,7 @@ __all__ = [
     "predict_array",
     "predict_test_cases",
     "prepare",
+    "rank",
     "report",
     "run_all",
     "train",

@@ -262,6 +262,38 @@ class Run(_RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rank:
+    """Order a trained run's unlabelled scans by how doubtful their pseudo-labels are: which to label next."""
+
+    run: tyro.conf.Positional[Path]
+    """Run that was trained."""
+    by: Literal["disagreement", "entropy", "random"] = "disagreement"
+    """Of the run's two networks; the mean entropy of its labels; or random, which a ranking has to beat."""
+    against: Path | None = None
+    """Disagreement with this run's model instead, such as that of the round before."""
+    exclude_worst: float = 0.0
+    """Also write exclude.txt with this share of the cases, for --set data.exclude=RUN/exclude.txt."""
+    top: int = 20
+    """How many are printed; ranking.csv has them all."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        order = workflows.rank(
+            self.run, by=self.by, against=self.against, exclude_worst=self.exclude_worst, quiet=self.quiet
+        )
+        for place, doubt in enumerate(order[: self.top], start=1):
+            print(
+                f"{place:4} {doubt['id']:32} disagreement {doubt['disagreement']:.4f}  entropy {doubt['entropy']:.4f}  "
+                f"{doubt['organs']} organs"
+            )
+        print(f"All {len(order)} are in {self.run}/ranking.csv.")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Postprocess:
     """Choose on a run's validation cases which cleaning of labels helps: largest component, hole filling, by organ."""
 
@@ -352,6 +384,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "report": Report,
     "run": Run,
+    "rank": Rank,
     "postprocess": Postprocess,
     "export": Export,
     "measure": Measure,

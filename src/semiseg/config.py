@@ -16,7 +16,7 @@ from semiseg.settings import RunSettings, settings_from
 def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
     """The recipe (or the defaults) with `section.key=value` overrides applied in order.
 
-    A relative `data.root` or `data.teacher` of a recipe starts from the recipe's folder, one given by an override from
+    A relative path of section `[data]` of a recipe starts from the recipe's folder, one given by an override from
     the working folder. Raises `ConfigError` for anything unknown.
     """
     tables = read_toml(recipe) if recipe else {}
@@ -29,7 +29,7 @@ def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSett
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
 
 
-_PATHS = ("root", "teacher")
+_PATHS = ("root", "teacher", "label_list", "exclude")
 """Of section `[data]`."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +34,7 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.files import remove_leftovers
+from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts import read_dataset
@@ -54,6 +56,7 @@ from semiseg.settings import RunSettings, read_settings, write_settings
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
 
+    from semiseg.train.ranking import Doubt, Order
     from semiseg.train.session import Session
 
 
@@ -212,6 +215,49 @@ def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
     return _predict(run / "model", scans, run / "predictions", settings, quiet=quiet)
+
+
+def rank(
+    run: Path,
+    *,
+    by: Order = "disagreement",
+    against: Path | None = None,
+    exclude_worst: float = 0.0,
+    quiet: bool = False,
+) -> list[Doubt]:
+    """Order the unlabelled cases of a trained run by how doubtful their pseudo-labels are, the most doubtful first.
+
+    Writes `run/ranking.csv` and, where `exclude_worst` names a share of the cases, `run/exclude.txt`, a list for
+    `data.exclude`. by: disagreement of the run's two networks (teacher and student, partners, or a network and its
+    average), or of its model with that of another run (against: the round before, say); entropy; or random, the
+    baseline.
+
+    Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
+    networks do not fit this run's.
+    """
+    from semiseg.predict.device import choose_device
+    from semiseg.train.ranking import doubts, ranked
+    from semiseg.train.session import ranking_engines
+
+    if not 0 <= exclude_worst < 1:
+        raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
+    settings = _prepared_settings(run)
+    session = open_session(run, settings, choose_device(settings.train.device))
+    cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
+    if not cases:
+        raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to rank.")
+    first, second = ranking_engines(session, against)
+    with _bar("ranking", quiet) as advance:
+        order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(order[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(order)
+    write_text(run / "ranking.csv", text.getvalue())
+    if exclude_worst:
+        worst = [doubt["id"] for doubt in order[: round(exclude_worst * len(order))]]
+        write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
+    return order
 
 
 def postprocess(run: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -405,9 +451,20 @@ _FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
 
 
 def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
+    def absolute(path: str) -> str:
+        return str((base / path).resolve()) if path else ""
+
     data = settings.data
-    teacher = str((base / data.teacher).resolve()) if data.teacher else ""
-    return replace(settings, data=replace(data, root=str((base / data.root).resolve()), teacher=teacher))
+    return replace(
+        settings,
+        data=replace(
+            data,
+            root=str((base / data.root).resolve()),
+            teacher=absolute(data.teacher),
+            label_list=absolute(data.label_list),
+            exclude=absolute(data.exclude),
+        ),
+    )
 
 
 def _prepared_settings(run: Path) -> RunSettings:

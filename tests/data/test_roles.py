@@ -49,6 +49,11 @@ def roles(of: Dataset, settings: DataSettings | None = None, *, fraction: float 
     return {case.id: case.role for case in cases}
 
 
+def roles_of(of: Dataset, settings: DataSettings) -> dict[str, str]:
+    """As `roles`, where cases may be left out."""
+    return {case.id: case.role for case in assign_roles(of, settings, validation_fraction=0, seed=0)}
+
+
 def ids(found: dict[str, str], role: str) -> list[str]:
     return [case for case, mine in found.items() if mine == role]
 
@@ -96,6 +101,32 @@ def test_development_cases_take_the_place_of_the_test_cases(label_seed: int | No
     assert len(of_role(cases, "labelled")) == 4
     assert len(of_role(cases, "unlabelled")) == 3 + 3
     assert not any(case.id.startswith("t") for case in cases)
+
+
+def test_a_list_says_which_labels_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text("# chosen by hand\nl7\n\n l2 \nl7\nl5\n")
+    settings = DataSettings(label_list=str(file), development=2)
+    assert ids(roles_of(dataset(), settings), "labelled") == ["l2", "l5", "l7"]
+    assert ids(roles_of(dataset(), replace(settings, labelled=2)), "labelled") == ["l2", "l7"]  # in the list's order
+    assert ids(roles_of(dataset(), settings), "test") == ["l8", "l9"]
+    file.write_text("l7\nu1\n")
+    with pytest.raises(ConfigError, match=r"data\.label_list = .*labels\.txt: u1 has no label"):
+        roles_of(dataset(), settings)
+
+
+def test_excluded_cases_are_not_learnt_from(tmp_path: Path) -> None:
+    file = tmp_path / "exclude.txt"
+    file.write_text("u1\nl3\nl0\n")
+    found = roles_of(dataset(), DataSettings(labelled=2, exclude=str(file)))
+    assert "u1" not in found
+    assert "l3" not in found  # its label is hidden, so it is an unlabelled one
+    assert found["l0"] == "labelled"  # the list is of pseudo-labels: this one has a true label
+    file.write_text("nobody\n")
+    with pytest.raises(ConfigError, match=r"data\.exclude = .*exclude\.txt: nobody is no training case of data"):
+        roles_of(dataset(), DataSettings(exclude=str(file)))
+    with pytest.raises(ConfigError, match=r"data\.exclude = /no/where: cannot be read .* an id a line"):
+        roles_of(dataset(), DataSettings(exclude="/no/where"))
 
 
 def test_validation_cases_are_held_out_of_the_labelled() -> None:

@@ -98,3 +98,32 @@ def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path
     answer = semiseg_command("compare", tmp_path)
     assert answer.code == 2
     assert "one run alone. Name two runs or more, or a study file" in answer.err
+
+
+@pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo"])
+def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
+    study: Path, compared: Any, phantoms: Path, semiseg_command: Command, method: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(study.parent / "runs" / f"{method}-2-first-seed0", run)
+    answer = semiseg_command("rank", run, "--exclude-worst", 0.5, "--quiet")
+    assert answer.code == 0, answer
+    assert f"All 2 are in {run}/ranking.csv." in answer.out
+    header, *rows = (run / "ranking.csv").read_text().splitlines()
+    assert header == "id,entropy,disagreement,organs,organ_voxels"
+    assert {row.split(",")[0] for row in rows} == {"phantom_002", "phantom_003"}
+    worst = rows[0].split(",")[0]
+    assert (run / "exclude.txt").read_text() == f"# the worst 50% by disagreement\n{worst}\n"
+    if method != "mpl":
+        return
+    excluding = tmp_path / "excluding"
+    recipe = study.parent / "runs" / f"{method}-2-first-seed0.toml"
+    answer = semiseg_command("prepare", excluding, "--recipe", recipe, "--set", f"data.exclude={run}/exclude.txt")
+    assert answer.code == 0, answer
+    assert worst not in (excluding / "cases.jsonl").read_text()
+    answer = semiseg_command("rank", excluding)
+    assert answer.code == 2
+    assert "no checkpoint here. Train the run first" in answer.err
+    answer = semiseg_command("rank", run, "--against", study.parent / "runs" / "copy_paste-2-first-seed0", "--top", 1)
+    assert answer.code == 0, answer
+    assert answer.out.count("disagreement") == 1

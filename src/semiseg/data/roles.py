@@ -30,6 +30,12 @@ class DataSettings:
     """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
     label_seed: int | None = None
     """Which cases keep theirs: None takes the first of `splits.json` (or by name), a number draws by that seed."""
+    label_list: str = ""
+    """A text file with the ids of the cases that keep their labels, one a line, in the order in which a budget spends
+    them: what `semiseg rank` wrote and you have labelled, say. Relative paths as `root`."""
+    exclude: str = ""
+    """A text file with the ids of unlabelled cases that nothing is learnt from, one a line: those with the worst
+    pseudo-labels, say (`semiseg rank --exclude-worst`). Relative paths as `root`."""
     development: int = 0
     """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
     place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
@@ -71,7 +77,13 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     """
     listed = _listed(dataset)
     held_back = set(listed[len(listed) - settings.development :]) if settings.development else set[str]()
-    order = [case for case in _label_order(listed, settings) if case not in held_back]
+    if settings.label_list:
+        named = _read_ids(settings.label_list, "label_list", dataset)
+        if unlabelled := [case for case in named if case not in set(listed)]:
+            raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
+        order = [case for case in named if case not in held_back]
+    else:
+        order = [case for case in _label_order(listed, settings) if case not in held_back]
     if listed and not order:
         raise ConfigError(
             f"data.development = {settings.development} takes all of the {len(listed)} labelled training cases."
@@ -83,6 +95,7 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         raise ConfigError(
             f"data.labelled = {settings.labelled}, but only {len(order)} training cases have a label{besides}."
         )
+    excluded = set(_read_ids(settings.exclude, "exclude", dataset)) if settings.exclude else set[str]()
     kept = order[: settings.labelled]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
@@ -97,8 +110,12 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
             return "validation"
         return "labelled" if case.id in kept else "unlabelled"
 
-    kept_cases = [case for case in dataset.cases if case.split != "test" or not held_back]
-    return [_run_case(case, role(case)) for case in kept_cases]
+    roles = {case.id: role(case) for case in dataset.cases if case.split != "test" or not held_back}
+    return [
+        _run_case(case, roles[case.id])
+        for case in dataset.cases
+        if case.id in roles and not (roles[case.id] == "unlabelled" and case.id in excluded)
+    ]
 
 
 def _run_case(case: Case, role: Role) -> RunCase:
@@ -112,6 +129,21 @@ def _listed(dataset: Dataset) -> list[str]:
     labelled = [case.id for case in dataset.cases if case.split == "train" and case.label is not None]
     first = [case for case in dataset.train_order if case in set(labelled)]
     return first + [case for case in labelled if case not in set(first)]
+
+
+def _read_ids(file: str, key: str, dataset: Dataset) -> list[str]:
+    """The ids of a list, each once; raises `ConfigError` for one that is no training case."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"data.{key} = {file}: cannot be read ({error}). Give a text file with an id a line."
+        ) from None
+    ids = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
+    known = {case.id for case in dataset.cases if case.split == "train"}
+    if unknown := [case for case in ids if case not in known]:
+        raise ConfigError(f"data.{key} = {file}: {unknown[0]} is no training case of {dataset.root}. Mend the list.")
+    return ids
 
 
 def _label_order(listed: list[str], settings: DataSettings) -> list[str]:

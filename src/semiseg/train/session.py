@@ -17,7 +17,7 @@ from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.files import atomic_file
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
@@ -26,9 +26,11 @@ from semiseg.methods.build import build_method
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
-from semiseg.predict.model import save_model
+from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
+from semiseg.predict.model import load_model, save_model
 from semiseg.randomness import Draw
 from semiseg.train.calibrate import calibrated_steps, scratch_teacher_every
+from semiseg.train.checkpoint import load_latest
 from semiseg.train.loop import Place, TrainingData, step_inputs, train_method
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.settings import TrainSettings
@@ -160,6 +162,42 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
 
 _SOURCES: tuple[tuple[Role, ...], ...] = (("labelled", "taught"), ("unlabelled",), ("validation",))
 """Roles of the cases that are learnt from with labels, without, and watched."""
+
+
+def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine]:
+    """The network whose labels count, and the one that may contradict it: of the same run, or another run's model.
+
+    Raises `DataError` without a checkpoint, and `ConfigError` where the other model is of another plan.
+    """
+    phases = Phases.of(session.method, session.train.steps)
+    method = session.build(phases)
+    checkpoint = load_latest(session.run / "checkpoints")
+    if checkpoint is None:
+        raise DataError(f"{session.run}: no checkpoint here. Train the run first: semiseg train {session.run}")
+    numbers = {
+        key.removeprefix("method/"): value for key, value in checkpoint.numbers.items() if key.startswith("method/")
+    }
+    method.load_state(checkpoint.tensors, numbers)
+    first = method.networks[method.evaluated]
+    if against is None:
+        second = method.networks[_contradicts(method)]
+        return TorchEngine(first, session.device), TorchEngine(second, session.device)
+    other = load_model(against)
+    same = ("spacing_mm", "channels", "labels", "normalisation")
+    if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
+        raise ConfigError(
+            f"{against}: has another {different[0]} than {session.run}, whose prepared scans it is to label. Name a "
+            "run that was made with the same plan."
+        )
+    return TorchEngine(first, session.device), torch_engine(other, session.device)
+
+
+def _contradicts(method: Method) -> str:
+    """The network of a method that is most independent of the one that is evaluated."""
+    for name in ("teacher_average", "teacher", "partner_average", "partner"):
+        if name in method.networks:
+            return name
+    return "student"
 
 
 def _write_feedback_maps(session: Session, method: MetaPseudoLabels, unlabelled: tuple[Path, ...]) -> None:

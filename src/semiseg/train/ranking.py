@@ -1,0 +1,107 @@
+"""How doubtful the pseudo-labels of unlabelled cases are, judged by the networks of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from typing_extensions import TypedDict
+
+from semiseg.data.plan import Plan
+from semiseg.geometry import Box
+from semiseg.io.store import OpenCase, open_case
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.sliding import blended_rows
+from semiseg.predict.window import Window
+from semiseg.randomness import Draw
+from semiseg.types import DoubleArray, FloatArray
+
+Order = Literal["disagreement", "entropy", "random"]
+BACKGROUND = 0.99
+"""Voxels that are background with a higher probability say nothing of doubt, and are most of a scan."""
+
+
+class Doubt(TypedDict):
+    """A case's doubt. entropy: mean over voxels that may be an organ, as a share of the largest, `ln K`. disagreement:
+    1 - mean Dice of the two networks' labels over the organs that one of them finds (1 where neither finds any).
+    organs: how many organs are found. organ_voxels: voxels of organs on the plan's grid.
+    """
+
+    id: str
+    entropy: float
+    disagreement: float
+    organs: int
+    organ_voxels: int
+
+
+def case_doubt(case: OpenCase, first: Engine, second: Engine, plan: Plan) -> Doubt:
+    """The doubt of one stored case; `first` is the network whose labels count, `second` the one that may contradict.
+
+    Both roll over the scan together, so that neither's logits are ever whole in memory.
+    """
+    classes = plan.labels.count
+    overlap, sizes, voxels = np.zeros(classes), np.zeros(classes), np.zeros(classes)
+    entropy = counted = 0.0
+    rows = [_rows(case, engine, plan) for engine in (first, second)]
+    for mine, other in zip(*rows, strict=True):
+        p = _softmax(mine)
+        doubtful = p[0] < BACKGROUND
+        entropy += float((-(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful).sum())
+        counted += float(doubtful.sum())
+        a, b = mine.argmax(axis=0), other.argmax(axis=0)
+        overlap += np.bincount(a[a == b].ravel(), minlength=classes)
+        counts = [np.bincount(labels.ravel(), minlength=classes) for labels in (a, b)]
+        voxels += counts[0]
+        sizes += counts[0] + counts[1]
+    present = sizes[1:] > 0
+    dice = 2 * overlap[1:][present] / sizes[1:][present]
+    return Doubt(
+        id=case.meta.id,
+        entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,
+        disagreement=round(1 - float(dice.mean()), 6) if present.any() else 1.0,
+        organs=int((voxels[1:] > 0).sum()),
+        organ_voxels=int(voxels[1:].sum()),
+    )
+
+
+def doubts(
+    cases: Sequence[Path], first: Engine, second: Engine, plan: Plan, *, progress: Callable[[int, int, str], None]
+) -> list[Doubt]:
+    """The doubt of every stored case."""
+    found = []
+    for done, folder in enumerate(cases, start=1):
+        found.append(case_doubt(open_case(folder), first, second, plan))
+        progress(done, len(cases), folder.name)
+    return found
+
+
+def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:
+    """The cases, the most doubtful first.
+
+    random is the baseline that a ranking has to beat: cases in which every organ is found that any case shows, in an
+    order drawn by the seed, then those with fewer.
+    """
+    if by != "random":
+        return sorted(found, key=lambda doubt: (-doubt[by], doubt["id"]))
+    names = sorted(doubt["id"] for doubt in found)
+    drawn = Draw(seed=seed).generator("annotation order").permutation(len(names))
+    place = {names[index]: position for position, index in enumerate(drawn)}
+    return sorted(found, key=lambda doubt: (-doubt["organs"], place[doubt["id"]]))
+
+
+def _rows(case: OpenCase, engine: Engine, plan: Plan) -> Iterator[FloatArray]:
+    minimum = np.array(case.meta.channel_minimum, dtype=np.float32)
+    _, high, wide = case.meta.shape_zyx
+
+    def read(start: int, stop: int) -> FloatArray:
+        return case.read_image(Box((start, 0, 0), (stop, high, wide)))
+
+    return blended_rows(read, case.meta.shape_zyx, lambda: minimum, engine, Window(patch=plan.patch))
+
+
+def _softmax(logits: FloatArray) -> DoubleArray:
+    shifted = np.exp((logits - logits.max(axis=0)).astype(np.float64))
+    return np.asarray(shifted / shifted.sum(axis=0), dtype=np.float64)
