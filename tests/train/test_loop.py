@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
-from semiseg.train.loop import Place, TrainingData, train_method
+from semiseg.train.loop import Place, TrainingData, _Clock, train_method
 from semiseg.train.settings import TrainSettings
 
 Store = Callable[..., Path]
@@ -160,3 +161,21 @@ def test_a_run_goes_on_from_its_last_checkpoint(train: Train, tmp_path: Path) ->
     assert [row["labelled_loss"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]
     train(untouched := Told(float), steps=12)
     assert untouched.rates == []
+
+
+def test_the_share_of_time_that_steps_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def batches() -> Iterator[Any]:
+        for step in range(4):
+            now[0] += 1.0  # what reading and augmenting takes
+            yield step, None, None
+
+    clock = _Clock()
+    shares = []
+    for step, *_ in clock.timed(batches()):
+        now[0] += 3.0  # what the step takes
+        if step % 2:
+            shares.append(clock.input_share())
+    assert shares == [0.25, 0.25]

@@ -57,15 +57,39 @@ class Place:
     autocast: torch.dtype | None
 
 
+_Inputs = tuple[int, Batch, UnlabelledBatch | None]
+
+
 @dataclass
 class _Clock:
     """Seconds of training over all sessions of a run."""
 
     before: float = 0.0
     began: float = 0.0
+    inputs: float = 0.0
+    """Of them, what steps waited for their batches since `input_share` was asked for: reading and augmentation."""
+    asked: float = 0.0
 
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.began
+
+    def timed(self, inputs: Iterator[_Inputs]) -> Iterator[_Inputs]:
+        """The same batches, with the time that each takes counted."""
+        while True:
+            began = time.perf_counter()
+            batch = next(inputs, None)
+            self.inputs += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def input_share(self) -> float:
+        """The share of the time since the last call that steps waited for their batches. On a GPU, which is not waited
+        for, what is queued there for augmentation is not in it."""
+        now = time.perf_counter()
+        share = self.inputs / max(now - max(self.asked, self.began), 1e-9)
+        self.inputs, self.asked = 0.0, now
+        return share
 
 
 def train_method(
@@ -91,7 +115,7 @@ def train_method(
     clock = _Clock(began=time.perf_counter())
     locations: dict[str, Any] = {}
     epoch_losses: list[float] = []
-    start = 0
+    start, share = 0, 0.0
     remove_leftovers(checkpoints)
     if checkpoint := load_latest(checkpoints):
         if checkpoint.card.get("origin") != origin:
@@ -105,7 +129,8 @@ def train_method(
     with Journal(run, settings, start=start, quiet=quiet) as journal:
         if start:
             journal.note(f"Going on from step {start} of {settings.steps}.")
-        for step, labelled, unlabelled in step_inputs(data, method, phases, settings, place, start, locations):
+        inputs = step_inputs(data, method, phases, settings, place, start, locations)
+        for step, labelled, unlabelled in clock.timed(inputs):
             if schedule.begin(step):
                 epoch_losses = []
             method.learning_rate_factor = schedule.factor(step)
@@ -121,6 +146,7 @@ def train_method(
             saves = done % settings.checkpoint_every == 0 or last
             if done % settings.log_every == 0 or ends_epoch or saves:
                 row = _finite(journal.means(), step, checkpoints)
+                share = clock.input_share()
                 epoch_losses += [row[judged.loss]] if judged.loss in row else []
             if data.validation and (last or (ends_epoch and _validates(done, settings))):
                 engine = TorchEngine(method.networks[judged.network], place.device, place.autocast)
@@ -132,7 +158,8 @@ def train_method(
                     journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
             if row:
                 rate = method_settings.learning_rate * method.learning_rate_factor
-                head = {"step": done, "phase": phases.name(step), "seconds": round(clock.seconds(), 2)}
+                head: dict[str, Any] = {"step": done, "phase": phases.name(step), "seconds": round(clock.seconds(), 2)}
+                head["input_share"] = round(share, 3)
                 journal.write(head | {"learning_rate": rate} | row)
             if saves:
                 snapshot = _snapshot(done, method, schedule, clock, locations, epoch_losses, origin)
@@ -152,7 +179,7 @@ def step_inputs(
     place: Place,
     start: int = 0,
     locations: dict[str, Any] | None = None,
-) -> Iterator[tuple[int, Batch, UnlabelledBatch | None]]:
+) -> Iterator[_Inputs]:
     """Step and augmented batches for all steps from `start` on, phase by phase.
 
     Where `refresh_steps` asks for it the method's labeller predicts unlabelled scans in between, into `locations`.

@@ -13,6 +13,7 @@ SHOWN = {
     "student_labelled_loss": "student",
     "feedback": "feedback",
     "validation_dice": "Dice",
+    "input_share": "waiting",
 }
 PLAIN_SECONDS = 20.0
 """Where there is no terminal, a line is printed this often."""
