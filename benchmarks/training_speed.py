@@ -5,7 +5,8 @@
 Steps of all methods are taken alternately in one process, so that a noisy machine slows them alike; means are
 printed and written to `benchmarks/results/training_speed.json`. A pass forward is one unit and a pass backward two: a
 supervised step is 3, a step of dense feedback in which the teacher moves is 14 (labelling with a graph 1, the student's
-pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional derivative 2, the meta term's way back 2).
+pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional derivative 2, the meta term's way back
+2).
 """
 
 from __future__ import annotations
