@@ -164,8 +164,9 @@ def _point(
 
 
 def _ceiling(study: Study) -> float | None:
-    """Mean Dice of the baseline with the labels of the ceiling, if it was run."""
-    runs = [r for r in study["runs"] if r["method"] == study["baseline"] and r["labelled"] == study["ceiling"]]
+    """Mean Dice of the first method that was run with the labels of the ceiling, if one was."""
+    found = [run for run in study["runs"] if run["labelled"] == study["ceiling"]]
+    runs = [run for run in found if run["method"] == found[0]["method"]]
     return float(_defined(_matrix(runs, sorted(runs[0]["cases"]), "dice")).mean()) if runs else None
 
 

@@ -50,7 +50,7 @@ class StudySettings:
     baseline: str = "supervised"
     """The method that the others are compared with."""
     ceiling: int = 0
-    """The label budget of the baseline that counts as full supervision, if it is among the budgets."""
+    """The label budget that counts as full supervision, if it is among the budgets (of one method, then)."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name, what each sets besides: keys such as `method.name`."""
     common: dict[str, Any] = field(default_factory=dict)
