@@ -64,6 +64,7 @@ def test_runs_that_are_known_are_not_made_again(
     shutil.copytree(study.parent / "results", tmp_path / "results")
     known = read_study(tmp_path / "results" / "results.json")
     lost = known["runs"].pop(1)
+    known["runs"].append(known["runs"][0] | {"method": "another program", "key": "another"})
     (tmp_path / "results" / "results.json").write_text(json.dumps(known))
     known_steps = dict.fromkeys(METHODS, STEPS)
     (tmp_path / "runs").mkdir()
@@ -75,6 +76,7 @@ def test_runs_that_are_known_are_not_made_again(
     assert "[1/1] mpl" in answer.out
     assert not (tmp_path / "runs" / "supervised-2-first-seed0").exists()
     again = {name_of(run): run["cases"] for run in read_study(tmp_path / "results" / "results.json")["runs"]}
+    assert "| 2 | another program |" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
     assert again[name_of(lost)] == lost["cases"]  # the same seed on the same machine: the same scores
     assert "cannot be drawn" in (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")
 

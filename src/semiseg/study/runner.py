@@ -148,7 +148,7 @@ class _Known:
 
     def __init__(self, path: Path, study: StudySettings, file: Path, steps: Mapping[str, int]) -> None:
         self.lock = threading.Lock()
-        self._path = path
+        self._path, self._methods = path, set(study.methods)
         self._study: Study = Study(
             name=file.stem,
             dataset="",
@@ -185,10 +185,12 @@ class _Known:
         write_study(self._path, study)
 
     def study(self, keys: list[str]) -> Study:
-        """What is known of these runs, in their order."""
+        """What is known of these runs, in their order, and then of methods that the study file does not have: another
+        program's, say."""
         by_key = {run["key"]: run for run in self._study["runs"]}
         study = self._study.copy()
-        study["runs"] = [by_key[key] for key in keys]
+        others = [run for run in self._study["runs"] if run["method"] not in self._methods]
+        study["runs"] = [*(by_key[key] for key in keys), *others]
         return study
 
 

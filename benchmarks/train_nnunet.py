@@ -1,0 +1,110 @@
+"""nnU-Net v2 as a method of a study: trained on the same labels for the same minutes, scored by the same scores.
+
+    python benchmarks/train_nnunet.py --results docs/benchmarks/hippocampus --data FOLDER --labelled 4 --minutes 8
+    python benchmarks/train_nnunet.py --results docs/benchmarks/hippocampus --data FOLDER --labelled 16 --minutes 80
+
+Needs `.peers` (see against_peers.py) and a quiet machine. Adds a run of method nnunet (nnunet_80min for other minutes
+than the study's) to `results.json`, with whose test cases and tolerances it must agree; a run that is there is not made
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from semiseg.data.roles import DataSettings, assign_roles, of_role
+from semiseg.evaluate import EvaluateSettings, evaluate_folder
+from semiseg.evaluate.label_efficiency import Scores, StudyRun, name_of, read_study, run_name, write_study
+from semiseg.files import read_json, write_json
+from semiseg.io.layouts import read_dataset
+
+PEERS = Path(__file__).parents[1] / ".peers" / "bin" / "python"
+TRAINING = Path(__file__).parent / "contenders" / "nnunet_training.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--labelled", type=int, required=True)
+    parser.add_argument("--label-seed", type=int, default=None, help="a drawn subset; by default the first labels")
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--development", type=int, default=0, help="as data.development of the study")
+    parser.add_argument("--out", type=Path, default=Path("runs/nnunet"))
+    arguments = parser.parse_args()
+    file = arguments.results / "results.json"
+    study = read_study(file)
+    method = "nnunet" if arguments.minutes == study["minutes"] else f"nnunet_{arguments.minutes:g}min"
+    name = run_name(method, arguments.labelled, arguments.label_seed, 0)
+    if any(name_of(run) == name for run in study["runs"]):
+        print(f"{name}: is in {file}")
+        return
+    dataset = read_dataset(arguments.data)
+    settings = DataSettings(
+        labelled=arguments.labelled, label_seed=arguments.label_seed, development=arguments.development
+    )
+    cases = assign_roles(dataset, settings, validation_fraction=0, seed=0)
+    labelled, test = of_role(cases, "labelled"), of_role(cases, "test")
+    folder = arguments.out / study["name"] / name
+    raw = folder / "raw" / "Dataset001_Study"
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in (raw / "imagesTr", raw / "labelsTr", folder / "test"):
+        part.mkdir(parents=True)
+    for case in labelled:
+        shutil.copy(str(case.images[0]), raw / "imagesTr" / f"{case.id}_0000.nii.gz")
+        shutil.copy(str(case.label), raw / "labelsTr" / f"{case.id}.nii.gz")
+    for case in test:
+        shutil.copy(case.images[0], folder / "test" / f"{case.id}_0000.nii.gz")
+    description = {
+        "channel_names": {"0": dataset.channels[0]},
+        "labels": {name: value for value, name in dataset.labels.names.items()},
+        "numTraining": len(labelled),
+        "file_ending": ".nii.gz",
+    }
+    write_json(raw / "dataset.json", description)
+
+    began = time.perf_counter()
+    with (folder / "log.txt").open("w") as log:
+        command = [str(PEERS), str(TRAINING), str(folder), str(arguments.minutes)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{name}: failed. Read {folder}/log.txt")
+    print(f"{name}: {(time.perf_counter() - began) / 60:.1f} minutes with preparation and prediction", flush=True)
+    references = [(case.id, Path(str(case.label)), Path(case.images[0])) for case in test]
+    tolerance = next(iter(study["tolerance_mm"].values()))
+    summary = evaluate_folder(
+        folder / "predicted", references, dataset.labels, settings=EvaluateSettings(tolerance_mm=tolerance)
+    )
+    if summary["tolerance_mm"] != study["tolerance_mm"]:
+        raise SystemExit(f"{file}: other tolerances than {summary['tolerance_mm']}")
+    scored: dict[str, dict[str, Scores]] = {
+        case["id"]: {organ: {"dice": s["dice"], "nsd": s["nsd"]} for organ, s in case["organs"].items()}
+        for case in summary["cases"]
+    }
+    trained = read_json(folder / "trained.json")
+    study["runs"].append(
+        StudyRun(
+            method=method,
+            labelled=arguments.labelled,
+            label_seed=arguments.label_seed,
+            seed=0,
+            key=name,
+            steps=trained["steps"],
+            minutes=arguments.minutes,
+            peak_memory_mb=round(usage.ru_maxrss * 1024 / 1e6, 1),
+            cases=scored,
+        )
+    )
+    write_study(file, study)
+    print(json.dumps(trained | {"dice": summary["mean"]["dice"]}))
+
+
+if __name__ == "__main__":
+    main()
