@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semiseg.augment.cutmix import apply_cutmix, sample_boxes
 from semiseg.losses import supervised_loss
-from semiseg.methods.base import Batch, Judged, UnlabelledBatch
-from semiseg.methods.learner import HIDDEN, Learner, label_images, learners_state, load_learners_state
+from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.learner import HIDDEN, Learner, StudentMethod, label_images
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
@@ -25,8 +25,10 @@ BOX_EDGE = (2 / 3, 2 / 3)
 """The box's edge relative to the patch's, as published."""
 
 
-class CopyPaste:
+class CopyPaste(StudentMethod):
     """A student and its moving average, which labels."""
+
+    pseudo_loss = "pseudo_loss"
 
     def __init__(
         self,
@@ -37,30 +39,17 @@ class CopyPaste:
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
         self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
-        self.networks: dict[str, nn.Module] = self._student.networks
-        self.evaluated = self._student.evaluated
-        self.labeller: str | None = self._student.evaluated
-        self.learning_rate_factor = 1.0
-
-    def judged(self, step: int) -> Judged:
-        """As `Method.judged`."""
-        return Judged(self.evaluated, "pseudo_loss" if self.needs_unlabelled(step) else "labelled_loss")
-
-    def needs_unlabelled(self, step: int) -> bool:
-        """As `Method.needs_unlabelled`."""
-        return self._phases.name(step) == "train"
+        super().__init__(self._student, phases=phases)
+        self._settings, self._ignore, self._autocast = settings, ignore, autocast
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if draw.step == self._phases.warmup_stop > 0 and self._student.average:
             self._student.restart(self._student.average.network)
         if unlabelled is None:
-            mixed = self._among_labelled(labelled, draw) if self._phases.name(draw.step) == "warmup" else labelled
-            loss = self._student.labelled_loss(mixed)
-            norm = self._student.step(loss, self.learning_rate_factor)
-            return {"labelled_loss": loss.detach(), "gradient_norm": norm}
+            warm = self._phases.name(draw.step) == "warmup"
+            return self.labelled_step(self._among_labelled(labelled, draw) if warm else labelled)
         with torch.no_grad():
             logits = label_images(self._student.settled, unlabelled.weak, self._settings.teacher_mode, self._autocast)
         labels = largest_components(logits.argmax(1))
@@ -85,14 +74,6 @@ class CopyPaste:
             apply_cutmix(labelled.images, labelled.images.roll(1, 0), boxes)[0],
             apply_cutmix(labelled.labels, labelled.labels.roll(1, 0), boxes)[0],
         )
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """As `Method.state`."""
-        return learners_state(self._student)
-
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """As `Method.load_state`."""
-        load_learners_state(tensors, numbers, self._student)
 
 
 def mixed_both_ways(

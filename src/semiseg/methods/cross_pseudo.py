@@ -7,18 +7,18 @@ classes, D H W voxels.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semiseg.losses import supervised_loss
-from semiseg.methods.base import Batch, Judged, UnlabelledBatch
-from semiseg.methods.learner import Learner, learners_state, load_learners_state, ramp_up
+from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.learner import Learner, StudentMethod
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
 from semiseg.randomness import Draw
 
 
-class CrossPseudo:
+class CrossPseudo(StudentMethod):
     """Two students; the first is validated and shipped."""
 
     def __init__(
@@ -31,32 +31,16 @@ class CrossPseudo:
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._settings, self._phases, self._ignore = settings, phases, ignore
         self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
         self._partner = Learner("partner", partner, settings, ignore=ignore, autocast=autocast)
-        self.networks: dict[str, nn.Module] = self._student.networks | self._partner.networks
-        self.evaluated = self._student.evaluated
-        self.labeller: str | None = self._student.evaluated
-        self.learning_rate_factor = 1.0
-
-    def judged(self, step: int) -> Judged:
-        """As `Method.judged`."""
-        return Judged(self.evaluated, "labelled_loss")
-
-    def needs_unlabelled(self, step: int) -> bool:
-        """As `Method.needs_unlabelled`."""
-        return self._phases.name(step) == "train"
+        super().__init__(self._student, self._partner, phases=phases)
+        self._settings, self._ignore = settings, ignore
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if unlabelled is None:
-            losses = [learner.labelled_loss(labelled) for learner in (self._student, self._partner)]
-            norm = self._student.step(losses[0], self.learning_rate_factor)
-            self._partner.step(losses[1], self.learning_rate_factor)
-            return {"labelled_loss": losses[0].detach(), "gradient_norm": norm}
-        length = self._phases.train_stop - self._phases.warmup_stop
-        ramp = ramp_up(draw.step - self._phases.warmup_stop, round(self._settings.ramp_fraction * length))
-        weight = self._settings.weight_of_unlabelled * ramp
+            return self.labelled_step(labelled)
+        weight = self._settings.weight_of_unlabelled * self.ramp(draw.step, self._settings.ramp_fraction)
         count = len(labelled.images)
         both = torch.cat([labelled.images, unlabelled.strong])  # one pass over both, as published
         logits = [learner.logits(both) for learner in (self._student, self._partner)]
@@ -72,11 +56,3 @@ class CrossPseudo:
             "unlabelled_weight": supervised[0].new_tensor(weight),
             "gradient_norm": norm,
         }
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """As `Method.state`."""
-        return learners_state(self._student, self._partner)
-
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """As `Method.load_state`."""
-        load_learners_state(tensors, numbers, self._student, self._partner)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.losses import deep_supervised_loss
-from semiseg.methods.base import Batch
+from semiseg.methods.base import Batch, Judged
 from semiseg.methods.optimiser import Average, NamedSgd, flatten_state, gradients_of, restore_state
+from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings, TeacherMode
 from semiseg.models.unet import UNet3d, batch_statistics_only
 
@@ -98,17 +99,51 @@ def ramp_up(step: int, length: int) -> float:
     return math.exp(-5 * (1 - t) ** 2)
 
 
-def learners_state(*learners: Learner) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """What `Method.state` gives of a method that is made of learners."""
-    networks = {name: network for learner in learners for name, network in learner.networks.items()}
-    numbers = {f"average_updates/{one.name}": float(one.average.updates) for one in learners if one.average}
-    return flatten_state(networks, {one.name: one.sgd for one in learners}), numbers
+class StudentMethod:
+    """What the rivals have in common: learners, the first of which is shipped. A method adds `step`."""
 
+    pseudo_loss = "labelled_loss"
+    """Name of the loss that shows whether the training phase still learns."""
 
-def load_learners_state(tensors: dict[str, Tensor], numbers: dict[str, float], *learners: Learner) -> None:
-    """The inverse of `learners_state`."""
-    networks = {name: network for learner in learners for name, network in learner.networks.items()}
-    restore_state(tensors, networks, {one.name: one.sgd for one in learners})
-    for one in learners:
-        if one.average:
-            one.average.updates = int(numbers[f"average_updates/{one.name}"])
+    def __init__(self, *learners: Learner, phases: Phases) -> None:
+        self._learners, self._phases = learners, phases
+        self.networks: dict[str, nn.Module] = {
+            name: network for learner in learners for name, network in learner.networks.items()
+        }
+        self.evaluated = learners[0].evaluated
+        self.labeller: str | None = learners[0].evaluated
+        self.learning_rate_factor = 1.0
+
+    def judged(self, step: int) -> Judged:
+        """As `Method.judged`."""
+        return Judged(self.evaluated, self.pseudo_loss if self.needs_unlabelled(step) else "labelled_loss")
+
+    def needs_unlabelled(self, step: int) -> bool:
+        """As `Method.needs_unlabelled`."""
+        return self._phases.name(step) == "train"
+
+    def labelled_step(self, labelled: Batch) -> dict[str, Tensor]:
+        """A step of every learner on labels alone; metrics are the first's."""
+        found = []
+        for learner in self._learners:
+            loss = learner.labelled_loss(labelled)
+            norm = learner.step(loss, self.learning_rate_factor)
+            found.append({"labelled_loss": loss.detach(), "gradient_norm": norm})
+        return found[0]
+
+    def ramp(self, step: int, fraction: float) -> float:
+        """`ramp_up` over a fraction of the training phase."""
+        length = self._phases.train_stop - self._phases.warmup_stop
+        return ramp_up(step - self._phases.warmup_stop, round(fraction * length))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """As `Method.state`."""
+        numbers = {f"average_updates/{one.name}": float(one.average.updates) for one in self._learners if one.average}
+        return flatten_state(self.networks, {one.name: one.sgd for one in self._learners}), numbers
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+        """As `Method.load_state`."""
+        restore_state(tensors, self.networks, {one.name: one.sgd for one in self._learners})
+        for one in self._learners:
+            if one.average:
+                one.average.updates = int(numbers[f"average_updates/{one.name}"])

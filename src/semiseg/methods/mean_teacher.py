@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from semiseg.losses import supervised_loss
-from semiseg.methods.base import Batch, Judged, UnlabelledBatch
-from semiseg.methods.learner import Learner, label_images, learners_state, load_learners_state, ramp_up
+from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.learner import Learner, StudentMethod, label_images
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
@@ -24,7 +24,7 @@ NOISE, LARGEST_NOISE = 0.1, 0.2
 """Deviation and limit of the Gaussian noise on the images of an uncertainty pass, in normalised intensities (UA-MT)."""
 
 
-class MeanTeacher:
+class MeanTeacher(StudentMethod):
     """Student and averaged teacher; with `uncertainty_passes` the teacher is followed only where it is sure."""
 
     def __init__(
@@ -36,32 +36,15 @@ class MeanTeacher:
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
         self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
-        self.networks: dict[str, nn.Module] = self._student.networks
-        self.evaluated = self._student.evaluated
-        self.labeller: str | None = self._student.evaluated
-        self.learning_rate_factor = 1.0
-
-    def judged(self, step: int) -> Judged:
-        """As `Method.judged`."""
-        return Judged(self.evaluated, "labelled_loss")
-
-    def needs_unlabelled(self, step: int) -> bool:
-        """As `Method.needs_unlabelled`."""
-        return self._phases.name(step) == "train"
+        super().__init__(self._student, phases=phases)
+        self._settings, self._ignore, self._autocast = settings, ignore, autocast
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if unlabelled is None:
-            loss = self._student.labelled_loss(labelled)
-            return {
-                "labelled_loss": loss.detach(),
-                "gradient_norm": self._student.step(loss, self.learning_rate_factor),
-            }
-        trained = draw.step - self._phases.warmup_stop
-        length = self._phases.train_stop - self._phases.warmup_stop
-        ramp = ramp_up(trained, round(self._settings.ramp_fraction * length))
+            return self.labelled_step(labelled)
+        ramp = self.ramp(draw.step, self._settings.ramp_fraction)
         with torch.no_grad():
             p, sure = self._taught(unlabelled.weak, ramp, draw)
         # One pass over both batches, as published: batch norm sees them together.
@@ -97,14 +80,6 @@ class MeanTeacher:
     def _probabilities(self, images: Tensor) -> Tensor:
         teacher = self._student.settled
         return label_images(teacher, images, self._settings.teacher_mode, self._autocast).softmax(1)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """As `Method.state`."""
-        return learners_state(self._student)
-
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """As `Method.load_state`."""
-        load_learners_state(tensors, numbers, self._student)
 
 
 def masked_mse(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:

@@ -11,21 +11,22 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from semiseg.errors import ConfigError
 from semiseg.losses import one_hot, supervised_loss
-from semiseg.methods.base import Batch, Judged, UnlabelledBatch
-from semiseg.methods.learner import HIDDEN, Learner, label_images, learners_state, load_learners_state
-from semiseg.methods.optimiser import flatten_state, restore_state
+from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.learner import HIDDEN, Learner, StudentMethod, label_images
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
 from semiseg.randomness import Draw
 
 
-class PseudoRounds:
+class PseudoRounds(StudentMethod):
     """A student, the network that labels in this round, and the one that labelled in the round before."""
+
+    pseudo_loss = "pseudo_loss"
 
     def __init__(
         self,
@@ -36,36 +37,25 @@ class PseudoRounds:
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
+        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
+        super().__init__(self._student, phases=phases)
+        self._settings, self._ignore, self._autocast = settings, ignore, autocast
         length = phases.train_stop - phases.warmup_stop
         if length < settings.rounds:
             raise ConfigError(
                 f"method.rounds = {settings.rounds}, but only {length} steps follow the warm-up. Raise train.steps."
             )
         self._starts = [phases.warmup_stop + length * r // settings.rounds for r in range(settings.rounds)]
-        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
         self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
-        self.networks: dict[str, nn.Module] = self._student.networks | dict(self._teachers)
-        self.evaluated = self._student.evaluated
-        self.labeller: str | None = "teacher"
-        self.learning_rate_factor = 1.0
-
-    def judged(self, step: int) -> Judged:
-        """As `Method.judged`."""
-        return Judged(self.evaluated, "pseudo_loss" if self.needs_unlabelled(step) else "labelled_loss")
-
-    def needs_unlabelled(self, step: int) -> bool:
-        """As `Method.needs_unlabelled`."""
-        return self._phases.name(step) == "train"
+        self.networks |= self._teachers
+        self.labeller = "teacher"
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if draw.step in self._starts:
             self._begin_round(first=draw.step == self._starts[0])
         if unlabelled is None:
-            loss = self._student.labelled_loss(labelled)
-            norm = self._student.step(loss, self.learning_rate_factor)
-            return {"labelled_loss": loss.detach(), "gradient_norm": norm}
+            return self.labelled_step(labelled)
         with torch.no_grad():
             labels = self._taught(unlabelled.weak, draw.step)
         count = len(labelled.images)
@@ -100,16 +90,6 @@ class PseudoRounds:
     def _labels(self, teacher: str, images: Tensor) -> tuple[Tensor, int]:
         logits = label_images(self._teachers[teacher], images, self._settings.teacher_mode, self._autocast)
         return logits.argmax(1), logits.shape[1]
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """As `Method.state`."""
-        tensors, numbers = learners_state(self._student)
-        return tensors | flatten_state(dict(self._teachers), {}), numbers
-
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        """As `Method.load_state`."""
-        load_learners_state(tensors, numbers, self._student)
-        restore_state(tensors, dict(self._teachers), {})
 
 
 def agreement(a: Tensor, b: Tensor, classes: int) -> Tensor:
