@@ -84,9 +84,10 @@ def crossed_interval(
     if cases < 2:
         return Interval(mean=mean, low=None, high=None, count=cases)
     generator = draw.generator(f"crossed/{purpose}")
-    drawn_cases = generator.integers(0, cases, size=(samples, cases))
-    drawn_subsets = generator.integers(0, count, size=(samples, count))
-    means = [by_subset[np.ix_(rows, columns)].mean() for rows, columns in zip(drawn_subsets, drawn_cases, strict=True)]
+    # How often each case and each subset is drawn.
+    of_cases = generator.multinomial(cases, np.full(cases, 1 / cases), size=samples) / cases
+    of_subsets = generator.multinomial(count, np.full(count, 1 / count), size=samples) / count
+    means = ((of_subsets @ by_subset) * of_cases).sum(axis=1)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(mean=mean, low=float(low), high=float(high), count=cases)
 
