@@ -97,7 +97,7 @@ def main() -> None:
             seed=0,
             key=name,
             steps=trained["steps"],
-            minutes=arguments.minutes,
+            minutes=trained["minutes"],
             peak_memory_mb=round(usage.ru_maxrss * 1024 / 1e6, 1),
             cases=scored,
         )

@@ -42,7 +42,9 @@ def main() -> None:
     description = json.loads((prepared / "dataset.json").read_text())
     torch.manual_seed(0)
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", description, device=torch.device("cpu"))
+    began = time.perf_counter()
     steps = train(trainer, 60 * minutes)
+    trained_minutes = round((time.perf_counter() - began) / 60, 2)
     trainer.set_deep_supervision_enabled(False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.manual_initialization(
@@ -59,7 +61,12 @@ def main() -> None:
     (folder / "predicted").mkdir(exist_ok=True)
     predictor.predict_from_files_sequential([[str(scan)] for scan in scans], targets)
     configuration = trainer.configuration_manager
-    facts = {"steps": steps, "patch": list(configuration.patch_size), "batch": configuration.batch_size}
+    facts = {
+        "steps": steps,
+        "minutes": trained_minutes,
+        "patch": list(configuration.patch_size),
+        "batch": configuration.batch_size,
+    }
     (folder / "trained.json").write_text(json.dumps(facts))
 
 

@@ -213,6 +213,12 @@ class Compare:
     def execute(self) -> int:
         from semiseg import workflows
 
+        studies = [path for path in self.runs if path.suffix == ".toml"]
+        if studies and (len(self.runs) > 1 or self.names):
+            raise ConfigError(f"{studies[0]}: a study file is compared alone, and names its methods itself.")
+        given = {"data": self.data, "output": self.output, "results": self.results}
+        if not studies and (useless := [name for name, value in given.items() if value is not None]):
+            raise ConfigError(f"--{useless[0]} is for a study file (.toml); runs have it in their folders.")
         if len(self.runs) != 1:
             workflows.compare(self.runs, names=self.names)
             return 0

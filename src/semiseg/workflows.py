@@ -241,6 +241,8 @@ def rank(
 
     if not 0 <= exclude_worst < 1:
         raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
+    if exclude_worst and by == "random":
+        raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
     settings = _prepared_settings(run)
     session = open_session(run, settings, choose_device(settings.train.device))
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]

@@ -110,6 +110,13 @@ def test_a_list_says_which_labels_are_kept(tmp_path: Path) -> None:
     assert ids(roles_of(dataset(), settings), "labelled") == ["l2", "l5", "l7"]
     assert ids(roles_of(dataset(), replace(settings, labelled=2)), "labelled") == ["l2", "l7"]  # in the list's order
     assert ids(roles_of(dataset(), settings), "test") == ["l8", "l9"]
+    with pytest.raises(ConfigError, match=r"l7 is one of the 3 cases that data\.development holds back"):
+        roles_of(dataset(), replace(settings, development=3))
+    with pytest.raises(ConfigError, match=r"data\.label_list and data\.label_seed both say"):
+        replace(settings, label_seed=1)
+    file.write_text("# none\n")
+    with pytest.raises(ConfigError, match="names no case"):
+        roles_of(dataset(), settings)
     file.write_text("l7\nu1\n")
     with pytest.raises(ConfigError, match=r"data\.label_list = .*labels\.txt: u1 has no label"):
         roles_of(dataset(), settings)
@@ -157,8 +164,9 @@ def test_what_cannot_be() -> None:
         roles(dataset(labelled=0))
     with pytest.raises(ConfigError, match=r"only 7 training cases have a label besides the 3 of data\.development"):
         roles(dataset(), DataSettings(labelled=8, development=3))
-    with pytest.raises(ConfigError, match=r"data\.development = 10 takes all of the 10"):
-        roles(dataset(), DataSettings(development=10))
+    for many in (10, 12, 99):
+        with pytest.raises(ConfigError, match=rf"data\.development = {many} takes all of the 10"):
+            roles(dataset(), DataSettings(development=many))
     with pytest.raises(ConfigError, match=r"data\.development = -1"):
         DataSettings(development=-1)
     with pytest.raises(ConfigError, match=r"data\.labelled = 0"):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semiseg.config import load_settings
-from semiseg.evaluate.label_efficiency import name_of, read_study
+from semiseg.evaluate.label_efficiency import CalibratedSteps, name_of, read_study
 from semiseg.settings import write_settings
+from semiseg.study.runner import steps_key
+from semiseg.study.settings import load_study, planned_runs, run_settings
 
 Command = Callable[..., Any]
 STEPS = 8
@@ -30,8 +33,19 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
         f'recipe = "recipe.toml"\nminutes = 1.0\n[methods]\n{methods}\n[[budgets]]\nlabelled = 2\n'
     )
     (folder / "runs").mkdir()
-    (folder / "runs" / "steps.json").write_text(json.dumps(dict.fromkeys(METHODS, STEPS)))
+    (folder / "runs" / "steps.json").write_text(json.dumps(steps(folder / "small.toml")))
     return folder / "small.toml"
+
+
+def steps(file: Path) -> dict[str, CalibratedSteps]:
+    """What steps.json says of every method, though nothing was timed."""
+    known = {}
+    study = load_study(file)
+    for run in planned_runs(study):
+        settings = run_settings(study, file, None, run)
+        settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes))
+        known[run.method] = CalibratedSteps(steps=STEPS, minutes=1.0, key=steps_key(run.method, settings))
+    return known
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +80,6 @@ def test_runs_that_are_known_are_not_made_again(
     lost = known["runs"].pop(1)
     known["runs"].append(known["runs"][0] | {"method": "another program", "key": "another"})
     (tmp_path / "results" / "results.json").write_text(json.dumps(known))
-    known_steps = dict.fromkeys(METHODS, STEPS)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "steps.json").write_text(json.dumps(known_steps))
     answer = semiseg_command("compare", study, "--data", phantoms, "--output", tmp_path / "runs", "--results",
                              tmp_path / "results")  # fmt: skip
     assert answer.code == 0, answer
@@ -78,7 +89,8 @@ def test_runs_that_are_known_are_not_made_again(
     again = {name_of(run): run["cases"] for run in read_study(tmp_path / "results" / "results.json")["runs"]}
     assert "| 2 | another program |" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
     assert again[name_of(lost)] == lost["cases"]  # the same seed on the same machine: the same scores
-    assert "cannot be drawn" in (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")
+    page = (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1  # of the run that was made here; the other folders are gone
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(
@@ -88,7 +100,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
     file.write_text(text.replace("labelled = 2", "labelled = 2\nmethods = ['supervised']\n[[budgets]]\nlabelled = 99"))
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "steps.json").write_text(json.dumps(dict.fromkeys(METHODS, STEPS)))
+    (tmp_path / "runs" / "steps.json").write_text(json.dumps(steps(file)))
     answer = semiseg_command("compare", file, "--data", phantoms, "--output", tmp_path / "runs")
     assert answer.code == 2
     assert "supervised-99-first-seed0: the run failed:" in answer.err
@@ -129,3 +141,33 @@ def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     answer = semiseg_command("rank", run, "--against", study.parent / "runs" / "copy_paste-2-first-seed0", "--top", 1)
     assert answer.code == 0, answer
     assert answer.out.count("disagreement") == 1
+
+
+def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command, study: Path, tmp_path: Path) -> None:
+    answer = semiseg_command("compare", study, tmp_path)
+    assert (answer.code, "a study file is compared alone" in answer.err) == (2, True)
+    answer = semiseg_command("compare", tmp_path, tmp_path, "--output", tmp_path)
+    assert (answer.code, "--output is for a study file" in answer.err) == (2, True)
+    answer = semiseg_command("compare", study, "--jobs", 0)
+    assert (answer.code, "jobs = 0: give 1 or more" in answer.err) == (2, True)
+
+
+def test_minutes_are_timed_anew_where_they_are_others(
+    study: Path, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    """Timed in a process of its own, and a run of other settings in the same place is made anew."""
+    file = tmp_path / "small.toml"
+    text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
+    file.write_text(text.replace("labelled = 2", "labelled = 2\nmethods = ['supervised']"))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "steps.json").write_text(json.dumps(steps(file)))
+    flags = ["--data", phantoms, "--output", tmp_path / "runs"]
+    assert semiseg_command("compare", file, *flags).code == 0
+    file.write_text(file.read_text().replace("minutes = 1.0", "minutes = 0.002"))
+    answer = semiseg_command("compare", file, *flags)
+    assert answer.code == 0, answer
+    assert "steps in 0.002 minutes" in answer.out
+    (run,) = read_study(tmp_path / "runs" / "results.json")["runs"]
+    assert run["steps"] != STEPS
+    last = (tmp_path / "runs" / "supervised-2-first-seed0" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] == run["steps"]

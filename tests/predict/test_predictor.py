@@ -17,11 +17,14 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.io.nifti import read_volume
 from semiseg.predict.device import choose_device
+from semiseg.predict.engines.torch_blend import DeviceBlend
 from semiseg.predict.engines.torch_engine import TorchEngine, load_network, torch_engine
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.model import Model
 from semiseg.predict.predictor import Outcome, predict_array, predict_scans
 from semiseg.predict.settings import PredictSettings
+from semiseg.predict.window import Window
+from semiseg.types import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -269,6 +272,34 @@ def test_a_scan_too_large_for_the_memory_is_named(model: Model, tmp_path: Path) 
     (outcome,) = predict(model, tmp_path / "in", tmp_path / "out", engine=engine)
     assert outcome.error is not None
     assert re.search(r"a\.nii\.gz: not enough memory for its \d+ x \d+ x \d+ voxels", outcome.error)
+
+
+class ShortOfRoom(TorchEngine):
+    """Blends on its device, until there is no room."""
+
+    tried = 0
+
+    def blend(self, window: Window, size: Shape) -> DeviceBlend | None:
+        if not self._blends:
+            return None
+        self.tried += 1
+
+        def run(tiles: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return DeviceBlend(run, CPU, 3, window, size, short=lambda: setattr(self, "_blends", False))
+
+
+def test_without_room_to_blend_on_the_device_main_memory_is_used(model: Model, tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    engine = ShortOfRoom(torch_engine(model, CPU).network, CPU)
+    outcomes = predict(model, tmp_path / "in", tmp_path / "out", engine=engine)
+    expected = predict(model, tmp_path / "in", tmp_path / "expected")
+    assert engine.tried == 1  # and not again
+    for mine, theirs in zip(outcomes, expected, strict=True):
+        assert mine.error is None
+        assert np.array_equal(read_volume([mine.output]).array, read_volume([theirs.output]).array)
 
 
 def test_an_array_is_predicted_as_its_file(model: Model, tmp_path: Path) -> None:

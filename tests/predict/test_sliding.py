@@ -9,6 +9,7 @@ from engines import Constant, Identity, Sides
 
 from semiseg.geometry import Box
 from semiseg.io.dataset import LabelScheme
+from semiseg.predict.blending import BlendingMemoryError
 from semiseg.predict.engines.torch_blend import DeviceBlend
 from semiseg.predict.sliding import blended_rows, sliding_window
 from semiseg.predict.window import Window, cheapest_axes
@@ -282,3 +283,16 @@ def test_rows_that_were_computed_ahead_are_read_after_the_next_were_begun() -> N
     for _ in blended_rows(lambda a, b: x[:, a:b], (16, 6, 8), lambda: x.min(axis=(1, 2, 3)), engine, window):
         begun.append(len(engine.batches))
     assert begun == [2, 3, 4, 4]
+
+
+def test_a_device_without_room_to_blend_says_so_once() -> None:
+    told: list[str] = []
+
+    def run(tiles: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    window = Window(patch=PATCH)
+    blend = DeviceBlend(run, torch.device("cpu"), 3, window, (9, 11, 17), short=lambda: told.append("short"))
+    with pytest.raises(BlendingMemoryError):
+        blend.add(image(1, 4, 11, 17), [(slice(0, 6), slice(0, 8))])
+    assert told == ["short"]

@@ -25,3 +25,4 @@ def test_a_study_asks_for_runs_that_can_be_made(file: Path) -> None:
         settings = run_settings(study, file, Path("data"), run)
         assert settings.data.labelled == run.labelled
         assert settings.train.precision == "float32"  # one precision for all, on every machine
+        assert settings.train.validation_every == 0  # no label is held out

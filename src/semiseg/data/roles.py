@@ -48,6 +48,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.labelled is not None and self.labelled < 1:
             raise ConfigError(f"data.labelled = {self.labelled}: at least 1 labelled case is needed.")
+        if self.label_list and self.label_seed is not None:
+            raise ConfigError("data.label_list and data.label_seed both say which labels are kept: leave one out.")
         if self.development < 0:
             raise ConfigError(f"data.development = {self.development}: give 0 or more.")
 
@@ -76,12 +78,19 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     nothing is labelled.
     """
     listed = _listed(dataset)
-    held_back = set(listed[len(listed) - settings.development :]) if settings.development else set[str]()
+    held_back = set(listed[max(0, len(listed) - settings.development) :]) if settings.development else set[str]()
     if settings.label_list:
         named = _read_ids(settings.label_list, "label_list", dataset)
         if unlabelled := [case for case in named if case not in set(listed)]:
             raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
-        order = [case for case in named if case not in held_back]
+        if both := [case for case in named if case in held_back]:
+            raise ConfigError(
+                f"data.label_list = {settings.label_list}: {both[0]} is one of the {settings.development} cases that "
+                "data.development holds back. Take it off."
+            )
+        if not named:
+            raise ConfigError(f"data.label_list = {settings.label_list}: names no case.")
+        order = named
     else:
         order = [case for case in _label_order(listed, settings) if case not in held_back]
     if listed and not order:

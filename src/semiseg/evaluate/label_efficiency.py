@@ -39,14 +39,22 @@ class StudyRun(TypedDict):
     cases: dict[str, dict[str, Scores]]
 
 
+class CalibratedSteps(TypedDict):
+    """What minutes came to on a machine. key: of the method's settings."""
+
+    steps: int
+    minutes: float
+    key: str
+
+
 class Study(TypedDict):
-    """results.json. steps: by method, what the minutes came to. ceiling: the label budget of full supervision."""
+    """results.json. steps: by method. ceiling: the label budget of full supervision."""
 
     name: str
     dataset: str
     machine: dict[str, str]
     minutes: float
-    steps: dict[str, int]
+    steps: dict[str, CalibratedSteps]
     baseline: str
     ceiling: int | None
     organs: list[str]

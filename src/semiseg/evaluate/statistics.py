@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,27 +70,32 @@ def paired_difference(
 def crossed_interval(
     values: DoubleArray, subsets: Sequence[int], draw: Draw, purpose: str, *, samples: int
 ) -> Interval:
-    """Mean of `(runs, cases)` with a 95 % interval over cases and label subsets, both drawn with replacement.
+    """Mean of `(runs, cases)` with a 95 % interval for other cases and other label subsets.
 
-    The pigeonhole bootstrap (Owen 2007), for what varies with both; it errs on the side of wide intervals. subsets: the
-    number of each run's label subset, whose seeds stay together; with a single one the interval is over cases alone.
-    Cases that are NaN in a run are left out; count is of the others.
+    subsets: the number of each run's label subset; its seeds are averaged first, and the mean is over subsets. The half
+    width is that over cases (bootstrap) and that over subsets (Student's t of their means) in quadrature: subsets are
+    too few to be drawn from. With a single one the interval is over cases alone. Cases that are NaN in a run are left
+    out; count is of the others.
     """
     values = values[:, np.isfinite(values).all(axis=0)]
     if not values.size:
         return Interval(mean=None, low=None, high=None, count=0)
     by_subset = np.stack([values[np.array(subsets) == s].mean(axis=0) for s in sorted(set(subsets))])
     count, cases = by_subset.shape
-    mean = float(values.mean())
+    mean = float(by_subset.mean())
     if cases < 2:
         return Interval(mean=mean, low=None, high=None, count=cases)
-    generator = draw.generator(f"crossed/{purpose}")
-    # How often each case and each subset is drawn.
-    of_cases = generator.multinomial(cases, np.full(cases, 1 / cases), size=samples) / cases
-    of_subsets = generator.multinomial(count, np.full(count, 1 / count), size=samples) / count
-    means = ((of_subsets @ by_subset) * of_cases).sum(axis=1)
-    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Interval(mean=mean, low=float(low), high=float(high), count=cases)
+    low, high = _bootstrap(by_subset.mean(axis=0), draw, purpose, samples)
+    over_subsets = 0.0
+    if count > 1:
+        deviation = float(by_subset.mean(axis=1).std(ddof=1))
+        over_subsets = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / count**0.5
+    return Interval(
+        mean=mean,
+        low=mean - math.hypot(mean - low, over_subsets),
+        high=mean + math.hypot(high - mean, over_subsets),
+        count=cases,
+    )
 
 
 def signed_rank_p(differences: DoubleArray) -> float | None:

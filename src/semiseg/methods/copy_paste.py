@@ -57,8 +57,10 @@ class CopyPaste(StudentMethod):
         if self._ignore is not None:
             truth = truth.masked_fill(truth == self._ignore, HIDDEN)
         logits = self._student.logits(images)
-        loss_true = supervised_loss(truth, logits, ignore=HIDDEN)
-        loss_taught = supervised_loss(taught, logits, ignore=HIDDEN)
+        both = zip(truth.chunk(2), taught.chunk(2), logits.chunk(2), strict=True)
+        losses = [[supervised_loss(labels, x, ignore=HIDDEN) for labels in pair] for *pair, x in both]
+        # Each direction by itself, as published: the voxels of boxes weigh as much as those around them.
+        loss_true, loss_taught = (torch.stack(found).mean() for found in zip(*losses, strict=True))
         loss = loss_true + self._settings.weight_of_unlabelled * loss_taught
         norm = self._student.step(loss, self.learning_rate_factor)
         return {"labelled_loss": loss_true.detach(), "pseudo_loss": loss_taught.detach(), "gradient_norm": norm}

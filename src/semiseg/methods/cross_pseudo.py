@@ -1,7 +1,7 @@
 """Cross pseudo supervision (Chen et al., CVPR 2021): two networks of different beginnings teach each other.
 
-Each learns from labels, and from the other's hard labels of the unlabelled patches. Shapes: B batch, C channels, K
-classes, D H W voxels.
+Each learns from labels, and from the other's hard labels of all patches, labelled and unlabelled. Shapes: B batch, C
+channels, K classes, D H W voxels.
 """
 
 from __future__ import annotations
@@ -40,19 +40,18 @@ class CrossPseudo(StudentMethod):
         """As `Method.step`."""
         if unlabelled is None:
             return self.labelled_step(labelled)
-        weight = self._settings.weight_of_unlabelled * self.ramp(draw.step, self._settings.ramp_fraction)
+        weight = self._settings.weight_of_unlabelled
         count = len(labelled.images)
         both = torch.cat([labelled.images, unlabelled.strong])  # one pass over both, as published
         logits = [learner.logits(both) for learner in (self._student, self._partner)]
-        labels = [x[count:].detach().argmax(1) for x in logits]
+        labels = [x.detach().argmax(1) for x in logits]
         supervised = [supervised_loss(labelled.labels, x[:count], ignore=self._ignore) for x in logits]
-        crossed = [supervised_loss(labels[1 - i], x[count:]) for i, x in enumerate(logits)]
+        crossed = [supervised_loss(labels[1 - i], x) for i, x in enumerate(logits)]
         norm = self._student.step(supervised[0] + weight * crossed[0], self.learning_rate_factor)
         self._partner.step(supervised[1] + weight * crossed[1], self.learning_rate_factor)
         return {
             "labelled_loss": supervised[0].detach(),
             "pseudo_loss": crossed[0].detach(),
             "agreement": (labels[0] == labels[1]).float().mean(),
-            "unlabelled_weight": supervised[0].new_tensor(weight),
             "gradient_norm": norm,
         }

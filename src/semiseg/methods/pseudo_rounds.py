@@ -48,7 +48,6 @@ class PseudoRounds(StudentMethod):
         self._starts = [phases.warmup_stop + length * r // settings.rounds for r in range(settings.rounds)]
         self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
         self.networks |= self._teachers
-        self.labeller = "teacher"
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""

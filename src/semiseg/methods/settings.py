@@ -11,7 +11,7 @@ MethodName = Literal["supervised", "pseudo_label", "mpl", "mean_teacher", "cross
 TeacherMode = Literal["train", "eval"]
 _WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0.5, "copy_paste": 0.25}
 """Share of the steps before unlabelled patches are learnt from; 0 for methods that are not named."""
-_UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.1, "copy_paste": 0.5}
+_UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.1, "cross_pseudo": 1.5, "copy_paste": 0.5}
 """Of what is learnt from unlabelled patches, as published; 1 for methods that are not named."""
 
 NOT_NEGATIVE = (
@@ -64,7 +64,7 @@ class MethodSettings:
 
     warmup_fraction: float | None = None
     """Share of all steps in which only the teacher trains, on labels; its pseudo-labels are noise before. None is 0.5,
-    0.25 for copy_paste (as published), and 0 for mean_teacher and cross_pseudo, whose weight rises instead."""
+    0.25 for copy_paste (as published), and 0 for mean_teacher and cross_pseudo."""
     finetune_fraction: float = 0.0
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
@@ -97,10 +97,10 @@ class MethodSettings:
     """Decay a step of the averaged copies of teacher and student; the student's copy is evaluated; 0 is off."""
 
     unlabelled_weight: float | None = None
-    """Of what the rivals learn from unlabelled patches; None is as published: 0.1 for mean_teacher, 0.5 for copy_paste,
-    else 1. pseudo_label and mpl, whose student has no other loss, do not look at it."""
-    ramp_fraction: float = 0.4
-    """mean_teacher, cross_pseudo: share of the steps over which that weight rises."""
+    """Of what the rivals learn from unlabelled patches; None is as published: 0.1 for mean_teacher, 1.5 for
+    cross_pseudo, 0.5 for copy_paste, else 1. pseudo_label and mpl do not look at it."""
+    ramp_fraction: float = 1.0
+    """mean_teacher: share of the steps over which that weight rises, and the limit of uncertainty with it."""
     uncertainty_passes: int = 0
     """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
     rounds: int = 3

@@ -151,6 +151,10 @@ def _widest_group(study: Study) -> list[StudyRun]:
 
 def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
     folders = {run["method"]: runs / name_of(run) for run in group}
+    # Runs of earlier sittings, and of other programs, may have left no folder here.
+    folders = {method: path for method, path in folders.items() if (path / "predictions" / f"{case}.nii.gz").exists()}
+    if not folders:
+        return DrawnCase(id=case, problem=f"No run in {runs} has predicted it.")
     try:
         predictions: dict[str, LabelArray] = {}
         for method, folder in folders.items():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,14 +16,23 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from semiseg import workflows
 from semiseg.data.plan import read_plan
-from semiseg.errors import DataError
-from semiseg.evaluate.label_efficiency import Scores, Study, StudyRun, case_mean, name_of, read_study, write_study
+from semiseg.data.roles import DataSettings
+from semiseg.errors import ConfigError, DataError
+from semiseg.evaluate.label_efficiency import (
+    CalibratedSteps,
+    Scores,
+    Study,
+    StudyRun,
+    case_mean,
+    name_of,
+    read_study,
+    write_study,
+)
 from semiseg.evaluate.summary import read_summary
-from semiseg.files import read_json, read_jsonl, write_json
+from semiseg.files import read_json, read_jsonl, write_json, write_text
 from semiseg.processes import processor_name, usable_cores
-from semiseg.settings import RunSettings, write_settings
+from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
 
 Say = Callable[[str], None]
@@ -38,12 +48,14 @@ def run_study(
 
     Raises `ConfigError` for a wrong study file, and `DataError` where a run fails: those that are finished are kept.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
     runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
     steps = _steps(study, runs, output, results, say)
-    runs = [(run, _with_steps(settings, steps[run.method], jobs)) for run, settings in runs]
+    runs = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
     known = _Known(results / "results.json", study, file, steps)
-    wanted = [(run, settings, _key(settings)) for run, settings in runs]
+    wanted = [(run, settings, _key(run.method, settings)) for run, settings in runs]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
     made = 0
@@ -71,20 +83,44 @@ def run_study(
 
 def _steps(
     study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, results: Path, say: Say
-) -> dict[str, int]:
-    """Steps by method in `output/steps.json`: what was found before stays, so that a study goes on as it began."""
+) -> dict[str, CalibratedSteps]:
+    """Steps by method in `output/steps.json`: what was found before stays, so that a study goes on as it began, unless
+    its minutes or the method's settings are others now."""
     file = output / "steps.json"
     before = results / "results.json"
-    steps: dict[str, int] = read_json(file) if file.exists() else read_study(before)["steps"] if before.exists() else {}
+    steps: dict[str, CalibratedSteps] = (
+        read_json(file) if file.exists() else read_study(before)["steps"] if before.exists() else {}
+    )
     for method in study.methods:
         settings = next((settings for run, settings in runs if run.method == method), None)
-        if settings is None or method in steps:
+        if settings is None:
             continue
         settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes, calibrated=False))
-        steps[method] = workflows.calibrate(output / "calibration" / method, settings, quiet=True)
-        say(f"{method}: {steps[method]} steps in {study.minutes:g} minutes")
+        key = steps_key(method, settings)
+        if method in steps and steps[method]["key"] == key:
+            continue
+        count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
+        steps[method] = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
+        say(f"{method}: {count} steps in {study.minutes:g} minutes")
         write_json(file, steps)
     return steps
+
+
+def steps_key(method: str, settings: RunSettings) -> str:
+    """A hash of what a method's steps depend on: its settings with the minutes, but not labels and seed."""
+    return _key(method, replace(settings, data=DataSettings(), train=replace(settings.train, seed=0)))
+
+
+def _calibrated(folder: Path, settings: RunSettings) -> int:
+    """Steps of a method, timed in a process of its own: its memory would count as that of the runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder / "recipe.toml", settings)
+    command = [sys.executable, "-m", "semiseg.study.calibration", str(folder / "run"), str(folder / "recipe.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise DataError(f"{folder}: could not be timed: {reason[0]}")
+    return int(done.stdout.split()[-1])
 
 
 def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
@@ -93,16 +129,29 @@ def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
     return replace(settings, train=train)
 
 
-def _key(settings: RunSettings) -> str:
-    """A hash of what a run's scores depend on; the machine is not in it, nor is where the data lie."""
+def _key(method: str, settings: RunSettings) -> str:
+    """A hash of the method's name and of what a run's scores depend on; the machine is not in it, nor is where the data
+    lie."""
     parts = asdict(settings)
-    del parts["data"]["root"], parts["train"]["threads"], parts["predict"]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    data, predict = parts["data"], parts["predict"]
+    data["root"] = Path(data["root"]).name
+    for name in ("label_list", "exclude"):
+        data[name] = Path(data[name]).read_text(encoding="utf-8") if data[name] else ""
+    del parts["train"]["threads"]
+    for name in ("device", "max_memory", "max_gpu_memory", "compile", "tile_batch"):
+        del predict[name]
+    return hashlib.sha256(json.dumps([method, parts], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> StudyRun:
-    """Make the run, or go on with it, and read its scores."""
-    folder = output / run.name
+    """Make the run, or go on with it, and read its scores. A folder of other settings is made anew."""
+    folder, key_file = output / run.name, output / f"{run.name}.key"
+    if folder.exists() and (not key_file.exists() or key_file.read_text().strip() != key):
+        shutil.rmtree(folder)
+    if (folder / "run.toml").exists():  # an exact resume needs the threads that it was begun with
+        threads = read_settings(folder / "run.toml").train.threads
+        settings = replace(settings, train=replace(settings.train, threads=threads))
+    write_text(key_file, f"{key}\n")
     recipe, log = output / f"{run.name}.toml", output / f"{run.name}.log"
     write_settings(recipe, settings)
     command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
@@ -146,7 +195,7 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 class _Known:
     """results.json as it grows."""
 
-    def __init__(self, path: Path, study: StudySettings, file: Path, steps: Mapping[str, int]) -> None:
+    def __init__(self, path: Path, study: StudySettings, file: Path, steps: Mapping[str, CalibratedSteps]) -> None:
         self.lock = threading.Lock()
         self._path, self._methods = path, set(study.methods)
         self._study: Study = Study(

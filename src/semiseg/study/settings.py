@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ class StudySettings:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
         if not self.budgets:
             raise ConfigError("budgets: name one at least, as a [[budgets]] table with labelled = 4, say.")
+        names = [run.name for run in planned_runs(self)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"budgets: {twice[0]} is asked for twice. Name labels, subset and seed once.")
         for budget in self.budgets:
             if unknown := [name for name in budget.methods if name not in self.methods]:
                 raise ConfigError(
@@ -122,10 +125,11 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     """The settings of a run, without its number of steps."""
     given: dict[str, Any] = study.common | study.methods[run.method]
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
-    if run.label_seed is not None:
-        given["data.label_seed"] = run.label_seed
+    given["data.label_seed"] = FIRST if run.label_seed is None else run.label_seed
     if data is not None:
         given["data.root"] = str(data.resolve())
     # A JSON value is a TOML value.
     overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    return load_settings((file.parent / study.recipe).resolve(), overrides)
+    settings = load_settings((file.parent / study.recipe).resolve(), overrides)
+    # TOML has no null: the first subset, whatever the recipe says.
+    return settings if run.label_seed is not None else replace(settings, data=replace(settings.data, label_seed=None))

@@ -188,7 +188,7 @@ def step_inputs(
     cuts = {start, phases.warmup_stop, phases.train_stop, phases.total}
     refreshes: set[int] = set()
     if settings.refresh_steps and data.unlabelled:
-        refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps))
+        refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps)) - {0}  # knows nothing yet
     if locations:
         data.source.publish(dict(locations), from_step=start)
     stops = sorted(cut for cut in cuts | refreshes if cut >= start)

@@ -181,9 +181,13 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
     first = method.networks[method.evaluated]
     if against is None:
         second = method.networks[_contradicts(method)]
+        if second is first:
+            raise ConfigError(
+                f"{session.run}: has one network alone, which cannot contradict itself. Name another with --against."
+            )
         return TorchEngine(first, session.device), TorchEngine(second, session.device)
     other = load_model(against)
-    same = ("spacing_mm", "channels", "labels", "normalisation")
+    same = ("spacing_mm", "channels", "labels", "normalisation", "patch")
     if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
         raise ConfigError(
             f"{against}: has another {different[0]} than {session.run}, whose prepared scans it is to label. Name a "

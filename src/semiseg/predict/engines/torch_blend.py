@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semiseg.errors import TrainingError
 from semiseg.ops.tiles import gaussian_importance
-from semiseg.predict.blending import Rows
+from semiseg.predict.blending import BlendingMemoryError, Rows
 from semiseg.predict.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, turned
 from semiseg.types import FloatArray, Shape
 
@@ -25,9 +26,18 @@ class DeviceBlend:
     runs_ahead = True
 
     def __init__(
-        self, run: Callable[[Tensor], Tensor], device: torch.device, classes: int, window: Window, size: Shape
+        self,
+        run: Callable[[Tensor], Tensor],
+        device: torch.device,
+        classes: int,
+        window: Window,
+        size: Shape,
+        *,
+        short: Callable[[], None] = lambda: None,
     ) -> None:
-        """run: canonical tiles `(N, C, D, H, W)` to logits `(N, K, D, H, W)`, on the device."""
+        """run: canonical tiles `(N, C, D, H, W)` to logits `(N, K, D, H, W)`, on the device. short: told where the
+        device has no memory left; `BlendingMemoryError` is raised then."""
+        self._short = short
         self._run, self._device, self._window = run, device, window
         self._on_gpu = device.type == "cuda"
         self._classes = classes
@@ -45,9 +55,20 @@ class DeviceBlend:
         """As `Blend.classes`."""
         return self._classes
 
-    @torch.inference_mode()
     def add(self, slab: FloatArray, columns: Sequence[Columns]) -> None:
         """As `Blend.add`."""
+        try:
+            self._add(slab, columns)
+            return
+        except (torch.OutOfMemoryError, TrainingError):  # the latter where it is a single tile
+            pass
+        # Outside of the handler: the error holds what was allocated.
+        self._total = self._weights = self._slab = torch.empty(0)
+        self._short()
+        raise BlendingMemoryError
+
+    @torch.inference_mode()
+    def _add(self, slab: FloatArray, columns: Sequence[Columns]) -> None:
         if slab is not self._seen:
             self._seen, self._slab = slab, self._sent(slab)
         order = (0, 1, *(axis + 2 for axis in self._window.axes))
@@ -61,9 +82,10 @@ class DeviceBlend:
     @torch.inference_mode()
     def finish(self, rows: int) -> Rows:
         """As `Blend.finish`; the rows are on their way when it returns."""
-        empty = self._weights[:rows] == 0
+        weights = self._weights[:rows]
+        empty = weights == 0
         self._total[0, :rows].masked_fill_(empty, BACKGROUND_LOGIT)
-        self._total[:, :rows] /= self._weights[:rows].masked_fill(empty, 1.0)
+        self._total[:, :rows] /= weights.masked_fill_(empty, 1.0)
         host = self._host_rows(rows)
         for value in range(self._classes):  # class by class both sides are contiguous, so that none is waited for
             host[value].copy_(self._total[value, :rows], non_blocking=True)
@@ -97,7 +119,9 @@ class DeviceBlend:
 
 
 def device_blend_bytes(classes: int, channels: int, window: Window, size: Shape) -> int:
-    """What a blend takes on its device: sums, weights, the importance and two slabs of the image."""
+    """What a blend takes on its device besides the engine: sums, weights, importance, two slabs of the image, the mask
+    of what is empty, and a batch of tiles with their logits (turned, mirrored and joined: three times)."""
     patch = turned(window.patch, window.axes)
     plane = prod(size[1:])
-    return 4 * (patch[0] * plane * (classes + 1 + 2 * channels) + prod(patch))
+    rows = patch[0] * plane * (classes + 2 + 2 * channels) + prod(patch)
+    return 4 * (rows + window.tile_batch * prod(patch) * (channels + 3 * classes))

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from semiseg.errors import TrainingError
 from semiseg.models.unet import UNet3d, build_unet, in_channels_last
-from semiseg.predict.device import limit_gpu_memory
+from semiseg.predict.device import lift_gpu_limit, limit_gpu_memory
 from semiseg.predict.engines.torch_blend import DeviceBlend, device_blend_bytes
 from semiseg.predict.model import Model
 from semiseg.predict.window import Window
@@ -41,6 +41,8 @@ class TorchEngine:
         self._most_bytes = most_bytes
         self.precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
         self._largest_batch: int | None = None
+        self._blends = True
+        self._peaks: dict[tuple[int, ...], int] = {}
         self._say = say
 
     def run(self, tiles: FloatArray) -> FloatArray:
@@ -54,23 +56,29 @@ class TorchEngine:
 
     def blend(self, window: Window, size: Shape) -> DeviceBlend | None:
         """As `BlendsItself.blend`: on a GPU, where it has the memory besides that of the tiles."""
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or not self._blends:
             return None
         assert isinstance(self.network, UNet3d)
-        with self._predicting():  # a first batch shows what the tiles take
-            for _ in self._in_batches(torch.zeros((window.tile_batch, self.network.channels, *window.patch))):
-                pass
+        shape = (window.tile_batch, self.network.channels, *window.patch)
+        if shape not in self._peaks:  # a first batch shows what the tiles take
+            self.run(np.zeros(shape, dtype=np.float32))
+            self._peaks[shape] = torch.cuda.max_memory_reserved(self.device)
         free, _ = torch.cuda.mem_get_info(self.device)
         most = self._most_bytes or free + torch.cuda.memory_reserved(self.device)
         needed = device_blend_bytes(self.network.classes, self.network.channels, window, size)
-        if torch.cuda.max_memory_reserved(self.device) + needed > most:
+        if self._peaks[shape] + needed > most:
             return None
 
         def run(tiles: Tensor) -> Tensor:
             with self._predicting():
                 return torch.cat(list(self._in_batches(tiles)))
 
-        return DeviceBlend(run, self.device, self.network.classes, window, size)
+        return DeviceBlend(run, self.device, self.network.classes, window, size, short=self._stop_blending)
+
+    def _stop_blending(self) -> None:
+        """From here on tiles are blended in main memory."""
+        self._blends = False
+        torch.cuda.empty_cache()
 
     @contextmanager
     def _predicting(self) -> Iterator[None]:
@@ -102,6 +110,9 @@ class TorchEngine:
                     ) from None
             # Outside of the handler: the error holds what the failed batch had allocated.
             self._largest_batch = count // 2
+            if self.device.type == "cuda":  # what the failed batch took says nothing of the smaller ones
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self.device)
             if self._say:
                 self._say(f"no memory on {self.device} for {count} tiles at once: computing {self._largest_batch}")
 
@@ -135,6 +146,7 @@ def torch_engine(
     max_gpu_memory: what all programs together may hold on the GPU, such as 2048MiB. compiled: by `torch.compile`.
     Raises `ConfigError` where that cannot be.
     """
+    lift_gpu_limit(device)
     most_bytes = limit_gpu_memory(device, max_gpu_memory) if max_gpu_memory else 0
     network = load_network(model)
     for level in (*network.encoder, *network.decoder):
