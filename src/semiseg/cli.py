@@ -95,6 +95,8 @@ class Predict:
     """Scans and folders of scans (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
     output: Path
     """Folder for ID.nii.gz and predictions.jsonl."""
+    ensemble: tuple[Path, ...] = ()
+    """Further models of the same plan (other seeds, say), whose logits are averaged with the first's."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     engine: EngineName = "auto"
@@ -139,7 +141,9 @@ class Predict:
             mirror=self.mirror,
             probabilities=self.probabilities,
         )
-        outcomes = workflows.predict(self.model, self.inputs, self.output, settings=settings, quiet=self.quiet)
+        outcomes = workflows.predict(
+            self.model, self.inputs, self.output, ensemble=self.ensemble, settings=settings, quiet=self.quiet
+        )
         failed = [outcome for outcome in outcomes if outcome.error]
         reused = sum(outcome.reused for outcome in outcomes)
         _say(f"{len(outcomes) - len(failed)} scans in {self.output} ({reused} of them from before).", self.quiet)

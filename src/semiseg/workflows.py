@@ -43,6 +43,7 @@ from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.io.nifti import read_grid, read_label
 from semiseg.predict.engine_choice import choose_engine
+from semiseg.predict.ensemble import EnsembleEngine, joined
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.memory import check_budget
 from semiseg.predict.model import load_model
@@ -201,12 +202,16 @@ def predict(
     inputs: Sequence[Path],
     output: Path,
     *,
+    ensemble: Sequence[Path] = (),
     settings: PredictSettings | None = None,
     quiet: bool = False,
 ) -> list[Outcome]:
-    """Predict scans (files and folders) into `output`, each in its own grid; a bad scan does not stop the rest."""
+    """Predict scans (files and folders) into `output`, each in its own grid; a bad scan does not stop the rest.
+
+    ensemble: further models of the same plan, whose logits are averaged with the first's.
+    """
     settings = settings or PredictSettings()
-    return _predict(model, find_scans(inputs), output, settings, quiet=quiet)
+    return _predict(model, find_scans(inputs), output, settings, ensemble=ensemble, quiet=quiet)
 
 
 def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
@@ -292,11 +297,22 @@ def postprocess(run: Path, *, quiet: bool = False) -> dict[str, Any]:
 
 
 def _predict(
-    model: Path, scans: Sequence[Scan], output: Path, settings: PredictSettings, *, quiet: bool
+    model: Path,
+    scans: Sequence[Scan],
+    output: Path,
+    settings: PredictSettings,
+    *,
+    ensemble: Sequence[Path] = (),
+    quiet: bool,
 ) -> list[Outcome]:
-    loaded = load_model(model)
+    members = [load_model(folder) for folder in (model, *ensemble)]
+    loaded = joined(members) if ensemble else members[0]
     check_mirroring(loaded, settings)
-    engine = choose_engine(loaded, scans, output, settings, say=lambda text: None if quiet else print(text))
+    engines = [
+        choose_engine(member, scans, output, settings, say=lambda text: None if quiet else print(text))
+        for member in members
+    ]
+    engine = EnsembleEngine(engines) if ensemble else engines[0]
     if settings.max_memory:
         check_budget(scans, loaded, engine, settings)
     with _bar("predicting", quiet) as advance:
