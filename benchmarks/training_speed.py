@@ -3,10 +3,10 @@
     python benchmarks/training_speed.py [--features 16] [--patch 32 48 32] [--batch 2] [--device cpu]
 
 Steps of all methods are taken alternately in one process, so that a noisy machine slows them alike; means are
-printed and written to `benchmarks/results/training_speed.json`. A pass forward is one unit and a pass backward two: a
-supervised step is 3, a step of dense feedback in which the teacher moves is 14 (labelling with a graph 1, the student's
-pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional derivative 2, the meta term's way back
-2).
+printed and written to `benchmarks/results/training_speed_batchN.json`. A pass forward is one unit and a pass backward
+two: a supervised step is 3, a step of dense feedback in which the teacher moves is 14 (labelling with a graph 1, the
+student's pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional derivative 2, the meta term's
+way back 2).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ METHODS: dict[str, MethodSettings] = {
     "copy_paste": MethodSettings(name="copy_paste"),
     "pseudo_rounds": MethodSettings(name="pseudo_rounds"),
 }
-RESULT = Path(__file__).parent / "results" / "training_speed.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def main() -> None:
         "steps": arguments.steps,
         "methods": rows,
     }
-    write_json(RESULT, result)
+    write_json(RESULTS / f"training_speed_batch{arguments.batch}.json", result)
     print(json.dumps(result, indent=1))
 
 

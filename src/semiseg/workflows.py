@@ -246,6 +246,8 @@ def rank(
 
     if not 0 <= exclude_worst < 1:
         raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
+    if against and by != "disagreement":
+        raise ConfigError(f"--against names who may disagree, but cases are ordered by {by}: leave one of them out.")
     if exclude_worst and by == "random":
         raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
     settings = _prepared_settings(run)

@@ -141,6 +141,10 @@ def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     answer = semiseg_command("rank", run, "--against", study.parent / "runs" / "copy_paste-2-first-seed0", "--top", 1)
     assert answer.code == 0, answer
     assert answer.out.count("disagreement") == 1
+    answer = semiseg_command("rank", run, "--by", "entropy", "--against", run)
+    assert (answer.code, "leave one of them out" in answer.err) == (2, True)
+    answer = semiseg_command("rank", run, "--by", "random", "--exclude-worst", 0.5)
+    assert (answer.code, "in random order none is the worst" in answer.err) == (2, True)
 
 
 def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command, study: Path, tmp_path: Path) -> None:
