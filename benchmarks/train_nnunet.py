@@ -20,7 +20,7 @@ from pathlib import Path
 
 from semiseg.data.roles import DataSettings, assign_roles, of_role
 from semiseg.evaluate import EvaluateSettings, evaluate_folder
-from semiseg.evaluate.label_efficiency import Scores, StudyRun, name_of, read_study, run_name, write_study
+from semiseg.evaluate.label_efficiency import StudyRun, name_of, read_study, run_name, scores_of, write_study
 from semiseg.files import read_json, write_json
 from semiseg.io.layouts import read_dataset
 
@@ -84,10 +84,6 @@ def main() -> None:
     )
     if summary["tolerance_mm"] != study["tolerance_mm"]:
         raise SystemExit(f"{file}: other tolerances than {summary['tolerance_mm']}")
-    scored: dict[str, dict[str, Scores]] = {
-        case["id"]: {organ: {"dice": s["dice"], "nsd": s["nsd"]} for organ, s in case["organs"].items()}
-        for case in summary["cases"]
-    }
     trained = read_json(folder / "trained.json")
     study["runs"].append(
         StudyRun(
@@ -99,7 +95,7 @@ def main() -> None:
             steps=trained["steps"],
             minutes=trained["minutes"],
             peak_memory_mb=round(usage.ru_maxrss * 1024 / 1e6, 1),
-            cases=scored,
+            cases=scores_of(summary),
         )
     )
     write_study(file, study)

@@ -87,3 +87,9 @@ def test_a_key_that_no_run_has_is_refused(file: Path) -> None:
     study = load_study(file)
     with pytest.raises(ConfigError, match=r"unknown key data\.develop"):
         run_settings(study, file, None, next(planned_runs(study)))
+
+
+def test_a_method_may_name_the_cases_that_keep_their_labels(file: Path) -> None:
+    file.write_text(TEXT.replace('"data.development" = 40', '"data.label_list" = "ids.txt"'))
+    first = next(planned_runs(load_study(file)))
+    assert run_settings(load_study(file), file, None, first).data.label_list.endswith("ids.txt")

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from semiseg.errors import DataError
 from semiseg.evaluate.statistics import Interval, crossed_interval, holm, signed_rank_p
-from semiseg.evaluate.summary import Metric
+from semiseg.evaluate.summary import Metric, Summary
 from semiseg.files import read_json, write_json
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray
@@ -219,6 +219,14 @@ def run_name(method: str, labelled: int, label_seed: int | None, seed: int) -> s
 def name_of(run: StudyRun) -> str:
     """Of a run's folder."""
     return run_name(run["method"], run["labelled"], run["label_seed"], run["seed"])
+
+
+def scores_of(summary: Summary) -> dict[str, dict[str, Scores]]:
+    """A run's scores by case and organ."""
+    return {
+        case["id"]: {organ: {"dice": s["dice"], "nsd": s["nsd"]} for organ, s in case["organs"].items()}
+        for case in summary["cases"]
+    }
 
 
 def case_mean(organs: Mapping[str, Scores], metric: Metric) -> float:

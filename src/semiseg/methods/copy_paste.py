@@ -14,10 +14,7 @@ from torch import Tensor
 from semiseg.augment.cutmix import apply_cutmix, sample_boxes
 from semiseg.losses import supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.learner import HIDDEN, Learner, StudentMethod, label_images
-from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
-from semiseg.models.unet import UNet3d
+from semiseg.methods.learner import HIDDEN, StudentMethod, label_images
 from semiseg.ops.cleaning import largest_component
 from semiseg.randomness import Draw
 
@@ -29,19 +26,6 @@ class CopyPaste(StudentMethod):
     """A student and its moving average, which labels."""
 
     pseudo_loss = "pseudo_loss"
-
-    def __init__(
-        self,
-        student: UNet3d,
-        settings: MethodSettings,
-        phases: Phases,
-        *,
-        ignore: int | None,
-        autocast: torch.dtype | None,
-    ) -> None:
-        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
-        super().__init__(self._student, phases=phases)
-        self._settings, self._ignore, self._autocast = settings, ignore, autocast
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from semiseg.losses import supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.learner import Learner, StudentMethod
+from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
@@ -31,10 +31,8 @@ class CrossPseudo(StudentMethod):
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
-        self._partner = Learner("partner", partner, settings, ignore=ignore, autocast=autocast)
-        super().__init__(self._student, self._partner, phases=phases)
-        self._settings, self._ignore = settings, ignore
+        super().__init__(student, settings, phases, partner=partner, ignore=ignore, autocast=autocast)
+        self._partner = self._learners[1]
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""

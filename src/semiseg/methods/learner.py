@@ -105,8 +105,20 @@ class StudentMethod:
     pseudo_loss = "labelled_loss"
     """Name of the loss that shows whether the training phase still learns."""
 
-    def __init__(self, *learners: Learner, phases: Phases) -> None:
-        self._learners, self._phases = learners, phases
+    def __init__(
+        self,
+        student: UNet3d,
+        settings: MethodSettings,
+        phases: Phases,
+        *,
+        partner: UNet3d | None = None,
+        ignore: int | None,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
+        named = {"student": student} | ({"partner": partner} if partner else {})
+        learners = [Learner(name, net, settings, ignore=ignore, autocast=autocast) for name, net in named.items()]
+        self._learners, self._student = learners, learners[0]
         self.networks: dict[str, nn.Module] = {
             name: network for learner in learners for name, network in learner.networks.items()
         }

@@ -14,10 +14,7 @@ from torch.nn import functional
 
 from semiseg.losses import supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.learner import Learner, StudentMethod, label_images
-from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
-from semiseg.models.unet import UNet3d
+from semiseg.methods.learner import StudentMethod, label_images
 from semiseg.randomness import Draw
 
 NOISE, LARGEST_NOISE = 0.1, 0.2
@@ -26,19 +23,6 @@ NOISE, LARGEST_NOISE = 0.1, 0.2
 
 class MeanTeacher(StudentMethod):
     """Student and averaged teacher; with `uncertainty_passes` the teacher is followed only where it is sure."""
-
-    def __init__(
-        self,
-        student: UNet3d,
-        settings: MethodSettings,
-        phases: Phases,
-        *,
-        ignore: int | None,
-        autocast: torch.dtype | None,
-    ) -> None:
-        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
-        super().__init__(self._student, phases=phases)
-        self._settings, self._ignore, self._autocast = settings, ignore, autocast
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""

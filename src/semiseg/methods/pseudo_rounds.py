@@ -16,7 +16,7 @@ from torch import Tensor
 from semiseg.errors import ConfigError
 from semiseg.losses import one_hot, supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.learner import HIDDEN, Learner, StudentMethod, label_images
+from semiseg.methods.learner import HIDDEN, StudentMethod, label_images
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
@@ -37,9 +37,7 @@ class PseudoRounds(StudentMethod):
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._student = Learner("student", student, settings, ignore=ignore, autocast=autocast)
-        super().__init__(self._student, phases=phases)
-        self._settings, self._ignore, self._autocast = settings, ignore, autocast
+        super().__init__(student, settings, phases, ignore=ignore, autocast=autocast)
         length = phases.train_stop - phases.warmup_stop
         if length < settings.rounds:
             raise ConfigError(

@@ -50,8 +50,7 @@ def blended_rows(
     columns = [(slice(y, y + patch[1]), slice(x, x + patch[2])) for y in starts[1] for x in starts[2]]
     blend = open_blend(engine, window, image.size)
     end = starts[0][-1] + patch[0]
-    ready: Rows | None = None
-    """Of the row before, where the blend runs ahead."""
+    ready: Rows | None = None  # of the row before, where the blend runs ahead
     inside = slice(0)
     for row, (first, following) in enumerate(zip(starts[0], [*starts[0][1:], end], strict=True)):
         slab = image.rows(first, first + patch[0])

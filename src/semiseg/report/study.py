@@ -44,7 +44,6 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         points=found,
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
-        labels=[point for point in found if point.method == study["baseline"]],
         plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
         legend=[(series_variable(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_rows=[(point, organ_means(study, point.method, point.labelled, "dice")) for point in found],

@@ -21,12 +21,12 @@ from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.label_efficiency import (
     CalibratedSteps,
-    Scores,
     Study,
     StudyRun,
     case_mean,
     name_of,
     read_study,
+    scores_of,
     write_study,
 )
 from semiseg.evaluate.summary import read_summary
@@ -165,10 +165,6 @@ def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> S
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
     summary = read_summary(folder / "summary.json")
-    cases: dict[str, dict[str, Scores]] = {
-        case["id"]: {organ: {"dice": s["dice"], "nsd": s["nsd"]} for organ, s in case["organs"].items()}
-        for case in summary["cases"]
-    }
     seconds = [float(row["seconds"]) for row in read_jsonl(folder / "metrics.jsonl") if "seconds" in row]
     return StudyRun(
         method=run.method,
@@ -179,7 +175,7 @@ def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> S
         steps=settings.train.steps,
         minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,
         peak_memory_mb=round(peak_bytes / 1e6, 1),
-        cases=cases,
+        cases=scores_of(summary),
     )
 
 

@@ -125,7 +125,8 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     """The settings of a run, without its number of steps."""
     given: dict[str, Any] = study.common | study.methods[run.method]
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
-    given["data.label_seed"] = FIRST if run.label_seed is None else run.label_seed
+    if run.label_seed is not None:
+        given["data.label_seed"] = run.label_seed
     if data is not None:
         given["data.root"] = str(data.resolve())
     # A JSON value is a TOML value.
