@@ -14,7 +14,7 @@ import pytest
 from semiseg.config import load_settings
 from semiseg.evaluate.label_efficiency import CalibratedSteps, name_of, read_study
 from semiseg.settings import write_settings
-from semiseg.study.runner import steps_key
+from semiseg.study.keys import setting_names, steps_key
 from semiseg.study.settings import load_study, planned_runs, run_settings
 
 Command = Callable[..., Any]
@@ -44,7 +44,8 @@ def steps(file: Path) -> dict[str, CalibratedSteps]:
     for run in planned_runs(study):
         settings = run_settings(study, file, None, run)
         settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes))
-        known[run.method] = CalibratedSteps(steps=STEPS, minutes=1.0, key=steps_key(run.method, settings))
+        key = steps_key(run.method, settings, setting_names())
+        known[run.method] = CalibratedSteps(steps=STEPS, minutes=1.0, key=key)
     return known
 
 

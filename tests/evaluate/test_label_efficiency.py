@@ -41,6 +41,7 @@ def a_study(*runs: StudyRun, ceiling: int | None = None) -> Study:
         machine={},
         minutes=2.0,
         steps={},
+        settings=[],
         baseline="base",
         ceiling=ceiling,
         organs=["liver", "spleen"],

@@ -290,6 +290,25 @@ def test_after_a_warm_up_of_its_own_the_teacher_goes_on_from_its_average() -> No
         assert same(copied(trained.teacher), average if restart else teacher)
 
 
+def test_the_student_becomes_the_teacher_at_equal_distances() -> None:
+    """One renewal in the training phase of the steps 2 to 5 comes before step 4."""
+    settings = replace(PLAIN, name="pseudo_label", ema_decay=0.9, teacher_every=0, teacher_renewals=1)
+    trained = method(settings, PHASES)
+    run(trained, 0, 4)
+    before, student = copied(trained.teacher), copied(trained.networks[trained.evaluated])
+    assert not same(before, student)
+    run(trained, 4, 5)
+    assert same(copied(trained.teacher), student)
+    assert same(copied(trained.averages["teacher"].network), student)
+    run(trained, 5, 6)
+    assert same(copied(trained.teacher), student)
+
+
+def test_a_student_of_another_size_cannot_become_the_teacher() -> None:
+    with pytest.raises(ConfigError, match=r"teacher_renewals = 1.*another size"):
+        method(replace(PLAIN, teacher_renewals=1), student=wider())
+
+
 def test_the_central_difference_is_near_to_the_exact_derivative() -> None:
     base = supervised_teacher()
     exact, central = (
@@ -570,7 +589,12 @@ def test_a_student_of_another_size_cannot_start_from_the_teacher() -> None:
 
 
 FULL = MethodSettings(
-    momentum=0.9, ema_decay=0.9, cutmix_fraction=0.5, consistency_weight=0.5, student_supervised_weight=0.5
+    momentum=0.9,
+    ema_decay=0.9,
+    cutmix_fraction=0.5,
+    consistency_weight=0.5,
+    student_supervised_weight=0.5,
+    teacher_renewals=1,
 )
 """Everything on that keeps a state or draws."""
 

@@ -48,13 +48,15 @@ class CalibratedSteps(TypedDict):
 
 
 class Study(TypedDict):
-    """results.json. steps: by method. ceiling: the label budget of full supervision."""
+    """results.json. steps: by method. settings: names of all that keys were made of when the study began, as
+    `section.key`. ceiling: the label budget of full supervision."""
 
     name: str
     dataset: str
     machine: dict[str, str]
     minutes: float
     steps: dict[str, CalibratedSteps]
+    settings: list[str]
     baseline: str
     ceiling: int | None
     organs: list[str]

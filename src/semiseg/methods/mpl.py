@@ -97,6 +97,12 @@ class MetaPseudoLabels:
         self._same_size = _sizes(teacher) == _sizes(student)
         if settings.student_start == "teacher" and not self._same_size:
             raise ConfigError('method.student_start = "teacher", but the networks differ in size: choose "fresh".')
+        if settings.teacher_renewals and not self._same_size:
+            raise ConfigError(
+                f"method.teacher_renewals = {settings.teacher_renewals}, but the student is of another size than the "
+                "teacher, which cannot take its weights: set it to 0."
+            )
+        self._renewals = phases.cuts(settings.teacher_renewals)
 
     def judged(self, step: int) -> Judged:
         phase = self.phases.name(step)
@@ -110,6 +116,8 @@ class MetaPseudoLabels:
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
         if draw.step == self.phases.warmup_stop:
             self._start_student()
+        if draw.step in self._renewals:
+            self._set_teacher(self.networks[self.evaluated])
         phase = self.phases.name(draw.step)
         if phase == "warmup":
             return self._supervised_step("teacher", self.teacher, labelled)
@@ -296,13 +304,19 @@ class MetaPseudoLabels:
         Where the warm-up decays on its own, the teacher too goes on from its averaged weights.
         """
         if self.averages and self.settings.restart_rate:
-            self.teacher.load_state_dict(self.averages["teacher"].network.state_dict())
-            self.optimisers["teacher"].load_buffers({})  # they belong to the weights that are gone
+            self._set_teacher(self.averages["teacher"].network)
         if self._same_size and self.settings.student_start != "fresh":
             source = self.averages["teacher"].network if self.averages else self.teacher
             self.student.load_state_dict(source.state_dict())
         if self.averages:
             self.averages["student"].restart(self.student)
+
+    def _set_teacher(self, source: nn.Module) -> None:
+        """Other weights for the teacher; its momentum and its average belonged to those that are gone."""
+        self.teacher.load_state_dict(source.state_dict())
+        self.optimisers["teacher"].load_buffers({})
+        if self.averages:
+            self.averages["teacher"].restart(self.teacher)
 
     def _autocast(self, images: Tensor) -> torch.autocast:
         return torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None)

@@ -35,6 +35,11 @@ class Phases:
             )
         return Phases(warmup, max(warmup, steps - round(steps * settings.finetune_fraction)), steps)
 
+    def cuts(self, count: int) -> list[int]:
+        """The steps at which the training phase is cut into `count + 1` parts of one length."""
+        length = self.train_stop - self.warmup_stop
+        return [self.warmup_stop + length * i // (count + 1) for i in range(1, count + 1)]
+
     def name(self, step: int) -> PhaseName:
         if step < self.warmup_stop:
             return "warmup"

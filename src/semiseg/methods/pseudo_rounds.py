@@ -43,7 +43,7 @@ class PseudoRounds(StudentMethod):
             raise ConfigError(
                 f"method.rounds = {settings.rounds}, but only {length} steps follow the warm-up. Raise train.steps."
             )
-        self._starts = [phases.warmup_stop + length * r // settings.rounds for r in range(settings.rounds)]
+        self._starts = [phases.warmup_stop, *phases.cuts(settings.rounds - 1)]
         self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
         self.networks |= self._teachers
 

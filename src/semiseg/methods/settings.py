@@ -21,6 +21,7 @@ NOT_NEGATIVE = (
     "restart_rate",
     "teacher_rate",
     "teacher_every",
+    "teacher_renewals",
     "student_supervised_weight",
     "consistency_weight",
     "feedback_ratio",
@@ -76,6 +77,9 @@ class MethodSettings:
     """Learning rate of the teacher in the training phase as a fraction of the student's."""
     teacher_every: int = 4
     """In the training phase the teacher moves every so many steps, by its labels and by feedback; 0 holds it still."""
+    teacher_renewals: int = 0
+    """So many times in the training phase, at equal distances, the student's weights become the teacher's: what the
+    student gained is labelled with. The networks must be of one size."""
     student_start: Literal["auto", "teacher", "fresh"] = "auto"
     """The student's weights after the warm-up; auto copies the teacher where the sizes agree."""
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from semiseg.data.plan import read_plan
-from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.label_efficiency import (
     CalibratedSteps,
@@ -33,6 +30,7 @@ from semiseg.evaluate.summary import read_summary
 from semiseg.files import read_json, read_jsonl, write_json, write_text
 from semiseg.processes import processor_name, usable_cores
 from semiseg.settings import RunSettings, read_settings, write_settings
+from semiseg.study.keys import run_key, setting_names, steps_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
 
 Say = Callable[[str], None]
@@ -52,10 +50,10 @@ def run_study(
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
     runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
-    steps = _steps(study, runs, output, results, say)
+    known = _Known(results / "results.json", study, file)
+    steps = _steps(study, runs, output, known, say)
     runs = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
-    known = _Known(results / "results.json", study, file, steps)
-    wanted = [(run, settings, _key(run.method, settings)) for run, settings in runs]
+    wanted = [(run, settings, run_key(run.method, settings, known.settings)) for run, settings in runs]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
     made = 0
@@ -82,33 +80,26 @@ def run_study(
 
 
 def _steps(
-    study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, results: Path, say: Say
+    study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, known: _Known, say: Say
 ) -> dict[str, CalibratedSteps]:
     """Steps by method in `output/steps.json`: what was found before stays, so that a study goes on as it began, unless
     its minutes or the method's settings are others now."""
     file = output / "steps.json"
-    before = results / "results.json"
-    steps: dict[str, CalibratedSteps] = (
-        read_json(file) if file.exists() else read_study(before)["steps"] if before.exists() else {}
-    )
+    steps: dict[str, CalibratedSteps] = read_json(file) if file.exists() else known.steps
     for method in study.methods:
         settings = next((settings for run, settings in runs if run.method == method), None)
         if settings is None:
             continue
         settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes, calibrated=False))
-        key = steps_key(method, settings)
+        key = steps_key(method, settings, known.settings)
         if method in steps and steps[method]["key"] == key:
             continue
         count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
         steps[method] = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
         say(f"{method}: {count} steps in {study.minutes:g} minutes")
         write_json(file, steps)
+    known.steps = steps
     return steps
-
-
-def steps_key(method: str, settings: RunSettings) -> str:
-    """A hash of what a method's steps depend on: its settings with the minutes, but not labels and seed."""
-    return _key(method, replace(settings, data=DataSettings(), train=replace(settings.train, seed=0)))
 
 
 def _calibrated(folder: Path, settings: RunSettings) -> int:
@@ -127,20 +118,6 @@ def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
     threads = max(1, usable_cores() // jobs)
     train = replace(settings.train, steps=steps, budget_minutes=0.0, calibrated=False, threads=threads)
     return replace(settings, train=train)
-
-
-def _key(method: str, settings: RunSettings) -> str:
-    """A hash of the method's name and of what a run's scores depend on; the machine is not in it, nor is where the data
-    lie."""
-    parts = asdict(settings)
-    data, predict = parts["data"], parts["predict"]
-    data["root"] = Path(data["root"]).name
-    for name in ("label_list", "exclude"):
-        data[name] = Path(data[name]).read_text(encoding="utf-8") if data[name] else ""
-    del parts["train"]["threads"]
-    for name in ("device", "max_memory", "max_gpu_memory", "compile", "tile_batch"):
-        del predict[name]
-    return hashlib.sha256(json.dumps([method, parts], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> StudyRun:
@@ -191,7 +168,7 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 class _Known:
     """results.json as it grows."""
 
-    def __init__(self, path: Path, study: StudySettings, file: Path, steps: Mapping[str, CalibratedSteps]) -> None:
+    def __init__(self, path: Path, study: StudySettings, file: Path) -> None:
         self.lock = threading.Lock()
         self._path, self._methods = path, set(study.methods)
         self._study: Study = Study(
@@ -199,7 +176,8 @@ class _Known:
             dataset="",
             machine={},
             minutes=study.minutes,
-            steps=dict(steps),
+            steps={},
+            settings=setting_names(),
             baseline=study.baseline,
             ceiling=study.ceiling or None,
             organs=[],
@@ -209,8 +187,22 @@ class _Known:
         )
         if path.exists():
             before = read_study(path)
-            for name in ("dataset", "machine", "organs", "tolerance_mm", "test_cases", "runs"):
+            for name in ("dataset", "machine", "steps", "settings", "organs", "tolerance_mm", "test_cases", "runs"):
                 self._study[name] = before[name]
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of all settings that there were when the study began."""
+        return self._study["settings"]
+
+    @property
+    def steps(self) -> dict[str, CalibratedSteps]:
+        """By method, as they were calibrated last."""
+        return self._study["steps"]
+
+    @steps.setter
+    def steps(self, steps: dict[str, CalibratedSteps]) -> None:
+        self._study["steps"] = steps
 
     def has(self, key: str) -> bool:
         """Whether a run is known."""

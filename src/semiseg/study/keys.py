@@ -1,0 +1,57 @@
+"""By what a study knows its runs again: a hash of the settings that a run's scores depend on.
+
+A study is made in several sittings, and semiseg may gain a setting between two of them. A setting that is newer than
+the study counts only where it is not at its default, under which everything is as before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from semiseg.data.roles import DataSettings
+from semiseg.settings import RunSettings
+
+_OF_THE_MACHINE = (
+    "data.root",
+    "train.threads",
+    "predict.device",
+    "predict.max_memory",
+    "predict.max_gpu_memory",
+    "predict.compile",
+    "predict.tile_batch",
+)
+"""Settings that scores do not depend on."""
+_LISTS = ("data.label_list", "data.exclude")
+"""Files whose contents count."""
+
+
+def setting_names() -> list[str]:
+    """All settings that there are, as `section.key`."""
+    return sorted(_flat(RunSettings()))
+
+
+def run_key(method: str, settings: RunSettings, known: Collection[str]) -> str:
+    """Of a run. method: its name in the study. known: `setting_names` when the study began."""
+    parts, defaults = _flat(settings), _flat(RunSettings())
+    parts = {name: value for name, value in parts.items() if name in known or value != defaults[name]}
+    for name in _LISTS:
+        if parts.get(name):
+            parts[name] = Path(parts[name]).read_text(encoding="utf-8")
+    for name in _OF_THE_MACHINE:
+        parts.pop(name, None)
+    parts["folder"] = Path(settings.data.root).name
+    return hashlib.sha256(json.dumps([method, parts], sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def steps_key(method: str, settings: RunSettings, known: Collection[str]) -> str:
+    """Of what a method's number of steps depends on: its settings with the minutes, but not labels and seed."""
+    return run_key(method, replace(settings, data=DataSettings(), train=replace(settings.train, seed=0)), known)
+
+
+def _flat(settings: RunSettings) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, table in asdict(settings).items() for key, value in table.items()}

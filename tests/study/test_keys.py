@@ -1,0 +1,54 @@
+"""By what a study knows its runs again, when semiseg is another version than the one that it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from semiseg.data.roles import DataSettings
+from semiseg.methods.settings import MethodSettings
+from semiseg.predict.settings import PredictSettings
+from semiseg.settings import RunSettings
+from semiseg.study.keys import run_key, setting_names, steps_key
+from semiseg.train.settings import TrainSettings
+
+ALL = setting_names()
+BEFORE = [name for name in ALL if name != "method.temperature"]
+"""The settings of a semiseg that had no temperature yet."""
+
+
+def test_a_run_is_known_by_method_and_settings() -> None:
+    key = run_key("mpl", RunSettings(), ALL)
+    assert key == run_key("mpl", RunSettings(), ALL)
+    assert key != run_key("other", RunSettings(), ALL)
+    assert key != run_key("mpl", RunSettings(method=MethodSettings(temperature=1.0)), ALL)
+    assert key != run_key("mpl", RunSettings(data=DataSettings(label_seed=3)), ALL)
+
+
+def test_a_setting_that_is_newer_than_the_study_counts_where_it_is_not_at_its_default() -> None:
+    """At its default the runs of before stay known, and only there."""
+    assert "method.temperature" in ALL
+    before = run_key("mpl", RunSettings(), BEFORE)
+    assert before != run_key("mpl", RunSettings(method=MethodSettings(temperature=1.0)), BEFORE)
+    # An old setting counts at its default too: a later semiseg may have another.
+    assert before != run_key("mpl", RunSettings(), [name for name in BEFORE if name != "method.momentum"])
+
+
+def test_the_machine_does_not_count_and_the_contents_of_lists_do(tmp_path: Path) -> None:
+    key = run_key("mpl", RunSettings(), ALL)
+    elsewhere = RunSettings(train=TrainSettings(threads=7), predict=PredictSettings(device="cpu", max_memory="4GB"))
+    assert key == run_key("mpl", elsewhere, ALL)
+    here, there = tmp_path / "here.txt", tmp_path / "there.txt"
+    here.write_text("a\n")
+    there.write_text("a\n")
+    listed = [run_key("mpl", RunSettings(data=DataSettings(label_list=str(f))), ALL) for f in (here, there)]
+    assert listed[0] == listed[1] != key
+    there.write_text("b\n")
+    assert run_key("mpl", RunSettings(data=DataSettings(label_list=str(there))), ALL) != listed[0]
+
+
+def test_steps_depend_on_neither_labels_nor_seed() -> None:
+    other = RunSettings(data=DataSettings(labelled=8), train=TrainSettings(seed=5))
+    assert steps_key("mpl", other, ALL) == steps_key("mpl", RunSettings(), ALL)
+    assert steps_key("mpl", RunSettings(train=TrainSettings(budget_minutes=2.0)), ALL) != steps_key(
+        "mpl", RunSettings(), ALL
+    )
