@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,7 +17,7 @@ from semiseg.data.fingerprint import compute_fingerprint, write_fingerprint
 from semiseg.data.labels import read_checked_label
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.data.plan import Plan, read_plan, write_plan
-from semiseg.data.planner import Device, make_plan
+from semiseg.data.planner import make_plan
 from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.roles import RunCase, assign_roles, of_role, read_run_cases, taught, with_hashes, write_run_cases
 from semiseg.errors import ConfigError, DataError
@@ -34,7 +31,7 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.files import remove_leftovers, write_text
+from semiseg.files import remove_leftovers
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts import read_dataset
@@ -52,7 +49,8 @@ from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores
 from semiseg.report import write_report
-from semiseg.settings import RunSettings, read_settings, write_settings
+from semiseg.run_folder import alone_in, budget, prepared_settings, settle
+from semiseg.settings import RunSettings, write_settings
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
@@ -80,8 +78,8 @@ def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
     run.mkdir(parents=True, exist_ok=True)
-    with _alone_in(run):
-        return _prepare(run, _settle(run, settings), quiet=quiet)
+    with alone_in(run):
+        return _prepare(run, settle(run, settings), quiet=quiet)
 
 
 def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
@@ -141,8 +139,8 @@ def _teach(
 
 def train(run: Path, *, quiet: bool = False) -> Path:
     """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
-    settings = _prepared_settings(run)
-    with _alone_in(run):
+    settings = prepared_settings(run)
+    with alone_in(run):
         return _train(run, settings, quiet=quiet)
 
 
@@ -216,7 +214,7 @@ def predict(
 
 def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
     """Predict the test cases of a run into `run/predictions`."""
-    settings = _prepared_settings(run).predict
+    settings = prepared_settings(run).predict
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
     return _predict(run / "model", scans, run / "predictions", settings, quiet=quiet)
@@ -241,7 +239,7 @@ def rank(
     networks do not fit this run's.
     """
     from semiseg.predict.device import choose_device
-    from semiseg.train.ranking import doubts, ranked
+    from semiseg.train.ranking import doubts, ranked, write_ranking
     from semiseg.train.session import ranking_engines
 
     if not 0 <= exclude_worst < 1:
@@ -250,7 +248,7 @@ def rank(
         raise ConfigError(f"--against names who may disagree, but cases are ordered by {by}: leave one of them out.")
     if exclude_worst and by == "random":
         raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
-    settings = _prepared_settings(run)
+    settings = prepared_settings(run)
     session = open_session(run, settings, choose_device(settings.train.device))
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
     if not cases:
@@ -258,14 +256,7 @@ def rank(
     first, second = ranking_engines(session, against)
     with _bar("ranking", quiet) as advance:
         order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(order[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(order)
-    write_text(run / "ranking.csv", text.getvalue())
-    if exclude_worst:
-        worst = [doubt["id"] for doubt in order[: round(exclude_worst * len(order))]]
-        write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
+    write_ranking(run, order, by, exclude_worst=exclude_worst)
     return order
 
 
@@ -275,7 +266,7 @@ def postprocess(run: Path, *, quiet: bool = False) -> dict[str, Any]:
     Returns `steps` by organ, `dice` by organ and choice, and the ids of the `cases`. Raises `DataError` where the run
     holds no case back, or one cannot be predicted.
     """
-    settings = replace(_prepared_settings(run).predict, postprocess=False, probabilities=False)
+    settings = replace(prepared_settings(run).predict, postprocess=False, probabilities=False)
     plan = read_plan(run / "plan.toml")
     held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
     if not held:
@@ -354,7 +345,7 @@ def evaluate(
 
 def evaluate_run(run: Path, *, quiet: bool = False) -> Summary:
     """Score `run/predictions` against the labels of the run's test cases."""
-    settings = _prepared_settings(run).evaluate
+    settings = prepared_settings(run).evaluate
     plan = read_plan(run / "plan.toml")
     cases = [case for case in of_role(read_run_cases(run / "cases.jsonl"), "test") if case.label]
     if not cases:
@@ -382,7 +373,7 @@ def compare(runs: Sequence[Path], *, names: Sequence[str] = (), quiet: bool = Fa
     comparison = compare_summaries(
         list(names) or [run.name for run in runs],
         [read_summary(run / "summary.json") for run in runs],
-        budgets=[_budget(run) for run in runs],
+        budgets=[budget(run) for run in runs],
     )
     if not quiet:
         print_comparison(comparison)
@@ -415,97 +406,6 @@ def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelSchem
     if file.suffix == ".toml":
         return read_plan(file).labels
     return dataset_labels(read_object(file), file)
-
-
-@contextmanager
-def _alone_in(run: Path) -> Iterator[None]:
-    """Keep other processes of semiseg from writing to the run; raises `DataError` where one does."""
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise DataError(f"{run}: another semiseg process works on this run. Wait for it, or end it.") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _settle(run: Path, settings: RunSettings) -> RunSettings:
-    """Keep `run.toml`: a new run gets it, an existing run must not be given other settings.
-
-    A run without a plan holds nothing that was made by its settings (its dataset was misspelt, say): it counts as new.
-    """
-    path = run / "run.toml"
-    settings = _with_absolute_root(settings, Path.cwd())
-    if not path.exists() or not (run / "plan.toml").exists():
-        if settings.plan.device == "auto":
-            settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
-        write_settings(path, settings)
-        return settings
-    before = _with_absolute_root(read_settings(path), run)
-    # What was settled on some machine since (device, precision, threads, steps from the budget) is no difference.
-    if settings.plan.device == "auto":
-        settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
-    train = settings.train
-    if train.precision == "auto":
-        train = replace(train, precision=before.train.precision)
-    if train.threads == 0:
-        train = replace(train, threads=before.train.threads)
-    if before.train.calibrated:
-        train = replace(train, steps=before.train.steps, calibrated=True)
-    now = replace(settings, train=train)
-    changed = [name for name in _FIXED_SECTIONS if getattr(now, name) != getattr(before, name)]
-    if changed:
-        raise ConfigError(
-            f"{path}: this run was made with other settings in [{'], ['.join(changed)}]. "
-            "Use another run folder, or delete this one."
-        )
-    kept = replace(before, predict=settings.predict, evaluate=settings.evaluate)
-    write_settings(path, kept)
-    return kept
-
-
-_FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
-"""What an existing run cannot change; how it predicts and is scored can be."""
-
-
-def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
-    def absolute(path: str) -> str:
-        return str((base / path).resolve()) if path else ""
-
-    data = settings.data
-    return replace(
-        settings,
-        data=replace(
-            data,
-            root=str((base / data.root).resolve()),
-            teacher=absolute(data.teacher),
-            label_list=absolute(data.label_list),
-            exclude=absolute(data.exclude),
-        ),
-    )
-
-
-def _prepared_settings(run: Path) -> RunSettings:
-    if not (run / "plan.toml").is_file():
-        raise DataError(f"{run}: no prepared run here (no plan.toml). Run `semiseg prepare {run} --data FOLDER` first.")
-    return read_settings(run / "run.toml")
-
-
-def _planned_device(name: str) -> Device:
-    from semiseg.predict.device import choose_device
-
-    kind = choose_device(name).type
-    return "cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu"
-
-
-def _budget(run: Path) -> str:
-    """What a run was allowed, for the line above a comparison."""
-    settings = read_settings(run / "run.toml")
-    labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
-    minutes = f", {settings.train.budget_minutes:g} minutes" if settings.train.budget_minutes else ""
-    return f"{labelled} labelled cases, {settings.train.steps} steps{minutes}, seed {settings.train.seed}"
 
 
 @contextmanager

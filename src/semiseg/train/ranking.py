@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from semiseg.data.plan import Plan
+from semiseg.files import write_text
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
 from semiseg.predict.engines.base import Engine
@@ -90,6 +93,18 @@ def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:
     drawn = Draw(seed=seed).generator("annotation order").permutation(len(names))
     place = {names[index]: position for position, index in enumerate(drawn)}
     return sorted(found, key=lambda doubt: (-doubt["organs"], place[doubt["id"]]))
+
+
+def write_ranking(run: Path, order: Sequence[Doubt], by: Order, *, exclude_worst: float) -> None:
+    """`run/ranking.csv` and, where a share of the cases is to be excluded, `run/exclude.txt` for `data.exclude`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(order[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(order)
+    write_text(run / "ranking.csv", text.getvalue())
+    if exclude_worst:
+        worst = [doubt["id"] for doubt in order[: round(exclude_worst * len(order))]]
+        write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
 
 
 def _rows(case: OpenCase, engine: Engine, plan: Plan) -> Iterator[FloatArray]:

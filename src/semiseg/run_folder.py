@@ -1,0 +1,107 @@
+"""A run folder's settings: kept when it is made, held against what is asked later, used by one process at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from semiseg.data.planner import Device
+from semiseg.data.roles import of_role, read_run_cases
+from semiseg.errors import ConfigError, DataError
+from semiseg.settings import RunSettings, read_settings, write_settings
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Keep other processes of semiseg from writing to the run; raises `DataError` where one does."""
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(f"{run}: another semiseg process works on this run. Wait for it, or end it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def settle(run: Path, settings: RunSettings) -> RunSettings:
+    """Keep `run.toml`: a new run gets it, an existing run must not be given other settings.
+
+    A run without a plan holds nothing that was made by its settings (its dataset was misspelt, say): it counts as new.
+    """
+    path = run / "run.toml"
+    settings = _with_absolute_root(settings, Path.cwd())
+    if not path.exists() or not (run / "plan.toml").exists():
+        if settings.plan.device == "auto":
+            settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
+        write_settings(path, settings)
+        return settings
+    before = _with_absolute_root(read_settings(path), run)
+    # What was settled on some machine since (device, precision, threads, steps from the budget) is no difference.
+    if settings.plan.device == "auto":
+        settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
+    train = settings.train
+    if train.precision == "auto":
+        train = replace(train, precision=before.train.precision)
+    if train.threads == 0:
+        train = replace(train, threads=before.train.threads)
+    if before.train.calibrated:
+        train = replace(train, steps=before.train.steps, calibrated=True)
+    now = replace(settings, train=train)
+    changed = [name for name in _FIXED_SECTIONS if getattr(now, name) != getattr(before, name)]
+    if changed:
+        raise ConfigError(
+            f"{path}: this run was made with other settings in [{'], ['.join(changed)}]. "
+            "Use another run folder, or delete this one."
+        )
+    kept = replace(before, predict=settings.predict, evaluate=settings.evaluate)
+    write_settings(path, kept)
+    return kept
+
+
+_FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
+"""What an existing run cannot change; how it predicts and is scored can be."""
+
+
+def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
+    def absolute(path: str) -> str:
+        return str((base / path).resolve()) if path else ""
+
+    data = settings.data
+    return replace(
+        settings,
+        data=replace(
+            data,
+            root=str((base / data.root).resolve()),
+            teacher=absolute(data.teacher),
+            label_list=absolute(data.label_list),
+            exclude=absolute(data.exclude),
+        ),
+    )
+
+
+def prepared_settings(run: Path) -> RunSettings:
+    """The settings that a prepared run was made with; raises `DataError` where the folder holds none."""
+    if not (run / "plan.toml").is_file():
+        raise DataError(f"{run}: no prepared run here (no plan.toml). Run `semiseg prepare {run} --data FOLDER` first.")
+    return read_settings(run / "run.toml")
+
+
+def _planned_device(name: str) -> Device:
+    from semiseg.predict.device import choose_device
+
+    kind = choose_device(name).type
+    return "cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu"
+
+
+def budget(run: Path) -> str:
+    """What a run was allowed, for the line above a comparison."""
+    settings = read_settings(run / "run.toml")
+    labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
+    minutes = f", {settings.train.budget_minutes:g} minutes" if settings.train.budget_minutes else ""
+    return f"{labelled} labelled cases, {settings.train.steps} steps{minutes}, seed {settings.train.seed}"
