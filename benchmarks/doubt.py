@@ -10,8 +10,8 @@ prints the Spearman correlation with Dice and the mean Dice of the most doubtful
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -23,6 +23,7 @@ from semiseg.evaluate import evaluate_folder
 from semiseg.evaluate.summary import case_means
 from semiseg.io.layouts import read_dataset
 from semiseg.predict.settings import PredictSettings
+from semiseg.train.ranking import ranked, read_ranking
 
 
 def main() -> None:
@@ -38,13 +39,13 @@ def main() -> None:
     workflows.predict(arguments.run, [image for *_, image in hidden], output, settings=settings, quiet=True)
     summary = evaluate_folder(output, hidden, read_plan(arguments.run / "plan.toml").labels)
     dice = {case["id"]: mean for case in summary["cases"] if (mean := case_means([case], "dice")[0]) is not None}
-    with (arguments.run / "ranking.csv").open() as file:
-        doubts = {row["id"]: row for row in csv.DictReader(file)}
+    doubts = {doubt["id"]: doubt for doubt in read_ranking(arguments.run)}
     few = round(len(dice) / 10)
     print(f"{len(dice)} scans, mean Dice {np.mean(list(dice.values())):.4f}")
-    for order in ("entropy", "disagreement"):
-        found = spearmanr([float(doubts[case][order]) for case in dice], list(dice.values()))
-        worst = sorted(dice, key=lambda case: -float(doubts[case][order]))[:few]
+    orders: tuple[Literal["entropy", "disagreement"], ...] = ("entropy", "disagreement")
+    for order in orders:
+        found = spearmanr([doubts[case][order] for case in dice], list(dice.values()))
+        worst = [doubt["id"] for doubt in ranked(list(doubts.values()), order) if doubt["id"] in dice][:few]
         tenth = np.mean([dice[case] for case in worst])
         print(f"{order}: Spearman {found.statistic:.2f} (p = {found.pvalue:.1g}), the {few} most doubtful {tenth:.4f}")
 

@@ -21,16 +21,16 @@ def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSett
     """
     tables = read_toml(recipe) if recipe else {}
     if recipe:
-        _resolve_paths(tables, _PATHS, recipe.parent)
+        _resolve_paths(tables, DATA_PATHS, recipe.parent)
     for override in overrides:
         tables = _with_override(tables, override)
-        _resolve_paths(tables, [key for key in _PATHS if override.strip().startswith(f"data.{key}")], Path())
+        _resolve_paths(tables, [key for key in DATA_PATHS if override.strip().startswith(f"data.{key}")], Path())
     source = str(recipe) if recipe else "settings"
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
 
 
-_PATHS = ("root", "teacher", "label_list", "exclude")
-"""Of section `[data]`."""
+DATA_PATHS = ("root", "teacher", "label_list", "exclude")
+"""Keys of section `[data]` that name a file or folder."""
 
 
 def _resolve_paths(tables: dict[str, Any], keys: Sequence[str], start: Path) -> None:

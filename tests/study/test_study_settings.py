@@ -90,6 +90,7 @@ def test_a_key_that_no_run_has_is_refused(file: Path) -> None:
 
 
 def test_a_method_may_name_the_cases_that_keep_their_labels(file: Path) -> None:
+    """As everywhere, the path starts from the file that names it."""
     file.write_text(TEXT.replace('"data.development" = 40', '"data.label_list" = "ids.txt"'))
     first = next(planned_runs(load_study(file)))
-    assert run_settings(load_study(file), file, None, first).data.label_list.endswith("ids.txt")
+    assert run_settings(load_study(file), file, None, first).data.label_list == str(file.parent / "ids.txt")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
+from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.store import StoredCase, open_case, write_case
-from semiseg.train.ranking import Doubt, case_doubt, doubts, ranked
+from semiseg.train.ranking import Doubt, case_doubt, doubts, ranked, read_ranking, write_ranking
 from semiseg.types import FloatArray
 
 TINY = NetworkPlan(features=(2, 2), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
@@ -110,3 +111,15 @@ def test_every_case_is_judged_and_progress_is_told(case: Path) -> None:
     found = doubts([case, case], engine, engine, PLAN, progress=lambda *values: told.append(values))
     assert [doubt["id"] for doubt in found] == ["c", "c"]
     assert told == [(1, 2, "c"), (2, 2, "c")]
+
+
+def test_a_ranking_is_read_as_it_was_written(tmp_path: Path) -> None:
+    order = ranked(FOUND, "entropy")
+    write_ranking(tmp_path, order, "entropy", exclude_worst=0.5)
+    assert read_ranking(tmp_path) == order
+    assert (tmp_path / "exclude.txt").read_text() == "# the worst 50% by entropy\na\nc\n"
+
+
+def test_without_a_ranking_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"ranking\.csv: not there.*semiseg rank {tmp_path}"):
+        read_ranking(tmp_path)

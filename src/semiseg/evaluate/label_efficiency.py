@@ -107,6 +107,9 @@ class Point:
     steps: int
 
 
+_METRICS: tuple[Metric, ...] = ("dice", "nsd")
+
+
 def points(study: Study, *, samples: int = 5000) -> list[Point]:
     """Every method at every label budget, in the order of the study's runs, with what the ceiling has."""
     groups: dict[tuple[str, int], list[StudyRun]] = {}
@@ -130,46 +133,40 @@ def _point(
     samples: int,
 ) -> Point:
     runs, baseline = groups[method, labelled], groups.get((study["baseline"], labelled), [])
-    draw = Draw(seed=0)
-    values: dict[Metric, Interval] = {}
-    differences: dict[Metric, Interval] = {}
-    metrics: tuple[Metric, ...] = ("dice", "nsd")
-    pairs = _pairs(baseline, runs) if method != study["baseline"] else []
-    for metric in metrics:
-        purpose = f"{labelled}/{metric}"
-        ids = sorted(runs[0]["cases"])
-        values[metric] = crossed_interval(_matrix(runs, ids, metric), _subsets(runs), draw, purpose, samples=samples)
-        if pairs:
-            differences[metric] = crossed_interval(
-                _matrix([mine for _, mine in pairs], ids, metric) - _matrix([base for base, _ in pairs], ids, metric),
-                _subsets([mine for _, mine in pairs]),
-                draw,
-                purpose,
-                samples=samples,
-            )
-    gap_closed, p_value, better = None, None, (0, 0)
-    if pairs:
-        ids = sorted(runs[0]["cases"])
-        base = _matrix([b for b, _ in pairs], ids, "dice")
-        by_run = _defined(_matrix([m for _, m in pairs], ids, "dice") - base)
-        p_value = signed_rank_p(by_run.mean(axis=0))
-        better = (int((by_run.mean(axis=1) > 0).sum()), len(pairs))
-        floor = float(_defined(base).mean())
-        gained = differences["dice"]["mean"]
-        if ceiling is not None and gained is not None and ceiling > floor:
-            gap_closed = gained / (ceiling - floor)
-    return Point(
+    ids = sorted(runs[0]["cases"])
+
+    def interval(values: DoubleArray, of: Sequence[StudyRun], metric: Metric) -> Interval:
+        return crossed_interval(values, _subsets(of), Draw(seed=0), f"{labelled}/{metric}", samples=samples)
+
+    point = Point(
         method=method,
         labelled=labelled,
         runs=len(runs),
-        values=values,
-        difference=differences,
-        p_value=p_value,
-        better=better,
-        gap_closed=gap_closed,
+        values={metric: interval(_matrix(runs, ids, metric), runs, metric) for metric in _METRICS},
+        difference={},
+        p_value=None,
+        better=(0, 0),
+        gap_closed=None,
         minutes=float(np.mean([run["minutes"] for run in runs])),
         peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
         steps=runs[0]["steps"],
+    )
+    pairs = _pairs(baseline, runs)
+    if method == study["baseline"] or not pairs:
+        return point
+    floors, mine = zip(*pairs, strict=True)
+    floor = {metric: _matrix(floors, ids, metric) for metric in _METRICS}
+    gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in _METRICS}
+    by_run = _defined(gain["dice"])
+    room = None if ceiling is None else ceiling - float(_defined(floor["dice"]).mean())
+    difference = {metric: interval(gain[metric], mine, metric) for metric in _METRICS}
+    gained = difference["dice"]["mean"]
+    return replace(
+        point,
+        difference=difference,
+        p_value=signed_rank_p(by_run.mean(axis=0)),
+        better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
+        gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
     )
 
 

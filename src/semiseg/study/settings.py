@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from semiseg.config import load_settings
+from semiseg.config import DATA_PATHS, load_settings
 from semiseg.errors import ConfigError
 from semiseg.evaluate.label_efficiency import run_name
 from semiseg.files import read_toml
@@ -124,6 +124,9 @@ def planned_runs(study: StudySettings) -> Iterator[PlannedRun]:
 def run_settings(study: StudySettings, file: Path, data: Path | None, run: PlannedRun) -> RunSettings:
     """The settings of a run, without its number of steps."""
     given: dict[str, Any] = study.common | study.methods[run.method]
+    # As in a recipe, paths start from the file that names them.
+    paths = {f"data.{key}" for key in DATA_PATHS} & given.keys()
+    given |= {key: str((file.parent / given[key]).resolve()) for key in paths if given[key]}
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
     if run.label_seed is not None:
         given["data.label_seed"] = run.label_seed

@@ -13,6 +13,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from semiseg.data.plan import Plan
+from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
@@ -105,6 +106,24 @@ def write_ranking(run: Path, order: Sequence[Doubt], by: Order, *, exclude_worst
     if exclude_worst:
         worst = [doubt["id"] for doubt in order[: round(exclude_worst * len(order))]]
         write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
+
+
+def read_ranking(run: Path) -> list[Doubt]:
+    """`run/ranking.csv`, in its order; raises `DataError` where there is none."""
+    path = run / "ranking.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: not there. Rank the run's unlabelled cases first: semiseg rank {run}")
+    with path.open(encoding="utf-8") as file:
+        return [
+            Doubt(
+                id=row["id"],
+                entropy=float(row["entropy"]),
+                disagreement=float(row["disagreement"]),
+                organs=int(row["organs"]),
+                organ_voxels=int(row["organ_voxels"]),
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def _rows(case: OpenCase, engine: Engine, plan: Plan) -> Iterator[FloatArray]:
