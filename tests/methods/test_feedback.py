@@ -25,7 +25,7 @@ from semiseg.methods.feedback import (
     scalar_teacher_term,
     sgd_probe,
 )
-from semiseg.methods.optimiser import NamedSgd, Parameters, global_norm, gradients_of
+from semiseg.methods.optimiser import NamedOptimiser, Parameters, global_norm, gradients_of
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import batch_statistics_only
 
@@ -118,12 +118,12 @@ def test_the_clipped_case_really_clips() -> None:
 def test_the_real_probe_is_the_step_that_the_optimiser_takes(first: bool, clip: float) -> None:
     network, p = tiny_unet(2), problem(2)
     settings = MethodSettings(learning_rate=RATE, momentum=0.9, weight_decay=1e-2, gradient_clip=clip)
-    sgd = NamedSgd(network, settings)
+    sgd = NamedOptimiser(network, settings)
     if not first:
         sgd.step(student_gradient(network, p), RATE)
     gradient = student_gradient(network, p)
     start = {name: value.clone() for name, value in parameters_of(network).items()}
-    probe = real_probe(start, gradient, sgd.buffers(), rate=RATE, momentum=0.9, weight_decay=1e-2, clip=clip)
+    probe = real_probe(start, gradient, sgd.momentum(), rate=RATE, momentum=0.9, weight_decay=1e-2, clip=clip)
     sgd.step(gradient, RATE)
     for name, value in network.named_parameters():
         # The same formula in another order of additions: float64 rounding.

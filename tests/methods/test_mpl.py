@@ -21,7 +21,7 @@ from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.build import build_method
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.mpl import BOX_EDGE, MetaPseudoLabels
-from semiseg.methods.optimiser import NamedSgd, global_norm, gradients_of
+from semiseg.methods.optimiser import NamedOptimiser, global_norm, gradients_of
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.methods.supervised import Supervised
@@ -162,8 +162,8 @@ def supervised_teacher(settings: MethodSettings = PLAIN) -> Tensor:
     teacher = tiny_unet(1, torch.float32).train()
     labelled, _ = batches(0)
     loss = supervised_loss(labelled.labels, teacher(labelled.images))
-    sgd = NamedSgd(teacher, settings)
-    sgd.step(gradients_of(loss, sgd.parameters), settings.learning_rate)
+    sgd = NamedOptimiser(teacher, settings)
+    sgd.step(gradients_of(loss, sgd.parameters), settings.first_learning_rate)
     return weights_of(teacher)
 
 
@@ -600,9 +600,9 @@ FULL = MethodSettings(
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4, 7])
-@pytest.mark.parametrize("feedback", ["dense", "scalar"])
-def test_a_resumed_run_goes_on_bit_for_bit(feedback: str, cut: int) -> None:
-    settings = replace(FULL, feedback=feedback)
+@pytest.mark.parametrize(("feedback", "optimiser"), [("dense", "sgd"), ("scalar", "sgd"), ("dense", "adamw")])
+def test_a_resumed_run_goes_on_bit_for_bit(feedback: str, optimiser: str, cut: int) -> None:
+    settings = replace(FULL, feedback=feedback, optimiser=optimiser)
     whole, first, second = (method(settings, PHASES) for _ in range(3))
     run(whole, 0, 8)
     run(first, 0, cut)
@@ -704,6 +704,7 @@ def test_metrics_are_detached_scalars() -> None:
         ({"feedback_ratio": -0.2}, "method.feedback_ratio = -0.2"),
         ({"restart_rate": -0.5}, "method.restart_rate = -0.5"),
         ({"learning_rate": -1.0}, "method.learning_rate"),
+        ({"optimiser": "adamw", "probe": "real"}, 'method.probe = "real" is derived for SGD'),
         ({"probe_rate": -1.0}, "method.probe_rate"),
     ],
 )

@@ -1,6 +1,8 @@
-"""SGD by name, averaged networks, and the state of both."""
+"""SGD and AdamW by name, averaged networks, and the state of both."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from semiseg.errors import ModelError
 from semiseg.methods.optimiser import (
     Average,
-    NamedSgd,
+    NamedOptimiser,
     Parameters,
     flatten_state,
     global_norm,
@@ -40,7 +42,7 @@ def by_hand(start: Tensor, given: list[Tensor], settings: MethodSettings, rates:
     value = start.double()
     buffer: Tensor | None = None
     for gradient, rate in zip(given, rates, strict=True):
-        update = gradient.double() + settings.weight_decay * value
+        update = gradient.double() + settings.used_weight_decay * value
         buffer = update if buffer is None else settings.momentum * buffer + update
         value = value - rate * (update + settings.momentum * buffer if settings.momentum else update)
     return value
@@ -51,7 +53,7 @@ def test_steps_equal_the_formula(momentum: float) -> None:
     settings = MethodSettings(momentum=momentum, weight_decay=0.1, gradient_clip=0)
     network = small_network()
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
-    sgd, rates = NamedSgd(network, settings), [0.1, 0.05, 0.2]
+    sgd, rates = NamedOptimiser(network, settings), [0.1, 0.05, 0.2]
     given = [gradients(network, seed) for seed in range(3)]
     for gradient, rate in zip(given, rates, strict=True):
         sgd.step({name: value.clone() for name, value in gradient.items()}, rate)
@@ -64,7 +66,7 @@ def test_steps_equal_the_formula(momentum: float) -> None:
 def test_steps_equal_torch_bit_for_bit() -> None:
     settings = MethodSettings(learning_rate=0.1, gradient_clip=0)
     ours, theirs = small_network(), small_network()
-    sgd = NamedSgd(ours, settings)
+    sgd = NamedOptimiser(ours, settings)
     torchs = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5, nesterov=True)
     for seed in range(3):
         sgd.step(gradients(ours, seed), 0.1)
@@ -82,26 +84,45 @@ def test_the_gradient_is_clipped_and_its_norm_told(clip: float) -> None:
     given = gradients(network, 1)
     norm = float(global_norm(given))
     assert norm > 0.5
-    told = NamedSgd(network, settings).step({k: v.clone() for k, v in given.items()}, 1.0)
+    told = NamedOptimiser(network, settings).step({k: v.clone() for k, v in given.items()}, 1.0)
     assert float(told) == pytest.approx(norm, rel=1e-6)
     moved = {name: start[name] - value.detach() for name, value in network.named_parameters()}
     # The norm of differences of float32 numbers around 1.
     assert float(global_norm(moved)) == pytest.approx(0.5 if clip == 0.5 else norm, rel=1e-5)
 
 
-def test_momentum_goes_and_comes_back_bit_for_bit() -> None:
-    settings = MethodSettings()
+def test_adamw_equals_torch_bit_for_bit_with_its_own_rate_and_decay() -> None:
+    settings = MethodSettings(optimiser="adamw", gradient_clip=0)
+    assert settings.first_learning_rate == 0.003
+    ours, theirs = small_network(), small_network()
+    named = NamedOptimiser(ours, settings)
+    torchs = torch.optim.AdamW(theirs.parameters(), lr=0.003, weight_decay=0.01)
+    for seed in range(3):
+        named.step(gradients(ours, seed), settings.first_learning_rate)
+        for name, parameter in theirs.named_parameters():
+            parameter.grad = gradients(theirs, seed)[name]
+        torchs.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("optimiser", "kinds"), [("sgd", {"momentum"}), ("adamw", {"step", "exp_avg", "exp_avg_sq"})])
+def test_the_optimisers_state_goes_and_comes_back_bit_for_bit(
+    optimiser: Literal["sgd", "adamw"], kinds: set[str]
+) -> None:
+    settings = MethodSettings(optimiser=optimiser)
     first, second = small_network(), small_network()
-    sgd, resumed = NamedSgd(first, settings), NamedSgd(second, settings)
-    assert sgd.buffers() == {}
-    sgd.step(gradients(first, 0), 0.1)
-    second.load_state_dict(first.state_dict())
-    kept = {name: value.clone() for name, value in sgd.buffers().items()}
-    resumed.load_buffers(sgd.buffers())
-    assert all(torch.equal(kept[name], value) for name, value in resumed.buffers().items())
+    named, resumed = NamedOptimiser(first, settings), NamedOptimiser(second, settings)
+    assert named.buffers() == {}
+    named.step(gradients(first, 0), 0.1)
+    assert named.buffers().keys() == kinds
+    assert (named.momentum() == {}) == (optimiser == "adamw")
+    tensors = flatten_state({"student": first}, {"student": named})
+    kept = {name: value.clone() for name, value in tensors.items()}
+    restore_state(tensors, {"student": second}, {"student": resumed})
     resumed.step(gradients(second, 1), 0.1)
-    assert all(torch.equal(kept[name], value) for name, value in sgd.buffers().items())  # a copy was taken
-    sgd.step(gradients(first, 1), 0.1)
+    now = flatten_state({"student": first}, {"student": named})
+    assert all(torch.equal(kept[name], value) for name, value in now.items())  # copies were taken
+    named.step(gradients(first, 1), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -168,7 +189,7 @@ def test_a_restarted_average_is_the_network_and_young_again() -> None:
 
 def test_a_state_of_another_network_is_refused_by_name() -> None:
     networks: dict[str, nn.Module] = {"student": small_network()}
-    optimisers = {"student": NamedSgd(networks["student"], MethodSettings())}
+    optimisers = {"student": NamedOptimiser(networks["student"], MethodSettings())}
     tensors = flatten_state(networks, optimisers)
     with pytest.raises(ModelError, match="does not fit network teacher"):
         restore_state(tensors, {"teacher": small_network()}, {})

@@ -23,7 +23,7 @@ from semiseg.methods.copy_paste import BOX_EDGE, CopyPaste, largest_components, 
 from semiseg.methods.cross_pseudo import CrossPseudo
 from semiseg.methods.learner import HIDDEN, label_images, ramp_up
 from semiseg.methods.mean_teacher import MeanTeacher, certainty_limit, masked_mse
-from semiseg.methods.optimiser import NamedSgd, gradients_of
+from semiseg.methods.optimiser import NamedOptimiser, gradients_of
 from semiseg.methods.phases import Phases
 from semiseg.methods.pseudo_rounds import PseudoRounds, agreement
 from semiseg.methods.settings import MethodSettings
@@ -75,8 +75,8 @@ def run(trained: Method, start: int, stop: int) -> list[dict[str, Tensor]]:
 
 def stepped(network: nn.Module, loss: Tensor, settings: MethodSettings) -> dict[str, Tensor]:
     """The weights of a network after one optimiser step down a loss."""
-    sgd = NamedSgd(network, settings)
-    sgd.step(gradients_of(loss, sgd.parameters), settings.learning_rate)
+    sgd = NamedOptimiser(network, settings)
+    sgd.step(gradients_of(loss, sgd.parameters), settings.first_learning_rate)
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 

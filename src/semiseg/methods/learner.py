@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from semiseg.losses import deep_supervised_loss
 from semiseg.methods.base import Batch, Judged
-from semiseg.methods.optimiser import Average, NamedSgd, flatten_state, gradients_of, restore_state
+from semiseg.methods.optimiser import Average, NamedOptimiser, flatten_state, gradients_of, restore_state
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings, TeacherMode
 from semiseg.models.unet import UNet3d, batch_statistics_only
@@ -31,7 +31,7 @@ class Learner:
     ) -> None:
         self.name, self.network = name, network.train()
         self._settings, self._ignore, self._autocast = settings, ignore, autocast
-        self.sgd = NamedSgd(network, settings)
+        self.optimiser = NamedOptimiser(network, settings)
         self.average = Average(network, settings.ema_decay) if settings.ema_decay else None
 
     @property
@@ -63,7 +63,9 @@ class Learner:
 
     def step(self, loss: Tensor, factor: float) -> Tensor:
         """Take an optimiser step at `factor` times the first learning rate; the gradient's norm."""
-        norm = self.sgd.step(gradients_of(loss, self.sgd.parameters), self._settings.learning_rate * factor)
+        norm = self.optimiser.step(
+            gradients_of(loss, self.optimiser.parameters), self._settings.first_learning_rate * factor
+        )
         if self.average:
             self.average.update(self.network)
         return norm
@@ -71,7 +73,7 @@ class Learner:
     def restart(self, weights: nn.Module) -> None:
         """Go on from other weights: momentum and average begin anew."""
         self.network.load_state_dict(weights.state_dict())
-        self.sgd.load_buffers({})
+        self.optimiser.load_buffers({})
         if self.average:
             self.average.restart(self.network)
 
@@ -151,11 +153,11 @@ class StudentMethod:
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """As `Method.state`."""
         numbers = {f"average_updates/{one.name}": float(one.average.updates) for one in self._learners if one.average}
-        return flatten_state(self.networks, {one.name: one.sgd for one in self._learners}), numbers
+        return flatten_state(self.networks, {one.name: one.optimiser for one in self._learners}), numbers
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
         """As `Method.load_state`."""
-        restore_state(tensors, self.networks, {one.name: one.sgd for one in self._learners})
+        restore_state(tensors, self.networks, {one.name: one.optimiser for one in self._learners})
         for one in self._learners:
             if one.average:
                 one.average.updates = int(numbers[f"average_updates/{one.name}"])

@@ -33,7 +33,7 @@ from semiseg.methods.feedback import (
 from semiseg.methods.learner import label_images
 from semiseg.methods.optimiser import (
     Average,
-    NamedSgd,
+    NamedOptimiser,
     Parameters,
     flatten_state,
     global_norm,
@@ -84,7 +84,7 @@ class MetaPseudoLabels:
         self.ignore, self.autocast = ignore, autocast
         self.feedback = settings.feedback if settings.name == "mpl" else None
         self.teacher, self.student = teacher.train(), student.train()
-        self.optimisers = {"teacher": NamedSgd(teacher, settings), "student": NamedSgd(student, settings)}
+        self.optimisers = {"teacher": NamedOptimiser(teacher, settings), "student": NamedOptimiser(student, settings)}
         self.networks: dict[str, nn.Module] = {"teacher": teacher, "student": student}
         self.averages: dict[str, Average] = {}
         if settings.ema_decay:
@@ -128,7 +128,7 @@ class MetaPseudoLabels:
     # One training step, in the order of updates that method.md sets.
 
     def _training_step(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Metrics:
-        rate = self.settings.learning_rate * self.learning_rate_factor
+        rate = self.settings.first_learning_rate * self.learning_rate_factor
         lesson = self._teach(labelled, unlabelled, draw)
         pseudo_loss, gradient = self._study(lesson)
         metrics = {"pseudo_loss": pseudo_loss, "confidence": lesson.log_q.detach().amax(1).exp().mean()}
@@ -251,10 +251,10 @@ class MetaPseudoLabels:
         return real_probe(
             parameters,
             gradient,
-            self.optimisers["student"].buffers(),
+            self.optimisers["student"].momentum(),
             rate=rate,
             momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
+            weight_decay=self.settings.used_weight_decay,
             clip=self.settings.gradient_clip,
             clip_stopped=self.settings.clip_factor == "stopped",
             nesterov=self.settings.momentum > 0,
@@ -288,7 +288,7 @@ class MetaPseudoLabels:
 
     def _supervised_step(self, name: str, network: UNet3d, labelled: Batch) -> Metrics:
         loss, gradient = self._supervised_gradient(name, network, labelled)
-        norm = self._update(name, gradient, self.settings.learning_rate * self.learning_rate_factor)
+        norm = self._update(name, gradient, self.settings.first_learning_rate * self.learning_rate_factor)
         key = "labelled_loss" if name == "teacher" else "student_labelled_loss"
         return {key: loss, "gradient_norm": norm}
 

@@ -1,4 +1,4 @@
-"""SGD as the paper's protocol sets it, with its state by parameter name, and averaged copies of networks."""
+"""SGD as the paper's protocol sets it, or AdamW, with its state by parameter name; averaged copies of networks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from semiseg.methods.settings import MethodSettings
 Parameters = dict[str, Tensor]
 
 
-class NamedSgd:
-    """`torch.optim.SGD` with Nesterov momentum over one network; gradients come and buffers go by name."""
+class NamedOptimiser:
+    """SGD with Nesterov momentum, or AdamW, over one network; gradients come and buffers go by name."""
 
     def __init__(self, network: nn.Module, settings: MethodSettings) -> None:
         self.parameters: Parameters = dict(network.named_parameters())
         self.clip = settings.gradient_clip
-        self.sgd = torch.optim.SGD(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
-        )
+        values, rate, decay = self.parameters.values(), settings.first_learning_rate, settings.used_weight_decay
+        self.optimiser: torch.optim.Optimizer
+        if settings.optimiser == "adamw":
+            self.optimiser = torch.optim.AdamW(values, lr=rate, weight_decay=decay)
+        else:
+            momentum = settings.momentum
+            self.optimiser = torch.optim.SGD(
+                values, lr=rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
+            )
 
     def step(self, gradients: Parameters, learning_rate: float) -> Tensor:
         """One update by the given gradients, clipped to the largest norm; returns the norm before clipping."""
@@ -34,28 +36,41 @@ class NamedSgd:
             parameter.grad = gradients[name]
         limit = self.clip if self.clip > 0 else float("inf")
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
-        for group in self.sgd.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        self.sgd.step()
-        self.sgd.zero_grad(set_to_none=True)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
         return norm
 
-    def buffers(self) -> Parameters:
-        """Momentum buffers by parameter name; empty before the first step."""
-        state = self.sgd.state
-        return {
-            name: state[parameter]["momentum_buffer"]
-            for name, parameter in self.parameters.items()
-            if state.get(parameter, {}).get("momentum_buffer") is not None
-        }
+    def momentum(self) -> Parameters:
+        """Momentum buffers of SGD by parameter name; empty before the first step."""
+        return self.buffers().get("momentum", {})
 
-    def load_buffers(self, buffers: Parameters) -> None:
-        self.sgd.state.clear()
-        for name, buffer in buffers.items():
-            parameter = self.parameters[name]
-            self.sgd.state[parameter]["momentum_buffer"] = buffer.to(parameter.device).clone(
-                memory_format=torch.preserve_format
-            )
+    def buffers(self) -> dict[str, Parameters]:
+        """By kind (`momentum`, or AdamW's `exp_avg`, `exp_avg_sq` and `step`) and parameter name; empty before the
+        first step."""
+        found: dict[str, Parameters] = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    found.setdefault(_KINDS.get(key, key), {})[name] = value
+        return found
+
+    def load_buffers(self, buffers: dict[str, Parameters]) -> None:
+        """The inverse of `buffers`; without any, the optimiser begins anew."""
+        self.optimiser.state.clear()
+        keys = {kind: key for key, kind in _KINDS.items()}
+        for kind, values in buffers.items():
+            for name, value in values.items():
+                parameter = self.parameters[name]
+                device = value.device if kind == "step" else parameter.device  # AdamW counts its steps on the CPU
+                self.optimiser.state[parameter][keys.get(kind, kind)] = value.to(device).clone(
+                    memory_format=torch.preserve_format
+                )
+
+
+_KINDS = {"momentum_buffer": "momentum"}
+"""Names of torch's buffers in a checkpoint, where they differ."""
 
 
 class Average:
@@ -101,13 +116,20 @@ def global_norm(gradients: Parameters) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(torch.stack(norms)))
 
 
-def flatten_state(networks: dict[str, nn.Module], optimisers: dict[str, NamedSgd]) -> dict[str, Tensor]:
-    """All tensors of a method by name: `network/NAME/KEY` and `momentum/NAME/KEY`."""
+def flatten_state(networks: dict[str, nn.Module], optimisers: dict[str, NamedOptimiser]) -> dict[str, Tensor]:
+    """All tensors of a method by name: `network/NAME/KEY`, and the optimiser's as `KIND/NAME/KEY`."""
     tensors = {f"network/{n}/{k}": v for n, net in networks.items() for k, v in net.state_dict().items()}
-    return tensors | {f"momentum/{n}/{k}": v for n, sgd in optimisers.items() for k, v in sgd.buffers().items()}
+    return tensors | {
+        f"{kind}/{network}/{name}": value
+        for network, optimiser in optimisers.items()
+        for kind, values in optimiser.buffers().items()
+        for name, value in values.items()
+    }
 
 
-def restore_state(tensors: dict[str, Tensor], networks: dict[str, nn.Module], optimisers: dict[str, NamedSgd]) -> None:
+def restore_state(
+    tensors: dict[str, Tensor], networks: dict[str, nn.Module], optimisers: dict[str, NamedOptimiser]
+) -> None:
     """The inverse of `flatten_state`; raises `ModelError` where the checkpoint is of another network."""
     for name, network in networks.items():
         prefix = f"network/{name}/"
@@ -116,6 +138,10 @@ def restore_state(tensors: dict[str, Tensor], networks: dict[str, nn.Module], op
             network.load_state_dict(own)
         except RuntimeError as error:
             raise ModelError(f"the checkpoint does not fit network {name}: {error}. Use another run folder.") from None
-    for name, sgd in optimisers.items():
-        prefix = f"momentum/{name}/"
-        sgd.load_buffers({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    for name, optimiser in optimisers.items():
+        buffers: dict[str, Parameters] = {}
+        for path, value in tensors.items():
+            kind, network_name, key = path.split("/", 2)
+            if network_name == name and kind != "network":
+                buffers.setdefault(kind, {})[key] = value
+        optimiser.load_buffers(buffers)

@@ -13,6 +13,8 @@ _WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0
 """Share of the steps before unlabelled patches are learnt from; 0 for methods that are not named."""
 _UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.1, "cross_pseudo": 1.5, "copy_paste": 0.5}
 """Of what is learnt from unlabelled patches, as published; 1 for methods that are not named."""
+_LEARNING_RATE = {"sgd": 0.1, "adamw": 0.003}
+_WEIGHT_DECAY = {"sgd": 3e-5, "adamw": 0.01}
 
 NOT_NEGATIVE = (
     "weight_decay",
@@ -54,12 +56,14 @@ class MethodSettings:
     feedback: Literal["scalar", "dense"] = "dense"
     """How mpl's teacher learns from the student: one number (the paper), or one value per voxel and class."""
 
-    learning_rate: float = 0.1
-    """Of SGD with Nesterov momentum, at the start; 0.01 in the paper, with its momentum."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """Of every network: SGD with Nesterov momentum (the paper), or AdamW (Loshchilov and Hutter 2019)."""
+    learning_rate: float | None = None
+    """At the start; None is 0.1 for SGD (0.01 in the paper, with its momentum) and 0.003 for AdamW."""
     momentum: float = 0.9
-    """Nesterov momentum of every network's SGD; 0.99 in the paper, too slow for a few thousand steps."""
-    weight_decay: float = 3e-5
-    """L2 penalty of every network's SGD (the paper's protocol)."""
+    """Nesterov momentum of SGD; 0.99 in the paper, too slow for a few thousand steps."""
+    weight_decay: float | None = None
+    """L2 penalty of SGD, or AdamW's decoupled decay; None is 3e-5 (the paper's protocol) and 0.01."""
     gradient_clip: float = 12.0
     """Largest norm of a network's gradient; 12 as in nnU-Net; 0 turns clipping off."""
 
@@ -148,7 +152,8 @@ class MethodSettings:
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number from 0 to below 1.")
         for field in ("learning_rate", "temperature", "central_epsilon", "feedback_floor"):
-            if getattr(self, field) <= 0:
+            value = getattr(self, field)
+            if value is not None and value <= 0:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
         for field in NOT_NEGATIVE:
             value = getattr(self, field)
@@ -162,6 +167,19 @@ class MethodSettings:
 
         if self.name in _LABELS_BY_AVERAGE and not self.ema_decay:
             raise ConfigError(f"method.ema_decay = 0, but the teacher of {self.name} is the average: give 0.99, say.")
+
+        if self.optimiser == "adamw" and self.probe == "real":
+            raise ConfigError('method.probe = "real" is derived for SGD: with optimiser = "adamw" choose "sgd".')
+
+    @property
+    def first_learning_rate(self) -> float:
+        """`learning_rate`, or the optimiser's own."""
+        return _LEARNING_RATE[self.optimiser] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def used_weight_decay(self) -> float:
+        """`weight_decay`, or the optimiser's own."""
+        return _WEIGHT_DECAY[self.optimiser] if self.weight_decay is None else self.weight_decay
 
     @property
     def warmup_share(self) -> float:

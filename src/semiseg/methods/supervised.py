@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from semiseg.losses import deep_supervised_loss
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
-from semiseg.methods.optimiser import Average, NamedSgd, flatten_state, gradients_of, restore_state
+from semiseg.methods.optimiser import Average, NamedOptimiser, flatten_state, gradients_of, restore_state
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
 from semiseg.randomness import Draw
@@ -21,7 +21,7 @@ class Supervised:
         self.ignore = ignore
         self.autocast = autocast
         self.student = student.train()
-        self.sgd = NamedSgd(student, settings)
+        self.optimiser = NamedOptimiser(student, settings)
         self.average = Average(student, settings.ema_decay) if settings.ema_decay else None
         self.networks: dict[str, nn.Module] = {"student": student}
         if self.average:
@@ -40,17 +40,17 @@ class Supervised:
         with torch.autocast(labelled.images.device.type, self.autocast, enabled=self.autocast is not None):
             outputs = self.student.deep_logits(labelled.images)
         loss = deep_supervised_loss(labelled.labels, [o.float() for o in outputs], ignore=self.ignore)
-        gradients = gradients_of(loss, self.sgd.parameters)
-        norm = self.sgd.step(gradients, self.settings.learning_rate * self.learning_rate_factor)
+        gradients = gradients_of(loss, self.optimiser.parameters)
+        norm = self.optimiser.step(gradients, self.settings.first_learning_rate * self.learning_rate_factor)
         if self.average:
             self.average.update(self.student)
         return {"labelled_loss": loss.detach(), "gradient_norm": norm}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         numbers = {"average_updates": float(self.average.updates)} if self.average else {}
-        return flatten_state(self.networks, {"student": self.sgd}), numbers
+        return flatten_state(self.networks, {"student": self.optimiser}), numbers
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        restore_state(tensors, self.networks, {"student": self.sgd})
+        restore_state(tensors, self.networks, {"student": self.optimiser})
         if self.average:
             self.average.updates = int(numbers["average_updates"])

@@ -157,7 +157,7 @@ def train_method(
                 if schedule.end_epoch(loss):
                     journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
             if row:
-                rate = method_settings.learning_rate * method.learning_rate_factor
+                rate = method_settings.first_learning_rate * method.learning_rate_factor
                 head: dict[str, Any] = {"step": done, "phase": phases.name(step), "seconds": round(clock.seconds(), 2)}
                 head["input_share"] = round(share, 3)
                 journal.write(head | {"learning_rate": rate} | row)
