@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 import semiseg
-from semiseg import workflows
+from semiseg import run_folder, workflows
 from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
@@ -382,7 +382,7 @@ def test_a_plan_for_one_kind_of_machine_serves_on_another(
     text = (run / "run.toml").read_text()
     assert 'device = "cpu"' in text
     settings = read_settings(run / "run.toml")
-    monkeypatch.setattr(workflows, "_planned_device", lambda device: "cuda")
+    monkeypatch.setattr(run_folder, "_planned_device", lambda device: "cuda")
     semiseg.prepare(run, replace(settings, plan=replace(settings.plan, device="auto")), quiet=True)
     assert (run / "run.toml").read_text() == text
 
