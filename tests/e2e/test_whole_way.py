@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 import semiseg
-from semiseg import run_folder, workflows
+from semiseg import run_folder
 from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
