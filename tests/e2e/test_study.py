@@ -44,7 +44,7 @@ def steps(file: Path) -> dict[str, CalibratedSteps]:
     for run in planned_runs(study):
         settings = run_settings(study, file, None, run)
         settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes))
-        key = steps_key(run.method, settings, setting_names())
+        key = steps_key(settings, setting_names())
         known[run.method] = CalibratedSteps(steps=STEPS, minutes=1.0, key=key)
     return known
 

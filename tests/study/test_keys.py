@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from semiseg.data.roles import DataSettings
+from semiseg.errors import ConfigError
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings
@@ -46,9 +49,13 @@ def test_the_machine_does_not_count_and_the_contents_of_lists_do(tmp_path: Path)
     assert run_key("mpl", RunSettings(data=DataSettings(label_list=str(there))), ALL) != listed[0]
 
 
+def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    settings = RunSettings(data=DataSettings(label_list=str(tmp_path / "none.txt")))
+    with pytest.raises(ConfigError, match=r"data\.label_list = .*none\.txt: cannot be read"):
+        run_key("mpl", settings, ALL)
+
+
 def test_steps_depend_on_neither_labels_nor_seed() -> None:
-    other = RunSettings(data=DataSettings(labelled=8), train=TrainSettings(seed=5))
-    assert steps_key("mpl", other, ALL) == steps_key("mpl", RunSettings(), ALL)
-    assert steps_key("mpl", RunSettings(train=TrainSettings(budget_minutes=2.0)), ALL) != steps_key(
-        "mpl", RunSettings(), ALL
-    )
+    other = RunSettings(data=DataSettings(labelled=8, label_list="ids.txt"), train=TrainSettings(seed=5))
+    assert steps_key(other, ALL) == steps_key(RunSettings(), ALL)
+    assert steps_key(RunSettings(train=TrainSettings(budget_minutes=2.0)), ALL) != steps_key(RunSettings(), ALL)

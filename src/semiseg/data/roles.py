@@ -80,7 +80,7 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     listed = _listed(dataset)
     held_back = set(listed[max(0, len(listed) - settings.development) :]) if settings.development else set[str]()
     if settings.label_list:
-        named = _read_ids(settings.label_list, "label_list", dataset)
+        named = _known_ids(settings.label_list, "label_list", dataset)
         if unlabelled := [case for case in named if case not in set(listed)]:
             raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
         if both := [case for case in named if case in held_back]:
@@ -104,7 +104,7 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         raise ConfigError(
             f"data.labelled = {settings.labelled}, but only {len(order)} training cases have a label{besides}."
         )
-    excluded = set(_read_ids(settings.exclude, "exclude", dataset)) if settings.exclude else set[str]()
+    excluded = set(_known_ids(settings.exclude, "exclude", dataset)) if settings.exclude else set[str]()
     kept = order[: settings.labelled]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
@@ -140,15 +140,20 @@ def _listed(dataset: Dataset) -> list[str]:
     return first + [case for case in labelled if case not in set(first)]
 
 
-def _read_ids(file: str, key: str, dataset: Dataset) -> list[str]:
-    """The ids of a list, each once; raises `ConfigError` for one that is no training case."""
+def read_ids(file: str, key: str) -> list[str]:
+    """The ids of a list, each once, that `data.KEY` names; raises `ConfigError` where it cannot be read."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data.{key} = {file}: cannot be read ({error}). Give a text file with an id a line."
         ) from None
-    ids = list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
+
+
+def _known_ids(file: str, key: str, dataset: Dataset) -> list[str]:
+    """The same; raises `ConfigError` for one that is no training case."""
+    ids = read_ids(file, key)
     known = {case.id for case in dataset.cases if case.split == "train"}
     if unknown := [case for case in ids if case not in known]:
         raise ConfigError(f"data.{key} = {file}: {unknown[0]} is no training case of {dataset.root}. Mend the list.")

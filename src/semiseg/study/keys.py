@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from semiseg.data.roles import DataSettings
+from semiseg.data.roles import DataSettings, read_ids
 from semiseg.settings import RunSettings
 
 _OF_THE_MACHINE = (
@@ -26,8 +26,8 @@ _OF_THE_MACHINE = (
     "predict.tile_batch",
 )
 """Settings that scores do not depend on."""
-_LISTS = ("data.label_list", "data.exclude")
-"""Files whose contents count."""
+_LISTS = ("label_list", "exclude")
+"""Of section `[data]`: files whose ids count."""
 
 
 def setting_names() -> list[str]:
@@ -36,21 +36,24 @@ def setting_names() -> list[str]:
 
 
 def run_key(method: str, settings: RunSettings, known: Collection[str]) -> str:
-    """Of a run. method: its name in the study. known: `setting_names` when the study began."""
+    """Of a run. method: its name in the study. known: `setting_names` when the study began.
+
+    Raises `ConfigError` where a list of cases cannot be read.
+    """
     parts, defaults = _flat(settings), _flat(RunSettings())
     parts = {name: value for name, value in parts.items() if name in known or value != defaults[name]}
     for name in _LISTS:
-        if parts.get(name):
-            parts[name] = Path(parts[name]).read_text(encoding="utf-8")
+        if file := parts.get(f"data.{name}"):
+            parts[f"data.{name}"] = read_ids(file, name)
     for name in _OF_THE_MACHINE:
         parts.pop(name, None)
     parts["folder"] = Path(settings.data.root).name
     return hashlib.sha256(json.dumps([method, parts], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def steps_key(method: str, settings: RunSettings, known: Collection[str]) -> str:
-    """Of what a method's number of steps depends on: its settings with the minutes, but not labels and seed."""
-    return run_key(method, replace(settings, data=DataSettings(), train=replace(settings.train, seed=0)), known)
+def steps_key(settings: RunSettings, known: Collection[str]) -> str:
+    """Of what a number of steps depends on: settings and minutes, but not labels, seed or the method's name."""
+    return run_key("", replace(settings, data=DataSettings(), train=replace(settings.train, seed=0)), known)
 
 
 def _flat(settings: RunSettings) -> dict[str, Any]:

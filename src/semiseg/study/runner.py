@@ -83,7 +83,7 @@ def _steps(
     study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, known: _Known, say: Say
 ) -> dict[str, CalibratedSteps]:
     """Steps by method in `output/steps.json`: what was found before stays, so that a study goes on as it began, unless
-    its minutes or the method's settings are others now."""
+    its minutes or the method's settings are others now. Methods that differ in their labels alone have the same."""
     file = output / "steps.json"
     steps: dict[str, CalibratedSteps] = read_json(file) if file.exists() else known.steps
     for method in study.methods:
@@ -91,12 +91,13 @@ def _steps(
         if settings is None:
             continue
         settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes, calibrated=False))
-        key = steps_key(method, settings, known.settings)
-        if method in steps and steps[method]["key"] == key:
-            continue
-        count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
-        steps[method] = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
-        say(f"{method}: {count} steps in {study.minutes:g} minutes")
+        key = steps_key(settings, known.settings)
+        found = next((one for one in steps.values() if one["key"] == key), None)
+        if found is None:
+            count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
+            found = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
+            say(f"{method}: {count} steps in {study.minutes:g} minutes")
+        steps[method] = found
         write_json(file, steps)
     known.steps = steps
     return steps
