@@ -229,19 +229,22 @@ class Compare:
         (file,) = self.runs
         if file.suffix != ".toml":
             raise ConfigError(f"{file}: one run alone. Name two runs or more, or a study file (.toml).")
-        from semiseg.study.outputs import write_study_files
+        from semiseg.study.outputs import print_study, write_study_files
         from semiseg.study.runner import run_study
 
         output = self.output or Path("runs") / file.stem
+        results = self.results or output
         study = run_study(
             file,
             output,
-            self.results or output,
+            results,
             data=self.data,
             jobs=self.jobs,
             say=lambda text: _say(text, self.quiet),
+            shown=lambda study: write_study_files(study, output, results),
         )
-        print(write_study_files(study, output, self.results or output))
+        print_study(study)
+        print(write_study_files(study, output, results))
         return 0
 
 

@@ -107,6 +107,9 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     assert "supervised-99-first-seed0: the run failed:" in answer.err
     assert "Finished runs are kept" in answer.err
     assert len(read_study(tmp_path / "runs" / "results.json")["runs"]) == 1
+    # A study that stops early has been shown as far as it got.
+    assert "| 2 | supervised |" in (tmp_path / "runs" / "table.md").read_text(encoding="utf-8")
+    assert (tmp_path / "runs" / "compare.html").exists()
 
 
 def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:

@@ -10,12 +10,16 @@ from semiseg.files import write_text
 from semiseg.report.study import study_markdown, study_rows, write_study_page
 
 
+def print_study(study: Study) -> None:
+    """The table of methods by label budgets."""
+    print_table(f"{study['name']}, {study['test_cases']} cases", *study_rows(study), total=False)
+
+
 def write_study_files(study: Study, output: Path, results: Path) -> Path:
-    """Print the table, write `output/compare.html`, and `table.md` and `figures.html` into `results`; returns the page.
+    """Write `output/compare.html`, and `table.md` and `figures.html` into `results`; returns the page.
 
     What is in `results` holds no picture of a scan, so that it can be published with the numbers.
     """
-    print_table(f"{study['name']}, {study['test_cases']} cases", *study_rows(study), total=False)
     write_text(results / "table.md", study_markdown(study))
     write_study_page(study, results / "figures.html")
     return write_study_page(study, output / "compare.html", runs=output)

@@ -37,12 +37,20 @@ Say = Callable[[str], None]
 
 
 def run_study(
-    file: Path, output: Path, results: Path, *, data: Path | None = None, jobs: int = 1, say: Say = print
+    file: Path,
+    output: Path,
+    results: Path,
+    *,
+    data: Path | None = None,
+    jobs: int = 1,
+    say: Say = print,
+    shown: Callable[[Study], object] = lambda study: None,
 ) -> Study:
     """Make all runs of a study file that `results/results.json` does not have yet, and return what is known.
 
     output: for the run folders, which may be deleted afterwards. results: for the small file, which is written after
-    each run. jobs: runs at a time, which share the cores; their steps stay those of a run with all cores.
+    each run. jobs: runs at a time, which share the cores; their steps stay those of a run with all cores. shown: given
+    what is known after each run, so that a study that is stopped has been shown as far as it got.
 
     Raises `ConfigError` for a wrong study file, and `DataError` where a run fails: those that are finished are kept.
     """
@@ -56,7 +64,7 @@ def run_study(
     wanted = [(run, settings, run_key(run.method, settings, known.settings)) for run, settings in runs]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
-    made = 0
+    made, keys = 0, [key for *_, key in wanted]
 
     def one(job: tuple[PlannedRun, RunSettings, str]) -> None:
         nonlocal made
@@ -67,6 +75,7 @@ def run_study(
             made += 1
             dice = sum(case_mean(organs, "dice") for organs in row["cases"].values()) / len(row["cases"])
             say(f"[{made}/{len(missing)}] {run}: Dice {dice:.4f}, {row['minutes']:.1f} min, {row['steps']} steps")
+            shown(known.study(keys))
 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(one, job) for job in missing]
@@ -76,7 +85,7 @@ def run_study(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return known.study([key for *_, key in wanted])
+    return known.study(keys)
 
 
 def _steps(
@@ -224,11 +233,11 @@ class _Known:
 
     def study(self, keys: list[str]) -> Study:
         """What is known of these runs, in their order, and then of methods that the study file does not have: another
-        program's, say."""
+        program's, say. Runs that are not made yet are left out."""
         by_key = {run["key"]: run for run in self._study["runs"]}
         study = self._study.copy()
         others = [run for run in self._study["runs"] if run["method"] not in self._methods]
-        study["runs"] = [*(by_key[key] for key in keys), *others]
+        study["runs"] = [*(by_key[key] for key in keys if key in by_key), *others]
         return study
 
 
