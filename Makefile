@@ -25,9 +25,8 @@ test: check
 
 # Slow: hours, on a quiet machine. docs/benchmarks.md says what each shows. DATA is the folder of real volumes.
 DATA ?= ../shared/data
-EFFICIENCY := $(BIN)/python benchmarks/label_efficiency.py
-HIPPOCAMPUS := --recipe recipes/hippocampus.toml --data $(DATA)/Dataset004_Hippocampus --out runs/hippocampus
-HEAD_NECK := --recipe recipes/head_neck.toml --data $(DATA)/Dataset101_HeadNeckCT --out runs/head_neck
+study = $(BIN)/semiseg compare benchmarks/studies/$(1).toml --data $(DATA)/$(2) --output runs/$(1)_study \
+	--results docs/benchmarks/$(1)
 
 # The tools that we are measured against, in an environment of their own. Not by their requirements: one of them asks for
 # timm and torchvision, which drag in another torch.
@@ -40,10 +39,10 @@ bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/against_peers.py --data $(DATA)
 	$(BIN)/python benchmarks/hard_limit.py
 	$(BIN)/python benchmarks/demo_difficulty.py
-	for action in calibrate run table; do $(EFFICIENCY) $$action $(HIPPOCAMPUS) || exit 1; done
-	for action in calibrate run table; do $(EFFICIENCY) $$action $(HEAD_NECK) || exit 1; done
-	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus/first-pseudo_label
-	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck/first-supervised --data $(DATA)/Dataset101_HeadNeckCT
+	$(call study,hippocampus,Dataset004_Hippocampus)
+	$(call study,head_neck,Dataset101_HeadNeckCT)
+	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus_study/pseudo_label-4-first-seed0
+	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck_study/supervised-8-first-seed0 --data $(DATA)/Dataset101_HeadNeckCT
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

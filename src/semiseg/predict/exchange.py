@@ -24,7 +24,7 @@ def export_model(model: Model, form: Form, output: Path) -> Path:
     something else is in the place of `output`.
     """
     if not is_installed(form):
-        raise ConfigError(f"--to {form} needs more than is installed: pip install 'semiseg[{form}]'.")
+        raise ConfigError(f"--to {form} needs more than is installed: pip install '.[{form}]'.")
     if output.exists() and not _is_export(output):
         raise ConfigError(f"{output}: is there already, and is no exported model. Name a new folder.")
     name = _FILES[form]

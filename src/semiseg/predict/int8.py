@@ -39,7 +39,7 @@ def make_int8(model: Model, scans: Sequence[Scan], *, say: Callable[[str], None]
     try:
         import nncf
     except ImportError:
-        raise ConfigError("precision = 'int8' needs NNCF: pip install 'semiseg[int8]'.") from None
+        raise ConfigError("precision = 'int8' needs NNCF: pip install '.[int8]'.") from None
     tiles = calibration_tiles(model, scans)
     say(f"making an int8 network from {len(tiles)} tiles: minutes, once for this model on this machine")
     nncf.set_log_level(logging.ERROR)

@@ -54,7 +54,7 @@ class TrainSettings:
     checkpoint_every: int = 100
     """Steps between checkpoints; the last two are kept."""
     tensorboard: bool = False
-    """Also write TensorBoard events (needs `pip install semiseg[tensorboard]`)."""
+    """Also write TensorBoard events (needs `pip install '.[tensorboard]'`)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "epoch_steps", "log_every", "checkpoint_every", "plateau_patience", "refresh_cases"):

@@ -27,6 +27,6 @@ def open_tensorboard(folder: Path) -> Board:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
-            "train.tensorboard = true needs TensorBoard: `pip install semiseg[tensorboard]`, or set it to false."
+            "train.tensorboard = true needs TensorBoard: `pip install '.[tensorboard]'`, or set it to false."
         ) from None
     return Board(SummaryWriter(str(folder)))

@@ -50,7 +50,7 @@ def open_engine(
     if not is_installed(name):
         missing = [library for library in _NEEDS[name] if find_spec(library) is None]
         raise ConfigError(
-            f"engine = {name!r}, but {' and '.join(missing)} cannot be imported: pip install 'semiseg[{name}]'."
+            f"engine = {name!r}, but {' and '.join(missing)} cannot be imported: pip install '.[{name}]'."
         )
     if precision not in _PRECISIONS[name]:
         raise ConfigError(f"precision = {precision!r}: {name} computes in {' or '.join(_PRECISIONS[name])} here.")
