@@ -74,8 +74,22 @@ def test_the_gradient_with_respect_to_pseudo_labels_is_the_explicit_formula(weig
     weight = (torch.rand((2, 1, 3, 4, 5), generator=torch.Generator().manual_seed(3)) > 0.3).double()
     w = weight if weighted else None
     q.requires_grad_()
-    (expected,) = torch.autograd.grad(pseudo_label_loss(q, logits, w), q)
-    assert torch.allclose(pseudo_label_gradient(q.detach(), logits, w), expected, atol=1e-14)
+    for dice_weight in (None, 1 - weight, torch.zeros_like(weight)):
+        (expected,) = torch.autograd.grad(pseudo_label_loss(q, logits, w, dice_weight), q)
+        assert torch.allclose(pseudo_label_gradient(q.detach(), logits, w, dice_weight), expected, atol=1e-14)
+
+
+def test_soft_labels_are_met_exactly_by_cross_entropy_and_not_by_dice() -> None:
+    """Why Dice may be left to true labels: against soft ones it wants another network than one that agrees."""
+    logits, _ = batch()
+    logits.requires_grad_()
+    q = logits.detach().softmax(1)
+    nowhere = torch.zeros_like(q[:, :1])
+    (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits, None, nowhere), logits)
+    # Zero but for rounding: p = q is where cross-entropy is least.
+    assert float(gradient.abs().max()) < 1e-15
+    (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits), logits)
+    assert float(gradient.abs().max()) > 1e-4
 
 
 def test_deep_supervision_weighs_levels_by_halves() -> None:

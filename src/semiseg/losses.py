@@ -67,28 +67,36 @@ def deep_supervised_loss(labels: Tensor, outputs: list[Tensor], *, ignore: int |
     return total
 
 
-def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
+def pseudo_label_loss(
+    q: Tensor, logits: Tensor, weight: Tensor | None = None, dice_weight: Tensor | None = None
+) -> Tensor:
     """Cross-entropy + Dice of the student's logits against pseudo-labels `q` `(B, K, D, H, W)`, soft or one-hot.
 
     weight: `(B, 1, D, H, W)`, confidence of each voxel, without gradient; None is 1 everywhere. N counts all voxels.
+    dice_weight: the weight in Dice alone; None is `weight`. Dice against soft labels is not least at `p = q`, but at an
+    organ that is larger (Wang et al. 2023, arXiv 2303.16296), so that it may be left to voxels whose label is hard.
     """
     log_p = functional.log_softmax(logits, dim=1)
     weighted = log_p if weight is None else log_p * weight
     count = logits.numel() / logits.shape[1]
-    return -(q * weighted).sum() / count + _dice_loss(q, log_p.exp(), weight)
+    return -(q * weighted).sum() / count + _dice_loss(q, log_p.exp(), weight if dice_weight is None else dice_weight)
 
 
-def pseudo_label_gradient(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
+def pseudo_label_gradient(
+    q: Tensor, logits: Tensor, weight: Tensor | None = None, dice_weight: Tensor | None = None
+) -> Tensor:
     """d `pseudo_label_loss` / d `q`, an explicit function of the student's logits: `(B, K, D, H, W)`.
 
     Cross-entropy gives `-(w/N) log p`; a class of Dice with overlap I, sizes Q and P gives
-    `-(w/(K-1)) (2 p (Q+P+s) - (2I+s)) / (Q+P+s)^2`. This is what dense feedback differentiates along the probe.
+    `-(w/(K-1)) (2 p (Q+P+s) - (2I+s)) / (Q+P+s)^2`, with Dice's own w. This is what dense feedback differentiates along
+    the probe.
     """
     classes = logits.shape[1]
     log_p = functional.log_softmax(logits, dim=1)
     p = log_p.exp()
     w = torch.ones_like(p[:, :1]) if weight is None else weight
     gradient = -log_p * w / (logits.numel() / classes)
+    w = w if dice_weight is None else dice_weight
     overlap = (w * q * p).sum(_SPACE, keepdim=True)
     sizes = (w * q).sum(_SPACE, keepdim=True) + (w * p).sum(_SPACE, keepdim=True) + DICE_SMOOTH
     dice = -w * (2 * p * sizes - (2 * overlap + DICE_SMOOTH)) / sizes.square() / max(1, classes - 1)

@@ -92,6 +92,20 @@ def test_dense_feedback_across_the_sgd_probe_equals_double_backward(weighted: bo
     assert relative_error(dense(network, p, probe, weight), expected) < 1e-9
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_dense_feedback_knows_the_voxels_that_count_in_dice(share: float) -> None:
+    network, p = tiny_unet(), problem()
+    dice_weight = (torch.rand(p.weight.shape, generator=torch.Generator().manual_seed(6)) < share).to(p.q.dtype)
+    q, start = p.q.clone().requires_grad_(), parameters_of(network)
+    arguments = (network, start, p.unlabelled, q, None, p.images, p.labels, sgd_step(RATE))
+    (expected,) = torch.autograd.grad(exact_labelled_loss(*arguments, dice_weight=dice_weight), q)
+    with batch_statistics_only(network):
+        loss = pseudo_label_loss(p.q, network(p.unlabelled), None, dice_weight)
+    probe = sgd_probe(start, gradients_of(loss, dict(network.named_parameters())), RATE)
+    # As above: rounding in float64.
+    assert relative_error(dense(network, p, probe, dice_weight=dice_weight), expected) < 1e-9
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize(("clip", "stopped"), [(0.0, False), (0.05, False), (0.05, True), (1e6, False)])
 def test_dense_feedback_across_the_real_step_equals_double_backward(nesterov: bool, clip: float, stopped: bool) -> None:

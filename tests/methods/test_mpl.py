@@ -16,10 +16,11 @@ from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.errors import ConfigError, ModelError
 from semiseg.io.dataset import LabelScheme
-from semiseg.losses import supervised_loss
+from semiseg.losses import pseudo_label_loss, supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.build import build_method
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
+from semiseg.methods.feedback import NOT_TAUGHT
 from semiseg.methods.mpl import BOX_EDGE, MetaPseudoLabels
 from semiseg.methods.optimiser import NamedOptimiser, global_norm, gradients_of
 from semiseg.methods.phases import Phases
@@ -125,7 +126,17 @@ def test_the_student_begins_from_the_teachers_average_where_there_is_one() -> No
     trained._start_student()
     assert same(copied(trained.student), average)
     assert same(copied(trained.networks["student_average"]), average)
-    assert trained.averages["student"].updates == 0
+
+
+def test_where_no_feedback_will_come_the_teachers_average_labels() -> None:
+    settings = replace(PLAIN, name="mpl", feedback="dense", ema_decay=0.9, teacher_every=2)
+    trained = method(settings, Phases(0, 9, 9))
+    run(trained, 0, 1)  # teacher and average differ now
+    labelled, unlabelled = batches(1)
+    for step, network in ((1, trained.averages["teacher"].network), (2, trained.teacher)):
+        lesson = trained._teach(labelled, unlabelled, Draw(seed=4, step=step))
+        assert lesson.log_q.requires_grad == (step == 2)
+        assert torch.equal(lesson.log_q, trained.soft_labels(unlabelled.weak, network))
 
 
 def test_a_fresh_student_stays_as_it_was() -> None:
@@ -451,6 +462,46 @@ def test_cut_mix_pastes_patches_and_their_labels() -> None:
     assert torch.equal(lesson.target.amax(1)[inside], torch.ones(int(inside.sum())))
     plain, _, _ = lesson_of(fresh())
     assert torch.equal(lesson.target.movedim(1, -1)[~inside], plain.target.movedim(1, -1)[~inside])
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_cut_mix_both_ways_makes_every_second_patch_a_labelled_one_with_a_box(step: int) -> None:
+    settings = replace(fresh(), cutmix_fraction=1.0, cutmix_ways="both")
+    trained = method(settings)
+    labelled, unlabelled = batches(step)
+    lesson = trained._teach(labelled, unlabelled, Draw(seed=4, step=step))
+    inside = boxes_of(step, 1.0)
+    true = lesson.labels == NOT_TAUGHT
+    reversed_ones = [torch.equal(true[i], ~inside[i]) for i in range(2)]
+    assert sorted(reversed_ones) == [False, True]
+    for i in range(2):
+        assert torch.equal(true[i], ~inside[i] if reversed_ones[i] else inside[i])
+    assert torch.equal(lesson.images[:, 0][true], labelled.images[:, 0][true])
+    assert torch.equal(lesson.images[:, 0][~true], unlabelled.strong[:, 0][~true])
+
+
+def test_which_of_them_changes_from_step_to_step() -> None:
+    trained = method(replace(fresh(), cutmix_fraction=1.0, cutmix_ways="both"))
+    _, unlabelled = batches(0)
+    labels = torch.zeros(len(unlabelled.weak), *SHAPE, dtype=torch.int64)
+    shares = {float(trained._true_voxels(labels, Draw(seed=4, step=s))[0].float().mean()) > 0.5 for s in range(12)}
+    assert shares == {False, True}
+
+
+def test_dice_of_the_student_may_count_true_labels_alone() -> None:
+    inside = boxes_of(0, 1.0)
+    for name, expected in (("true_labels", inside), ("off", torch.zeros_like(inside))):
+        settings = replace(fresh(), cutmix_fraction=1.0, student_dice=name)  # type: ignore[arg-type]
+        lesson, _, _ = lesson_of(settings)
+        assert torch.equal(lesson.dice_weight[:, 0], expected.to(lesson.target.dtype))
+        trained = method(settings)
+        logits = trained.student(lesson.images)
+        loss = pseudo_label_loss(lesson.target, logits, None, expected[:, None].to(logits.dtype))
+        found, _ = trained._study(lesson)
+        # Running statistics aside, the same pass.
+        torch.testing.assert_close(found, loss.detach(), rtol=1e-6, atol=1e-6)
+    plain, _, _ = lesson_of(replace(fresh(), cutmix_fraction=1.0))
+    assert plain.dice_weight is None
 
 
 def test_the_share_of_patches_that_are_mixed() -> None:

@@ -173,18 +173,20 @@ def test_a_young_average_follows_quickly_and_an_old_one_slowly() -> None:
     assert torch.allclose(mine, 0.99 * before + 0.01 * a, atol=1e-6)
 
 
-def test_a_restarted_average_is_the_network_and_young_again() -> None:
+def test_a_restarted_average_is_the_network_and_follows_slowly_from_the_first() -> None:
     network = small_network(0)
     average = Average(network, decay=0.9)
     for seed in (1, 2):
         network.load_state_dict(small_network(seed).state_dict())
         average.update(network)
     average.restart(network)
-    assert average.updates == 0
     assert all(torch.equal(a, b) for a, b in zip(average.network.parameters(), network.parameters(), strict=True))
     with torch.no_grad():
         network[0].bias += 1  # type: ignore[index,union-attr]
     assert not torch.equal(average.network.state_dict()["0.bias"], network.state_dict()["0.bias"])
+    average.update(network)
+    moved = network.state_dict()["0.bias"] - average.network.state_dict()["0.bias"]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.9), rtol=0, atol=1e-6)  # float32 rounding
 
 
 def test_a_state_of_another_network_is_refused_by_name() -> None:

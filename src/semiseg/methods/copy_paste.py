@@ -7,6 +7,8 @@ trained on labelled patches pasted into each other. Shapes: B batch, C channels,
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -65,27 +67,28 @@ class CopyPaste(StudentMethod):
 def mixed_both_ways(
     labelled: Batch, images: Tensor, labels: Tensor, boxes: np.ndarray
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Unlabelled boxes in labelled patches, then labelled boxes in unlabelled ones: `2 B` patches.
+    """Unlabelled boxes in the first half of the labelled patches, then labelled boxes, from the other half, in the
+    second half of the unlabelled ones: `B` patches, as published (one patch is its own other half, and gives 2).
 
-    images, labels: the unlabelled patches and their pseudo-labels `(B, D, H, W)`. boxes: one for each pair, used in
-    both directions; the second direction has another labelled patch. Returns images, and the true and the pseudo-labels
-    with `HIDDEN` where the other counts.
+    images, labels: the unlabelled patches and their pseudo-labels `(B, D, H, W)`. boxes: one for each patch of a half,
+    used in both directions. Returns images, and the true and the pseudo-labels with `HIDDEN` where the other counts.
     """
-    other = Batch(labelled.images.roll(1, 0), labelled.labels.roll(1, 0))
-    hidden = torch.full_like(labels, HIDDEN)
+    half = math.ceil(len(images) / 2)
+    first, second, boxes = slice(half), slice(len(images) - half, None), boxes[:half]
+    hidden = torch.full_like(labels[first], HIDDEN)
     mixed = torch.cat(
         [
-            apply_cutmix(labelled.images, images, boxes)[0],
-            apply_cutmix(images, other.images, boxes)[0],
+            apply_cutmix(labelled.images[first], images[first], boxes)[0],
+            apply_cutmix(images[second], labelled.images[second], boxes)[0],
         ]
     )
     truth = torch.cat(
         [
-            apply_cutmix(labelled.labels, hidden, boxes)[0],
-            apply_cutmix(hidden, other.labels, boxes)[0],
+            apply_cutmix(labelled.labels[first], hidden, boxes)[0],
+            apply_cutmix(hidden, labelled.labels[second], boxes)[0],
         ]
     )
-    taught = torch.cat([apply_cutmix(hidden, labels, boxes)[0], apply_cutmix(labels, hidden, boxes)[0]])
+    taught = torch.cat([apply_cutmix(hidden, labels[first], boxes)[0], apply_cutmix(labels[second], hidden, boxes)[0]])
     return mixed, truth, taught
 
 

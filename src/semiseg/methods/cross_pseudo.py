@@ -1,6 +1,7 @@
 """Cross pseudo supervision (Chen et al., CVPR 2021): two networks of different beginnings teach each other.
 
-Each learns from labels, and from the other's hard labels of all patches, labelled and unlabelled. Shapes: B batch, C
+Each learns from labels, and from the other's hard labels of all patches, labelled and unlabelled, with a weight that
+rises: published networks were trained on other images before, these know nothing at first. Shapes: B batch, C
 channels, K classes, D H W voxels.
 """
 
@@ -38,7 +39,7 @@ class CrossPseudo(StudentMethod):
         """As `Method.step`."""
         if unlabelled is None:
             return self.labelled_step(labelled)
-        weight = self._settings.weight_of_unlabelled
+        weight = self._settings.weight_of_unlabelled * self.ramp(draw.step, self._settings.ramp_fraction)
         count = len(labelled.images)
         both = torch.cat([labelled.images, unlabelled.strong])  # one pass over both, as published
         logits = [learner.logits(both) for learner in (self._student, self._partner)]

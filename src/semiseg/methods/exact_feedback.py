@@ -28,6 +28,7 @@ def exact_labelled_loss(
     labelled_images: Tensor,
     labels: Tensor,
     step: Step,
+    dice_weight: Tensor | None = None,
 ) -> Tensor:
     """`J(theta+(q))` with its whole graph back to `q` (and to the teacher, if `q` has one).
 
@@ -35,7 +36,7 @@ def exact_labelled_loss(
     """
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with batch_statistics_only(student):
-        loss = pseudo_label_loss(q, call_with(student, leaves, images), weight)
+        loss = pseudo_label_loss(q, call_with(student, leaves, images), weight, dice_weight)
         values = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
         gradient = dict(zip(leaves, values, strict=True))
         return supervised_loss(labels, call_with(student, step(leaves, gradient), labelled_images))

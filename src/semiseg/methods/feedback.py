@@ -125,19 +125,20 @@ def dense_feedback(
     probe: Probe,
     g_plus: Parameters,
     *,
+    dice_weight: Tensor | None = None,
     derivative: Literal["forward", "central"] = "forward",
     epsilon: float = 1e-2,
 ) -> Tensor:
     """`dJ/dq` `(B, K, D, H, W)`: how the labelled loss after the probe changes with every pseudo-probability.
 
-    parameters: the student's weights before the probe. images: exactly the student's batch. q, weight: the
-    pseudo-label and confidence that the student was taught with. epsilon: norm of the weights' displacement of a
-    central difference. A zero probe gives exactly zero.
+    parameters: the student's weights before the probe. images: exactly the student's batch. q, weight, dice_weight:
+    what the student was taught with, as in `pseudo_label_loss`. epsilon: norm of the weights' displacement of a central
+    difference. A zero probe gives exactly zero.
     """
     direction = probe.direction(g_plus)
 
     def gradient_at(weights: Parameters) -> Tensor:
-        return pseudo_label_gradient(q, call_with(student, weights, images), weight)
+        return pseudo_label_gradient(q, call_with(student, weights, images), weight, dice_weight)
 
     start = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad(), batch_statistics_only(student):

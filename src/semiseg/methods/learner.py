@@ -78,7 +78,7 @@ class Learner:
             self.average.restart(self.network)
 
 
-def label_images(network: UNet3d, images: Tensor, mode: TeacherMode, autocast: torch.dtype | None = None) -> Tensor:
+def label_images(network: nn.Module, images: Tensor, mode: TeacherMode, autocast: torch.dtype | None = None) -> Tensor:
     """A teacher's float32 logits `(B, K, D, H, W)` of images; changes no state.
 
     mode: batch norm by running statistics (eval), or by those of the batch (train).

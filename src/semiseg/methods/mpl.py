@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from semiseg.augment.cutmix import apply_cutmix, sample_boxes
+from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.errors import ConfigError
 from semiseg.losses import deep_supervised_loss, one_hot, pseudo_label_loss
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
@@ -55,14 +55,16 @@ class Lesson:
     """What the student is taught in one step, and the teacher's graph behind it.
 
     images: the student's batch. q: its pseudo-label with a graph to the teacher (cut-mix included). target: what the
-    loss sees, without a graph. weight: confidence, or None. log_q: the teacher's log-probabilities, not cut-mixed.
-    labels: its hard labels `(B, D, H, W)`, `NOT_TAUGHT` where cut-mix or low confidence hid them from the student.
+    loss sees, without a graph. weight: confidence, or None. dice_weight: that in Dice, or None where it is the same.
+    log_q: the teacher's log-probabilities, not cut-mixed. labels: its hard labels `(B, D, H, W)`, `NOT_TAUGHT` where
+    cut-mix or low confidence hid them from the student.
     """
 
     images: Tensor
     q: Tensor
     target: Tensor
     weight: Tensor | None
+    dice_weight: Tensor | None
     log_q: Tensor
     labels: Tensor
 
@@ -160,15 +162,20 @@ class MetaPseudoLabels:
         return every > 0 and step % every == 0
 
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
-        """The teacher labels the weak view; its pass keeps a graph only if feedback will use it."""
+        """The teacher labels the weak view; its pass keeps a graph only if feedback will use it.
+
+        Without feedback its average labels, which does not shake as a moving teacher does.
+        """
         wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
+        network = self.teacher if wants_graph or not self.averages else self.averages["teacher"].network
         with torch.set_grad_enabled(wants_graph):
-            lesson = self._lesson(unlabelled.strong, self.soft_labels(unlabelled.weak))
+            lesson = self._lesson(unlabelled.strong, self.soft_labels(unlabelled.weak, network))
         return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
 
-    def soft_labels(self, images: Tensor) -> Tensor:
-        """The teacher's log-probabilities of images at the temperature, by `teacher_mode`; no state changes."""
-        logits = label_images(self.teacher, images, self.settings.teacher_mode, self.autocast)
+    def soft_labels(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
+        """The teacher's (or another network's) log-probabilities of images at the temperature, by `teacher_mode`; no
+        state changes."""
+        logits = label_images(network or self.teacher, images, self.settings.teacher_mode, self.autocast)
         return functional.log_softmax(logits / self.settings.temperature, dim=1)
 
     def _lesson(self, images: Tensor, log_q: Tensor) -> Lesson:
@@ -181,41 +188,54 @@ class MetaPseudoLabels:
         if self.settings.confidence_threshold > 0:
             confident = q.detach().amax(1) >= self.settings.confidence_threshold
             weight, labels = confident[:, None].float(), labels.masked_fill(~confident, NOT_TAUGHT)
-        return Lesson(images, q, target, weight, log_q, labels)
+        dice_weight = None if self.settings.student_dice == "all" else torch.zeros_like(target[:, :1])
+        return Lesson(images, q, target, weight, dice_weight, log_q, labels)
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
-        """Paste boxes of the labelled patches and their labels into some of the student's patches.
+        """Parts of the labelled patches and their labels in the place of parts of the student's.
 
         Voxels of the ignore value get weight 0. What was pasted depends on the teacher no more.
         """
-        depth, height, width = lesson.images.shape[2:]
-        boxes = sample_boxes(draw, len(lesson.images), (depth, height, width), BOX_EDGE)
-        for i in range(len(boxes)):
-            chance = draw.at(sample=i).generator("whether to cut-mix").random()
-            if chance >= self.settings.cutmix_fraction:
-                boxes[i] = 0
+        is_true = self._true_voxels(lesson.labels, draw)
+        everywhere = is_true[:, None]
         pasted = one_hot(labelled.labels, lesson.q.shape[1])
-        weight = lesson.weight
+        known = torch.ones_like(pasted[:, :1])
         if self.ignore is not None:
             known = (labelled.labels != self.ignore).float()[:, None]
-            weight = torch.ones_like(known) if weight is None else weight
-            weight, _ = apply_cutmix(weight, known, boxes)
-        elif weight is not None:
-            weight, _ = apply_cutmix(weight, torch.ones_like(weight), boxes)
+        weight, dice_weight = lesson.weight, lesson.dice_weight
+        if weight is not None or self.ignore is not None:
+            weight = torch.where(everywhere, known, torch.ones_like(known) if weight is None else weight)
+        if dice_weight is not None and self.settings.student_dice == "true_labels":
+            dice_weight = torch.where(everywhere, known, dice_weight)
         return replace(
             lesson,
-            images=apply_cutmix(lesson.images, labelled.images, boxes)[0],
-            q=apply_cutmix(lesson.q, pasted, boxes)[0],
-            target=apply_cutmix(lesson.target, pasted, boxes)[0],
+            images=torch.where(everywhere, labelled.images, lesson.images),
+            q=torch.where(everywhere, pasted, lesson.q),
+            target=torch.where(everywhere, pasted, lesson.target),
             weight=weight,
-            labels=apply_cutmix(lesson.labels, torch.full_like(lesson.labels, NOT_TAUGHT), boxes)[0],
+            dice_weight=dice_weight,
+            labels=lesson.labels.masked_fill(is_true, NOT_TAUGHT),
         )
+
+    def _true_voxels(self, labels: Tensor, draw: Draw) -> Tensor:
+        """Where the student's patches are to be labelled ones, `(B, D, H, W)` bool."""
+        depth, height, width = labels.shape[1:]
+        boxes = sample_boxes(draw, len(labels), (depth, height, width), BOX_EDGE)
+        mask = box_mask(boxes, (depth, height, width), labels.device)
+        if self.settings.cutmix_ways == "both":
+            # Every second patch, whichever is first, so that each has both of its forms.
+            first = int(draw.generator("which cut-mix is reversed").integers(2))
+            mask[first::2] = ~mask[first::2]
+        for i in range(len(mask)):
+            if draw.at(sample=i).generator("whether to cut-mix").random() >= self.settings.cutmix_fraction:
+                mask[i] = False
+        return mask
 
     def _study(self, lesson: Lesson) -> tuple[Tensor, Parameters]:
         """The student's one pass on its batch, which moves its running statistics, and its gradient."""
         with self._autocast(lesson.images):
             logits = self.student(lesson.images)
-        loss = pseudo_label_loss(lesson.target, logits.float(), lesson.weight)
+        loss = pseudo_label_loss(lesson.target, logits.float(), lesson.weight, lesson.dice_weight)
         return loss.detach(), gradients_of(loss, self.optimisers["student"].parameters)
 
     def _feedback(self, lesson: Lesson, gradient: Parameters, labelled: Batch, rate: float) -> tuple[Tensor, Tensor]:
@@ -233,6 +253,7 @@ class MetaPseudoLabels:
                 lesson.weight,
                 probe,
                 g_plus,
+                dice_weight=lesson.dice_weight,
                 derivative=self.settings.directional_derivative,
                 epsilon=self.settings.central_epsilon,
             )
@@ -308,8 +329,8 @@ class MetaPseudoLabels:
         if self._same_size and self.settings.student_start != "fresh":
             source = self.averages["teacher"].network if self.averages else self.teacher
             self.student.load_state_dict(source.state_dict())
-        if self.averages:
-            self.averages["student"].restart(self.student)
+            if self.averages:
+                self.averages["student"].restart(self.student)
 
     def _set_teacher(self, source: nn.Module) -> None:
         """Other weights for the teacher; its momentum and its average belonged to those that are gone."""
@@ -330,12 +351,21 @@ class MetaPseudoLabels:
         with torch.no_grad():
             lesson = self._lesson(images, self.soft_labels(images))
         with batch_statistics_only(self.student):
-            loss = pseudo_label_loss(lesson.target, self.student(images), lesson.weight)
+            loss = pseudo_label_loss(lesson.target, self.student(images), lesson.weight, lesson.dice_weight)
             gradient = gradients_of(loss, self.optimisers["student"].parameters)
         parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
         probe = sgd_probe(parameters, gradient, self.settings.probe_rate)
         _, g_plus = labelled_gradient_at(self.student, probe.parameters, labelled.images, labelled.labels, self.ignore)
-        feedback = dense_feedback(self.student, parameters, images, lesson.target, lesson.weight, probe, g_plus)
+        feedback = dense_feedback(
+            self.student,
+            parameters,
+            images,
+            lesson.target,
+            lesson.weight,
+            probe,
+            g_plus,
+            dice_weight=lesson.dice_weight,
+        )
         given = lesson.log_q.argmax(1)
         return given, (lesson.q * feedback).sum(1) - feedback.gather(1, given[:, None])[:, 0]
 

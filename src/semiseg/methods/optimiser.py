@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import cast
 
 import torch
@@ -76,7 +77,8 @@ _KINDS = {"momentum_buffer": "momentum"}
 class Average:
     """Exponential moving average of a network, buffers included (the running statistics are averaged too).
 
-    The decay rises with the number of updates n as min(decay, (1+n)/(10+n)), so that an early copy is not stale.
+    The decay rises with the number of updates n as min(decay, (1+n)/(10+n)), so that an early copy is not stale; where
+    the average begins from settled weights (`restart`) it is `decay` from the first.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -86,9 +88,9 @@ class Average:
 
     @torch.no_grad()
     def restart(self, network: nn.Module) -> None:
-        """Begin anew from the network's present state."""
+        """Begin anew from the network's present state, which is settled."""
         self.network.load_state_dict(network.state_dict())
-        self.updates = 0
+        self.updates = math.ceil((10 * self.decay - 1) / (1 - self.decay))
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:

@@ -11,8 +11,9 @@ MethodName = Literal["supervised", "pseudo_label", "mpl", "mean_teacher", "cross
 TeacherMode = Literal["train", "eval"]
 _WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0.5, "copy_paste": 0.25}
 """Share of the steps before unlabelled patches are learnt from; 0 for methods that are not named."""
-_UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.1, "cross_pseudo": 1.5, "copy_paste": 0.5}
-"""Of what is learnt from unlabelled patches, as published; 1 for methods that are not named."""
+_UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.2, "cross_pseudo": 1.5, "copy_paste": 0.5}
+"""Of what is learnt from unlabelled patches, as published (0.1 for mean_teacher, beside half of cross-entropy + Dice).
+1 for methods that are not named."""
 _LEARNING_RATE = {"sgd": 0.1, "adamw": 0.003}
 _WEIGHT_DECAY = {"sgd": 3e-5, "adamw": 0.01}
 
@@ -97,18 +98,25 @@ class MethodSettings:
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
+    student_dice: Literal["all", "true_labels", "off"] = "all"
+    """Voxels that count in the student's Dice on its pseudo-labelled batch, which enlarges organs where labels are
+    soft: all, pasted true labels alone, or none. Cross-entropy is of all."""
     cutmix_fraction: float = 1.0
-    """Share of the student's patches that get a box of a labelled patch and its label pasted in; 0 is off."""
+    """Share of the student's patches that are mixed with a labelled patch and its label; 0 is off."""
+    cutmix_ways: Literal["one", "both"] = "one"
+    """A mixed patch is an unlabelled one with a labelled box; with both, every second one is a labelled one with an
+    unlabelled box, so that half of what the student sees is true."""
     consistency_weight: float = 0.0
     """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
     ema_decay: float = 0.99
     """Decay a step of the averaged copies of teacher and student; the student's copy is evaluated; 0 is off."""
 
     unlabelled_weight: float | None = None
-    """Of what the rivals learn from unlabelled patches; None is as published: 0.1 for mean_teacher, 1.5 for
+    """Of what the rivals learn from unlabelled patches; None is as published: 0.2 for mean_teacher, 1.5 for
     cross_pseudo, 0.5 for copy_paste, else 1. pseudo_label and mpl do not look at it."""
     ramp_fraction: float = 1.0
-    """mean_teacher: share of the steps over which that weight rises, and the limit of uncertainty with it."""
+    """mean_teacher, cross_pseudo: share of the steps over which that weight rises, and the limit of uncertainty with
+    it."""
     uncertainty_passes: int = 0
     """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
     rounds: int = 3

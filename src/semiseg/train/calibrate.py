@@ -11,8 +11,8 @@ from semiseg.methods.settings import MethodSettings
 
 WARM, TIMED = 4, 12
 """Steps of each phase before the clock starts, and steps that are timed."""
-LARGEST_TURN = 4
-"""A scratch run's teacher moves at least this often, so that both kinds of step are timed."""
+LARGEST_TURN = 2
+"""A scratch run's teacher moves at least this often, so that both kinds of step are timed as often."""
 
 
 def scratch_teacher_every(settings: MethodSettings) -> int:
