@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from semiseg.data.roles import DataSettings, assign_roles, of_role
@@ -50,19 +51,23 @@ def main() -> None:
         labelled=arguments.labelled, label_seed=arguments.label_seed, development=arguments.development
     )
     cases = assign_roles(dataset, settings, validation_fraction=0, seed=0)
-    labelled, test = of_role(cases, "labelled"), of_role(cases, "test")
+    labelled = of_role(cases, "labelled")
+    test = [case for case in of_role(cases, "test") if case.label]
+    scored = sorted(study["runs"][0]["cases"]) if study["runs"] else []
+    if scored and scored != sorted(case.id for case in test):
+        raise SystemExit(f"{file}: was scored on other cases. Is --development that of the study?")
     folder = arguments.out / study["name"] / name
     raw = folder / "raw" / "Dataset001_Study"
     shutil.rmtree(folder, ignore_errors=True)
     for part in (raw / "imagesTr", raw / "labelsTr", folder / "test"):
         part.mkdir(parents=True)
     for case in labelled:
-        shutil.copy(str(case.images[0]), raw / "imagesTr" / f"{case.id}_0000.nii.gz")
+        _copy_channels(case.images, raw / "imagesTr" / case.id)
         shutil.copy(str(case.label), raw / "labelsTr" / f"{case.id}.nii.gz")
     for case in test:
-        shutil.copy(case.images[0], folder / "test" / f"{case.id}_0000.nii.gz")
+        _copy_channels(case.images, folder / "test" / case.id)
     description = {
-        "channel_names": {"0": dataset.channels[0]},
+        "channel_names": {str(n): name for n, name in enumerate(dataset.channels)},
         "labels": {name: value for value, name in dataset.labels.names.items()},
         "numTraining": len(labelled),
         "file_ending": ".nii.gz",
@@ -78,13 +83,10 @@ def main() -> None:
         raise SystemExit(f"{name}: failed. Read {folder}/log.txt")
     print(f"{name}: {(time.perf_counter() - began) / 60:.1f} minutes with preparation and prediction", flush=True)
     references = [(case.id, Path(str(case.label)), Path(case.images[0])) for case in test]
-    tolerance = next(iter(study["tolerance_mm"].values()))
-    summary = evaluate_folder(
-        folder / "predicted", references, dataset.labels, settings=EvaluateSettings(tolerance_mm=tolerance)
-    )
-    if summary["tolerance_mm"] != study["tolerance_mm"]:
-        raise SystemExit(f"{file}: other tolerances than {summary['tolerance_mm']}")
+    scoring = EvaluateSettings(organ_tolerance_mm=study["tolerance_mm"])
+    summary = evaluate_folder(folder / "predicted", references, dataset.labels, settings=scoring)
     trained = read_json(folder / "trained.json")
+    study = read_study(file)  # the study may have grown meanwhile
     study["runs"].append(
         StudyRun(
             method=method,
@@ -100,6 +102,11 @@ def main() -> None:
     )
     write_study(file, study)
     print(json.dumps(trained | {"dice": summary["mean"]["dice"]}))
+
+
+def _copy_channels(images: Sequence[Path], stem: Path) -> None:
+    for n, image in enumerate(images):
+        shutil.copy(str(image), stem.with_name(f"{stem.name}_{n:04d}.nii.gz"))
 
 
 if __name__ == "__main__":

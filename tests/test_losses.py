@@ -8,7 +8,9 @@ from torch import Tensor
 
 from semiseg.losses import (
     DICE_SMOOTH,
+    PseudoDice,
     deep_supervised_loss,
+    dice_per_class,
     one_hot,
     pseudo_label_gradient,
     pseudo_label_loss,
@@ -74,9 +76,9 @@ def test_the_gradient_with_respect_to_pseudo_labels_is_the_explicit_formula(weig
     weight = (torch.rand((2, 1, 3, 4, 5), generator=torch.Generator().manual_seed(3)) > 0.3).double()
     w = weight if weighted else None
     q.requires_grad_()
-    for dice_weight in (None, 1 - weight, torch.zeros_like(weight)):
-        (expected,) = torch.autograd.grad(pseudo_label_loss(q, logits, w, dice_weight), q)
-        assert torch.allclose(pseudo_label_gradient(q.detach(), logits, w, dice_weight), expected, atol=1e-14)
+    for dice in (PseudoDice(), PseudoDice(1 - weight), PseudoDice(torch.zeros_like(weight)), PseudoDice(None, True)):
+        (expected,) = torch.autograd.grad(pseudo_label_loss(q, logits, w, dice), q)
+        assert torch.allclose(pseudo_label_gradient(q.detach(), logits, w, dice), expected, atol=1e-14)
 
 
 def test_soft_labels_are_met_exactly_by_cross_entropy_and_not_by_dice() -> None:
@@ -84,12 +86,27 @@ def test_soft_labels_are_met_exactly_by_cross_entropy_and_not_by_dice() -> None:
     logits, _ = batch()
     logits.requires_grad_()
     q = logits.detach().softmax(1)
-    nowhere = torch.zeros_like(q[:, :1])
+    nowhere = PseudoDice(torch.zeros_like(q[:, :1]))
     (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits, None, nowhere), logits)
     # Zero but for rounding: p = q is where cross-entropy is least.
     assert float(gradient.abs().max()) < 1e-15
     (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits), logits)
     assert float(gradient.abs().max()) > 1e-4
+
+
+def test_dice_as_a_semimetric_is_least_at_soft_labels_and_the_same_for_hard_ones() -> None:
+    logits, labels = batch()
+    q, semimetric = logits.softmax(1), PseudoDice(semimetric=True)
+    at_labels = pseudo_label_loss(q, logits, None, semimetric)
+    for seed in range(20):
+        noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=logits.dtype)
+        assert pseudo_label_loss(q, logits + 0.1 * noise, None, semimetric) > at_labels
+    sharper = 1.5 * logits
+    assert dice_per_class(q, q, semimetric=True).min() == 1
+    assert dice_per_class(q, sharper.softmax(1))[1:].mean() > dice_per_class(q, q)[1:].mean()  # what soft Dice wants
+    hard = one_hot(labels, 4, dtype=torch.float64)
+    # The same sums in another form: rounding.
+    torch.testing.assert_close(pseudo_label_loss(hard, logits, None, semimetric), pseudo_label_loss(hard, logits))
 
 
 def test_deep_supervision_weighs_levels_by_halves() -> None:

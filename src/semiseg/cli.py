@@ -229,22 +229,21 @@ class Compare:
         (file,) = self.runs
         if file.suffix != ".toml":
             raise ConfigError(f"{file}: one run alone. Name two runs or more, or a study file (.toml).")
-        from semiseg.study.outputs import print_study, write_study_files
-        from semiseg.study.runner import run_study
+        from semiseg.study.outputs import print_study, write_pages, write_table
+        from semiseg.study.runner import made_runs
 
         output = self.output or Path("runs") / file.stem
         results = self.results or output
-        study = run_study(
-            file,
-            output,
-            results,
-            data=self.data,
-            jobs=self.jobs,
-            say=lambda text: _say(text, self.quiet),
-            shown=lambda study: write_study_files(study, output, results),
-        )
-        print_study(study)
-        print(write_study_files(study, output, results))
+        study = None
+        try:
+            for study in made_runs(
+                file, output, results, data=self.data, jobs=self.jobs, say=lambda text: _say(text, self.quiet)
+            ):
+                write_table(study, results)
+        finally:  # a study that is stopped, or of which a run failed, is shown as far as it got
+            if study:
+                print_study(study)
+                print(write_pages(study, output, results))
         return 0
 
 

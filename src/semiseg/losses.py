@@ -11,6 +11,8 @@ The background class is left out of Dice, as in nnU-Net.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,11 +29,13 @@ def one_hot(labels: Tensor, classes: int, *, dtype: torch.dtype = torch.float32)
     return (labels[:, None] == values).to(dtype)
 
 
-def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Soft Dice of each class, background included: `(K,)`."""
-    weighted = target if weight is None else target * weight
-    sizes = weighted.sum(_SPACE) + (p if weight is None else p * weight).sum(_SPACE)
-    return (2 * (weighted * p).sum(_SPACE) + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
+def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None, *, semimetric: bool = False) -> Tensor:
+    """Soft Dice of each class, background included: `(K,)`. semimetric: as in `PseudoDice`."""
+    overlap = torch.minimum(target, p) if semimetric else target * p
+    if weight is not None:
+        overlap, target, p = overlap * weight, target * weight, p * weight
+    sizes = target.sum(_SPACE) + p.sum(_SPACE)
+    return (2 * overlap.sum(_SPACE) + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
 
 
 def supervised_loss(labels: Tensor, logits: Tensor, *, ignore: int | None = None) -> Tensor:
@@ -67,45 +71,58 @@ def deep_supervised_loss(labels: Tensor, outputs: list[Tensor], *, ignore: int |
     return total
 
 
-def pseudo_label_loss(
-    q: Tensor, logits: Tensor, weight: Tensor | None = None, dice_weight: Tensor | None = None
-) -> Tensor:
+class PseudoDice(NamedTuple):
+    """Dice of the student against pseudo-labels.
+
+    weight: of each voxel `(B, 1, D, H, W)`; None is that of the cross-entropy. semimetric: the overlap is
+    `sum_i w min(q, p)` in the place of `sum_i w q p` (Wang et al. 2023, arXiv 2303.16296). For hard labels both are the
+    same; for soft ones it is least at `p = q`, whereas soft Dice is least at an organ that is larger than labelled.
+    """
+
+    weight: Tensor | None = None
+    semimetric: bool = False
+
+
+SOFT_DICE = PseudoDice()
+
+
+def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None, dice: PseudoDice = SOFT_DICE) -> Tensor:
     """Cross-entropy + Dice of the student's logits against pseudo-labels `q` `(B, K, D, H, W)`, soft or one-hot.
 
     weight: `(B, 1, D, H, W)`, confidence of each voxel, without gradient; None is 1 everywhere. N counts all voxels.
-    dice_weight: the weight in Dice alone; None is `weight`. Dice against soft labels is not least at `p = q`, but at an
-    organ that is larger (Wang et al. 2023, arXiv 2303.16296), so that it may be left to voxels whose label is hard.
     """
     log_p = functional.log_softmax(logits, dim=1)
     weighted = log_p if weight is None else log_p * weight
     count = logits.numel() / logits.shape[1]
-    return -(q * weighted).sum() / count + _dice_loss(q, log_p.exp(), weight if dice_weight is None else dice_weight)
+    p, w = log_p.exp(), weight if dice.weight is None else dice.weight
+    return -(q * weighted).sum() / count + _dice_loss(q, p, w, semimetric=dice.semimetric)
 
 
 def pseudo_label_gradient(
-    q: Tensor, logits: Tensor, weight: Tensor | None = None, dice_weight: Tensor | None = None
+    q: Tensor, logits: Tensor, weight: Tensor | None = None, dice: PseudoDice = SOFT_DICE
 ) -> Tensor:
     """d `pseudo_label_loss` / d `q`, an explicit function of the student's logits: `(B, K, D, H, W)`.
 
     Cross-entropy gives `-(w/N) log p`; a class of Dice with overlap I, sizes Q and P gives
-    `-(w/(K-1)) (2 p (Q+P+s) - (2I+s)) / (Q+P+s)^2`, with Dice's own w. This is what dense feedback differentiates along
-    the probe.
+    `-(w/(K-1)) (2 p (Q+P+s) - (2I+s)) / (Q+P+s)^2`, with Dice's own w, and where it is a semimetric with 1 where q < p
+    and 0 elsewhere in the place of the first p. This is what dense feedback differentiates along the probe.
     """
     classes = logits.shape[1]
     log_p = functional.log_softmax(logits, dim=1)
     p = log_p.exp()
     w = torch.ones_like(p[:, :1]) if weight is None else weight
     gradient = -log_p * w / (logits.numel() / classes)
-    w = w if dice_weight is None else dice_weight
-    overlap = (w * q * p).sum(_SPACE, keepdim=True)
+    w = w if dice.weight is None else dice.weight
+    overlap = (w * (torch.minimum(q, p) if dice.semimetric else q * p)).sum(_SPACE, keepdim=True)
+    slope = (q < p).to(p.dtype) if dice.semimetric else p
     sizes = (w * q).sum(_SPACE, keepdim=True) + (w * p).sum(_SPACE, keepdim=True) + DICE_SMOOTH
-    dice = -w * (2 * p * sizes - (2 * overlap + DICE_SMOOTH)) / sizes.square() / max(1, classes - 1)
+    of_dice = -w * (2 * slope * sizes - (2 * overlap + DICE_SMOOTH)) / sizes.square() / max(1, classes - 1)
     foreground = torch.ones(1, classes, 1, 1, 1, dtype=p.dtype, device=p.device)
     foreground[:, 0] = 0.0
-    return gradient + dice * foreground
+    return gradient + of_dice * foreground
 
 
-def _dice_loss(target: Tensor, p: Tensor, weight: Tensor | None) -> Tensor:
+def _dice_loss(target: Tensor, p: Tensor, weight: Tensor | None, *, semimetric: bool = False) -> Tensor:
     if p.shape[1] < 2:
         return p.new_zeros(())
-    return 1 - dice_per_class(target, p, weight)[1:].mean()
+    return 1 - dice_per_class(target, p, weight, semimetric=semimetric)[1:].mean()

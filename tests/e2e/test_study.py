@@ -105,7 +105,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     answer = semiseg_command("compare", file, "--data", phantoms, "--output", tmp_path / "runs")
     assert answer.code == 2
     assert "supervised-99-first-seed0: the run failed:" in answer.err
-    assert "Finished runs are kept" in answer.err
+    assert "1 of 2 runs failed; finished runs are kept." in answer.err
     assert len(read_study(tmp_path / "runs" / "results.json")["runs"]) == 1
     # A study that stops early has been shown as far as it got.
     assert "| 2 | supervised |" in (tmp_path / "runs" / "table.md").read_text(encoding="utf-8")

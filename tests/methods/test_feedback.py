@@ -10,7 +10,7 @@ import torch
 from networks import CLASSES, Problem, problem, smooth_twin, tiny_unet
 from torch import Tensor, nn
 
-from semiseg.losses import pseudo_label_loss, supervised_loss
+from semiseg.losses import PseudoDice, pseudo_label_loss, supervised_loss
 from semiseg.methods.exact_feedback import Step, exact_labelled_loss, sgd_step
 from semiseg.methods.feedback import (
     CLIP_EPSILON,
@@ -92,18 +92,19 @@ def test_dense_feedback_across_the_sgd_probe_equals_double_backward(weighted: bo
     assert relative_error(dense(network, p, probe, weight), expected) < 1e-9
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_dense_feedback_knows_the_voxels_that_count_in_dice(share: float) -> None:
+@pytest.mark.parametrize(("share", "semimetric"), [(0.0, False), (0.5, False), (1.0, True)])
+def test_dense_feedback_knows_which_dice_the_student_has(share: float, semimetric: bool) -> None:
     network, p = tiny_unet(), problem()
-    dice_weight = (torch.rand(p.weight.shape, generator=torch.Generator().manual_seed(6)) < share).to(p.q.dtype)
+    counted = (torch.rand(p.weight.shape, generator=torch.Generator().manual_seed(6)) < share).to(p.q.dtype)
+    dice = PseudoDice(counted, semimetric)
     q, start = p.q.clone().requires_grad_(), parameters_of(network)
     arguments = (network, start, p.unlabelled, q, None, p.images, p.labels, sgd_step(RATE))
-    (expected,) = torch.autograd.grad(exact_labelled_loss(*arguments, dice_weight=dice_weight), q)
+    (expected,) = torch.autograd.grad(exact_labelled_loss(*arguments, dice=dice), q)
     with batch_statistics_only(network):
-        loss = pseudo_label_loss(p.q, network(p.unlabelled), None, dice_weight)
+        loss = pseudo_label_loss(p.q, network(p.unlabelled), None, dice)
     probe = sgd_probe(start, gradients_of(loss, dict(network.named_parameters())), RATE)
     # As above: rounding in float64.
-    assert relative_error(dense(network, p, probe, dice_weight=dice_weight), expected) < 1e-9
+    assert relative_error(dense(network, p, probe, dice=dice), expected) < 1e-9
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

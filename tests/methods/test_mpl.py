@@ -16,7 +16,7 @@ from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.errors import ConfigError, ModelError
 from semiseg.io.dataset import LabelScheme
-from semiseg.losses import pseudo_label_loss, supervised_loss
+from semiseg.losses import PseudoDice, pseudo_label_loss, supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.build import build_method
 from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
@@ -493,15 +493,16 @@ def test_dice_of_the_student_may_count_true_labels_alone() -> None:
     for name, expected in (("true_labels", inside), ("off", torch.zeros_like(inside))):
         settings = replace(fresh(), cutmix_fraction=1.0, student_dice=name)  # type: ignore[arg-type]
         lesson, _, _ = lesson_of(settings)
-        assert torch.equal(lesson.dice_weight[:, 0], expected.to(lesson.target.dtype))
+        assert torch.equal(lesson.dice.weight[:, 0], expected.to(lesson.target.dtype))
         trained = method(settings)
         logits = trained.student(lesson.images)
-        loss = pseudo_label_loss(lesson.target, logits, None, expected[:, None].to(logits.dtype))
+        loss = pseudo_label_loss(lesson.target, logits, None, PseudoDice(expected[:, None].to(logits.dtype)))
         found, _ = trained._study(lesson)
         # Running statistics aside, the same pass.
         torch.testing.assert_close(found, loss.detach(), rtol=1e-6, atol=1e-6)
     plain, _, _ = lesson_of(replace(fresh(), cutmix_fraction=1.0))
-    assert plain.dice_weight is None
+    assert plain.dice == PseudoDice()
+    assert lesson_of(fresh(student_dice="semimetric"))[0].dice == PseudoDice(semimetric=True)
 
 
 def test_the_share_of_patches_that_are_mixed() -> None:

@@ -73,6 +73,8 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
         ('methods = ["supervised"]', 'methods = ["best"]', r"methods = 'best': is none of \[methods\]"),
         ("labelled = 160", "labelled = 0", "labelled = 0: give 1 label"),
         ("labelled = 160", 'labelled = "all"', r"study\.toml: budgets\.1\.labelled = 'all'"),
+        ("ceiling = 160", "ceiling = 7", r"ceiling = 7: no \[\[budgets\]\] table has so many labels"),
+        ('"data.development" = 40', '"train.steps" = 40', r'\[common\] "train.steps": is set by minutes'),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
     ],
 )

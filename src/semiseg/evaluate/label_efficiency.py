@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from semiseg.errors import DataError
-from semiseg.evaluate.statistics import Interval, crossed_interval, holm, signed_rank_p
+from semiseg.evaluate.statistics import Interval, by_subset, crossed_interval, holm, signed_rank_p
 from semiseg.evaluate.summary import Metric, Summary
 from semiseg.files import read_json, write_json
 from semiseg.randomness import Draw
@@ -158,13 +158,13 @@ def _point(
     floor = {metric: _matrix(floors, ids, metric) for metric in _METRICS}
     gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in _METRICS}
     by_run = _defined(gain["dice"])
-    room = None if ceiling is None else ceiling - float(_defined(floor["dice"]).mean())
+    room = None if ceiling is None else ceiling - float(by_subset(_defined(floor["dice"]), _subsets(floors)).mean())
     difference = {metric: interval(gain[metric], mine, metric) for metric in _METRICS}
     gained = difference["dice"]["mean"]
     return replace(
         point,
         difference=difference,
-        p_value=signed_rank_p(by_run.mean(axis=0)),
+        p_value=signed_rank_p(by_subset(by_run, _subsets(mine)).mean(axis=0)),
         better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
         gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
     )

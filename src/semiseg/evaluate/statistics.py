@@ -80,15 +80,15 @@ def crossed_interval(
     values = values[:, np.isfinite(values).all(axis=0)]
     if not values.size:
         return Interval(mean=None, low=None, high=None, count=0)
-    by_subset = np.stack([values[np.array(subsets) == s].mean(axis=0) for s in sorted(set(subsets))])
-    count, cases = by_subset.shape
-    mean = float(by_subset.mean())
+    averaged = by_subset(values, subsets)
+    count, cases = averaged.shape
+    mean = float(averaged.mean())
     if cases < 2:
         return Interval(mean=mean, low=None, high=None, count=cases)
-    low, high = _bootstrap(by_subset.mean(axis=0), draw, purpose, samples)
+    low, high = _bootstrap(averaged.mean(axis=0), draw, purpose, samples)
     over_subsets = 0.0
     if count > 1:
-        deviation = float(by_subset.mean(axis=1).std(ddof=1))
+        deviation = float(averaged.mean(axis=1).std(ddof=1))
         over_subsets = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / count**0.5
     return Interval(
         mean=mean,
@@ -96,6 +96,12 @@ def crossed_interval(
         high=mean + math.hypot(high - mean, over_subsets),
         count=cases,
     )
+
+
+def by_subset(values: DoubleArray, subsets: Sequence[int]) -> DoubleArray:
+    """`(runs, cases)` averaged over the seeds of each label subset, `(subsets, cases)`: every subset counts alike,
+    however many of its runs are made. subsets: the number of each run's."""
+    return np.stack([values[np.array(subsets) == s].mean(axis=0) for s in sorted(set(subsets))])
 
 
 def signed_rank_p(differences: DoubleArray) -> float | None:

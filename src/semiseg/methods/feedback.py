@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from semiseg.losses import pseudo_label_gradient, supervised_loss
+from semiseg.losses import SOFT_DICE, PseudoDice, pseudo_label_gradient, supervised_loss
 from semiseg.methods.optimiser import Parameters, global_norm
 from semiseg.models.unet import batch_statistics_only
 
@@ -125,20 +125,20 @@ def dense_feedback(
     probe: Probe,
     g_plus: Parameters,
     *,
-    dice_weight: Tensor | None = None,
+    dice: PseudoDice = SOFT_DICE,
     derivative: Literal["forward", "central"] = "forward",
     epsilon: float = 1e-2,
 ) -> Tensor:
     """`dJ/dq` `(B, K, D, H, W)`: how the labelled loss after the probe changes with every pseudo-probability.
 
-    parameters: the student's weights before the probe. images: exactly the student's batch. q, weight, dice_weight:
+    parameters: the student's weights before the probe. images: exactly the student's batch. q, weight, dice:
     what the student was taught with, as in `pseudo_label_loss`. epsilon: norm of the weights' displacement of a central
     difference. A zero probe gives exactly zero.
     """
     direction = probe.direction(g_plus)
 
     def gradient_at(weights: Parameters) -> Tensor:
-        return pseudo_label_gradient(q, call_with(student, weights, images), weight, dice_weight)
+        return pseudo_label_gradient(q, call_with(student, weights, images), weight, dice)
 
     start = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad(), batch_statistics_only(student):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.errors import ConfigError
-from semiseg.losses import deep_supervised_loss, one_hot, pseudo_label_loss
+from semiseg.losses import PseudoDice, deep_supervised_loss, one_hot, pseudo_label_loss
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.feedback import (
     NOT_TAUGHT,
@@ -55,7 +55,7 @@ class Lesson:
     """What the student is taught in one step, and the teacher's graph behind it.
 
     images: the student's batch. q: its pseudo-label with a graph to the teacher (cut-mix included). target: what the
-    loss sees, without a graph. weight: confidence, or None. dice_weight: that in Dice, or None where it is the same.
+    loss sees, without a graph. weight: confidence, or None. dice: its Dice.
     log_q: the teacher's log-probabilities, not cut-mixed. labels: its hard labels `(B, D, H, W)`, `NOT_TAUGHT` where
     cut-mix or low confidence hid them from the student.
     """
@@ -64,7 +64,7 @@ class Lesson:
     q: Tensor
     target: Tensor
     weight: Tensor | None
-    dice_weight: Tensor | None
+    dice: PseudoDice
     log_q: Tensor
     labels: Tensor
 
@@ -188,8 +188,10 @@ class MetaPseudoLabels:
         if self.settings.confidence_threshold > 0:
             confident = q.detach().amax(1) >= self.settings.confidence_threshold
             weight, labels = confident[:, None].float(), labels.masked_fill(~confident, NOT_TAUGHT)
-        dice_weight = None if self.settings.student_dice == "all" else torch.zeros_like(target[:, :1])
-        return Lesson(images, q, target, weight, dice_weight, log_q, labels)
+        dice = PseudoDice(semimetric=self.settings.student_dice == "semimetric")
+        if self.settings.student_dice in ("true_labels", "off"):
+            dice = PseudoDice(torch.zeros_like(target[:, :1]))
+        return Lesson(images, q, target, weight, dice, log_q, labels)
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
         """Parts of the labelled patches and their labels in the place of parts of the student's.
@@ -202,18 +204,18 @@ class MetaPseudoLabels:
         known = torch.ones_like(pasted[:, :1])
         if self.ignore is not None:
             known = (labelled.labels != self.ignore).float()[:, None]
-        weight, dice_weight = lesson.weight, lesson.dice_weight
+        weight, dice = lesson.weight, lesson.dice
         if weight is not None or self.ignore is not None:
             weight = torch.where(everywhere, known, torch.ones_like(known) if weight is None else weight)
-        if dice_weight is not None and self.settings.student_dice == "true_labels":
-            dice_weight = torch.where(everywhere, known, dice_weight)
+        if dice.weight is not None and self.settings.student_dice == "true_labels":
+            dice = PseudoDice(torch.where(everywhere, known, dice.weight))
         return replace(
             lesson,
             images=torch.where(everywhere, labelled.images, lesson.images),
             q=torch.where(everywhere, pasted, lesson.q),
             target=torch.where(everywhere, pasted, lesson.target),
             weight=weight,
-            dice_weight=dice_weight,
+            dice=dice,
             labels=lesson.labels.masked_fill(is_true, NOT_TAUGHT),
         )
 
@@ -235,7 +237,7 @@ class MetaPseudoLabels:
         """The student's one pass on its batch, which moves its running statistics, and its gradient."""
         with self._autocast(lesson.images):
             logits = self.student(lesson.images)
-        loss = pseudo_label_loss(lesson.target, logits.float(), lesson.weight, lesson.dice_weight)
+        loss = pseudo_label_loss(lesson.target, logits.float(), lesson.weight, lesson.dice)
         return loss.detach(), gradients_of(loss, self.optimisers["student"].parameters)
 
     def _feedback(self, lesson: Lesson, gradient: Parameters, labelled: Batch, rate: float) -> tuple[Tensor, Tensor]:
@@ -253,7 +255,7 @@ class MetaPseudoLabels:
                 lesson.weight,
                 probe,
                 g_plus,
-                dice_weight=lesson.dice_weight,
+                dice=lesson.dice,
                 derivative=self.settings.directional_derivative,
                 epsilon=self.settings.central_epsilon,
             )
@@ -351,7 +353,7 @@ class MetaPseudoLabels:
         with torch.no_grad():
             lesson = self._lesson(images, self.soft_labels(images))
         with batch_statistics_only(self.student):
-            loss = pseudo_label_loss(lesson.target, self.student(images), lesson.weight, lesson.dice_weight)
+            loss = pseudo_label_loss(lesson.target, self.student(images), lesson.weight, lesson.dice)
             gradient = gradients_of(loss, self.optimisers["student"].parameters)
         parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
         probe = sgd_probe(parameters, gradient, self.settings.probe_rate)
@@ -364,7 +366,7 @@ class MetaPseudoLabels:
             lesson.weight,
             probe,
             g_plus,
-            dice_weight=lesson.dice_weight,
+            dice=lesson.dice,
         )
         given = lesson.log_q.argmax(1)
         return given, (lesson.q * feedback).sum(1) - feedback.gather(1, given[:, None])[:, 0]

@@ -15,11 +15,15 @@ def print_study(study: Study) -> None:
     print_table(f"{study['name']}, {study['test_cases']} cases", *study_rows(study), total=False)
 
 
-def write_study_files(study: Study, output: Path, results: Path) -> Path:
-    """Write `output/compare.html`, and `table.md` and `figures.html` into `results`; returns the page.
+def write_table(study: Study, results: Path) -> None:
+    """Write `table.md`: quick and small, so that it can be done after every run."""
+    write_text(results / "table.md", study_markdown(study))
+
+
+def write_pages(study: Study, output: Path, results: Path) -> Path:
+    """Write `figures.html` into `results` and `compare.html` into `output`; returns the latter.
 
     What is in `results` holds no picture of a scan, so that it can be published with the numbers.
     """
-    write_text(results / "table.md", study_markdown(study))
     write_study_page(study, results / "figures.html")
     return write_study_page(study, output / "compare.html", runs=output)

@@ -7,9 +7,8 @@ import platform
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,23 +35,16 @@ from semiseg.study.settings import PlannedRun, StudySettings, load_study, planne
 Say = Callable[[str], None]
 
 
-def run_study(
-    file: Path,
-    output: Path,
-    results: Path,
-    *,
-    data: Path | None = None,
-    jobs: int = 1,
-    say: Say = print,
-    shown: Callable[[Study], object] = lambda study: None,
-) -> Study:
-    """Make all runs of a study file that `results/results.json` does not have yet, and return what is known.
+def made_runs(
+    file: Path, output: Path, results: Path, *, data: Path | None = None, jobs: int = 1, say: Say = print
+) -> Iterator[Study]:
+    """Make all runs of a study file that `results/results.json` does not have yet; yields what is known, at first and
+    after every run.
 
     output: for the run folders, which may be deleted afterwards. results: for the small file, which is written after
-    each run. jobs: runs at a time, which share the cores; their steps stay those of a run with all cores. shown: given
-    what is known after each run, so that a study that is stopped has been shown as far as it got.
+    each run. jobs: runs at a time, which share the cores; their steps stay those of a run with all cores.
 
-    Raises `ConfigError` for a wrong study file, and `DataError` where a run fails: those that are finished are kept.
+    Raises `ConfigError` for a wrong study file, and at the end `DataError` where runs failed; the others are made.
     """
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
@@ -62,30 +54,32 @@ def run_study(
     steps = _steps(study, runs, output, known, say)
     runs = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
     wanted = [(run, settings, run_key(run.method, settings, known.settings)) for run, settings in runs]
+    keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
-    made, keys = 0, [key for *_, key in wanted]
-
-    def one(job: tuple[PlannedRun, RunSettings, str]) -> None:
-        nonlocal made
-        run, settings, key = job
-        row = _result(run, settings, key, output)
-        with known.lock:
-            known.add(row, output / run.name)
-            made += 1
-            dice = sum(case_mean(organs, "dice") for organs in row["cases"].values()) / len(row["cases"])
-            say(f"[{made}/{len(missing)}] {run}: Dice {dice:.4f}, {row['minutes']:.1f} min, {row['steps']} steps")
-            shown(known.study(keys))
-
+    if len(missing) < len(wanted):
+        yield known.study(keys)
+    failed: list[DataError] = []
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(one, job) for job in missing]
+        waiting = {pool.submit(_result, run, settings, key, output): run for run, settings, key in missing}
         try:
-            for future in waiting:
-                future.result()
+            for made, future in enumerate(as_completed(waiting), start=1):
+                run = waiting[future]
+                try:
+                    row = future.result()
+                except DataError as error:
+                    failed.append(error)
+                    say(f"[{made}/{len(missing)}] {error}")
+                    continue
+                known.add(row, output / run.name)
+                dice = sum(case_mean(organs, "dice") for organs in row["cases"].values()) / len(row["cases"])
+                say(f"[{made}/{len(missing)}] {run}: Dice {dice:.4f}, {row['minutes']:.1f} min, {row['steps']} steps")
+                yield known.study(keys)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return known.study(keys)
+    if failed:
+        raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
 
 
 def _steps(
@@ -114,7 +108,8 @@ def _steps(
 
 def _calibrated(folder: Path, settings: RunSettings) -> int:
     """Steps of a method, timed in a process of its own: its memory would count as that of the runs."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of a timing that was cut off, perhaps with other labels
+    folder.mkdir(parents=True)
     write_settings(folder / "recipe.toml", settings)
     command = [sys.executable, "-m", "semiseg.study.calibration", str(folder / "run"), str(folder / "recipe.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -148,7 +143,7 @@ def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> S
         code, peak_bytes = _wait(process)
     if code:
         reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-        raise DataError(f"{folder}: the run failed: {reason[0]} All of it is in {log}. Finished runs are kept.")
+        raise DataError(f"{folder}: the run failed: {reason[0]} All of it is in {log}.")
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
     summary = read_summary(folder / "summary.json")
@@ -179,7 +174,6 @@ class _Known:
     """results.json as it grows."""
 
     def __init__(self, path: Path, study: StudySettings, file: Path) -> None:
-        self.lock = threading.Lock()
         self._path, self._methods = path, set(study.methods)
         self._study: Study = Study(
             name=file.stem,

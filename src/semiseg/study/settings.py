@@ -21,6 +21,17 @@ FIRST = -1
 """As a label seed: the first labels of `splits.json`."""
 
 
+_OF_THE_STUDY = {
+    "data.labelled": "labelled of [[budgets]]",
+    "data.label_seed": "label_seeds of [[budgets]]",
+    "train.seed": "seeds of [[budgets]]",
+    "train.steps": "minutes",
+    "train.budget_minutes": "minutes",
+    "train.threads": "--jobs",
+}
+"""Settings that no method of a study has for itself, and where they come from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
     """One `[[budgets]]` table: runs of one number of labels."""
@@ -63,6 +74,12 @@ class StudySettings:
             raise ConfigError(f"minutes = {self.minutes}: give a number above 0.")
         if self.baseline not in self.methods:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
+        tables = {"common": self.common} | {f"methods.{name}": keys for name, keys in self.methods.items()}
+        for name, given in tables.items():
+            if own := [key for key in _OF_THE_STUDY if key in given]:
+                raise ConfigError(f'[{name}] "{own[0]}": is set by {_OF_THE_STUDY[own[0]]}. Delete it here.')
+        if self.ceiling and self.ceiling not in [budget.labelled for budget in self.budgets]:
+            raise ConfigError(f"ceiling = {self.ceiling}: no [[budgets]] table has so many labels. Add one, or set 0.")
         if not self.budgets:
             raise ConfigError("budgets: name one at least, as a [[budgets]] table with labelled = 4, say.")
         names = [run.name for run in planned_runs(self)]
