@@ -104,9 +104,9 @@ def main() -> None:
     print(json.dumps(trained | {"dice": summary["mean"]["dice"]}))
 
 
-def _copy_channels(images: Sequence[Path], stem: Path) -> None:
+def _copy_channels(images: Sequence[str], stem: Path) -> None:
     for n, image in enumerate(images):
-        shutil.copy(str(image), stem.with_name(f"{stem.name}_{n:04d}.nii.gz"))
+        shutil.copy(image, stem.with_name(f"{stem.name}_{n:04d}.nii.gz"))
 
 
 if __name__ == "__main__":
