@@ -36,6 +36,8 @@ PHASES = Phases(warmup_stop=2, train_stop=6, total=8)
 TRAINING = Phases(warmup_stop=0, train_stop=1000, total=1000)
 PLAIN = MethodSettings(
     cutmix_fraction=0,
+    cutmix_ways="one",
+    student_dice="soft",
     ema_decay=0,
     learning_rate=0.01,
     momentum=0.9,

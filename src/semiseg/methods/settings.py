@@ -98,12 +98,12 @@ class MethodSettings:
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
-    student_dice: Literal["soft", "semimetric", "true_labels", "off"] = "soft"
+    student_dice: Literal["soft", "semimetric", "true_labels", "off"] = "semimetric"
     """The student's Dice on its pseudo-labelled batch, beside cross-entropy. soft: it enlarges organs whose labels are
     soft; semimetric: the form that does not; true_labels: of pasted true labels alone; off."""
     cutmix_fraction: float = 1.0
     """Share of the student's patches that are mixed with a labelled patch and its label; 0 is off."""
-    cutmix_ways: Literal["one", "both"] = "one"
+    cutmix_ways: Literal["one", "both"] = "both"
     """A mixed patch is an unlabelled one with a labelled box; with both, every second one is a labelled one with an
     unlabelled box, so that half of what the student sees is true."""
     consistency_weight: float = 0.0
