@@ -79,8 +79,8 @@ def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
 def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the study's table as text, a row for each method and label budget."""
     header = [
-        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC - {study['baseline']} [95 %]", "p (Holm)", "better runs",
-        "gap closed", "steps", "min", "peak MB",
+        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC - {study['baseline']} [95 %]", "p over cases (Holm)",
+        "better runs", "gap closed", "steps", "min", "peak MB",
     ]  # fmt: skip
     rows = []
     for point in sorted(points(study), key=lambda point: point.labelled):
