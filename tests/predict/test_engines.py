@@ -84,7 +84,7 @@ def test_engines_that_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match="max_gpu_memory = '2GB', but prediction is on cpu: leave it out"):
         open_engine(model, "torch", device="cpu", max_gpu_memory="2GB")
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"openvino and onnx cannot be imported: pip install 'semiseg\[openvino\]'"):
+    with pytest.raises(ConfigError, match=r"openvino and onnx cannot be imported: pip install '\.\[openvino\]'"):
         open_engine(model, "openvino")
 
 

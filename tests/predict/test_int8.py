@@ -110,7 +110,7 @@ def test_nncf_is_asked_for_by_name(
     model: Model, scans: list[Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ConfigError, match=r"semiseg\[int8\]"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[int8\]'"):
         choose_engine(model, scans, tmp_path / "out", INT8, say=print)
 
 
