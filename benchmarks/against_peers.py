@@ -52,8 +52,8 @@ _PREPARATION = ("semiseg", "nnU-Net", "MONAI", "SimpleITK", "TorchIO")
 _SCORES = ("semiseg", "surface-distance", "MONAI", "medpy")
 _PREDICTION = ("semiseg", "semiseg, all tiles", "semiseg compact", "nnU-Net")
 TASKS = {
-    "tile": Task("tile", inputs.window_inputs, ("semiseg", "nnU-Net", "torch")),
-    "window": Task("window", inputs.window_inputs, ("semiseg", "nnU-Net", "MONAI")),
+    "tile": Task("tile", inputs.window_inputs, ("semiseg", "semiseg float32", "nnU-Net", "torch")),
+    "window": Task("window", inputs.window_inputs, ("semiseg", "semiseg float32", "nnU-Net", "MONAI")),
     "export-100": Task("export", inputs.export_100, _EXPORT),
     "export-250": Task("export", inputs.export_250, _EXPORT),
     "preparation": Task("preparation", inputs.preparation_inputs, _PREPARATION),
@@ -104,6 +104,9 @@ def measure(task: Task, contenders: Sequence[str], folder: Path, repeats: int, p
     first = _Results(folder, contenders[0])
     for name, measured in taken.items():
         row: dict[str, Any] = {"contender": name}
+        results = _Results(folder, name)
+        if results.engine:
+            row["engine"] = results.engine
         for figure in ("seconds", "cpu_seconds"):
             row[figure] = round(median(one[figure] for one in measured), 3)
         row["peak_mb"] = round(median(one["peak_bytes"] for one in measured) / 1e6)
@@ -112,7 +115,7 @@ def measure(task: Task, contenders: Sequence[str], folder: Path, repeats: int, p
         if name != contenders[0]:
             for figure in ("seconds", "peak_mb", "peak_mb_above_start"):
                 row[f"semiseg / it, {figure}"] = round(rows[0][figure] / max(row[figure], 1e-3), 4)
-            row["agreement"] = first.agreement(_Results(folder, name))
+            row["agreement"] = first.agreement(results)
         row["versions"] = measured[-1]["versions"]
         rows.append(row)
     return rows
@@ -142,6 +145,8 @@ class _Results:
     def __init__(self, folder: Path, name: str) -> None:
         with np.load(self.file(folder, name)) as arrays:
             self.arrays: dict[str, AnyArray] = dict(arrays)
+        self.engine = str(self.arrays.pop("engine", ""))
+        """By what semiseg computed, and in which precision."""
 
     @staticmethod
     def file(folder: Path, name: str) -> Path:
@@ -169,7 +174,7 @@ def _label_agreement(name: str, ours: AnyArray, theirs: AnyArray) -> dict[str, f
 
 
 def _print(name: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{name}\n{'':22} seconds    CPU s  peak MB  above start   seconds / it  above start / it  agreement")
+    print(f"\n{name}\n{'':42} seconds    CPU s  peak MB  above start   seconds / it  above start / it  agreement")
     for row in rows:
         ratios = ""
         if "agreement" in row:
@@ -177,11 +182,15 @@ def _print(name: str, rows: list[dict[str, Any]]) -> None:
             time, memory = row["semiseg / it, seconds"], row["semiseg / it, peak_mb_above_start"]
             ratios = f"{time:14.3f} {memory:17.3f}  {agreement}"
         print(
-            f"{row['contender']:22} {row['seconds']:7.2f} {row['cpu_seconds']:8.2f} {row['peak_mb']:8d} "
+            f"{_named(row):42} {row['seconds']:7.2f} {row['cpu_seconds']:8.2f} {row['peak_mb']:8d} "
             f"{row['peak_mb_above_start']:12d} {ratios}"
         )
     versions = {library: number for row in rows for library, number in row["versions"].items()}
     print(", ".join(f"{library} {number}" for library, number in sorted(versions.items())))
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['contender']} ({row['engine']})" if "engine" in row else str(row["contender"])
 
 
 if __name__ == "__main__":

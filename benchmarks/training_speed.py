@@ -1,12 +1,13 @@
 """What a step of each method costs, by supervised steps, and how long steps wait for augmentation.
 
     python benchmarks/training_speed.py [--features 16] [--patch 32 48 32] [--batch 2] [--device cpu]
+        [--precision float32]
 
-Steps of all methods are taken alternately in one process, so that a noisy machine slows them alike; means are
-printed and written to `benchmarks/results/training_speed_batchN.json`. A pass forward is one unit and a pass backward
-two: a supervised step is 3, a step of dense feedback in which the teacher moves is 14 (labelling with a graph 1, the
-student's pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional derivative 2, the meta term's
-way back 2).
+Steps of all methods are taken alternately in one process, so that a noisy machine slows them alike; means are printed
+and written to `benchmarks/results/training_speed_batchN.json` (`..._bfloat16.json` in bfloat16). A pass forward is one
+unit and a pass backward two: a supervised step is 3, a step of dense feedback in which the teacher moves is 14
+(labelling with a graph 1, the student's pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional
+derivative 2, the meta term's way back 2).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.processes import processor_name, usable_cores
 from semiseg.randomness import Draw
+from semiseg.train.precision import autocast_dtype
 
 METHODS: dict[str, MethodSettings] = {
     "supervised": MethodSettings(name="supervised"),
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     runners = {name: _runner(arguments, settings, arguments.batch, device) for name, settings in METHODS.items()}
@@ -79,13 +82,15 @@ def main() -> None:
     result = {
         "machine": {"processor": processor_name(), "cores": usable_cores(), "torch": torch.__version__},
         "device": arguments.device,
+        "precision": arguments.precision,
         "network": {"features": arguments.features, "levels": arguments.levels},
         "patch": list(arguments.patch),
         "batch": arguments.batch,
         "steps": arguments.steps,
         "methods": rows,
     }
-    write_json(RESULTS / f"training_speed_batch{arguments.batch}.json", result)
+    suffix = "" if arguments.precision == "float32" else f"_{arguments.precision}"
+    write_json(RESULTS / f"training_speed_batch{arguments.batch}{suffix}.json", result)
     print(json.dumps(result, indent=1))
 
 
@@ -95,7 +100,8 @@ def _runner(
     """Takes a step of the training phase and returns the seconds of augmentation, and of the step."""
     z, y, x = arguments.patch
     plan = _plan(arguments, batch)
-    method = build_method(plan, settings, Phases(0, 10**6, 10**6), seed=0, device=device)
+    autocast = autocast_dtype(arguments.precision)
+    method = build_method(plan, settings, Phases(0, 10**6, 10**6), seed=0, device=device, autocast=autocast)
     augment = AugmentSettings()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch, 1, z, y, x), generator=generator).to(device)

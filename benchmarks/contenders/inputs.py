@@ -6,6 +6,7 @@ engine can be checked on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ PAPER_SPACING_MM = (2.5, 1.0, 1.0)
 CT_SPACING_MM = (2.5, 0.8, 0.8)
 _TRAINING_PATCH = (32, 80, 80)
 MODELS = {
-    "model-32": (32, PAPER_SPACING_MM, 160),
+    "model-32": (32, PAPER_SPACING_MM, 600),
     "model-16": (16, PAPER_SPACING_MM, 300),
-    "model-16-coarse": (16, (2.5, 2.0, 2.0), 100),
+    "model-16-coarse": (16, (2.5, 2.0, 2.0), 600),
 }
 """Features of the finest level, spacing and training steps: the paper's network, one with half of its features, and a
 compact student on a coarser grid."""
@@ -49,7 +50,7 @@ compact student on a coarser grid."""
 def trained_model(folder: Path, name: str = "model-32") -> Model:
     """A network for 13 organs, patch 64 x 160 x 160, trained on three phantoms.
 
-    Up to 15 minutes of 2 cores when it is not there yet.
+    When it is not there yet: 10 minutes of 2 cores that have bfloat16, half an hour of others.
     """
     target = folder / name
     if not target.is_dir():
@@ -63,7 +64,7 @@ def trained_model(folder: Path, name: str = "model-32") -> Model:
                 device="cpu", spacing_mm=spacing_mm, patch=_TRAINING_PATCH, batch=2, base_features=base_features
             ),
             method=MethodSettings(name="supervised"),
-            train=TrainSettings(steps=steps, precision="float32"),
+            train=TrainSettings(steps=steps),
         )
         run = folder / name.replace("model", "run")
         workflows.prepare(run, settings)
@@ -74,10 +75,10 @@ def trained_model(folder: Path, name: str = "model-32") -> Model:
     return load_model(target)
 
 
-def window_inputs(folder: Path, shared: Path, _data: Path) -> None:
-    """64 x 256 x 256 voxels of a phantom as the network sees them, and the model."""
+def window_inputs(folder: Path, shared: Path, data: Path) -> None:
+    """64 x 256 x 256 voxels of a phantom as the network sees them, the model, and the pieces for its engine's check."""
+    _link_models(folder, shared, data, names=("model-32",))
     model = trained_model(shared)
-    _link(folder / "model-32", model.folder)
     if not (folder / "window.npy").is_file():
         image, _ = phantom(shared, (64, 256, 256), PAPER_SPACING_MM)
         scan = ScanRows([RawChannel(image)], PAPER_SPACING_MM, model.plan)
@@ -144,11 +145,11 @@ def _save_labels(folder: Path, label: LabelArray) -> None:
     np.save(folder / "prediction.npy", np.roll(resample_label(coarse, (z, y, x)), (0, 1, 2), (0, 1, 2)))
 
 
-def prediction_inputs(folder: Path, shared: Path, _data: Path) -> None:
+def prediction_inputs(folder: Path, shared: Path, data: Path) -> None:
     """A phantom CT of 512 x 512 x 100 voxels of 0.8 x 0.8 x 2.5 mm as a file, and both models."""
     image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM)
     _write(folder / "scan" / "scan_0000.nii.gz", image, CT_SPACING_MM)
-    _link_models(folder, shared)
+    _link_models(folder, shared, data)
 
 
 def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
@@ -156,19 +157,36 @@ def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
     network would see its body mirrored."""
     scan = read_raw([data / "ct_whole" / "ircad17_0000.nii.gz"])
     _write(folder / "scan" / "scan_0000.nii.gz", scan.channels[0].stored, scan.grid.spacing_mm)
-    _link_models(folder, shared)
+    _link_models(folder, shared, data)
 
 
-def _link_models(folder: Path, shared: Path) -> None:
-    piece = folder / "piece" / "piece_0000.nii.gz"
-    if not piece.is_file():
-        image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM)
-        _write(piece, image[18:82, 150:350, 150:350], CT_SPACING_MM)
-    for name in ("model-32", "model-16-coarse"):
-        _link(folder / name, trained_model(shared, name).folder)
-        # The engine is checked against torch once for a model on a machine: not what is measured.
+def _link_models(
+    folder: Path, shared: Path, data: Path, names: Sequence[str] = ("model-32", "model-16-coarse")
+) -> None:
+    """The models, with their engines checked against torch on three pieces of scans: that is done once for a model on a
+    machine, and is not what is measured."""
+    pieces = check_pieces(shared, data)
+    _link(folder / "pieces", pieces)
+    for name in names:
+        model = trained_model(shared, name)
+        _link(folder / name, model.folder)
         checked = PredictSettings(engine="openvino")
-        workflows.predict(folder / name, [piece], folder / "piece" / name, settings=checked)
+        workflows.predict(model.folder, [pieces], pieces.parent / f"checked-{name}", settings=checked)
+
+
+def check_pieces(shared: Path, data: Path) -> Path:
+    """The folder of the scans that engines are checked on: 64 slices of two phantoms, and of a real CT where it is."""
+    folder = shared / "pieces"
+    middle = (slice(18, 82), slice(100, 400), slice(100, 400))
+    for number, name in enumerate(("phantom", "another")):
+        if not (file := folder / f"{name}_0000.nii.gz").is_file():
+            image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM, seed=7 + number)
+            _write(file, image[middle], CT_SPACING_MM)
+    real, file = data / "ct_whole" / "ircad17_0000.nii.gz", folder / "ircad17_0000.nii.gz"
+    if real.is_file() and not file.is_file():
+        scan = read_raw([real])
+        _write(file, scan.channels[0].stored[middle], scan.grid.spacing_mm)
+    return folder
 
 
 def _link(link: Path, target: Path) -> None:
@@ -182,11 +200,11 @@ def _ircad17(data: Path) -> tuple[AnyArray, LabelArray]:
     return np.ascontiguousarray(image.channels[0].stored), label
 
 
-def phantom(folder: Path, shape: Shape, spacing_mm: Spacing) -> tuple[AnyArray, LabelArray]:
+def phantom(folder: Path, shape: Shape, spacing_mm: Spacing, seed: int = 7) -> tuple[AnyArray, LabelArray]:
     """A phantom CT as int16 and its organs; kept in `folder`."""
-    file = folder / f"phantom-{'x'.join(map(str, shape))}.npz"
+    file = folder / f"phantom-{'x'.join(map(str, shape))}-{seed}.npz"
     if not file.is_file():
-        image, label = phantom_case(Draw(seed=7), shape_zyx=shape, spacing_mm=spacing_mm)
+        image, label = phantom_case(Draw(seed=seed), shape_zyx=shape, spacing_mm=spacing_mm)
         with atomic_file(file) as temporary, temporary.open("wb") as opened:
             np.savez(opened, image=image.astype(np.int16), label=label)
     with np.load(file) as arrays:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from measured import Contender, Work
 
 SCAN = "scan_0000.nii.gz"
@@ -14,6 +15,7 @@ SCAN = "scan_0000.nii.gz"
 
 def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
     from semiseg import workflows
+    from semiseg.files import read_jsonl
     from semiseg.io.nifti import read_label
     from semiseg.predict.settings import PredictSettings
 
@@ -23,7 +25,9 @@ def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
 
     def work() -> dict[str, Any]:
         workflows.predict(folder / model, [folder / "scan"], output, settings=settings, quiet=True)
-        return {"labels": read_label(output / SCAN.replace("_0000", ""))[0]}
+        (row,) = read_jsonl(output / "predictions.jsonl")
+        engine = np.array(f"{row['engine']} in {row['precision']}")
+        return {"labels": read_label(output / SCAN.replace("_0000", ""))[0], "engine": engine}
 
     return work
 
@@ -47,6 +51,7 @@ def _nnunet(folder: Path) -> Work:
 CONTENDERS: dict[str, Contender] = {
     "semiseg": _semiseg,
     "semiseg, all tiles": partial(_semiseg, skip_air=False),
+    "semiseg float32": partial(_semiseg, precision="float32"),
     "semiseg int8": partial(_semiseg, precision="int8"),
     "semiseg compact": partial(_semiseg, model="model-16-coarse"),
     "nnU-Net": _nnunet,

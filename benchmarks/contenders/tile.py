@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from measured import Contender, Work
 
+if TYPE_CHECKING:
+    from semiseg.predict.engines.base import Engine
+
 TILE = "window.npy"
 
 
-def _semiseg(folder: Path, precision: str) -> Work:
-    from semiseg.predict.engines.opening import open_engine
+def checked_engine(folder: Path, precision: str) -> Engine:
+    """The engine that prediction uses, after its check. precision: `auto` is the fastest that passed."""
+    from semiseg.predict.engine_choice import choose_engine
+    from semiseg.predict.inputs import find_scans
     from semiseg.predict.model import load_model
+    from semiseg.predict.settings import PredictSettings
 
-    engine = open_engine(load_model(folder / "model-32"), "openvino", precision=precision)
+    model, scans = load_model(folder / "model-32"), find_scans([folder / "pieces"])
+    settings = PredictSettings(engine="openvino", precision=precision)  # type: ignore[arg-type]
+    return choose_engine(model, scans, folder / "none", settings, say=print)
+
+
+def _semiseg(folder: Path, precision: str = "auto") -> Work:
+    engine = checked_engine(folder, precision)
     tile = np.load(folder / TILE)[None, :, :, :160, :160]
     engine.run(tile)
-    return lambda: {"logits": engine.run(tile)[0]}
+    return lambda: {"logits": engine.run(tile)[0], "engine": np.array(f"{engine.name} in {engine.precision}")}
 
 
 def _torch(folder: Path) -> Work:
@@ -62,7 +75,8 @@ def _nnunet(folder: Path) -> Work:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "semiseg": partial(_semiseg, precision="float32"),
+    "semiseg": _semiseg,
+    "semiseg float32": partial(_semiseg, precision="float32"),
     "semiseg int8": partial(_semiseg, precision="int8"),
     "nnU-Net": _nnunet,
     "torch": _torch,

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import numpy as np
 from measured import Contender, Work
-from tile import TILE
+from tile import TILE, checked_engine
 
 
-def _semiseg(folder: Path, precision: str) -> Work:
-    from semiseg.predict.engines.opening import open_engine
+def _semiseg(folder: Path, precision: str = "auto") -> Work:
     from semiseg.predict.model import load_model
     from semiseg.predict.sliding import sliding_window
     from semiseg.predict.window import Window
 
-    model = load_model(folder / "model-32")
-    engine = open_engine(model, "openvino", precision=precision)
+    patch = load_model(folder / "model-32").plan.patch
+    engine = checked_engine(folder, precision)
     image = np.load(folder / TILE)
     engine.run(image[None, :, :, :160, :160])
-    return lambda: {"logits": sliding_window(image, engine, Window(patch=model.plan.patch))}
+    return lambda: {
+        "logits": sliding_window(image, engine, Window(patch=patch)),
+        "engine": np.array(f"{engine.name} in {engine.precision}"),
+    }
 
 
 def _nnunet(folder: Path) -> Work:
@@ -56,7 +58,8 @@ def _monai(folder: Path) -> Work:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "semiseg": partial(_semiseg, precision="float32"),
+    "semiseg": _semiseg,
+    "semiseg float32": partial(_semiseg, precision="float32"),
     "semiseg int8": partial(_semiseg, precision="int8"),
     "nnU-Net": _nnunet,
     "MONAI": _monai,

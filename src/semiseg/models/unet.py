@@ -34,6 +34,22 @@ class BatchNorm3d(nn.BatchNorm3d):
         return super().forward(input)
 
 
+class Conv3d(nn.Conv3d):
+    """Convolution whose bfloat16 gradient can be trusted on a CPU.
+
+    oneDNN's kernel for the gradient of the weights in bfloat16 leaves part of it unwritten where the map is no deeper
+    than the padding on both sides (a 3 x 3 x 3 kernel on a map of depth 2): what comes back is what was in memory, NaN
+    at times. Such maps, the smallest of a network, are convolved in float32; see docs/decisions/0014.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `(B, C, D, H, W)`."""
+        if input.is_cpu and 1 < input.shape[2] <= 2 * int(self.padding[0]) and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
 @contextmanager
 def batch_statistics_only(network: nn.Module) -> Iterator[None]:
     """Within: every batch norm uses the statistics of its batch alone and updates no buffer."""
@@ -97,7 +113,7 @@ def _level(inputs: int, outputs: int, kernel: Shape) -> nn.Sequential:
     layers: list[nn.Module] = []
     for source in (inputs, outputs):
         # The bias would be cancelled by the batch norm that follows.
-        layers.append(nn.Conv3d(source, outputs, kernel, padding=padding, bias=False))
+        layers.append(Conv3d(source, outputs, kernel, padding=padding, bias=False))
         layers += [BatchNorm3d(outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
