@@ -22,7 +22,7 @@ def checked_engine(folder: Path, precision: str) -> Engine:
     from semiseg.predict.model import load_model
     from semiseg.predict.settings import PredictSettings
 
-    model, scans = load_model(folder / "model-32"), find_scans([folder / "pieces"])
+    model, scans = load_model(folder / "model-32"), find_scans([folder / "scans-to-check"])
     settings = PredictSettings(engine="openvino", precision=precision)  # type: ignore[arg-type]
     return choose_engine(model, scans, folder / "none", settings, say=print)
 
