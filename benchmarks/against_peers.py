@@ -50,10 +50,10 @@ class Task:
 _EXPORT = ("semiseg", "nnU-Net", "MONAI")
 _PREPARATION = ("semiseg", "nnU-Net", "MONAI", "SimpleITK", "TorchIO")
 _SCORES = ("semiseg", "surface-distance", "MONAI", "medpy")
-_PREDICTION = ("semiseg", "semiseg, all tiles", "semiseg compact", "nnU-Net")
+_PREDICTION = ("semiseg", "semiseg int8", "semiseg, all tiles", "semiseg compact", "nnU-Net")
 TASKS = {
-    "tile": Task("tile", inputs.window_inputs, ("semiseg", "semiseg float32", "nnU-Net", "torch")),
-    "window": Task("window", inputs.window_inputs, ("semiseg", "semiseg float32", "nnU-Net", "MONAI")),
+    "tile": Task("tile", inputs.window_inputs, ("semiseg", "semiseg int8", "nnU-Net", "torch")),
+    "window": Task("window", inputs.window_inputs, ("semiseg", "semiseg int8", "nnU-Net", "MONAI")),
     "export-100": Task("export", inputs.export_100, _EXPORT),
     "export-250": Task("export", inputs.export_250, _EXPORT),
     "preparation": Task("preparation", inputs.preparation_inputs, _PREPARATION),

@@ -183,7 +183,7 @@ def _link_models(folder: Path, shared: Path, names: Sequence[str] = ("model-32",
         model = trained_model(shared, name)
         _link(folder / name, model.folder)
         precisions: tuple[Literal["auto", "int8"], ...] = ("auto", "int8")
-        for precision in precisions:
+        for precision in precisions[: None if name == "model-32" else 1]:
             settings = PredictSettings(engine="openvino", precision=precision)
             with suppress(ConfigError):  # int8 may fail its check, and the contender says so
                 workflows.predict(model.folder, [scans], shared / f"checked-{name}-{precision}", settings=settings)

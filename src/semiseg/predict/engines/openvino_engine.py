@@ -15,8 +15,8 @@ from semiseg.predict.model import Model
 from semiseg.processes import usable_cores
 from semiseg.types import FloatArray
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
-"""What is not quantised, all but in int8, is computed in."""
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+"""OpenVINO's names."""
 
 
 def int8_file(model: Model) -> Path:
@@ -46,7 +46,8 @@ class OpenVinoEngine:
             )
         graph = openvino.Core().read_model(int8_file(model)) if precision == "int8" else read_network(model)
         options = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            # What is not quantised is computed in the fastest precision that there is; the check is of both together.
+            "INFERENCE_PRECISION_HINT": _HINTS[supported_precisions()[0] if precision == "int8" else precision],
             "INFERENCE_NUM_THREADS": usable_cores(),
             "PERFORMANCE_HINT": "LATENCY",
         }
