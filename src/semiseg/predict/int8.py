@@ -44,8 +44,8 @@ def make_int8(model: Model, scans: Sequence[Scan], *, say: Callable[[str], None]
     say(f"making an int8 network from {len(tiles)} tiles: minutes, once for this model on this machine")
     nncf.set_log_level(logging.ERROR)
     network = read_network(model)
-    # In OpenVINO's own choice of precision, bfloat16 where the processor has it, in which NNCF compiles what it tries: so
-    # it is quantisation alone that is judged. Against float32 every layer would be given back for what bfloat16 costs.
+    # In OpenVINO's own choice of precision, bfloat16 where the processor has it, in which NNCF compiles what it tries:
+    # quantisation alone is judged. Against float32 every layer would be given back for what bfloat16 costs.
     agreement = _Agreement(openvino.Core().compile_model(network, "CPU"), tiles)
     if not agreement.finds_organs:
         raise ConfigError("precision = 'int8': the model finds no organ in the scans that it is to be calibrated on.")
