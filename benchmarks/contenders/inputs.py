@@ -40,13 +40,14 @@ from semiseg.types import AnyArray, LabelArray, Shape, Spacing
 PAPER_PATCH = (64, 160, 160)
 PAPER_SPACING_MM = (2.5, 1.0, 1.0)
 CT_SPACING_MM = (2.5, 0.8, 0.8)
-MODELS: dict[str, tuple[int, Spacing, Shape, int]] = {
-    "model-32": (32, PAPER_SPACING_MM, (32, 64, 64), 300),
-    "model-16": (16, PAPER_SPACING_MM, (32, 64, 64), 300),
-    "model-16-coarse": (16, (2.5, 2.0, 2.0), (32, 64, 64), 300),
+_TRAINING_PATCH, _TRAINING_STEPS = (32, 64, 64), 300
+MODELS: dict[str, tuple[int, Spacing]] = {
+    "model-32": (32, PAPER_SPACING_MM),
+    "model-16": (16, PAPER_SPACING_MM),
+    "model-16-coarse": (16, (2.5, 2.0, 2.0)),
 }
-"""Features of the finest level, spacing, training patch and steps: the paper's network, one with half of its features,
-and a compact student on a coarser grid."""
+"""Features of the finest level and spacing: the paper's network, one with half of its features, and a compact student on
+a coarser grid."""
 KNOWN_HU = {1: 250, 2: 500, 3: 750, 13: 1000}
 """Liver, right kidney, spleen, left kidney: the organs that the networks learn, and the mean that they are given."""
 
@@ -58,13 +59,15 @@ def trained_model(folder: Path, name: str = "model-32") -> Model:
     """
     target = folder / name
     if not target.is_dir():
-        base_features, spacing_mm, patch, steps = MODELS[name]
+        base_features, spacing_mm = MODELS[name]
         data = _training_scans(folder / "training", folder)
         settings = RunSettings(
             data=DataSettings(root=str(data)),
-            plan=PlanSettings(device="cpu", spacing_mm=spacing_mm, patch=patch, batch=2, base_features=base_features),
+            plan=PlanSettings(
+                device="cpu", spacing_mm=spacing_mm, patch=_TRAINING_PATCH, batch=2, base_features=base_features
+            ),
             method=MethodSettings(name="supervised"),
-            train=TrainSettings(steps=steps, validation_every=0),
+            train=TrainSettings(steps=_TRAINING_STEPS, validation_every=0),
         )
         run = folder / name.replace("model", "run")
         workflows.prepare(run, settings)
@@ -182,8 +185,8 @@ def _link_models(folder: Path, shared: Path, names: Sequence[str] = ("model-32",
     for name in names:
         model = trained_model(shared, name)
         _link(folder / name, model.folder)
-        precisions: tuple[Literal["auto", "int8"], ...] = ("auto", "int8")
-        for precision in precisions[: None if name == "model-32" else 1]:
+        precisions: tuple[Literal["auto", "int8"], ...] = ("auto", "int8") if name == "model-32" else ("auto",)
+        for precision in precisions:
             settings = PredictSettings(engine="openvino", precision=precision)
             with suppress(ConfigError):  # int8 may fail its check, and the contender says so
                 workflows.predict(model.folder, [scans], shared / f"checked-{name}-{precision}", settings=settings)
