@@ -46,8 +46,8 @@ MODELS: dict[str, tuple[int, Spacing]] = {
     "model-16": (16, PAPER_SPACING_MM),
     "model-16-coarse": (16, (2.5, 2.0, 2.0)),
 }
-"""Features of the finest level and spacing: the paper's network, one with half of its features, and a compact student on
-a coarser grid."""
+"""Features of the finest level and spacing: the paper's network, one with half of its features, and a compact student
+on a coarser grid."""
 KNOWN_HU = {1: 250, 2: 500, 3: 750, 13: 1000}
 """Liver, right kidney, spleen, left kidney: the organs that the networks learn, and the mean that they are given."""
 
