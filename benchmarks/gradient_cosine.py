@@ -39,7 +39,7 @@ from semiseg.models.unet import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings
 from semiseg.train.checkpoint import load_latest
-from semiseg.train.loop import step_inputs
+from semiseg.train.inputs import step_inputs
 from semiseg.train.session import Session
 from semiseg.workflows import open_session
 

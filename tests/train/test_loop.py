@@ -21,7 +21,9 @@ from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
-from semiseg.train.loop import Place, TrainingData, _Clock, train_method
+from semiseg.train.inputs import Place, TrainingData
+from semiseg.train.loop import train_method
+from semiseg.train.loop_state import Clock
 from semiseg.train.settings import TrainSettings
 
 Store = Callable[..., Path]
@@ -172,7 +174,7 @@ def test_the_share_of_time_that_steps_wait_is_counted(monkeypatch: pytest.Monkey
             now[0] += 1.0  # what reading and augmenting takes
             yield step, None, None
 
-    clock = _Clock()
+    clock = Clock(began=0.0)
     shares = []
     for step, *_ in clock.timed(batches()):
         now[0] += 3.0  # what the step takes

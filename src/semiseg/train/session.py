@@ -31,7 +31,8 @@ from semiseg.predict.model import load_model, save_model
 from semiseg.randomness import Draw
 from semiseg.train.calibrate import calibrated_steps, scratch_teacher_every
 from semiseg.train.checkpoint import load_latest
-from semiseg.train.loop import Place, TrainingData, step_inputs, train_method
+from semiseg.train.inputs import Place, TrainingData, step_inputs
+from semiseg.train.loop import train_method
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.settings import TrainSettings
 
