@@ -47,6 +47,12 @@ def test_the_phases_count_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> No
     assert calibrated_steps(10, settings(), run) == 1200
 
 
+def test_refreshes_count_as_part_of_the_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Clock(monkeypatch).steps(constant(warmup=0.1, train=0.5, finetune=0.5))
+    # 0.5 * 0.1 + 0.4 * (0.5 + 0.5) + 0.1 * 0.5 = 0.5 seconds a step.
+    assert calibrated_steps(10, settings(), run, refresh_seconds=0.5) == 1200
+
+
 def test_supervised_training_has_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Phases] = []
     run = Clock(monkeypatch).steps(constant(train=0.25))

@@ -24,11 +24,14 @@ def calibrated_steps(
     minutes: float,
     settings: MethodSettings,
     run_steps: Callable[[Phases, Callable[[int], None]], object],
+    *,
+    refresh_seconds: float = 0.0,
 ) -> int:
     """Steps that take `minutes` at the phases' shares.
 
     run_steps: trains a scratch copy through the given phases, with `scratch_teacher_every`, and calls back before each
     step. Training steps in which the teacher moves and those in which it does not are timed apart.
+    refresh_seconds: what refreshes cost each training step besides, on average.
     """
     length = WARM + TIMED + 1  # the last step's time holds the first, cold, read of the next phase
     phases = Phases(length, 2 * length, 3 * length) if settings.uses_unlabelled else Phases(0, length, length)
@@ -47,7 +50,8 @@ def calibrated_steps(
     moves = mean(phases.warmup_stop, lambda step: every > 0 and step % every == 0)
     holds = mean(phases.warmup_stop, lambda step: every == 0 or step % every > 0)
     share = 1 / settings.teacher_every if settings.teacher_every else 0.0
-    per_step = {"warmup": mean(0), "train": share * moves + (1 - share) * holds, "finetune": mean(phases.train_stop)}
+    training = share * moves + (1 - share) * holds + refresh_seconds
+    per_step = {"warmup": mean(0), "train": training, "finetune": mean(phases.train_stop)}
     return max(1, round(60 * minutes / sum(part * per_step[name] for name, part in _shares(settings).items())))
 
 

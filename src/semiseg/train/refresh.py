@@ -17,6 +17,8 @@ from semiseg.predict.window import Window
 from semiseg.randomness import Draw
 
 KEPT_PER_CLASS = 64
+TILE_STEP = 1.0
+"""Tiles side by side: a place to draw a patch from may be a voxel or two off, and it is half of the tiles or fewer."""
 
 
 def predicted_locations(
@@ -30,7 +32,7 @@ def predicted_locations(
     for index in range(turn * count, turn * count + min(count, len(cases))):
         case = open_case(cases[index % len(cases)])
         image = case.read_image(Box((0, 0, 0), case.meta.shape_zyx))
-        labels = sliding_window(image, engine, Window(patch=plan.patch)).argmax(axis=0)
+        labels = sliding_window(image, engine, Window(patch=plan.patch, step=TILE_STEP)).argmax(axis=0)
         places: dict[int, list[list[int]]] = {}
         for value in plan.labels.organs:
             voxels = np.argwhere(labels == value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from semiseg.train.checkpoint import load_latest
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.loop import train_method
 from semiseg.train.precision import autocast_dtype
+from semiseg.train.refresh import predicted_locations
 from semiseg.train.settings import TrainSettings
 
 FEEDBACK_CASES = 3
@@ -110,7 +112,7 @@ def set_up_torch(settings: TrainSettings) -> int:
 def calibrate(session: Session) -> int:
     """The number of steps that the budget in minutes allows here; a scratch copy is trained for some seconds.
 
-    Refreshes and validations are not in it: they come on top.
+    Validations are not in it: they come on top.
     """
     scratch = replace(
         session,
@@ -124,7 +126,20 @@ def calibrate(session: Session) -> int:
             before(step)
             method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
 
-    return calibrated_steps(session.train.budget_minutes, session.method, run_steps)
+    return calibrated_steps(
+        session.train.budget_minutes, session.method, run_steps, refresh_seconds=_refresh_seconds(session)
+    )
+
+
+def _refresh_seconds(session: Session) -> float:
+    """What the refreshes of predicted places cost a training step on average, from one refresh by a new network."""
+    method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
+    if not session.train.refresh_steps or not method.labeller or not data.unlabelled:
+        return 0.0
+    engine = TorchEngine(method.networks[method.labeller], session.device, session.place.autocast)
+    began = time.perf_counter()
+    predicted_locations(data.unlabelled, 0, session.train.refresh_cases, engine, session.plan, session.train.seed)
+    return (time.perf_counter() - began) / session.train.refresh_steps
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:
