@@ -44,11 +44,11 @@ def supervised_loss(labels: Tensor, logits: Tensor, *, ignore: int | None = None
     Voxels of value `ignore` count in neither term. If a batch holds nothing else the loss is a zero with a graph.
     """
     log_p = functional.log_softmax(logits, dim=1)
-    if ignore is None:
-        target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
-        return functional.nll_loss(log_p, labels) + _dice_loss(target, log_p.exp(), None)
-    weight = (labels != ignore).to(log_p.dtype)[:, None]
     target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
+    # A sum over all classes: torch's `nll_loss` adds up in any order on a GPU.
+    if ignore is None:
+        return -(target * log_p).sum() / labels.numel() + _dice_loss(target, log_p.exp(), None)
+    weight = (labels != ignore).to(log_p.dtype)[:, None]
     cross_entropy = -(target * log_p * weight).sum() / weight.sum().clamp_min(1.0)
     return cross_entropy + _dice_loss(target, log_p.exp(), weight)
 

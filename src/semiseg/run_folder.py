@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from semiseg.data.planner import Device
+from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.settings import RunSettings, read_settings, write_settings
@@ -37,14 +37,16 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
     path = run / "run.toml"
     settings = _with_absolute_root(settings, Path.cwd())
     if not path.exists() or not (run / "plan.toml").exists():
-        if settings.plan.device == "auto":
-            settings = replace(settings, plan=replace(settings.plan, device=_planned_device(settings.train.device)))
+        settings = replace(settings, plan=_planned_for_here(settings.plan, settings.train.device))
         write_settings(path, settings)
         return settings
     before = _with_absolute_root(read_settings(path), run)
-    # What was settled on some machine since (device, precision, threads, steps from the budget) is no difference.
+    # What was settled on some machine since (device and its memory, precision, threads, steps from the budget) is no
+    # difference.
     if settings.plan.device == "auto":
         settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
+    if settings.plan.memory_budget_gb is None:
+        settings = replace(settings, plan=replace(settings.plan, memory_budget_gb=before.plan.memory_budget_gb))
     train = settings.train
     if train.precision == "auto":
         train = replace(train, precision=before.train.precision)
@@ -92,11 +94,19 @@ def prepared_settings(run: Path) -> RunSettings:
     return read_settings(run / "run.toml")
 
 
-def _planned_device(name: str) -> Device:
-    from semiseg.predict.device import choose_device
+_GPU_SHARE = 0.85
+"""Of a GPU's memory that is planned with; the rest is for its context, its libraries' workspaces and fragments."""
 
-    kind = choose_device(name).type
-    return "cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu"
+
+def _planned_for_here(plan: PlanSettings, device: str) -> PlanSettings:
+    """The device that is planned for, where it was left open, and the memory of the GPU that is here."""
+    from semiseg.predict.device import choose_device, gpu_bytes
+
+    if plan.device == "auto":
+        kind = choose_device(device).type
+        plan = replace(plan, device="cuda" if kind == "cuda" else "mps" if kind == "mps" else "cpu")
+    total = gpu_bytes(device) if plan.device == "cuda" and plan.memory_budget_gb is None else 0
+    return replace(plan, memory_budget_gb=round(_GPU_SHARE * total / 1e9, 1)) if total else plan
 
 
 def budget(run: Path) -> str:

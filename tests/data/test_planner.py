@@ -74,7 +74,7 @@ def test_flare22_gets_the_papers_plan(fingerprint: Fingerprint) -> None:
     normalisation = plan.normalisation[0]
     assert (normalisation.scheme, normalisation.low, normalisation.high) == ("ct", -900.0, 300.0)
     assert (normalisation.mean, normalisation.deviation) == (80.0, 130.0)
-    assert estimated_gb(plan, "cuda") < 32
+    assert 40 < estimated_gb(plan, "cuda") < 48  # 42.7 GB of tensors were counted in a dense step with this plan
 
 
 def test_hippocampus_patch_covers_the_median_scan() -> None:
@@ -160,12 +160,12 @@ def test_what_cannot_be_planned_is_refused() -> None:
 
 
 def test_less_memory_means_smaller_batch_then_patch_then_features() -> None:
-    plans = [make_plan(_flare22(), _labels(13), PlanSettings(memory_budget_gb=gb)) for gb in (32, 16, 4, 0.8)]
+    plans = [make_plan(_flare22(), _labels(13), PlanSettings(memory_budget_gb=gb)) for gb in (48, 22, 4, 0.8)]
     assert [p.batch for p in plans[:2]] == [8, 4]
     assert plans[1].patch == (64, 160, 160)
     assert prod(plans[2].patch) < 64 * 160 * 160
     assert plans[3].teacher.features[0] < 32
-    for plan, budget in zip(plans, (32, 16, 4, 0.8), strict=True):
+    for plan, budget in zip(plans, (48, 22, 4, 0.8), strict=True):
         assert estimated_gb(plan, "cuda") <= budget
 
 

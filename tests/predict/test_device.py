@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -17,6 +20,7 @@ GPU = torch.device("cuda", 0)
 def fractions(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A GPU of 10 GB with 6 GB free, of which torch holds 1 GB in its cache; notes what torch is allowed."""
     allowed: list[float] = []
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
     monkeypatch.setattr(devices, "_load_libraries", lambda device: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GB, 10 * GB))
@@ -34,6 +38,26 @@ def test_what_others_hold_counts_and_torchs_own_does_not(fractions: list[float])
         limit_gpu_memory(GPU, "3GB")
     with pytest.raises(ConfigError, match="max_gpu_memory = 'much': give a number with its unit"):
         limit_gpu_memory(GPU, "much")
+
+
+def test_what_the_driver_reserves_counts_where_it_can_be_asked(
+    fractions: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: {"GPU-123": "handle"}[uuid],
+        nvmlDeviceGetMemoryInfo=lambda handle: {"handle": SimpleNamespace(used=4.5 * GB)}[handle],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="123"))
+    assert limit_gpu_memory(GPU, "5GB") == 1.5 * GB
+
+    def fails(handle: str) -> None:
+        raise OSError("not supported")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", fails)
+    assert limit_gpu_memory(GPU, "5GB") == 2 * GB
 
 
 def test_a_gpu_is_named_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,24 @@ def test_torch_in_bfloat16_is_checked_like_the_others(
     """These weights were never trained, and rounding changes too many of their labels."""
     with pytest.raises(ConfigError, match="torch in bfloat16 cannot take the place of torch in float32: the smallest"):
         Chosen(model, scans, tmp_path / "out", engine="torch", precision="bfloat16")
-    assert 0.9 < float(str(remembered(tmp_path)["torch in bfloat16"]["worst_dice"])) < 0.995
+    assert 0.9 < float(str(remembered(tmp_path)["torch in bfloat16 on cpu"]["worst_dice"])) < 0.995
+
+
+def test_on_a_gpu_with_bfloat16_it_is_tried_and_what_is_found_is_the_gpus(
+    model: Model, scans: list[Scan], machine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU is made up; what it computes is computed here."""
+    monkeypatch.setattr(engine_choice, "_on_cpu", lambda device: False)
+    monkeypatch.setattr(engine_choice, "_gpu_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(engine_choice, "_device_name", lambda device: "Made Up 8")
+    assert Chosen(model, scans, tmp_path / "out").choice == REFERENCE  # weights that were never trained
+    found = remembered(tmp_path)
+    assert found.keys() == {"torch in bfloat16 on Made Up 8", "torch in float32 on Made Up 8"}
+    assert found["torch in bfloat16 on Made Up 8"]["passed"] is False
+    machine.clear()
+    monkeypatch.setattr(engine_choice, "_device_name", lambda device: "Made Up 9")
+    Chosen(model, scans, tmp_path / "other")
+    assert machine == ["torch", "torch"]
 
 
 def test_an_engine_that_cannot_be_loaded_is_passed_over(

@@ -7,9 +7,9 @@ import pytest
 import torch
 from engines import Constant, Identity, Sides
 
+from semiseg.errors import TrainingError
 from semiseg.geometry import Box
 from semiseg.io.dataset import LabelScheme
-from semiseg.predict.blending import BlendingMemoryError
 from semiseg.predict.engines.torch_blend import DeviceBlend
 from semiseg.predict.sliding import blended_rows, sliding_window
 from semiseg.predict.window import Window, cheapest_axes
@@ -285,14 +285,35 @@ def test_rows_that_were_computed_ahead_are_read_after_the_next_were_begun() -> N
     assert begun == [2, 3, 4, 4]
 
 
-def test_a_device_without_room_to_blend_says_so_once() -> None:
+@pytest.mark.parametrize("failing", [0, 3])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, TrainingError])
+def test_a_device_that_runs_out_of_memory_goes_on_in_main_memory(failing: int, error: type[Exception]) -> None:
     told: list[str] = []
 
-    def run(tiles: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    class Short(OnDevice):
+        def blend(self, window: Window, size: tuple[int, int, int]) -> DeviceBlend:
+            calls = iter(range(1000))
 
-    window = Window(patch=PATCH)
-    blend = DeviceBlend(run, torch.device("cpu"), 3, window, (9, 11, 17), short=lambda: told.append("short"))
-    with pytest.raises(BlendingMemoryError):
+            def run(tiles: torch.Tensor) -> torch.Tensor:
+                if next(calls) == failing:
+                    raise error("no memory")
+                return torch.from_numpy(self.run(tiles.cpu().numpy())).to(self.device)
+
+            return DeviceBlend(run, self.device, 3, window, size, short=lambda: told.append("short"))
+
+    x, window = image(1, 9, 11, 17), Window(patch=PATCH, tile_batch=2)
+    for device in DEVICES:
+        told.clear()
+        found = sliding_window(x, Short(2, device), window)
+        assert told == ["short"]
+        # The sums are the same but for the order of a product and a sum on another device.
+        assert np.allclose(found, sliding_window(x, OnDevice(2, device), window), atol=1e-5)
+
+
+def test_a_device_without_room_for_a_single_tile_fails() -> None:
+    def run(tiles: torch.Tensor) -> torch.Tensor:
+        raise TrainingError("no memory left on cuda:0 for a tile of (4, 6, 8): use --device cpu.")
+
+    blend = DeviceBlend(run, torch.device("cpu"), 3, Window(patch=PATCH), (9, 11, 17))
+    with pytest.raises(TrainingError, match="no memory left"):
         blend.add(image(1, 4, 11, 17), [(slice(0, 6), slice(0, 8))])
-    assert told == ["short"]

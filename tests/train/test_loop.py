@@ -21,6 +21,7 @@ from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
+from semiseg.train import inputs
 from semiseg.train.inputs import Place, TrainingData
 from semiseg.train.loop import train_method
 from semiseg.train.loop_state import Clock
@@ -138,6 +139,17 @@ def test_memory_that_does_not_suffice_names_the_settings_to_lower(train: Train) 
 
     with pytest.raises(TrainingError, match=r"batch of 2 patches of \(4, 4, 4\): lower plan.batch or plan.patch"):
         train(Told(exhausted), steps=4)
+
+
+def test_memory_that_does_not_suffice_for_augmentation_is_named_too(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inputs, "labelled_view", exhausted)
+    with pytest.raises(TrainingError, match=r"no memory left on cpu for a batch of 2"):
+        train(Told(float), steps=4)
 
 
 def test_a_checkpoint_of_another_run_is_refused(train: Train, tmp_path: Path) -> None:

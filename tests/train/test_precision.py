@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from semiseg.errors import ConfigError
 from semiseg.train import precision
 from semiseg.train.precision import autocast_dtype, choose_precision
 
@@ -18,6 +19,22 @@ def test_what_is_asked_for_is_taken(setting: str) -> None:
 
 def test_mps_stays_in_float32() -> None:
     assert choose_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_a_gpu_uses_bfloat16_where_its_convolutions_do(
+    capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A T4 (7.5) stores bfloat16, and torch says that it supports it."""
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device == gpu else (0, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Made Up 7")
+    assert choose_precision("auto", gpu) == expected
+    if expected == "float32":
+        with pytest.raises(
+            ConfigError, match=r"train\.precision = 'bfloat16', but Made Up 7 does not .* float32 or auto"
+        ):
+            choose_precision("bfloat16", gpu)
 
 
 @pytest.mark.parametrize(("half", "expected"), [(0.5, "bfloat16"), (0.9, "float32"), (3.0, "float32")])

@@ -14,6 +14,7 @@ from torch import Tensor
 from semiseg.augment.draws import generators
 from semiseg.errors import ConfigError
 from semiseg.randomness import Draw
+from semiseg.transfer import to_device
 from semiseg.types import Shape
 
 
@@ -47,7 +48,7 @@ def box_mask(boxes: NDArray[np.int64], shape: Shape, device: torch.device) -> Te
         view[axis + 1] = size
         place = np.arange(size)[None]
         inside = (place >= boxes[:, 0, axis, None]) & (place < boxes[:, 1, axis, None])
-        mask = mask & torch.as_tensor(inside, device=device).view(view)
+        mask = mask & to_device(inside, device).view(view)
     return mask
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from semiseg.augment.draws import factor, sample_draws
 from semiseg.augment.settings import AugmentSettings
 from semiseg.randomness import Draw
+from semiseg.transfer import to_device
 from semiseg.types import DoubleArray
 
 _SPATIAL = (-3, -2, -1)
@@ -119,7 +120,7 @@ def apply_intensity(images: Tensor, params: IntensityParams) -> Tensor:
     for values, neutral, change in stages:
         chosen = np.flatnonzero(values != neutral)
         if chosen.size:
-            index = torch.as_tensor(chosen, device=rows.device)
+            index = to_device(chosen, rows.device)
             rows[index] = change(rows[index], values.flat[chosen])
     return rows.view(images.shape)
 
@@ -131,7 +132,7 @@ def _standard_normal(like: Tensor, seed: int) -> Tensor:
 
 def _column(values: DoubleArray, like: Tensor) -> Tensor:
     """A value a row, shaped to broadcast over (R, D, H, W)."""
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1, 1)
+    return to_device(values.astype(np.float32), like.device).view(-1, 1, 1, 1)
 
 
 def blur(rows: Tensor, sigmas: DoubleArray) -> Tensor:
@@ -145,13 +146,14 @@ def blur(rows: Tensor, sigmas: DoubleArray) -> Tensor:
     weights = np.exp(-0.5 * (taps[None] / sigmas[:, None]) ** 2)
     weights[np.abs(taps)[None] > np.ceil(4 * sigmas)[:, None]] = 0.0
     weights /= weights.sum(axis=1, keepdims=True)
+    columns = [_column(weights[:, tap], rows) for tap in range(len(taps))]
     for axis in (1, 2, 3):
         size = rows.shape[axis]
         places = torch.arange(-reach, size + reach, device=rows.device).clamp_(0, size - 1)
         padded = rows.index_select(axis, places)
         rows = torch.zeros_like(rows)
-        for tap in range(len(taps)):
-            rows += padded.narrow(axis, tap, size) * _column(weights[:, tap], rows)
+        for tap, column in enumerate(columns):
+            rows += padded.narrow(axis, tap, size) * column
     return rows
 
 

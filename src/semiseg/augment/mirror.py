@@ -15,6 +15,7 @@ from semiseg.augment.draws import generators
 from semiseg.augment.settings import AugmentSettings
 from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
+from semiseg.transfer import to_device
 from semiseg.types import BoolArray
 
 
@@ -49,7 +50,7 @@ def mirror_classes(q: Tensor, flips: BoolArray, scheme: LabelScheme) -> Tensor:
 
     scheme: gives the pairs and the axis; it has K classes.
     """
-    order = torch.as_tensor(scheme.permutation(), device=q.device)
+    order = to_device(np.array(scheme.permutation()), q.device)
     return _mirrored(q, flips, scheme.mirror_axis, lambda classes: classes[order])
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from semiseg.augment.draws import factor, generators
 from semiseg.augment.settings import AugmentSettings
 from semiseg.randomness import Draw
+from semiseg.transfer import to_device
 from semiseg.types import DoubleArray
 
 
@@ -83,7 +84,7 @@ def apply_spatial(
     changed = params.changed
     if not changed:
         return images, labels
-    index = torch.tensor(changed, device=images.device)
+    index = to_device(np.array(changed), images.device)
     grid = _grid(params.matrices[changed], images)
     images = _replaced(images, index, _resample(images[index], grid, "bilinear"))
     if labels is not None:
@@ -115,6 +116,6 @@ def _grid(matrices: DoubleArray, images: Tensor) -> Tensor:
     z, y, x = offsets[0].view(1, -1, 1, 1), offsets[1].view(1, 1, -1, 1), offsets[2].view(1, 1, 1, -1)
     # A coordinate of ±1 is the outer face of the border voxels, which lies size/2 from the centre.
     scaled = matrices * (2 / np.array(sizes))[None, :, None]
-    m = torch.as_tensor(scaled, dtype=torch.float32, device=images.device)[..., None, None, None]
+    m = to_device(scaled.astype(np.float32), images.device)[..., None, None, None]
     rows = [m[:, axis, 0] * z + m[:, axis, 1] * y + m[:, axis, 2] * x for axis in (2, 1, 0)]
     return torch.stack(rows, dim=-1)

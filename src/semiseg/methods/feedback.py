@@ -12,6 +12,8 @@ weights through functional calls: it measures, and leaves weights, buffers, `.gr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -96,9 +98,23 @@ def real_probe(
 def labelled_loss_at(
     student: nn.Module, parameters: Parameters, images: Tensor, labels: Tensor, ignore: int | None
 ) -> Tensor:
-    """`J` at given weights: batch statistics of `images` alone, no running statistic moved, in float32."""
-    with batch_statistics_only(student):
+    """`J` at given weights: batch statistics of `images` alone, no running statistic moved, in float32.
+
+    On a GPU not in TF32: scalar feedback is the small difference of two of these losses.
+    """
+    with batch_statistics_only(student), _without_tf32():
         return supervised_loss(labels, call_with(student, parameters, images), ignore=ignore)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Within: cuDNN's convolutions round as float32 does, not to the 10 bits of TF32 that it takes by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def labelled_gradient_at(

@@ -41,7 +41,7 @@ class MeanTeacher(StudentMethod):
         return {
             "labelled_loss": loss.detach(),
             "consistency": consistency.detach(),
-            "unlabelled_weight": loss.new_tensor(weight),
+            "unlabelled_weight": loss.new_full((), weight),
             "sure": sure.mean(),
             "gradient_norm": norm,
         }

@@ -37,10 +37,6 @@ class Blend(Protocol):
         ...
 
 
-class BlendingMemoryError(Exception):
-    """The engine's device had no memory left to blend on. The engine blends in main memory from here on: begin anew."""
-
-
 @runtime_checkable
 class BlendsItself(Protocol):
     """An engine that can blend where it computes."""

@@ -45,9 +45,9 @@ def choose_engine(
     """The engine to predict `scans` into `output` with.
 
     An engine that is asked for by name is taken; a folder that was begun by this model keeps its engine; on a GPU it is
-    torch. Otherwise those that are installed are timed on a tile, and the fastest is taken that passes the check on up
-    to three of the scans (of those that `max_memory` allows). What was found is remembered for this model on this
-    machine. say: told of what takes time, and of engines that are not used.
+    torch, in bfloat16 where the GPU has that. Those that are installed are timed on a tile, and the fastest is taken
+    that passes the check on up to three of the scans (of those that `max_memory` allows). What was found is remembered
+    for this model on this machine. say: told of what takes time, and of engines that are not used.
 
     Raises `ConfigError` where the engine that is asked for is not installed, has not the precision that is asked for,
     or fails the check.
@@ -164,6 +164,8 @@ def _candidates(settings: PredictSettings) -> list[Choice]:
         on_cpu = _on_cpu(settings.device)
         names = [name for name in ("openvino", "onnx") if on_cpu and is_installed(name)]
     found = [Choice(name, p) for name in names for p in precisions(name) if wanted in ("auto", p)]
+    if automatic and not on_cpu and wanted == "auto" and _gpu_has_bfloat16(settings.device):
+        found = [Choice("torch", "bfloat16")]
     if wanted == "bfloat16" and (settings.engine == "torch" or (automatic and not on_cpu)):
         found = [Choice("torch", "bfloat16")]
     if wanted == "int8" and "openvino" in names:
@@ -184,6 +186,24 @@ def _begun_with(model: Model, output: Path) -> Choice | None:
         if row.get("model") == model.hash and "key" in row and is_installed(row["engine"]):
             return Choice(row["engine"], row["precision"])
     return None
+
+
+def _device_name(device: str) -> str:
+    """The CPU, or the GPU by its maker's name."""
+    if device == "cpu":
+        return device
+    import torch
+
+    from semiseg.predict.device import choose_device
+
+    chosen = choose_device(device)
+    return torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type
+
+
+def _gpu_has_bfloat16(device: str) -> bool:
+    from semiseg.predict.device import choose_device, has_bfloat16
+
+    return has_bfloat16(choose_device(device))
 
 
 def _on_cpu(device: str) -> bool:
@@ -212,8 +232,8 @@ class _Known:
     def __init__(self, model: Model, device: str, say: Callable[[str], None]) -> None:
         self._say = say
         libraries = {name: version(name) for name in _LIBRARIES if _has(name)}
-        machine = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores(), "device": device}
-        self._machine = machine | libraries
+        machine = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores()}
+        self._machine, self._device = machine | libraries, device
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
         self._rows: dict[str, dict[str, Any]] = {}
@@ -222,23 +242,30 @@ class _Known:
 
     def seconds(self, choice: Choice) -> float | None:
         """Of a tile; None if it was not timed."""
-        return self._rows.get(str(choice), {}).get("seconds_per_tile")
+        return self._row(choice).get("seconds_per_tile")
 
     def worst_dice(self, choice: Choice) -> float:
         """The smallest Dice of the check, 0 if there was none."""
-        return float(self._rows.get(str(choice), {}).get("worst_dice", 0.0))
+        return float(self._row(choice).get("worst_dice", 0.0))
 
     def was_refused(self, choice: Choice) -> bool:
         """Whether it failed its check."""
-        return "worst_dice" in self._rows.get(str(choice), {}) and self.worst_dice(choice) < SMALLEST_DICE
+        return "worst_dice" in self._row(choice) and self.worst_dice(choice) < SMALLEST_DICE
 
     def forget(self, choice: Choice) -> None:
         """All that is known of an engine."""
-        self._rows.pop(str(choice), None)
+        self._rows.pop(self._name(choice), None)
+
+    def _row(self, choice: Choice) -> dict[str, Any]:
+        return self._rows.get(self._name(choice), {})
+
+    def _name(self, choice: Choice) -> str:
+        """What is found on one device says nothing of torch on another; the other engines are on the CPU anyway."""
+        return f"{choice} on {_device_name(self._device)}" if choice.engine == "torch" else str(choice)
 
     def remember(self, choice: Choice, **facts: Any) -> None:
         """Add to what is known of an engine."""
-        self._rows[str(choice)] = self._rows.get(str(choice), {}) | facts
+        self._rows[self._name(choice)] = self._row(choice) | facts
         try:
             write_json(self._file, {"machine": self._machine, "engines": self._rows})
         except OSError as error:

@@ -19,7 +19,6 @@ from semiseg.files import append_jsonl, hash_files, read_jsonl
 from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
 from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
-from semiseg.predict.blending import BlendingMemoryError
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.opening import open_engine
 from semiseg.predict.export import LabelExport, ProbabilityExport
@@ -179,10 +178,7 @@ def _attempt(
 def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> None:
     volume = read_raw(scan.images)
     try:
-        try:
-            labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
-        except BlendingMemoryError:  # once: the engine blends in main memory now
-            labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
+        labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
     except DataError as error:
         several = " Files of one name with numbers from _0000 on count as channels of one scan."
         raise DataError(f"{scan.images[0]}: {error}{several if len(scan.images) > 1 else ''}") from None

@@ -22,6 +22,7 @@ from semiseg.predict.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.settings import TrainSettings
+from semiseg.transfer import to_device
 from semiseg.types import AnyArray
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
@@ -84,7 +85,7 @@ def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, Unlabe
     """The batch on the device, augmented there."""
 
     def send(array: AnyArray) -> Tensor:
-        return torch.from_numpy(array).to(place.device, non_blocking=True)
+        return to_device(array, place.device)
 
     def layout(images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last_3d)

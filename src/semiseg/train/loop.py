@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import remove_leftovers
 from semiseg.methods.base import Method
@@ -23,6 +22,7 @@ from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.journal import Journal
 from semiseg.train.loop_state import LoopState
+from semiseg.train.memory import named_out_of_memory
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 from semiseg.train.validate import validate
@@ -49,7 +49,7 @@ def train_method(
     state = LoopState(Schedule(settings, phases, method_settings))
     checkpoints = run / "checkpoints"
     start = _resume(checkpoints, state, method, origin)
-    with Journal(run, settings, start=start, quiet=quiet) as journal:
+    with Journal(run, settings, start=start, quiet=quiet) as journal, named_out_of_memory(place):
         if start:
             journal.note(f"Going on from step {start} of {settings.steps}.")
         inputs = step_inputs(data, method, phases, settings, place, start, state.locations)
@@ -57,10 +57,7 @@ def train_method(
             if state.schedule.begin(step):
                 state.epoch_losses = []
             method.learning_rate_factor = state.schedule.factor(step)
-            try:
-                journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=step)))
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(_out_of_memory(place.plan, place.device)) from error
+            journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=step)))
 
             done = step + 1
             last, ends_epoch = done == settings.steps, done % settings.epoch_steps == 0
@@ -133,11 +130,4 @@ def _not_finite(step: int, what: str, checkpoints: Path) -> str:
     return (
         f"step {step}: {what} is not finite. Lower method.learning_rate, or look for damaged intensities with "
         f"`semiseg check`. The last good checkpoint is in {checkpoints}."
-    )
-
-
-def _out_of_memory(plan: Plan, device: torch.device) -> str:
-    return (
-        f"no memory left on {device} for a batch of {plan.batch} patches of {plan.patch}: lower plan.batch or "
-        "plan.patch (or plan.memory_budget_gb, and prepare again). Finished checkpoints are kept."
     )

@@ -8,19 +8,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from semiseg.predict.device import has_bfloat16, require_bfloat16
+
 LARGEST_ERROR = 0.05
 """Of bfloat16's gradient relative to float32's: rounding to 8 bits gives below 0.01, a wrong kernel about 1."""
 Precision = Literal["float32", "bfloat16"]
 
 
 def choose_precision(setting: str, device: torch.device) -> Precision:
-    """bfloat16 on CUDA devices that have it, on a CPU where a trial shows it right and faster; else float32."""
+    """bfloat16 on CUDA devices that have it, on a CPU where a trial shows it right and faster; else float32.
+
+    Raises `ConfigError` where bfloat16 is asked of a GPU that does not have it.
+    """
     if setting == "bfloat16":
+        require_bfloat16(device, "train.precision")
         return "bfloat16"
     if setting == "float32" or device.type == "mps":
         return "float32"
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if has_bfloat16(device) else "float32"
     (half_seconds, half), (seconds, gradient) = _trial(torch.bfloat16), _trial(torch.float32)
     wrong = float((half - gradient).norm() / gradient.norm())
     return "bfloat16" if half_seconds < 0.8 * seconds and wrong < LARGEST_ERROR else "float32"

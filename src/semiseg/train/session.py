@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,11 @@ from semiseg.methods.settings import MethodSettings
 from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
 from semiseg.predict.model import load_model, save_model
 from semiseg.randomness import Draw
-from semiseg.train.calibrate import calibrated_steps, scratch_teacher_every
+from semiseg.train.calibrate import LARGEST_TURN, calibrated_steps, scratch_teacher_every
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.loop import train_method
+from semiseg.train.memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.settings import TrainSettings
@@ -114,21 +116,38 @@ def calibrate(session: Session) -> int:
 
     Validations are not in it: they come on top.
     """
-    scratch = replace(
-        session,
-        method=replace(session.method, teacher_every=scratch_teacher_every(session.method)),
-        train=replace(session.train, refresh_steps=0),
+
+    def waited_for(before: Callable[[int], None], step: int) -> None:
+        if session.device.type == "cuda":  # steps are queued there; the clock is to see them done
+            torch.cuda.synchronize(session.device)
+        before(step)
+
+    return calibrated_steps(
+        session.train.budget_minutes,
+        session.method,
+        lambda phases, before: _scratch_steps(session, phases, partial(waited_for, before)),
+        refresh_seconds=_refresh_seconds(session),
     )
 
-    def run_steps(phases: Phases, before: Callable[[int], None]) -> None:
+
+def rehearse(session: Session) -> None:
+    """Take a step or two of every phase with a scratch copy; nothing is left of it.
+
+    So memory that does not suffice shows before the first step, and not after hours of warm-up. Raises `TrainingError`.
+    """
+    phases = Phases(1, 1 + LARGEST_TURN, 2 + LARGEST_TURN) if session.method.uses_unlabelled else Phases(0, 1, 1)
+    _scratch_steps(session, phases, lambda step: None)
+
+
+def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], None]) -> None:
+    """Train a scratch copy through the phases, without refreshes. before: called before each step."""
+    method_settings = replace(session.method, teacher_every=scratch_teacher_every(session.method))
+    scratch = replace(session, method=method_settings, train=replace(session.train, refresh_steps=0))
+    with named_out_of_memory(scratch.place):
         method, data = scratch.build(phases), scratch.open_data()
         for step, labelled, unlabelled in step_inputs(data, method, phases, scratch.train, scratch.place):
             before(step)
             method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
-
-    return calibrated_steps(
-        session.train.budget_minutes, session.method, run_steps, refresh_seconds=_refresh_seconds(session)
-    )
 
 
 def _refresh_seconds(session: Session) -> float:
@@ -144,6 +163,8 @@ def _refresh_seconds(session: Session) -> float:
 
 def train_session(session: Session, *, quiet: bool = False) -> None:
     """Train (or go on training) to the last step; leaves checkpoints, metrics, the model and the feedback maps."""
+    if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
+        rehearse(session)
     phases = Phases.of(session.method, session.train.steps)
     method, data = session.build(phases), session.open_data()
     train_method(

@@ -64,12 +64,15 @@ def open_engine(
         return OnnxEngine(model)
     import torch
 
-    from semiseg.predict.device import choose_device
+    from semiseg.predict.device import choose_device, require_bfloat16
     from semiseg.predict.engines.torch_engine import torch_engine
 
+    chosen = choose_device(device)
+    if precision == "bfloat16":
+        require_bfloat16(chosen, "predict.precision")
     return torch_engine(
         model,
-        choose_device(device),
+        chosen,
         autocast=torch.bfloat16 if precision == "bfloat16" else None,
         max_gpu_memory=max_gpu_memory,
         compiled=compiled,

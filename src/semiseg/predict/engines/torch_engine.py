@@ -61,6 +61,8 @@ class TorchEngine:
         assert isinstance(self.network, UNet3d)
         shape = (window.tile_batch, self.network.channels, *window.patch)
         if shape not in self._peaks:  # a first batch shows what the tiles take
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
             self.run(np.zeros(shape, dtype=np.float32))
             self._peaks[shape] = torch.cuda.max_memory_reserved(self.device)
         free, _ = torch.cuda.mem_get_info(self.device)
@@ -73,10 +75,15 @@ class TorchEngine:
             with self._predicting():
                 return torch.cat(list(self._in_batches(tiles)))
 
-        return DeviceBlend(run, self.device, self.network.classes, window, size, short=self._stop_blending)
+        try:
+            return DeviceBlend(run, self.device, self.network.classes, window, size, short=self._stop_blending)
+        except torch.OutOfMemoryError:
+            pass
+        self._stop_blending()
+        return None
 
     def _stop_blending(self) -> None:
-        """From here on tiles are blended in main memory."""
+        """Of scans to come, tiles are blended in main memory."""
         self._blends = False
         torch.cuda.empty_cache()
 

@@ -1,0 +1,41 @@
+"""What a run's settings are settled to where it is made, and that another machine changes nothing of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from semiseg.data.planner import PlanSettings
+from semiseg.predict import device
+from semiseg.run_folder import settle
+from semiseg.settings import RunSettings, read_settings
+from semiseg.train.settings import TrainSettings
+
+
+@pytest.fixture
+def gpu_of_24_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(device, "gpu_bytes", lambda name: 24 * 10**9)
+
+
+@pytest.mark.usefixtures("gpu_of_24_gb")
+def test_a_plan_is_made_for_the_gpu_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = settle(tmp_path, RunSettings())
+    assert (settled.plan.device, settled.plan.memory_budget_gb) == ("cuda", 20.4)
+    (tmp_path / "plan.toml").touch()
+    monkeypatch.setattr(device, "gpu_bytes", lambda name: 80 * 10**9)
+    assert settle(tmp_path, RunSettings()).plan == settled.plan == read_settings(tmp_path / "run.toml").plan
+
+
+@pytest.mark.usefixtures("gpu_of_24_gb")
+@pytest.mark.parametrize("plan", [PlanSettings(memory_budget_gb=10.0), PlanSettings(device="cpu")])
+def test_what_was_asked_for_stays(tmp_path: Path, plan: PlanSettings) -> None:
+    settled = settle(tmp_path, RunSettings(plan=plan)).plan
+    assert settled.memory_budget_gb == plan.memory_budget_gb
+
+
+def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:
+    settled = settle(tmp_path, RunSettings(plan=PlanSettings(device="cuda"), train=TrainSettings(device="cpu"))).plan
+    assert settled.memory_budget_gb is None

@@ -1,0 +1,99 @@
+"""A session's scratch runs: what is taken in a rehearsal, and what is said when memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from semiseg.augment.settings import AugmentSettings
+from semiseg.data.batches import BatchSource
+from semiseg.data.plan import Plan
+from semiseg.data.sampling import SamplingSettings
+from semiseg.errors import TrainingError
+from semiseg.methods.base import Batch, Method, UnlabelledBatch
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
+from semiseg.randomness import Draw
+from semiseg.train.inputs import TrainingData
+from semiseg.train.session import Session, rehearse
+from semiseg.train.settings import TrainSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Store = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Watched(Session):
+    """A session on two cases that notes the phase and the metrics of each step; fails in `failing`."""
+
+    data: TrainingData
+    failing: str = ""
+    steps: list[tuple[str, set[str]]] = field(default_factory=list)
+
+    def open_data(self) -> TrainingData:
+        return self.data
+
+    def build(self, phases: Phases) -> Method:
+        method = super().build(phases)
+        step = method.step
+
+        def watched(labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+            if phases.name(draw.step) == self.failing:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            metrics = step(labelled, unlabelled, draw)
+            self.steps.append((phases.name(draw.step), set(metrics)))
+            return metrics
+
+        method.step = watched  # type: ignore[method-assign]
+        return method
+
+
+@pytest.fixture
+def session(store: Store, plan: Plan, tmp_path: Path) -> Callable[..., Watched]:
+    shown = np.zeros((6, 6, 6))
+    shown[2:4] = 1
+    labelled, unlabelled = store("a", shown, shown), store("b", shown)
+
+    def made(failing: str = "", **method: object) -> Watched:
+        return Watched(
+            run=tmp_path / "run",
+            cases=[],
+            plan=plan,
+            sampling=SamplingSettings(),
+            augment=AugmentSettings(enabled=False),
+            method=MethodSettings(**method),  # type: ignore[arg-type]
+            train=TrainSettings(steps=1000, refresh_steps=100),
+            device=torch.device("cpu"),
+            data=TrainingData(
+                BatchSource([labelled], [unlabelled], patch=(4, 4, 4), batch=2, seed=0), (unlabelled,), ()
+            ),
+            failing=failing,
+        )
+
+    return made
+
+
+def test_a_rehearsal_takes_every_kind_of_step(session: Callable[..., Watched], tmp_path: Path) -> None:
+    """Of training steps one in which the teacher moves by feedback, and one in which it does not."""
+    mpl = session(name="mpl", feedback="dense", teacher_every=16)
+    rehearse(mpl)
+    assert [phase for phase, _ in mpl.steps] == ["warmup", "train", "train", "finetune"]
+    assert ["feedback" in metrics for _, metrics in mpl.steps] == [False, False, True, False]
+    supervised = session(name="supervised")
+    rehearse(supervised)
+    assert len(supervised.steps) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("failing", ["warmup", "train", "finetune"])
+def test_memory_that_does_not_suffice_shows_in_the_rehearsal(session: Callable[..., Watched], failing: str) -> None:
+    with pytest.raises(
+        TrainingError, match=r"no memory left on cpu for a batch of 2 patches of \(4, 4, 4\): lower plan"
+    ):
+        rehearse(session(failing, name="mpl"))
