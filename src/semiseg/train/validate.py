@@ -28,10 +28,9 @@ def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, flo
     for case in map(open_case, cases):
         box = Box((0, 0, 0), case.meta.shape_zyx)
         label = case.read_label(box).astype(np.int64)
-        logits = sliding_window(case.read_image(box), engine, Window(patch=plan.patch))
-        loss = supervised_loss(torch.from_numpy(label)[None], torch.from_numpy(logits)[None], ignore=plan.labels.ignore)
-        losses.append(float(loss))
-        predicted = logits.argmax(axis=0)
+        logits = torch.from_numpy(sliding_window(case.read_image(box), engine, Window(patch=plan.patch)))
+        losses.append(float(supervised_loss(torch.from_numpy(label)[None], logits[None], ignore=plan.labels.ignore)))
+        predicted = logits.argmax(dim=0).numpy()  # torch takes all cores
         counted = np.ones(label.shape, dtype=bool) if plan.labels.ignore is None else label != plan.labels.ignore
         for value in plan.labels.organs:
             a, b = (predicted == value) & counted, (label == value) & counted
