@@ -124,16 +124,87 @@ def test_another_setting_for_an_existing_run(
 ) -> None:
     before = (trained / "run.toml").read_bytes()
     answer = semiseg_command("prepare", trained, "--set", "train.seed=1")
-    refused(answer, "run.toml", "[train]", "another run folder", kind="settings")
-    refused(semiseg_command("prepare", trained, "--set", "train.threads=2"), "[train]", kind="settings")
-    refused(semiseg_command("prepare", trained, "--method", "mpl"), "[method]", kind="settings")
-    refused(semiseg_command("prepare", trained, "--data", tmp_path), "[data]", kind="settings")
+    refused(answer, "run.toml", "train.seed = 0 in the run, 1 now", "another run folder", kind="settings")
+    refused(semiseg_command("prepare", trained, "--set", "train.threads=2"), "train.threads", kind="settings")
+    refused(semiseg_command("prepare", trained, "--method", "mpl"), "method.name = 'supervised'", kind="settings")
+    refused(semiseg_command("prepare", trained, "--data", tmp_path), "data.root", kind="settings")
     assert (trained / "run.toml").read_bytes() == before
     # How it predicts and is scored can be changed, and nothing else need be repeated for it.
     run = shutil.copytree(trained, tmp_path / "copy")
     assert semiseg_command("prepare", run, "--set", "evaluate.tolerance_mm=2", "--quiet").code == 0
     assert read_settings(run / "run.toml").evaluate.tolerance_mm == 2
     assert read_settings(run / "run.toml").train == read_settings(trained / "run.toml").train
+
+
+def test_until_it_is_trained_a_run_may_still_change(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    """How it is trained, and which cases are left out: what is prepared stays."""
+    data, run = shutil.copytree(phantoms, tmp_path / "data"), tmp_path / "run"
+    damaged = data / "imagesUn" / "phantom_003_0000.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_003", "others are kept", "data.exclude")
+    stored = (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns
+    (tmp_path / "bad.txt").write_text("phantom_003\n")
+    exclude = ["--set", f"data.exclude={tmp_path / 'bad.txt'}", "--set", "train.steps=4", "--method", "supervised"]
+    assert semiseg_command("prepare", run, *exclude, "--quiet").code == 0
+    assert (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns == stored
+    refused(
+        semiseg_command("prepare", run, "--set", "plan.batch=4"), "plan.batch = 2 in the run, 4 now", kind="settings"
+    )
+    assert semiseg_command("train", run, "--quiet").code == 0
+    refused(semiseg_command("prepare", run, "--set", "train.steps=5"), "train.steps = 4 in the run", kind="settings")
+    settings = (run / "run.toml").read_text()
+    (run / "run.toml").write_text(settings.replace("steps = 4", "steps = 8"))
+    refused(semiseg_command("train", run), "begun as a run of 4 steps", "train.steps = 8", kind="settings")
+
+
+def test_a_misspelt_list_is_not_kept(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:
+    run = tmp_path / "run"
+    wrong = ["--set", f"data.exclude={tmp_path / 'nofile.txt'}"]
+    refused(semiseg_command("prepare", run, "--data", phantoms, *tiny, *wrong), "nofile.txt", kind="settings")
+    assert semiseg_command("prepare", run, "--data", phantoms, *tiny, "--quiet").code == 0
+
+
+def test_what_cannot_be_scored_is_said_before_training(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    wrong = ["--set", "evaluate.organ_tolerance_mm={livr=2.0}"]
+    answer = semiseg_command("prepare", tmp_path / "run", "--data", phantoms, *tiny, *wrong)
+    refused(answer, "organ_tolerance_mm names livr", kind="settings")
+
+
+def test_a_dataset_is_no_run_folder(semiseg_command: Command, phantoms: Path, tiny: list[str]) -> None:
+    for run in (phantoms, phantoms / "runs" / "first"):
+        refused(semiseg_command("prepare", run, "--data", phantoms, *tiny), "lies in the dataset", kind="settings")
+    refused(semiseg_command("report", phantoms), "no prepared run here")
+    assert not (phantoms / "report.html").exists()
+
+
+def test_what_is_set_aside_is_named(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    (data / "imagesUn" / "gone_0000.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    (data / "imagesUn" / "other.nrrd").touch()
+    answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
+    assert answer.code == 0
+    for name in ("gone_0000.nii.gz: a link to", "other.nrrd: not read"):
+        assert name in answer.err
+    assert semiseg_command("check", data).code == 1
+
+
+def test_a_path_that_cannot_be_written_is_one_sentence(
+    semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    scans = ["predict", trained, phantoms / "imagesTs", "--device", "cpu", "--output"]
+    refused(semiseg_command(*scans, file), f"{file}: ", "permissions")
+    refused(semiseg_command("prepare", file, "--data", phantoms), f"{file}: ", "permissions")
+    refused(semiseg_command("predict", trained, "--output", tmp_path / "out"), "no scans: name files")
+
+
+def test_the_version(semiseg_command: Command) -> None:
+    assert semiseg_command("--version").out.startswith("semiseg 0.")
 
 
 def test_a_data_folder_of_any_name(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:

@@ -4,8 +4,8 @@ The whole way in Python, as on the command line:
 
 >>> import semiseg
 >>> sorted(name for name in dir(semiseg) if not name.startswith("_"))  # doctest: +NORMALIZE_WHITESPACE
-['RunSettings', 'check', 'compare', 'evaluate', 'evaluate_run', 'load_model', 'predict', 'predict_array',
- 'predict_test_cases', 'prepare', 'rank', 'report', 'run_all', 'train']
+['RunSettings', 'SemisegError', 'check', 'compare', 'evaluate', 'evaluate_run', 'load_model', 'postprocess', 'predict',
+ 'predict_array', 'predict_test_cases', 'prepare', 'rank', 'report', 'run_all', 'train']
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from semiseg.errors import SemisegError
     from semiseg.predict.model import load_model
     from semiseg.predict.predictor import predict_array
     from semiseg.settings import RunSettings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         evaluate_run,
+        postprocess,
         predict,
         predict_test_cases,
         prepare,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "RunSettings": "semiseg.settings",
+    "SemisegError": "semiseg.errors",
     "load_model": "semiseg.predict.model",
     "predict_array": "semiseg.predict.predictor",
 } | dict.fromkeys(
@@ -43,6 +46,7 @@ _HOMES = {
         "compare",
         "evaluate",
         "evaluate_run",
+        "postprocess",
         "predict",
         "predict_test_cases",
         "prepare",
@@ -56,11 +60,13 @@ _HOMES = {
 
 __all__ = [
     "RunSettings",
+    "SemisegError",
     "check",
     "compare",
     "evaluate",
     "evaluate_run",
     "load_model",
+    "postprocess",
     "predict",
     "predict_array",
     "predict_test_cases",

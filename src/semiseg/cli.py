@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from semiseg.methods.settings import MethodName
 from semiseg.predict.settings import EngineName, Precision, PredictSettings
 
 if TYPE_CHECKING:
+    from semiseg.evaluate import Summary
     from semiseg.settings import RunSettings
 
 Quiet = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -184,14 +186,15 @@ class Evaluate:
                     f"{self.run}: a run is scored by its own run.toml and test labels. Leave the other flags out, or "
                     f"change its rules with `semiseg run {self.run} --set evaluate.tolerance_mm=2`."
                 )
-            workflows.evaluate_run(self.run, quiet=self.quiet)
+            _show_scores(workflows.evaluate_run(self.run, quiet=self.quiet), self.quiet)
             return 0
         if self.predictions is None or self.references is None:
             raise ConfigError("name a run, or both --predictions FOLDER and --references FOLDER.")
         settings = EvaluateSettings(**given)
-        workflows.evaluate(
+        summary = workflows.evaluate(
             self.predictions, self.references, self.labels, settings=settings, output=self.output, quiet=self.quiet
         )
+        _show_scores(summary, self.quiet)
         return 0
 
 
@@ -267,8 +270,11 @@ class Run(_RunArguments):
 
     def execute(self) -> int:
         from semiseg import workflows
+        from semiseg.evaluate import read_summary
 
         page = workflows.run_all(self.run, _settings(self), quiet=self.quiet)
+        if (self.run / "summary.json").exists():
+            _show_scores(read_summary(self.run / "summary.json"), self.quiet)
         _say(f"Done. Open {page} in a browser; the model is {self.run}/model.", self.quiet)
         return 0
 
@@ -421,6 +427,14 @@ def _settings(arguments: _RunArguments) -> RunSettings:
     return load_settings(recipe, [*flags, *arguments.set])
 
 
+def _show_scores(summary: Summary, quiet: bool) -> None:
+    """Results are printed by quiet commands too; otherwise the workflow has printed them."""
+    if quiet:
+        from semiseg.evaluate import print_summary
+
+        print_summary(summary)
+
+
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
         print(text)
@@ -431,22 +445,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     arguments: instead of the process's own.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if list(given) == ["--version"]:
+        print(f"semiseg {version('semiseg')}")
+        sys.exit(0)
     command = tyro.extras.subcommand_cli_from_dict(
         _COMMANDS,
         prog="semiseg",
-        args=arguments,
+        args=given,
         description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
     )
     sys.exit(run_command(command.execute))
 
 
 def run_command(execute: Callable[[], int]) -> int:
-    """Run a command; an error of the user's making is one message on stderr and exit code 2."""
+    """Run a command; an error of the user's making, or a file that cannot be read or written, is one message on stderr
+    and exit code 2."""
     try:
         return execute()
     except SemisegError as error:
         kind = "settings" if isinstance(error, ConfigError) else "error"
         print(f"semiseg: {kind}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"semiseg: error: {error.filename}: {error.strerror}. Check the path, its permissions and the free space.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("semiseg: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)

@@ -13,12 +13,13 @@ from semiseg.files import read_toml
 from semiseg.settings import RunSettings, settings_from
 
 
-def load_settings(recipe: Path | None, overrides: Sequence[str] = ()) -> RunSettings:
+def load_settings(recipe: str | Path | None, overrides: Sequence[str] = ()) -> RunSettings:
     """The recipe (or the defaults) with `section.key=value` overrides applied in order.
 
     A relative path of section `[data]` of a recipe starts from the recipe's folder, one given by an override from
     the working folder. Raises `ConfigError` for anything unknown.
     """
+    recipe = Path(recipe) if recipe else None
     tables = read_toml(recipe) if recipe else {}
     if recipe:
         _resolve_paths(tables, DATA_PATHS, recipe.parent)

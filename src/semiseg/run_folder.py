@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,6 +33,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
     """Keep `run.toml`: a new run gets it, an existing run must not be given other settings.
 
     A run without a plan holds nothing that was made by its settings (its dataset was misspelt, say): it counts as new.
+    Until training has begun, what only training depends on may change, and cases may be excluded. Raises `ConfigError`
+    that names each key with what it was and would be.
     """
     path = run / "run.toml"
     settings = _with_absolute_root(settings, Path.cwd())
@@ -55,19 +57,34 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
     if before.train.calibrated:
         train = replace(train, steps=before.train.steps, calibrated=True)
     now = replace(settings, train=train)
-    changed = [name for name in _FIXED_SECTIONS if getattr(now, name) != getattr(before, name)]
+    trained = (run / "checkpoints").exists()
+    free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)
+    changed = [line for key, line in _differences(before, now) if not key.startswith(free)]
     if changed:
         raise ConfigError(
-            f"{path}: this run was made with other settings in [{'], ['.join(changed)}]. "
-            "Use another run folder, or delete this one."
+            f"{path}: this run was made with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nUse another run folder, or leave the settings as they were."
         )
-    kept = replace(before, predict=settings.predict, evaluate=settings.evaluate)
+    kept = replace(before, predict=settings.predict, evaluate=settings.evaluate) if trained else now
+    if before.train.calibrated and not trained and now.method != before.method:  # its steps were another method's
+        kept = replace(kept, train=replace(kept.train, steps=settings.train.steps, calibrated=False))
     write_settings(path, kept)
     return kept
 
 
-_FIXED_SECTIONS = ("data", "plan", "sampling", "augment", "method", "train")
-"""What an existing run cannot change; how it predicts and is scored can be."""
+_FREE = ("predict.", "evaluate.")
+"""What an existing run may change: how it predicts and is scored."""
+_FREE_UNTIL_TRAINED = ("data.exclude", "sampling.", "augment.", "method.", "train.")
+
+
+def _differences(before: RunSettings, now: RunSettings) -> Iterator[tuple[str, str]]:
+    """Each `section.key` that differs, and a line that says how."""
+    old, new = asdict(before), asdict(now)
+    for section, table in old.items():
+        for key, value in table.items():
+            if new[section][key] != value:
+                yield f"{section}.{key}", f"{section}.{key} = {value!r} in the run, {new[section][key]!r} now"
 
 
 def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,9 +60,12 @@ if TYPE_CHECKING:  # only training waits for torch to load; prediction by anothe
     from semiseg.train.session import Session
 
 
-def check(folder: Path, *, layout: str = "auto", quiet: bool = False) -> CheckReport:
+AnyPath = str | Path
+
+
+def check(folder: AnyPath, *, layout: str = "auto", quiet: bool = False) -> CheckReport:
     """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict."""
-    dataset = read_dataset(folder, layout=layout)
+    dataset = read_dataset(Path(folder), layout=layout)
     with _bar("checking", quiet) as advance:
         report = check_dataset(dataset, workers=usable_cores(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
@@ -69,23 +73,35 @@ def check(folder: Path, *, layout: str = "auto", quiet: bool = False) -> CheckRe
     return report
 
 
-def prepare(run: Path, settings: RunSettings, *, quiet: bool = False) -> Plan:
+def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan:
     """Assign roles, take the fingerprint, make the plan and store every case in network units.
 
     An existing run goes on: its plan is kept (edits too), and unchanged cases are not done twice. Raises
     `ConfigError` where the run was made with other settings, and `DataError` naming every case that failed.
     """
+    run = Path(run)
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
+    root = Path(settings.data.root).resolve()
+    if run.resolve().is_relative_to(root):
+        raise ConfigError(f"{run}: lies in the dataset {root}. Name a run folder outside of it.")
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
-        return _prepare(run, settle(run, settings), quiet=quiet)
+        try:
+            return _prepare(run, settle(run, settings), quiet=quiet)
+        except (ConfigError, DataError):
+            if not (run / "plan.toml").exists():  # what was refused is not to be read back as the run's settings
+                (run / "run.toml").unlink(missing_ok=True)
+            raise
 
 
 def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     dataset = read_dataset(
         Path(settings.data.root), layout=settings.data.layout, mirror_pairs=settings.data.mirror_pairs
     )
+    for file, problem in () if quiet else dataset.problems:
+        print(f"set aside: {file}: {problem}", file=sys.stderr)
+    settings.evaluate.check_labels(dataset.labels)
     validation = settings.train.validation_fraction if settings.train.validation_every else 0.0
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
     if settings.data.teacher:
@@ -113,6 +129,7 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
         raise DataError(
             f"{len(failed)} of {len(results)} cases could not be prepared (the others are kept):\n  "
             + "\n  ".join(failed)
+            + "\nMend them, or name a file that lists their ids with --set data.exclude=FILE, and run the same again."
         )
     write_recipe(run / "store", plan)
     return plan
@@ -137,8 +154,9 @@ def _teach(
     return taught(cases, output)
 
 
-def train(run: Path, *, quiet: bool = False) -> Path:
+def train(run: AnyPath, *, quiet: bool = False) -> Path:
     """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
+    run = Path(run)
     settings = prepared_settings(run)
     with alone_in(run):
         return _train(run, settings, quiet=quiet)
@@ -196,24 +214,28 @@ def open_session(run: Path, settings: RunSettings, device: torch.device) -> Sess
 
 
 def predict(
-    model: Path,
-    inputs: Sequence[Path],
-    output: Path,
+    model: AnyPath,
+    inputs: AnyPath | Sequence[AnyPath],
+    output: AnyPath,
     *,
-    ensemble: Sequence[Path] = (),
+    ensemble: Sequence[AnyPath] = (),
     settings: PredictSettings | None = None,
     quiet: bool = False,
 ) -> list[Outcome]:
     """Predict scans (files and folders) into `output`, each in its own grid; a bad scan does not stop the rest.
 
-    ensemble: further models of the same plan, whose logits are averaged with the first's.
+    What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
+    the same plan, whose logits are averaged with the first's.
     """
     settings = settings or PredictSettings()
-    return _predict(model, find_scans(inputs), output, settings, ensemble=ensemble, quiet=quiet)
+    scans = find_scans([Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)])
+    members = [Path(folder) for folder in ensemble]
+    return _predict(Path(model), scans, Path(output), settings, ensemble=members, quiet=quiet)
 
 
-def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
+def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
     """Predict the test cases of a run into `run/predictions`."""
+    run = Path(run)
     settings = prepared_settings(run).predict
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
@@ -221,10 +243,10 @@ def predict_test_cases(run: Path, *, quiet: bool = False) -> list[Outcome]:
 
 
 def rank(
-    run: Path,
+    run: AnyPath,
     *,
     by: Order = "disagreement",
-    against: Path | None = None,
+    against: AnyPath | None = None,
     exclude_worst: float = 0.0,
     quiet: bool = False,
 ) -> list[Doubt]:
@@ -238,6 +260,7 @@ def rank(
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
     networks do not fit this run's.
     """
+    run = Path(run)
     from semiseg.predict.device import choose_device
     from semiseg.train.ranking import doubts, ranked, write_ranking
     from semiseg.train.session import ranking_engines
@@ -253,26 +276,27 @@ def rank(
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
     if not cases:
         raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to rank.")
-    first, second = ranking_engines(session, against)
+    first, second = ranking_engines(session, None if against is None else Path(against))
     with _bar("ranking", quiet) as advance:
         order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
     write_ranking(run, order, by, exclude_worst=exclude_worst)
     return order
 
 
-def postprocess(run: Path, *, quiet: bool = False) -> dict[str, Any]:
+def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     """Choose, on the run's validation cases, which cleaning of labels helps which organ, and keep it with the model.
 
     Returns `steps` by organ, `dice` by organ and choice, and the ids of the `cases`. Raises `DataError` where the run
     holds no case back, or one cannot be predicted.
     """
+    run = Path(run)
     settings = replace(prepared_settings(run).predict, postprocess=False, probabilities=False)
     plan = read_plan(run / "plan.toml")
     held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
     if not held:
         raise DataError(
             f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has 8 "
-            "labelled ones and train.validation_fraction is not 0."
+            "labelled ones and neither train.validation_fraction nor train.validation_every is 0."
         )
     output = run / "validation"
     outcomes = _predict(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
@@ -313,12 +337,12 @@ def _predict(
 
 
 def evaluate(
-    predictions: Path,
-    references: Path,
-    labels: Path | None = None,
+    predictions: AnyPath,
+    references: AnyPath,
+    labels: AnyPath | None = None,
     *,
     settings: EvaluateSettings | None = None,
-    output: Path | None = None,
+    output: AnyPath | None = None,
     quiet: bool = False,
 ) -> Summary:
     """Score a folder of predictions against a folder of references; writes summary.json and summary.csv.
@@ -327,14 +351,15 @@ def evaluate(
     challenge's organs under its rules.
     """
     settings = settings or EvaluateSettings()
-    scheme = _label_scheme(labels, references, settings.rules)
+    references = Path(references)
+    scheme = _label_scheme(None if labels is None else Path(labels), references, settings.rules)
     with _bar("scoring", quiet) as advance:
         summary = evaluate_folder(
-            predictions,
+            Path(predictions),
             references,
             scheme,
             settings=settings,
-            output=output,
+            output=None if output is None else Path(output),
             workers=usable_cores(),
             progress=lambda done, total: advance(done, total, ""),
         )
@@ -343,14 +368,16 @@ def evaluate(
     return summary
 
 
-def evaluate_run(run: Path, *, quiet: bool = False) -> Summary:
+def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
     """Score `run/predictions` against the labels of the run's test cases."""
+    run = Path(run)
     settings = prepared_settings(run).evaluate
     plan = read_plan(run / "plan.toml")
     cases = [case for case in of_role(read_run_cases(run / "cases.jsonl"), "test") if case.label]
     if not cases:
         raise DataError(
-            f"{run}/cases.jsonl: no test case has a label. Put them into labelsTs, or use `semiseg evaluate`."
+            f"{run}/cases.jsonl: no test case has a label. Put labels into labelsTs and run `semiseg prepare {run}`, "
+            "which looks again and does nothing twice, or name two folders with --predictions and --references."
         )
     references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
     with _bar("scoring", quiet) as advance:
@@ -368,25 +395,29 @@ def evaluate_run(run: Path, *, quiet: bool = False) -> Summary:
     return summary
 
 
-def compare(runs: Sequence[Path], *, names: Sequence[str] = (), quiet: bool = False) -> Comparison:
+def compare(runs: Sequence[AnyPath], *, names: Sequence[str] = (), quiet: bool = False) -> Comparison:
     """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables."""
+    folders = [Path(run) for run in runs]
     comparison = compare_summaries(
-        list(names) or [run.name for run in runs],
-        [read_summary(run / "summary.json") for run in runs],
-        budgets=[budget(run) for run in runs],
+        list(names) or [run.name for run in folders],
+        [read_summary(run / "summary.json") for run in folders],
+        budgets=[budget(run) for run in folders],
     )
     if not quiet:
         print_comparison(comparison)
     return comparison
 
 
-def report(run: Path) -> Path:
-    """Write `run/report.html` and return its path."""
+def report(run: AnyPath) -> Path:
+    """Write `run/report.html` and return its path; raises `DataError` where the folder holds no run."""
+    run = Path(run)
+    prepared_settings(run)
     return write_report(run)
 
 
-def run_all(run: Path, settings: RunSettings, *, quiet: bool = False) -> Path:
+def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path:
     """Prepare, train, predict the test cases, evaluate and report; a run that was cut off goes on. Returns the page."""
+    run = Path(run)
     prepare(run, settings, quiet=quiet)
     train(run, quiet=quiet)
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
@@ -394,7 +425,11 @@ def run_all(run: Path, settings: RunSettings, *, quiet: bool = False) -> Path:
         outcomes = predict_test_cases(run, quiet=quiet)
         failed = [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]
         if failed:
-            raise DataError(f"{len(failed)} test cases could not be predicted:\n  " + "\n  ".join(failed))
+            raise DataError(
+                f"{len(failed)} test cases could not be predicted (the others are kept):\n  "
+                + "\n  ".join(failed)
+                + "\nMend these files and run the same command again, which goes on from here."
+            )
         if any(case.label for case in cases):
             evaluate_run(run, quiet=quiet)
     return report(run)

@@ -271,7 +271,9 @@ def test_a_scan_too_large_for_the_memory_is_named(model: Model, tmp_path: Path) 
     engine = Exhausted(torch_engine(model, CPU).network, CPU)
     (outcome,) = predict(model, tmp_path / "in", tmp_path / "out", engine=engine)
     assert outcome.error is not None
-    assert re.search(r"a\.nii\.gz: not enough memory for its \d+ x \d+ x \d+ voxels", outcome.error)
+    assert re.search(
+        r"a\.nii\.gz: not enough memory for \d+ x \d+ x \d+ voxels of .* mm at .*mend the header", outcome.error
+    )
 
 
 class ShortOfRoom(TorchEngine):
@@ -285,7 +287,9 @@ class ShortOfRoom(TorchEngine):
         self.tried += 1
 
         def run(tiles: torch.Tensor) -> torch.Tensor:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            if self._blends:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch.from_numpy(self.run(tiles.numpy()))
 
         return DeviceBlend(run, CPU, 3, window, size, short=lambda: setattr(self, "_blends", False))
 
@@ -397,6 +401,18 @@ def test_no_scan_is_overwritten(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.nii\.gz: is a scan, and would be overwritten"):
         predict(model, tmp_path / "in", tmp_path / "in")
     assert scan.read_bytes() == before
-    save(tmp_path / "channels" / "b_0000.nii.gz")  # becomes b.nii.gz, beside it
-    (outcome,) = predict(model, tmp_path / "channels", tmp_path / "channels")
-    assert outcome.error is None
+    save(tmp_path / "channels" / "b_0000.nii.gz")  # would become b.nii.gz, beside it: a scan for whoever comes next
+    with pytest.raises(ConfigError, match="channels: is the scans' own folder"):
+        predict(model, tmp_path / "channels", tmp_path / "channels")
+
+
+def test_no_file_is_overwritten_that_was_not_predicted_here(model: Model, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    drawn = save(tmp_path / "labelsTs" / "a.nii.gz")
+    before = drawn.read_bytes()
+    with pytest.raises(ConfigError, match=r"labelsTs/a\.nii\.gz: was not predicted here .*predictions\.jsonl"):
+        predict(model, tmp_path / "in", tmp_path / "labelsTs")
+    assert drawn.read_bytes() == before
+    (first,) = predict(model, tmp_path / "in", tmp_path / "out")
+    (again,) = predict(model, tmp_path / "in", tmp_path / "out")
+    assert (first.error, again.reused) == (None, True)

@@ -170,7 +170,8 @@ def _attempt(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
     except SemisegError as error:
         return PreparedCase(id=case.id, error=str(error))
     except MemoryError:
-        return PreparedCase(id=case.id, error=f"{case.images[0]}: not enough memory. Use fewer workers.")
+        text = f"{case.images[0]}: not enough memory at {plan.spacing_mm} mm a voxel. Check the spacing in its header."
+        return PreparedCase(id=case.id, error=text)
     except OSError as error:
         return PreparedCase(id=case.id, error=f"{error.filename or store_folder / case.id}: {error.strerror or error}.")
 

@@ -60,6 +60,10 @@ class EvaluateSettings:
                 "give at least 100."
             )
 
+    def check_labels(self, labels: LabelScheme) -> None:
+        """Raise `ConfigError` where organs are named, or rules asked for, that do not fit a dataset's labels."""
+        _scored_organs(labels, self.rules, self)
+
 
 @dataclass(frozen=True)
 class _Job:

@@ -145,15 +145,18 @@ def _write_array(path: Path, array: AnyArray, codec: Any) -> None:
     lead = (1,) * (array.ndim - 3)
     chunk = lead + tuple(min(c, n) for c, n in zip(_CHUNK, array.shape[-3:], strict=True))
     block = lead + tuple(min(b, n) for b, n in zip(_BLOCK, array.shape[-3:], strict=True))
-    blosc2.asarray(
-        np.ascontiguousarray(array),
-        urlpath=str(path),
-        mode="w",
-        chunks=chunk,
-        blocks=block,
-        cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
-        dparams={"nthreads": 1},  # it is in the file, which is not to depend on the machine
-    )
+    try:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(path),
+            mode="w",
+            chunks=chunk,
+            blocks=block,
+            cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
+            dparams={"nthreads": 1},  # it is in the file, which is not to depend on the machine
+        )
+    except RuntimeError as error:  # what blosc2 says of a full disk
+        raise DataError(f"{path}: cannot be written ({error}). Check the free space.") from None
 
 
 def _open_array(folder: Path, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> Any:

@@ -25,8 +25,10 @@ def find_scans(inputs: Sequence[Path]) -> list[Scan]:
     """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
 
     Numbers that do not run from 0000 on without a gap belong to the names: they are no channels.
-    Raises `DataError` for a missing input, a folder without scans, or two files that claim one channel of one id.
+    Raises `DataError` for no or a missing input, a folder without scans, or two files that claim one channel of one id.
     """
+    if not inputs:
+        raise DataError("no scans: name files, or folders of scans.")
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():

@@ -86,10 +86,10 @@ def _holds_the_same(folder: Path, weights_sha256: str) -> bool:
     return (folder / POSTPROCESSING_FILE).is_file() and card.get("weights_sha256") == weights_sha256
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: str | Path) -> Model:
     """Load a model folder, or the `model` folder of a run; raises `ModelError` that says what is wrong with it."""
-    inside = folder / "model"
-    folder = inside if inside.is_dir() else folder
+    inside = Path(folder) / "model"
+    folder = inside if inside.is_dir() else Path(folder)
     if not (folder / "card.json").is_file():
         raise ModelError(f"{folder}: no model here (no card.json). Name a model folder or a run that was trained.")
     try:

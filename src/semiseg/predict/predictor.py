@@ -126,6 +126,7 @@ def predict_scans(
     _check_outputs(scans, output)
     output.mkdir(parents=True, exist_ok=True)
     log = output / "predictions.jsonl"
+    log.touch()  # from here on the folder is known as one of predictions
     finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
     outcomes = []
     for done, scan in enumerate(scans, start=1):
@@ -166,7 +167,11 @@ def _attempt(
         return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
     except MemoryError:
         z, y, x = read_grid(scan.images[0]).shape_zyx
-        text = f"{scan.images[0]}: not enough memory for its {z} x {y} x {x} voxels. Use a machine with more of it."
+        mm = " x ".join(f"{length:g}" for length in read_grid(scan.images[0]).spacing_mm)
+        text = (
+            f"{scan.images[0]}: not enough memory for {z} x {y} x {x} voxels of {mm} mm at the model's "
+            f"{model.plan.spacing_mm} mm. If that is their size, use a machine with more memory; or mend the header."
+        )
         return Outcome(scan.id, target, error=text), row | {"error": text}
     except OSError as error:
         text = f"{error.filename or target}: {error.strerror}. Check the path and the free space."
@@ -188,13 +193,24 @@ def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, set
 
 
 def _check_outputs(scans: Sequence[Scan], output: Path) -> None:
-    """No label map may take the place of a scan."""
+    """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here."""
     inputs = {file.resolve() for scan in scans for file in scan.images}
+    begun_here = (output / "predictions.jsonl").exists()
     for scan in scans:
         target = output / f"{scan.id}.nii.gz"
         for file in (target, _probabilities_file(target, scan.id)):
             if file.resolve() in inputs:
                 raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
+            if file.exists() and not begun_here:
+                raise ConfigError(
+                    f"{file}: was not predicted here (the folder has no predictions.jsonl), and would be overwritten. "
+                    "Name another folder with --output, or move the file away."
+                )
+    if output.resolve() in {file.parent for file in inputs}:
+        raise ConfigError(
+            f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another folder with "
+            "--output."
+        )
 
 
 def check_mirroring(model: Model, settings: PredictSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from semiseg.files import read_toml
 from semiseg.settings import RunSettings
 from semiseg.tables import refuse_unknown_keys
 
+_METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FIRST = -1
 """As a label seed: the first labels of `splits.json`."""
 
@@ -72,6 +74,8 @@ class StudySettings:
     def __post_init__(self) -> None:
         if self.minutes <= 0:
             raise ConfigError(f"minutes = {self.minutes}: give a number above 0.")
+        if wrong := [name for name in self.methods if not _METHOD_NAME.fullmatch(name)]:
+            raise ConfigError(f"methods.{wrong[0]}: a name is letters, digits, _ and -, since run folders have it.")
         if self.baseline not in self.methods:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
         tables = {"common": self.common} | {f"methods.{name}": keys for name, keys in self.methods.items()}

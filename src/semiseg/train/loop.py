@@ -95,6 +95,12 @@ def _resume(checkpoints: Path, state: LoopState, method: Method, origin: str) ->
             f"{checkpoints}: trained with another plan, other cases or other settings than the run has now. Use "
             "another run folder, undo the change, or delete the checkpoints to train anew."
         )
+    wanted, begun = state.schedule.phases.total, checkpoint.card.get("steps")
+    if begun not in (None, wanted):
+        raise ConfigError(
+            f"{checkpoints}: begun as a run of {begun} steps, but train.steps = {wanted} now, and phases and learning "
+            "rate go by the number of steps. Set it back, or use another run folder."
+        )
     state.restore(checkpoint, method)
     return checkpoint.step
 

@@ -65,6 +65,7 @@ class LoopState:
         numbers["seconds"] = self.clock.seconds()
         card = {
             "origin": origin,
+            "steps": self.schedule.phases.total,
             "evaluated": method.evaluated,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

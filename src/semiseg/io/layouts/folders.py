@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -58,10 +59,27 @@ def by_stem(files: Iterable[Path], problems: Problems) -> dict[str, Path]:
     return found
 
 
+def note_unread(folder: Path, problems: Problems) -> None:
+    """Add what lies in a folder of scans and is not read as one: whoever put it there thinks it is."""
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        problems.append((folder, "may not be read. Change its permissions."))
+    for file in sorted(folder.glob("*")):
+        if file.name.startswith("."):
+            continue
+        if file.is_symlink() and not file.exists():
+            problems.append((file, f"a link to {file.readlink()}, which is not there. Restore it, or remove the link."))
+        elif file.is_dir() and scans(file, deep=True):
+            problems.append((file, "a folder in the folder of scans: it is not looked into. Move its scans up."))
+        elif file.name.lower().endswith((*_OTHER_VOLUMES, *NIFTI_ENDINGS)) and not file.name.endswith(NIFTI_ENDINGS):
+            problems.append((file, "not read: scans are .nii or .nii.gz, in small letters. Convert or rename it."))
+
+
 def folder_cases(
     root: Path, images: str, labels: str | None, split: Split, channels: tuple[str, ...], problems: Problems
 ) -> list[Case]:
     """The cases of one pair of folders in nnU-Net's naming; what does not fit is set aside as a problem."""
+    for folder in (images, labels) if labels else (images,):
+        note_unread(root / folder, problems)
     grouped: dict[str, dict[int, Path]] = {}
     for name, file in by_stem(scans(root / images), problems).items():
         match = CHANNEL.fullmatch(name)

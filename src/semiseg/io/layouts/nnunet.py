@@ -36,6 +36,11 @@ def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
     channels = dataset_channels(description, file)
     scheme = labels or dataset_labels(description, file)
     problems: Problems = []
+    known = (TRAINING, TRAINING_LABELS, UNLABELLED, TEST, TEST_LABELS)
+    for entry in sorted(root.iterdir()):
+        meant = next((name for name in known if name.lower() == entry.name.lower() and name != entry.name), None)
+        if meant and entry.is_dir():
+            problems.append((entry, f"not read: the folder's name is spelt {meant}. Rename it."))
     cases = folder_cases(root, TRAINING, TRAINING_LABELS, "train", channels, problems)
     cases += folder_cases(root, UNLABELLED, None, "train", channels, problems)
     cases += folder_cases(root, TEST, TEST_LABELS, "test", channels, problems)

@@ -21,6 +21,7 @@ from semiseg.io.layouts.folders import (
     Found,
     Problems,
     by_stem,
+    note_unread,
     pair_up,
     read_object,
     refuse_other_files,
@@ -43,6 +44,8 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
     problems: Problems = []
     files: list[tuple[Split, dict[str, Path], dict[str, Path]]] = []
     for images, label_folder, split in _FOLDERS:
+        for folder in (images, label_folder) if label_folder else (images,):
+            note_unread(root / folder, problems)
         references = by_stem(scans(root / label_folder), problems) if label_folder else {}
         files.append((split, by_stem(scans(root / images), problems), references))
     # Four digits at the end are a channel, unless a label anywhere has the very same name.
