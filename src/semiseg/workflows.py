@@ -398,6 +398,9 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
 def compare(runs: Sequence[AnyPath], *, names: Sequence[str] = (), quiet: bool = False) -> Comparison:
     """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables."""
     folders = [Path(run) for run in runs]
+    for run in folders:
+        if run.is_dir() and not (run / "summary.json").exists():
+            raise DataError(f"{run}: has no summary.json. Score the run first: semiseg evaluate {run}")
     comparison = compare_summaries(
         list(names) or [run.name for run in folders],
         [read_summary(run / "summary.json") for run in folders],

@@ -313,7 +313,9 @@ def test_empty_labels_and_classes_that_nobody_labelled(tmp_path: Path) -> None:
     assert "No training label contains spleen (2)" in only_problem(check(root)).text
     for name in "abc":
         (root / "labelsTr" / f"{name}.nii.gz").unlink()
-    assert "nothing can be learned" in only_problem(check(root)).text
+    problem = only_problem(check(root))
+    assert problem.severity == "error"
+    assert "nothing can be learned" in problem.text
 
 
 @pytest.mark.parametrize("value", [1.5, -1.0, np.nan])

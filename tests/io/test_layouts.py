@@ -113,6 +113,29 @@ def test_what_does_not_fit_in_an_nnunet_folder_is_a_problem(tmp_path: Path) -> N
     assert "already that of" in problems["imagesUn/a_0000.nii.gz"]
 
 
+def test_what_is_not_read_as_a_scan_is_a_problem(tmp_path: Path) -> None:
+    """Whoever put it there thinks that it is used."""
+    kidneys(tmp_path)
+    scans(tmp_path / "imagesUn" / "batch2", "g_0000")
+    scans(tmp_path / "imagesun", "h_0000")
+    (tmp_path / "imagesUn" / "i_0000.NII.GZ").touch()
+    (tmp_path / "imagesUn" / "j_0000.mha").touch()
+    (tmp_path / "imagesUn" / "notes.txt").touch()
+    (tmp_path / "imagesTr" / "k_0000.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset) == ["a", "b", "c", "d"]
+    problems = {str(file.relative_to(tmp_path)): text for file, text in dataset.problems}
+    assert set(problems) == {
+        "imagesun",
+        "imagesUn/batch2",
+        "imagesUn/i_0000.NII.GZ",
+        "imagesUn/j_0000.mha",
+        "imagesTr/k_0000.nii.gz",
+    }
+    assert "spelt imagesUn" in problems["imagesun"]
+    assert "gone.nii.gz, which is not there" in problems["imagesTr/k_0000.nii.gz"]
+
+
 def test_splits_give_the_order_of_labels(tmp_path: Path) -> None:
     kidneys(tmp_path)
     (tmp_path / "splits.json").write_text(json.dumps({"train_order": ["b", "x", "a", "c", "e", "b"]}))

@@ -85,7 +85,9 @@ def read_plan(path: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {key}: {first['msg']}. Correct the key, or run `semiseg prepare` again.") from None
+        raise ConfigError(
+            f"{path}: {key}: {first['msg']}. Correct the key, or delete the file and run `semiseg prepare` again."
+        ) from None
     problem = _inconsistency(plan)
     if problem:
         raise ConfigError(f"{path}: {problem}")

@@ -59,7 +59,10 @@ def compare_summaries(
     the cases, organs, rules or tolerances that differ.
     """
     if len(names) != len(summaries) or len(names) < 2 or len(set(names)) < len(names):
-        raise DataError(f"a comparison needs two or more runs of different names, but got {', '.join(names)}.")
+        raise DataError(
+            f"a comparison needs two or more runs of different names, but got {', '.join(names)}. "
+            "Name runs, or give names with --names."
+        )
     for name, summary in zip(names[1:], summaries[1:], strict=True):
         _check_comparable(names[0], summaries[0], name, summary)
     draw = Draw(seed=seed)

@@ -155,6 +155,9 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
         given["data.root"] = str(data.resolve())
     # A JSON value is a TOML value.
     overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    settings = load_settings((file.parent / study.recipe).resolve(), overrides)
+    try:
+        settings = load_settings((file.parent / study.recipe).resolve(), overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{file}, methods.{run.method}: {error}") from None
     # TOML has no null: the first subset, whatever the recipe says.
     return settings if run.label_seed is not None else replace(settings, data=replace(settings.data, label_seed=None))

@@ -56,7 +56,7 @@ def read_dataset(
     if layout != "auto" and layout not in READERS:
         raise ConfigError(f"layout = {layout!r} is not known. Choose auto, {', '.join(READERS)}.")
     if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder.")
+        raise DataError(f"{root}: {'is a file. Name the folder' if root.exists() else 'there is no such folder'}.")
     layout = detect_layout(root) if layout == "auto" else layout
     found = READERS[layout](root, labels)
     problems = list(found.problems)
