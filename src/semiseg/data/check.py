@@ -178,11 +178,11 @@ def _orientations(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:
 
 
 def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
-    """A warning for classes that no training label contains."""
+    """Classes that no training label contains are not learned; without any label nothing is."""
     maps = [fact.label_voxels for fact in facts if fact.role == "labelled" and fact.label_voxels is not None]
-    """Classes that no training label contains, which are not learned; without any label nothing is."""
+    if not maps:
         text = "no training case has a readable label: nothing can be learned. Label a few scans."
-        return [("warning", dataset.root, text)]
+        return [("error", dataset.root, text)]
     unseen = [f"{name} ({value})" for value, name in dataset.labels.organs.items() if not any(value in m for m in maps)]
     text = f"no training label contains {', '.join(unseen)}: it cannot be learned. Label it, or take it off the list."
     return [("warning", dataset.root, text)] if unseen else []
