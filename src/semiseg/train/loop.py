@@ -22,7 +22,7 @@ from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.journal import Journal
 from semiseg.train.loop_state import LoopState
-from semiseg.train.memory import named_out_of_memory
+from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 from semiseg.train.validate import validate

@@ -35,7 +35,7 @@ from semiseg.train.calibrate import LARGEST_TURN, calibrated_steps, scratch_teac
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.loop import train_method
-from semiseg.train.memory import named_out_of_memory
+from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.settings import TrainSettings
