@@ -382,7 +382,7 @@ def test_a_plan_for_one_kind_of_machine_serves_on_another(
     text = (run / "run.toml").read_text()
     assert 'device = "cpu"' in text
     settings = read_settings(run / "run.toml")
-    monkeypatch.setattr(run_folder, "_planned_device", lambda device: "cuda")
+    monkeypatch.setattr(run_folder, "_planned_for_here", lambda plan, device: replace(plan, device="cuda"))
     semiseg.prepare(run, replace(settings, plan=replace(settings.plan, device="auto")), quiet=True)
     assert (run / "run.toml").read_text() == text
 

@@ -126,7 +126,8 @@ def predict_scans(
     _check_outputs(scans, output)
     output.mkdir(parents=True, exist_ok=True)
     log = output / "predictions.jsonl"
-    log.touch()  # from here on the folder is known as one of predictions
+    if not log.exists():
+        log.touch()  # from here on the folder is known as one of predictions
     finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
     outcomes = []
     for done, scan in enumerate(scans, start=1):
