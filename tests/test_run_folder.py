@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from semiseg.data.planner import PlanSettings
 from semiseg.predict import device
 from semiseg.run_folder import settle
-from semiseg.settings import RunSettings, read_settings
+from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.train.settings import TrainSettings
 
 
@@ -34,6 +35,17 @@ def test_a_plan_is_made_for_the_gpu_that_is_there(tmp_path: Path, monkeypatch: p
 def test_what_was_asked_for_stays(tmp_path: Path, plan: PlanSettings) -> None:
     settled = settle(tmp_path, RunSettings(plan=plan)).plan
     assert settled.memory_budget_gb == plan.memory_budget_gb
+
+
+def test_steps_from_minutes_are_found_anew_where_what_they_were_timed_for_changes(tmp_path: Path) -> None:
+    settle(tmp_path, RunSettings(train=TrainSettings(device="cpu", budget_minutes=5)))
+    (tmp_path / "plan.toml").touch()
+    made = read_settings(tmp_path / "run.toml")
+    timed = replace(made, train=replace(made.train, steps=77, calibrated=True))
+    write_settings(tmp_path / "run.toml", timed)
+    assert settle(tmp_path, made).train == timed.train
+    longer = settle(tmp_path, replace(made, train=replace(made.train, budget_minutes=8)))
+    assert (longer.train.budget_minutes, longer.train.calibrated) == (8, False)
 
 
 def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:

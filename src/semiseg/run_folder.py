@@ -59,18 +59,17 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
     now = replace(settings, train=train)
     trained = (run / "checkpoints").exists()
     free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)
-    changed = [line for key, line in _differences(before, now) if not key.startswith(free)]
-    if changed:
+    differences = dict(_differences(before, now))
+    if changed := [line for key, line in differences.items() if not key.startswith(free)]:
         raise ConfigError(
             f"{path}: this run was made with other settings:\n  "
             + "\n  ".join(changed)
             + "\nUse another run folder, or leave the settings as they were."
         )
-    kept = replace(before, predict=settings.predict, evaluate=settings.evaluate) if trained else now
-    if before.train.calibrated and not trained and now.method != before.method:  # its steps were another method's
-        kept = replace(kept, train=replace(kept.train, steps=settings.train.steps, calibrated=False))
-    write_settings(path, kept)
-    return kept
+    if before.train.calibrated and any(not key.startswith(_FREE) for key in differences):
+        now = replace(now, train=replace(now.train, steps=settings.train.steps, calibrated=False))  # to be timed anew
+    write_settings(path, now)
+    return now
 
 
 _FREE = ("predict.", "evaluate.")
