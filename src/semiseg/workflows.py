@@ -260,11 +260,11 @@ def rank(
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
     networks do not fit this run's.
     """
-    run = Path(run)
     from semiseg.predict.device import choose_device
     from semiseg.train.ranking import doubts, ranked, write_ranking
     from semiseg.train.session import ranking_engines
 
+    run = Path(run)
     if not 0 <= exclude_worst < 1:
         raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
     if against and by != "disagreement":

@@ -167,8 +167,9 @@ def _attempt(
     except DataError as error:
         return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
     except MemoryError:
-        z, y, x = read_grid(scan.images[0]).shape_zyx
-        mm = " x ".join(f"{length:g}" for length in read_grid(scan.images[0]).spacing_mm)
+        grid = read_grid(scan.images[0])
+        z, y, x = grid.shape_zyx
+        mm = " x ".join(f"{length:g}" for length in grid.spacing_mm)
         text = (
             f"{scan.images[0]}: not enough memory for {z} x {y} x {x} voxels of {mm} mm at the model's "
             f"{model.plan.spacing_mm} mm. If that is their size, use a machine with more memory; or mend the header."
