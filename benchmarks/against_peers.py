@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from semiseg.files import write_json
 from semiseg.predict.parity import class_dice
@@ -45,11 +46,14 @@ class Task:
     contenders: tuple[str, ...]
     real: bool = False
     """Whether it needs the real volumes."""
+    gpu: bool = False
+    """Whether it needs an NVIDIA GPU."""
 
 
 _EXPORT = ("semiseg", "nnU-Net", "MONAI")
 _PREPARATION = ("semiseg", "nnU-Net", "MONAI", "SimpleITK", "TorchIO")
 _SCORES = ("semiseg", "surface-distance", "MONAI", "medpy")
+_GPU = ("semiseg GPU", "semiseg GPU float32", "semiseg GPU, 4 tiles at once", "nnU-Net GPU")
 _PREDICTION = ("semiseg", "semiseg int8", "semiseg, all tiles", "semiseg compact", "nnU-Net")
 TASKS = {
     "tile": Task("tile", inputs.window_inputs, ("semiseg", "semiseg int8", "nnU-Net", "torch")),
@@ -62,6 +66,7 @@ TASKS = {
     "scores-ircad17": Task("scores", inputs.scores_ircad17, _SCORES, real=True),
     "prediction": Task("prediction", inputs.prediction_inputs, _PREDICTION),
     "prediction-ircad17": Task("prediction", inputs.prediction_ircad17, _PREDICTION, real=True),
+    "prediction-gpu": Task("prediction", inputs.prediction_gpu_inputs, _GPU, gpu=True),
 }
 
 
@@ -82,6 +87,9 @@ def main() -> None:
         task = TASKS[name]
         if task.real and not arguments.data.is_dir():
             print(f"{name}: left out, {arguments.data} is not there")
+            continue
+        if task.gpu and not torch.cuda.is_available():
+            print(f"{name}: left out, no NVIDIA GPU is here")
             continue
         folder = arguments.out / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +118,8 @@ def measure(task: Task, contenders: Sequence[str], folder: Path, repeats: int, p
         for figure in ("seconds", "cpu_seconds"):
             row[figure] = round(median(one[figure] for one in measured), 3)
         row["peak_mb"] = round(median(one["peak_bytes"] for one in measured) / 1e6)
+        if gpu_peak := median(one["gpu_peak_bytes"] for one in measured):
+            row["gpu_peak_mb"] = round(gpu_peak / 1e6)
         row["peak_mb_above_start"] = round(median(one["peak_bytes"] - one["start_bytes"] for one in measured) / 1e6)
         row["all_seconds"] = [round(one["seconds"], 3) for one in measured]
         if name != contenders[0]:
@@ -184,6 +194,7 @@ def _print(name: str, rows: list[dict[str, Any]]) -> None:
         print(
             f"{_named(row):42} {row['seconds']:7.2f} {row['cpu_seconds']:8.2f} {row['peak_mb']:8d} "
             f"{row['peak_mb_above_start']:12d} {ratios}"
+            + (f"  GPU peak {row['gpu_peak_mb']} MB" if "gpu_peak_mb" in row else "")
         )
     versions = {library: number for row in rows for library, number in row["versions"].items()}
     print(", ".join(f"{library} {number}" for library, number in sorted(versions.items())))

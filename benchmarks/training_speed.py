@@ -1,13 +1,14 @@
 """What a step of each method costs, by supervised steps, and how long steps wait for augmentation.
 
     python benchmarks/training_speed.py [--features 16] [--patch 32 48 32] [--batch 2] [--device cpu]
-        [--precision float32]
+        [--precision float32]    # on a GPU the paper's network: --device cuda --precision bfloat16 --features 32
+                                 #     --levels 5 --patch 64 160 160
 
 Steps of all methods are taken alternately in one process, so that a noisy machine slows them alike; means are printed
-and written to `benchmarks/results/training_speed_batchN.json` (`..._bfloat16.json` in bfloat16). A pass forward is one
-unit and a pass backward two: a supervised step is 3, a step of dense feedback in which the teacher moves is 14
-(labelling with a graph 1, the student's pass 3, the teacher's labelled pass 3, the probe's gradient 3, the directional
-derivative 2, the meta term's way back 2).
+and written to `benchmarks/results/training_speed_batchN.json` (`..._bfloat16.json` in bfloat16, `..._cuda.json` on a
+GPU). A pass forward is one unit and a pass backward two: a supervised step is 3, a step of dense feedback in which the
+teacher moves is 14 (labelling with a graph 1, the student's pass 3, the teacher's labelled pass 3, the probe's gradient
+3, the directional derivative 2, the meta term's way back 2).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    torch.backends.cudnn.benchmark = True  # as in training
     runners = {name: _runner(arguments, settings, arguments.batch, device) for name, settings in METHODS.items()}
     half = arguments.batch // 2
     runners["dense, teacher moves, batch halved"] = _runner(arguments, METHODS["dense, teacher moves"], half, device)
@@ -79,7 +82,7 @@ def main() -> None:
         }
         for name, found in times.items()
     }
-    result = {
+    result: dict[str, Any] = {
         "machine": {"processor": processor_name(), "cores": usable_cores(), "torch": torch.__version__},
         "device": arguments.device,
         "precision": arguments.precision,
@@ -90,6 +93,9 @@ def main() -> None:
         "methods": rows,
     }
     suffix = "" if arguments.precision == "float32" else f"_{arguments.precision}"
+    if device.type == "cuda":
+        suffix += "_cuda"
+        result["machine"] |= {"gpu": torch.cuda.get_device_name(device)}
     write_json(RESULTS / f"training_speed_batch{arguments.batch}{suffix}.json", result)
     print(json.dumps(result, indent=1))
 

@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(Path(__file__).resolve().parents[2] / "shared" / "data"),
         help="Folder of real volumes, beside the project by default; tests that need it skip where it is absent.",
     )
+    parser.addoption("--device", default="cpu", help="Where the runs that tests make are trained and predicted: cuda?")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,8 +71,9 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> list[str]:
+def tiny(request: pytest.FixtureRequest) -> list[str]:
     """Flags that make a run a matter of a second or two."""
+    device = request.config.getoption("--device")
     settings = {
         "plan.patch": "[16, 16, 16]",
         "plan.batch": 2,
@@ -81,11 +83,11 @@ def tiny() -> list[str]:
         "method.teacher_every": 1,
         "train.steps": 6,
         "train.threads": 1,
-        "train.device": "cpu",
+        "train.device": device,
         "train.precision": "float32",
         "train.log_every": 1,
         "train.checkpoint_every": 3,
-        "predict.device": "cpu",
+        "predict.device": device,
         "predict.tile_step": 1,
         "evaluate.bootstrap_samples": 100,
     }

@@ -169,6 +169,16 @@ def prediction_inputs(folder: Path, shared: Path, _data: Path) -> None:
     _link_models(folder, shared)
 
 
+def prediction_gpu_inputs(folder: Path, shared: Path, _data: Path) -> None:
+    """The same CT; the engine's check is made on the GPU."""
+    image, _ = phantom(shared, (100, 512, 512), CT_SPACING_MM)
+    _write(folder / "scan" / "scan_0000.nii.gz", image, CT_SPACING_MM)
+    model = trained_model(shared)
+    _link(folder / "model-32", model.folder)
+    settings = PredictSettings(device="cuda")
+    workflows.predict(model.folder, [check_scans(shared)], shared / "checked-gpu", settings=settings)
+
+
 def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
     """A real CT, and both models. Written in canonical orientation: nnU-Net takes scans as they are stored, and the
     network would see its body mirrored."""

@@ -40,6 +40,7 @@ def main() -> None:
             "cpu_seconds": _cpu_seconds() - cpu_before,
             "start_bytes": before * 1024,
             "peak_bytes": _kilobytes("VmHWM") * 1024,
+            "gpu_peak_bytes": _gpu_peak_bytes(),
             "versions": {library: _version(library) for library in _LIBRARIES if library in sys.modules},
         }
     np.savez(result, **arrays)
@@ -64,6 +65,12 @@ def _kilobytes(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {field}: Linux is needed")
+
+
+def _gpu_peak_bytes() -> int:
+    """What torch's allocator took of the GPU at most; 0 where none was used. CUDA's own context is not in it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_reserved() if torch and torch.cuda.is_initialized() else 0
 
 
 def _cpu_seconds() -> float:

@@ -63,11 +63,11 @@ def dataset_json(plan: Plan) -> dict[str, Any]:
     return {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
 
 
-def predictor(model_folder: Path) -> Any:
+def predictor(model_folder: Path, device: str = "cpu") -> Any:
     """nnU-Net's predictor with the network and weights of one of our models, without mirroring."""
     model = load_model(model_folder)
     network = load_network(model)
-    made = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    made = nnUNetPredictor(use_mirroring=False, device=torch.device(device), allow_tqdm=False)
     manager = plans_manager(model.plan)
     made.manual_initialization(
         network,

@@ -32,11 +32,25 @@ def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
     return work
 
 
-def _nnunet(folder: Path) -> Work:
+def _semiseg_gpu(folder: Path, **options: Any) -> Work:
+    _start_gpu()
+    return _semiseg(folder, engine="auto", device="cuda", **options)
+
+
+def _start_gpu() -> None:
+    """What CUDA takes to start is not what is measured."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+
+
+def _nnunet(folder: Path, device: str = "cpu") -> Work:
     import nnunet
     import SimpleITK
 
-    predictor = nnunet.predictor(folder / "model-32")
+    if device == "cuda":
+        _start_gpu()
+    predictor = nnunet.predictor(folder / "model-32", device)
     output = folder / "predicted-by-nnunet"
     output.mkdir(exist_ok=True)
 
@@ -55,4 +69,8 @@ CONTENDERS: dict[str, Contender] = {
     "semiseg int8": partial(_semiseg, precision="int8"),
     "semiseg compact": partial(_semiseg, model="model-16-coarse"),
     "nnU-Net": _nnunet,
+    "semiseg GPU": _semiseg_gpu,
+    "semiseg GPU float32": partial(_semiseg_gpu, precision="float32"),
+    "semiseg GPU, 4 tiles at once": partial(_semiseg_gpu, tile_batch=4),
+    "nnU-Net GPU": partial(_nnunet, device="cuda"),
 }
