@@ -108,6 +108,7 @@ def measure(task: Task, contenders: Sequence[str], folder: Path, repeats: int, p
             print(f"{folder.name}: {name}, {repeat + 1} of {repeats}", file=sys.stderr)
             python = Path(sys.executable) if name.startswith(OURS) else peers
             taken[name].append(_run(python, task.module, name, folder))
+            print(f"    {taken[name][-1]['seconds']:.2f} s", file=sys.stderr)
     rows: list[dict[str, Any]] = []
     first = _Results(folder, contenders[0])
     for name, measured in taken.items():

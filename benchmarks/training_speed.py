@@ -58,13 +58,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="supervised must be one")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.backends.cudnn.benchmark = True  # as in training
-    runners = {name: _runner(arguments, settings, arguments.batch, device) for name, settings in METHODS.items()}
-    half = arguments.batch // 2
-    runners["dense, teacher moves, batch halved"] = _runner(arguments, METHODS["dense, teacher moves"], half, device)
+    runners = {name: _runner(arguments, METHODS[name], arguments.batch, device) for name in arguments.methods}
+    if "dense, teacher moves" in runners:
+        half = _runner(arguments, METHODS["dense, teacher moves"], arguments.batch // 2, device)
+        runners["dense, teacher moves, batch halved"] = half
     times: dict[str, list[float]] = {name: [] for name in runners}
     inputs: dict[str, list[float]] = {name: [] for name in runners}
     for step in range(arguments.steps + 4):

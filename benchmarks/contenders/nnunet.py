@@ -47,7 +47,7 @@ def plans_manager(plan: Plan) -> Any:
         {
             "dataset_name": "benchmark",
             "plans_name": "benchmark",
-            "image_reader_writer": "SimpleITKIO",
+            "image_reader_writer": "NibabelIO",
             "transpose_forward": [0, 1, 2],
             "transpose_backward": [0, 1, 2],
             "foreground_intensity_properties_per_channel": {"0": statistics},

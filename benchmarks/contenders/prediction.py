@@ -46,7 +46,8 @@ def _start_gpu() -> None:
 
 def _nnunet(folder: Path, device: str = "cpu") -> Work:
     import nnunet
-    import SimpleITK
+
+    from semiseg.io.nifti import read_label
 
     if device == "cuda":
         _start_gpu()
@@ -57,7 +58,7 @@ def _nnunet(folder: Path, device: str = "cpu") -> Work:
     def work() -> dict[str, Any]:
         scan, target = str(folder / "scan" / SCAN), str(output / "scan")
         predictor.predict_from_files_sequential([[scan]], [target])
-        return {"labels": SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(target + ".nii.gz"))}
+        return {"labels": read_label(Path(target + ".nii.gz"))[0]}
 
     return work
 

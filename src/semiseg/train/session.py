@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -107,6 +108,8 @@ def set_up_torch(settings: TrainSettings) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+    # On a GPU pooling and cross-entropy have no such algorithm: said in the settings, not by torch in every run.
+    warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")
     torch.backends.cudnn.benchmark = not settings.deterministic
     return torch.get_num_threads()
 
