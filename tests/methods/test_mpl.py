@@ -35,6 +35,7 @@ SHAPE = (4, 4, 4)
 PHASES = Phases(warmup_stop=2, train_stop=6, total=8)
 TRAINING = Phases(warmup_stop=0, train_stop=1000, total=1000)
 PLAIN = MethodSettings(
+    name="mpl",
     cutmix_fraction=0,
     cutmix_ways="one",
     student_dice="soft",
@@ -643,6 +644,7 @@ def test_a_student_of_another_size_cannot_start_from_the_teacher() -> None:
 
 
 FULL = MethodSettings(
+    name="mpl",
     momentum=0.9,
     ema_decay=0.9,
     cutmix_fraction=0.5,
@@ -752,8 +754,8 @@ def test_metrics_are_detached_scalars() -> None:
         ({"momentum": 1.0}, "method.momentum = 1.0"),
         ({"ema_decay": -0.1}, "method.ema_decay"),
         ({"temperature": 0.0}, "method.temperature = 0.0"),
-        ({"teacher_every": 0}, "method.teacher_every = 0 holds the teacher still"),
-        ({"teacher_rate": 0.0}, "method.teacher_rate = 0 holds the teacher still"),
+        ({"name": "mpl", "teacher_every": 0}, "method.teacher_every = 0 holds the teacher still"),
+        ({"name": "mpl", "teacher_rate": 0.0}, "method.teacher_rate = 0 holds the teacher still"),
         ({"teacher_every": -1}, "method.teacher_every = -1"),
         ({"feedback_ratio": -0.2}, "method.feedback_ratio = -0.2"),
         ({"restart_rate": -0.5}, "method.restart_rate = -0.5"),

@@ -38,7 +38,7 @@ def constant(**phases: float) -> Callable[[str, int], float]:
 
 
 def settings(**changes: Any) -> MethodSettings:
-    return MethodSettings(warmup_fraction=0.5, finetune_fraction=0.1, **changes)
+    return MethodSettings(**{"name": "mpl", "warmup_fraction": 0.5, "finetune_fraction": 0.1} | changes)
 
 
 def test_the_phases_count_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ class MetaPseudoLabels:
         return metrics
 
     def _teacher_moves(self, step: int) -> bool:
-        every = self.settings.teacher_every
+        every = self.settings.teacher_moves_every
         return every > 0 and step % every == 0
 
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:

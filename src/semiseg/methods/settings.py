@@ -51,9 +51,9 @@ _SHARES = (
 class MethodSettings:
     """Section `[method]` of a run file."""
 
-    name: MethodName = "mpl"
-    """supervised: labelled cases only. pseudo_label: no feedback. mpl: Meta Pseudo Labels. mean_teacher, cross_pseudo
-    (CPS), copy_paste (BCP), pseudo_rounds: the published rivals, one file each."""
+    name: MethodName = "pseudo_label"
+    """supervised: labelled cases only. pseudo_label: no feedback (the default: decision 0016). mpl: Meta Pseudo Labels.
+    mean_teacher, cross_pseudo (CPS), copy_paste (BCP), pseudo_rounds: the published rivals, one file each."""
     feedback: Literal["scalar", "dense"] = "dense"
     """How mpl's teacher learns from the student: one number (the paper), or one value per voxel and class."""
 
@@ -80,8 +80,9 @@ class MethodSettings:
     so that the teacher labels with settled weights; 0 is one decay over both."""
     teacher_rate: float = 0.2
     """Learning rate of the teacher in the training phase as a fraction of the student's."""
-    teacher_every: int = 4
-    """In the training phase the teacher moves every so many steps, by its labels and by feedback; 0 holds it still."""
+    teacher_every: int | None = None
+    """In the training phase the teacher moves every so many steps, by its labels and by feedback; 0 holds it still.
+    None is 4 for mpl, and 0 for pseudo_label: without feedback nothing is gained by moving it."""
     teacher_renewals: int = 0
     """So many times in the training phase, at equal distances, the student's weights become the teacher's: what the
     student gained is labelled with. The networks must be of one size."""
@@ -170,7 +171,7 @@ class MethodSettings:
         if self.rounds < 1:
             raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
         for field in ("teacher_every", "teacher_rate"):
-            if self.name == "mpl" and not getattr(self, field):
+            if self.name == "mpl" and getattr(self, field) == 0:
                 raise ConfigError(f'method.{field} = 0 holds the teacher still: with it choose name = "pseudo_label".')
 
         if self.name in _LABELS_BY_AVERAGE and not self.ema_decay:
@@ -193,6 +194,13 @@ class MethodSettings:
     def warmup_share(self) -> float:
         """`warmup_fraction`, or the method's own."""
         return _WARMUP.get(self.name, 0.0) if self.warmup_fraction is None else self.warmup_fraction
+
+    @property
+    def teacher_moves_every(self) -> int:
+        """`teacher_every`, or the method's own."""
+        if self.teacher_every is not None:
+            return self.teacher_every
+        return 4 if self.name == "mpl" else 0
 
     @property
     def weight_of_unlabelled(self) -> float:

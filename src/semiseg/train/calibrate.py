@@ -17,7 +17,7 @@ LARGEST_TURN = 2
 
 def scratch_teacher_every(settings: MethodSettings) -> int:
     """`teacher_every` of the scratch run that is timed."""
-    return min(settings.teacher_every, LARGEST_TURN)
+    return min(settings.teacher_moves_every, LARGEST_TURN)
 
 
 def calibrated_steps(
@@ -49,7 +49,7 @@ def calibrated_steps(
     every = scratch_teacher_every(settings)
     moves = mean(phases.warmup_stop, lambda step: every > 0 and step % every == 0)
     holds = mean(phases.warmup_stop, lambda step: every == 0 or step % every > 0)
-    share = 1 / settings.teacher_every if settings.teacher_every else 0.0
+    share = 1 / settings.teacher_moves_every if settings.teacher_moves_every else 0.0
     training = share * moves + (1 - share) * holds + refresh_seconds
     per_step = {"warmup": mean(0), "train": training, "finetune": mean(phases.train_stop)}
     return max(1, round(60 * minutes / sum(part * per_step[name] for name, part in _shares(settings).items())))
