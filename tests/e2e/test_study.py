@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +16,15 @@ import pytest
 
 from semiseg.config import load_settings
 from semiseg.evaluate.label_efficiency import CalibratedSteps, name_of, read_study
+from semiseg.run_folder import alone_in
 from semiseg.settings import write_settings
 from semiseg.study.keys import setting_names, steps_key
 from semiseg.study.settings import load_study, planned_runs, run_settings
 
 Command = Callable[..., Any]
 STEPS = 8
+PATIENCE_SECONDS = 120.0
+"""Longer than a run takes to begin on a busy machine."""
 METHODS = ["supervised", "mpl", "mean_teacher", "cross_pseudo", "copy_paste", "pseudo_rounds"]
 
 
@@ -111,6 +117,28 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     # A study that stops early has been shown as far as it got.
     assert "| 2 | supervised |" in (tmp_path / "runs" / "table.md").read_text(encoding="utf-8")
     assert (tmp_path / "runs" / "compare.html").exists()
+
+
+def test_a_study_that_is_terminated_leaves_no_run_behind(study: Path, phantoms: Path, tmp_path: Path) -> None:
+    """As a batch system ends it: its run is stopped too, and goes on with the study."""
+    runs = tmp_path / "runs"
+    shutil.copytree(study.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results", "*-2-*"))
+    long = {name: row | {"steps": 100_000} for name, row in steps(study).items()}
+    (runs / "steps.json").write_text(json.dumps(long))
+    command = [sys.executable, "-m", "semiseg", "compare", tmp_path / study.name, "--data", phantoms, "--output", runs]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        began = time.monotonic()
+        while not list(runs.glob("*/metrics.jsonl")):
+            assert process.poll() is None
+            assert time.monotonic() - began < PATIENCE_SECONDS
+            time.sleep(0.05)
+        (run,) = (log.parent for log in runs.glob("*/metrics.jsonl"))
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert errors.endswith("semiseg: stopped. The same command goes on from the last checkpoint.\n")
+    with alone_in(run):  # refused while another process works there
+        pass
 
 
 def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:

@@ -60,8 +60,9 @@ def made_runs(
     if len(missing) < len(wanted):
         yield known.study(keys)
     failed: list[DataError] = []
+    running: set[subprocess.Popen[bytes]] = set()
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(_result, run, settings, key, output): run for run, settings, key in missing}
+        waiting = {pool.submit(_result, run, settings, key, output, running): run for run, settings, key in missing}
         try:
             for made, future in enumerate(as_completed(waiting), start=1):
                 run = waiting[future]
@@ -77,6 +78,8 @@ def made_runs(
                 yield known.study(keys)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):  # else they would go on alone, and bar the next call from their folders
+                process.terminate()
             raise
     if failed:
         raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
@@ -125,8 +128,11 @@ def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
     return replace(settings, train=train)
 
 
-def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> StudyRun:
-    """Make the run, or go on with it, and read its scores. A folder of other settings is made anew."""
+def _result(
+    run: PlannedRun, settings: RunSettings, key: str, output: Path, running: set[subprocess.Popen[bytes]]
+) -> StudyRun:
+    """Make the run, or go on with it, and read its scores. A folder of other settings is made anew. running: holds the
+    process while it runs."""
     folder, key_file = output / run.name, output / f"{run.name}.key"
     if folder.exists() and (not key_file.exists() or key_file.read_text().strip() != key):
         shutil.rmtree(folder)
@@ -140,7 +146,9 @@ def _result(run: PlannedRun, settings: RunSettings, key: str, output: Path) -> S
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.train.threads)}
     with log.open("a") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
+        running.add(process)
         code, peak_bytes = _wait(process)
+        running.discard(process)
     if code:
         reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
         raise DataError(f"{folder}: the run failed: {reason[0]} All of it is in {log}.")
