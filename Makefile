@@ -40,6 +40,7 @@ bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/hard_limit.py
 	$(BIN)/python benchmarks/demo_difficulty.py
 	$(call study,hippocampus,Dataset004_Hippocampus)
+	$(call study,hippocampus_small_patches,Dataset004_Hippocampus)
 	$(call study,head_neck,Dataset101_HeadNeckCT)
 	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus_study/pseudo_label-4-first-seed0
 	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck_study/supervised-8-first-seed0 --data $(DATA)/Dataset101_HeadNeckCT
