@@ -62,7 +62,6 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    torch.backends.cudnn.benchmark = True  # as in training
     runners = {name: _runner(arguments, METHODS[name], arguments.batch, device) for name in arguments.methods}
     if "dense, teacher moves" in runners:
         half = _runner(arguments, METHODS["dense, teacher moves"], arguments.batch // 2, device)
