@@ -3,7 +3,8 @@
     python benchmarks/train_nnunet.py --results docs/benchmarks/hippocampus --data FOLDER --labelled 4 --minutes 8
     python benchmarks/train_nnunet.py --results docs/benchmarks/hippocampus --data FOLDER --labelled 16 --minutes 80
 
-Needs `.peers` (see against_peers.py) and a quiet machine. Adds a run of method nnunet (nnunet_80min for other minutes
+Minutes are of 2 cores; `--cores 1` trains twice as long on one, as the runs of a study with `--jobs 2` do. Needs
+`.peers` (see against_peers.py) and those cores to itself. Adds a run of method nnunet (nnunet_80min for other minutes
 than the study's) to `results.json`, with whose test cases and tolerances it must agree; a run that is there is not made
 again.
 """
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, required=True)
     parser.add_argument("--label-seed", type=int, default=None, help="a drawn subset; by default the first labels")
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--cores", type=int, choices=(1, 2), default=2)
     parser.add_argument("--development", type=int, default=0, help="as data.development of the study")
     parser.add_argument("--out", type=Path, default=Path("runs/nnunet"))
     arguments = parser.parse_args()
@@ -76,7 +78,8 @@ def main() -> None:
 
     began = time.perf_counter()
     with (folder / "log.txt").open("w") as log:
-        command = [str(PEERS), str(TRAINING), str(folder), str(arguments.minutes)]
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+        command = [str(PEERS), str(TRAINING), str(folder), str(arguments.minutes * 2 / arguments.cores)]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
     if status:

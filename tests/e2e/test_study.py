@@ -30,29 +30,15 @@ METHODS = ["supervised", "mpl", "mean_teacher", "cross_pseudo", "copy_paste", "p
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
-    """A study file of every method with two labels. Its steps are written down: nothing is timed here."""
+    """A study file of every method with two labels. It sets their steps: nothing is timed here."""
     folder = tmp_path_factory.mktemp("study")
     flags = [flag for flag in tiny if "=" in flag and not flag.startswith("data.labelled")]
     write_settings(folder / "recipe.toml", load_settings(None, flags))
     methods = "\n".join(f'{name} = {{ "method.name" = "{name}" }}' for name in METHODS)
     (folder / "small.toml").write_text(
-        f'recipe = "recipe.toml"\nminutes = 1.0\n[methods]\n{methods}\n[[budgets]]\nlabelled = 2\n'
+        f'recipe = "recipe.toml"\n[common]\n"train.steps" = {STEPS}\n[methods]\n{methods}\n[[budgets]]\nlabelled = 2\n'
     )
-    (folder / "runs").mkdir()
-    (folder / "runs" / "steps.json").write_text(json.dumps(steps(folder / "small.toml")))
     return folder / "small.toml"
-
-
-def steps(file: Path) -> dict[str, CalibratedSteps]:
-    """What steps.json says of every method, though nothing was timed."""
-    known = {}
-    study = load_study(file)
-    for run in planned_runs(study):
-        settings = run_settings(study, file, None, run)
-        settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes))
-        key = steps_key(settings, setting_names())
-        known[run.method] = CalibratedSteps(steps=STEPS, minutes=1.0, key=key)
-    return known
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +93,6 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
     alone = "methods = ['supervised']"
     file.write_text(text.replace("labelled = 2", f"labelled = 2\n{alone}\n[[budgets]]\nlabelled = 99\n{alone}"))
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "steps.json").write_text(json.dumps(steps(file)))
     answer = semiseg_command("compare", file, "--data", phantoms, "--output", tmp_path / "runs")
     assert answer.code == 2
     assert "supervised-99-first-seed0: the run failed:" in answer.err
@@ -123,9 +107,9 @@ def test_a_study_that_is_terminated_leaves_no_run_behind(study: Path, phantoms: 
     """As a batch system ends it: its run is stopped too, and goes on with the study."""
     runs = tmp_path / "runs"
     shutil.copytree(study.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results", "*-2-*"))
-    long = {name: row | {"steps": 100_000} for name, row in steps(study).items()}
-    (runs / "steps.json").write_text(json.dumps(long))
-    command = [sys.executable, "-m", "semiseg", "compare", tmp_path / study.name, "--data", phantoms, "--output", runs]
+    file = tmp_path / study.name
+    file.write_text(file.read_text().replace(f'"train.steps" = {STEPS}', '"train.steps" = 100000'))
+    command = [sys.executable, "-m", "semiseg", "compare", file, "--data", phantoms, "--output", runs]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         began = time.monotonic()
         while not list(runs.glob("*/metrics.jsonl")):
@@ -189,18 +173,16 @@ def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command,
     assert (answer.code, "jobs = 0: give 1 or more" in answer.err) == (2, True)
 
 
-def test_minutes_are_timed_anew_where_they_are_others(
+def test_minutes_are_timed_where_the_study_sets_no_steps(
     study: Path, phantoms: Path, semiseg_command: Command, tmp_path: Path
 ) -> None:
     """Timed in a process of its own, and a run of other settings in the same place is made anew."""
     file = tmp_path / "small.toml"
     text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
     file.write_text(text.replace("labelled = 2", "labelled = 2\nmethods = ['supervised']"))
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "steps.json").write_text(json.dumps(steps(file)))
     flags = ["--data", phantoms, "--output", tmp_path / "runs"]
     assert semiseg_command("compare", file, *flags).code == 0
-    file.write_text(file.read_text().replace("minutes = 1.0", "minutes = 0.0001"))
+    file.write_text(f"minutes = 0.0001\n{file.read_text()}".replace(f'"train.steps" = {STEPS}', ""))
     answer = semiseg_command("compare", file, *flags)
     assert answer.code == 0, answer
     assert "steps in 0.0001 minutes" in answer.out

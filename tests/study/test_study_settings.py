@@ -62,8 +62,8 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("minutes = 8.0", "minutes = 0.0", r"study\.toml: minutes = 0\.0: give a number above 0"),
-        ("minutes = 8.0", "", r"study\.toml: minutes"),
+        ("minutes = 8.0", "minutes = -1.0", r"study\.toml: minutes = -1\.0: give a number above 0"),
+        ("minutes = 8.0", "", r'study\.toml: minutes: give them, or set "train\.steps" for all methods \(methods\.supervised\)'),
         ("minutes = 8.0", "minutes = 8.0\nminute = 3", r"unknown key minute\. Known here"),
         (
             "minutes = 8.0",
@@ -74,7 +74,7 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
         ("labelled = 160", "labelled = 0", "labelled = 0: give 1 label"),
         ("labelled = 160", 'labelled = "all"', r"study\.toml: budgets\.1\.labelled = 'all'"),
         ("ceiling = 160", "ceiling = 7", r"ceiling = 7: no \[\[budgets\]\] table has so many labels"),
-        ('"data.development" = 40', '"train.steps" = 40', r'\[common\] "train.steps": is set by minutes'),
+        ('"data.development" = 40', '"train.threads" = 2', r'\[common\] "train.threads": is set by --jobs'),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
     ],
 )

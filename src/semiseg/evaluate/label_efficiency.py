@@ -40,7 +40,7 @@ class StudyRun(TypedDict):
 
 
 class CalibratedSteps(TypedDict):
-    """What minutes came to on a machine. key: of the method's settings."""
+    """What minutes came to on a machine, or with 0 minutes what the study sets. key: of the method's settings."""
 
     steps: int
     minutes: float

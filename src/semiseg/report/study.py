@@ -41,6 +41,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
     organs = study["organs"]
     page = load_template("study.html").render(
         study=study,
+        budget=budget_text(study),
         points=found,
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
@@ -118,13 +119,18 @@ def study_markdown(study: Study) -> str:
     """Both tables, and what was run, in Markdown."""
     machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
     return (
-        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {study['minutes']:g} minutes a "
-        f"run. Machine: {machine}.\n\n"
+        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
+        f"Machine: {machine}.\n\n"
         + markdown_table(*study_rows(study))
         + "\n\nMean Dice by organ:\n\n"
         + markdown_table(*organ_rows(study))
         + "\n"
     )
+
+
+def budget_text(study: Study) -> str:
+    """How long runs are: the minutes, or the steps that the study sets."""
+    return f"{study['minutes']:g} minutes a run" if study["minutes"] else "steps as the study sets them"
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:

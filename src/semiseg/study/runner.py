@@ -88,8 +88,9 @@ def made_runs(
 def _steps(
     study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, known: _Known, say: Say
 ) -> dict[str, CalibratedSteps]:
-    """Steps by method in `output/steps.json`: what was found before stays, so that a study goes on as it began, unless
-    its minutes or the method's settings are others now. Methods that differ in their labels alone have the same."""
+    """Steps by method in `output/steps.json`: as the study sets them, or as its minutes allow. What was found before
+    stays, so that a study goes on as it began, unless its minutes or the method's settings are others now. Methods that
+    differ in their labels alone have the same."""
     file = output / "steps.json"
     steps: dict[str, CalibratedSteps] = read_json(file) if file.exists() else known.steps
     for method in study.methods:
@@ -99,7 +100,9 @@ def _steps(
         settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes, calibrated=False))
         key = steps_key(settings, known.settings)
         found = next((one for one in steps.values() if one["key"] == key), None)
-        if found is None:
+        if (told := study.steps(method)) is not None:
+            found = CalibratedSteps(steps=told, minutes=0.0, key=key)
+        elif found is None:
             count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
             found = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
             say(f"{method}: {count} steps in {study.minutes:g} minutes")

@@ -27,7 +27,6 @@ _OF_THE_STUDY = {
     "data.labelled": "labelled of [[budgets]]",
     "data.label_seed": "label_seeds of [[budgets]]",
     "train.seed": "seeds of [[budgets]]",
-    "train.steps": "minutes",
     "train.budget_minutes": "minutes",
     "train.threads": "--jobs",
 }
@@ -54,12 +53,14 @@ class BudgetSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """A study file. All methods have the recipe in common, and the minutes, which become steps once for each."""
+    """A study file. All methods have the recipe in common, and the minutes, which become steps once for each method
+    that does not set `train.steps`."""
 
     recipe: str
     """The run file that all runs start from; a relative path starts from the study file's folder."""
-    minutes: float
-    """Training time of every run, on all cores of this machine with nothing else running."""
+    minutes: float = 0.0
+    """Training time of every run, on all cores of this machine with nothing else running; 0 where all methods set
+    `train.steps`."""
     baseline: str = "supervised"
     """The method that the others are compared with."""
     ceiling: int = 0
@@ -72,10 +73,12 @@ class StudySettings:
     """Which runs are made."""
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0:
+        if self.minutes < 0:
             raise ConfigError(f"minutes = {self.minutes}: give a number above 0.")
         if wrong := [name for name in self.methods if not _METHOD_NAME.fullmatch(name)]:
             raise ConfigError(f"methods.{wrong[0]}: a name is letters, digits, _ and -, since run folders have it.")
+        if not self.minutes and (untold := [name for name in self.methods if self.steps(name) is None]):
+            raise ConfigError(f'minutes: give them, or set "train.steps" for all methods (methods.{untold[0]}).')
         if self.baseline not in self.methods:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
         tables = {"common": self.common} | {f"methods.{name}": keys for name, keys in self.methods.items()}
@@ -94,6 +97,11 @@ class StudySettings:
                 raise ConfigError(
                     f"budgets: methods = {unknown[0]!r}: is none of [methods]: {', '.join(self.methods)}."
                 )
+
+
+    def steps(self, method: str) -> int | None:
+        """The steps that the study sets for a method; None where they come of minutes."""
+        return (self.common | self.methods[method]).get("train.steps")
 
 
 _ADAPTER: TypeAdapter[StudySettings] = TypeAdapter(StudySettings)
@@ -143,7 +151,7 @@ def planned_runs(study: StudySettings) -> Iterator[PlannedRun]:
 
 
 def run_settings(study: StudySettings, file: Path, data: Path | None, run: PlannedRun) -> RunSettings:
-    """The settings of a run, without its number of steps."""
+    """The settings of a run; its number of steps only where the study sets it."""
     given: dict[str, Any] = study.common | study.methods[run.method]
     # As in a recipe, paths start from the file that names them.
     paths = {f"data.{key}" for key in DATA_PATHS} & given.keys()
