@@ -55,8 +55,7 @@ WIDER = NetworkPlan(features=(4, 5), kernels=TINY.kernels, strides=TINY.strides)
 def method(settings: MethodSettings = PLAIN, phases: Phases = TRAINING, **more: Any) -> MetaPseudoLabels:
     networks = {"teacher": tiny_unet(1, torch.float32), "student": tiny_unet(2, torch.float32)} | more
     ignore = networks.pop("ignore", None)
-    teachers = [networks.pop("teacher"), *(tiny_unet(2 + n, torch.float32) for n in range(1, settings.teachers))]
-    return MetaPseudoLabels(teachers, **networks, settings=settings, phases=phases, ignore=ignore, autocast=None)
+    return MetaPseudoLabels(**networks, settings=settings, phases=phases, ignore=ignore, autocast=None)
 
 
 def fresh(**changes: Any) -> MethodSettings:
@@ -141,63 +140,6 @@ def test_where_no_feedback_will_come_the_teachers_average_labels() -> None:
         lesson = trained._teach(labelled, unlabelled, Draw(seed=4, step=step))
         assert lesson.log_q.requires_grad == (step == 2)
         assert torch.equal(lesson.log_q, trained.soft_labels(unlabelled.weak, network))
-
-
-SEVERAL = replace(PLAIN, name="pseudo_label", teachers=2, teacher_every=0, restart_rate=1.0)
-
-
-def test_of_several_teachers_each_has_its_share_of_the_warm_up() -> None:
-    """The first of two is what one teacher would be after so many steps; the second begins from weights of its own."""
-    phases = Phases(warmup_stop=4, train_stop=8, total=8)
-    alone = method(replace(SEVERAL, teachers=1, ema_decay=0.9), phases)
-    run(alone, 0, 2)
-    trained = method(replace(SEVERAL, ema_decay=0.9), phases)
-    fresh_second = copied(trained.networks["teacher_2"])
-    run(trained, 0, 2)
-    assert same(copied(trained.networks["teacher_2"]), fresh_second)
-    assert same(copied(trained.teacher), copied(alone.teacher))
-    trained._next_teacher(trained._others["teacher_2"])
-    assert same(copied(trained.networks["teacher_2"]), copied(alone.networks["teacher_average"]))
-    for begun in (trained.teacher, trained.networks["teacher_average"]):
-        assert same(copied(begun), fresh_second)
-    assert trained.averages["teacher"].updates == 0
-    assert trained.optimisers["teacher"].momentum() == {}
-
-
-def test_several_teachers_label_by_turns_and_stand_still() -> None:
-    trained = method(SEVERAL, Phases(warmup_stop=4, train_stop=16, total=16))
-    run(trained, 0, 4)
-    labelled, unlabelled = batches(4)
-    teachers = (trained.teacher, trained._others["teacher_2"])
-    expected = [trained.soft_labels(unlabelled.weak, network) for network in teachers]
-    given = [trained._teach(labelled, unlabelled, Draw(seed=4, step=step)).log_q for step in range(4, 16)]
-    turns = [[torch.equal(log_q, one) for one in expected].index(True) for log_q in given]
-    assert set(turns) == {0, 1}
-    before = [copied(network) for network in teachers]
-    run(trained, 4, 6)
-    assert all(same(copied(network), weights) for network, weights in zip(teachers, before, strict=True))
-
-
-def test_a_run_of_several_teachers_goes_on_exactly() -> None:
-    phases = Phases(warmup_stop=4, train_stop=8, total=8)
-    whole, first = method(SEVERAL, phases), method(SEVERAL, phases)
-    run(whole, 0, 6)
-    run(first, 0, 3)
-    second = method(SEVERAL, phases)
-    second.load_state(*first.state())
-    run(second, 3, 6)
-    for name, network in whole.networks.items():
-        assert same(copied(network), copied(second.networks[name])), name
-
-
-@pytest.mark.parametrize(
-    "moves", [{"teacher_every": 4}, {"teacher_renewals": 1}, {"restart_rate": 0.0}, {"name": "mpl"}]
-)
-def test_several_teachers_stand_still(moves: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"method\.teachers = 2: several teachers stand still after the warm-up"):
-        replace(MethodSettings(name="pseudo_label", teachers=2), **moves)
-    with pytest.raises(ConfigError, match=r"method\.teachers = 0: give 1 or more"):
-        MethodSettings(teachers=0)
 
 
 def test_a_fresh_student_stays_as_it_was() -> None:
@@ -845,8 +787,6 @@ def test_a_warm_up_that_leaves_the_student_no_step_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method.warmup_fraction = 0.9 takes all of the 3 steps"):
         Phases.of(MethodSettings(warmup_fraction=0.9), 3)
     assert Phases.of(MethodSettings(name="supervised", warmup_fraction=1.0, finetune_fraction=0.0), 3).total == 3
-    with pytest.raises(ConfigError, match=r"method.teachers = 3, but the warm-up has 2 steps"):
-        Phases.of(MethodSettings(teachers=3), 4)
 
 
 def test_phases_of_a_run() -> None:

@@ -15,9 +15,8 @@ from semiseg.train.settings import TrainSettings
 PHASES = Phases(warmup_stop=4, train_stop=16, total=20)
 
 
-def schedule(phases: Phases = PHASES, restart_rate: float = 0.0, teachers: int = 1, **changes: Any) -> Schedule:
-    method = MethodSettings(finetune_rate=0.1, restart_rate=restart_rate, teachers=teachers)
-    return Schedule(TrainSettings(**changes), phases, method)
+def schedule(phases: Phases = PHASES, restart_rate: float = 0.0, **changes: Any) -> Schedule:
+    return Schedule(TrainSettings(**changes), phases, MethodSettings(finetune_rate=0.1, restart_rate=restart_rate))
 
 
 def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None:
@@ -38,18 +37,6 @@ def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
     warm_up = [(1 - step / 4) ** 0.9 for step in range(4)]
     training = [0.5 * (1 - step / 12) ** 0.9 for step in range(12)]
     assert found == pytest.approx(warm_up + training + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)], rel=1e-12)
-
-
-def test_each_of_several_teachers_decays_on_its_own() -> None:
-    found = [schedule(teachers=2, restart_rate=0.5).factor(step) for step in range(5)]
-    assert found == pytest.approx([1.0, 0.5**0.9, 1.0, 0.5**0.9, 0.5], rel=1e-12)
-
-
-def test_a_plateau_begins_anew_for_each_teacher() -> None:
-    s = schedule(schedule="plateau", plateau_patience=1, plateau_factor=0.2, teachers=2, restart_rate=0.5)
-    s.end_epoch(1.0)
-    assert (s.end_epoch(2.0), s.factor(1)) == (True, pytest.approx(0.2))
-    assert (s.begin(2), s.factor(2)) == (True, 1.0)
 
 
 def test_without_a_warm_up_there_is_nothing_to_start_anew() -> None:

@@ -49,9 +49,8 @@ def build_method(
         return CrossPseudo(student, partner, settings, phases, ignore=ignore, autocast=autocast)
     if alone := _ONE_NETWORK.get(settings.name):
         return alone(student, settings, phases, ignore=ignore, autocast=autocast)
-    roles = ["teacher", *(f"teacher {n}" for n in range(2, settings.teachers + 1))]
-    teachers = [network(role, plan.teacher) for role in roles]
-    return MetaPseudoLabels(teachers, student, settings, phases, ignore=ignore, autocast=autocast)
+    teacher = network("teacher", plan.teacher)
+    return MetaPseudoLabels(teacher, student, settings, phases, ignore=ignore, autocast=autocast)
 
 
 _ONE_NETWORK: dict[str, Callable[..., Method]] = {

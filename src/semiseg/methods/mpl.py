@@ -8,7 +8,6 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,15 +70,11 @@ class Lesson:
 
 
 class MetaPseudoLabels:
-    """Teacher and student; `feedback` None is plain pseudo-labelling.
-
-    Of several teachers the first is the one that is trained; the others hold their fresh weights until it is their turn
-    to be trained in its place, and from then on the settled weights of the one before.
-    """
+    """Teacher and student; `feedback` None is plain pseudo-labelling."""
 
     def __init__(
         self,
-        teachers: Sequence[UNet3d],
+        teacher: UNet3d,
         student: UNet3d,
         settings: MethodSettings,
         phases: Phases,
@@ -90,7 +85,6 @@ class MetaPseudoLabels:
         self.settings, self.phases = settings, phases
         self.ignore, self.autocast = ignore, autocast
         self.feedback = settings.feedback if settings.name == "mpl" else None
-        teacher, *others = teachers
         self.teacher, self.student = teacher.train(), student.train()
         self.optimisers = {"teacher": NamedOptimiser(teacher, settings), "student": NamedOptimiser(student, settings)}
         self.networks: dict[str, nn.Module] = {"teacher": teacher, "student": student}
@@ -98,9 +92,6 @@ class MetaPseudoLabels:
         if settings.ema_decay:
             self.averages = {name: Average(net, settings.ema_decay) for name, net in self.networks.items()}
             self.networks |= {f"{name}_average": average.network for name, average in self.averages.items()}
-        self._others = {f"teacher_{n}": other.requires_grad_(False) for n, other in enumerate(others, start=2)}
-        self.networks |= self._others
-        self._turns = dict(zip(phases.teacher_starts(len(teachers))[1:], self._others.values(), strict=True))
         self.evaluated = "student_average" if self.averages else "student"
         self.labeller: str | None = "teacher"
         self.learning_rate_factor = 1.0
@@ -125,8 +116,6 @@ class MetaPseudoLabels:
         return self.phases.name(step) == "train"
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
-        if draw.step in self._turns:
-            self._next_teacher(self._turns[draw.step])
         if draw.step == self.phases.warmup_stop:
             self._start_student()
         if draw.step in self._renewals:
@@ -175,15 +164,10 @@ class MetaPseudoLabels:
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
         """The teacher labels the weak view; its pass keeps a graph only if feedback will use it.
 
-        Without feedback its average labels, which does not shake as a moving teacher does; or of several teachers one.
+        Without feedback its average labels, which does not shake as a moving teacher does.
         """
         wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
-        network: nn.Module = self.teacher
-        if self.averages and not wants_graph:
-            network = self.averages["teacher"].network
-        if self._others:
-            everyone = [network, *self._others.values()]
-            network = everyone[int(draw.generator("which teacher labels").integers(len(everyone)))]
+        network = self.teacher if wants_graph or not self.averages else self.averages["teacher"].network
         with torch.set_grad_enabled(wants_graph):
             lesson = self._lesson(unlabelled.strong, self.soft_labels(unlabelled.weak, network))
         return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
@@ -336,16 +320,6 @@ class MetaPseudoLabels:
         if self.averages:
             self.averages[name].update(self.networks[name])
         return norm
-
-    def _next_teacher(self, other: UNet3d) -> None:
-        """The teacher is done and becomes the other one, whose fresh weights are trained in its place."""
-        done = self.averages["teacher"].network if self.averages else self.teacher
-        fresh = {name: value.clone() for name, value in other.state_dict().items()}
-        other.load_state_dict(done.state_dict())
-        self.teacher.load_state_dict(fresh)
-        self.optimisers["teacher"].load_buffers({})
-        if self.averages:
-            self.averages["teacher"].begin(self.teacher)
 
     def _start_student(self) -> None:
         """After the warm-up the student begins from the teacher where the sizes agree, unless told otherwise.

@@ -87,12 +87,6 @@ class Average:
         self.updates = 0
 
     @torch.no_grad()
-    def begin(self, network: nn.Module) -> None:
-        """Begin anew from fresh weights."""
-        self.network.load_state_dict(network.state_dict())
-        self.updates = 0
-
-    @torch.no_grad()
     def restart(self, network: nn.Module) -> None:
         """Begin anew from the network's present state, which is settled."""
         self.network.load_state_dict(network.state_dict())

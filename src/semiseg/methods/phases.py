@@ -33,21 +33,12 @@ class Phases:
                 f"method.warmup_fraction = {settings.warmup_share} takes all of the {steps} steps: none is left "
                 "to train the student. Lower it, or raise train.steps."
             )
-        if settings.teachers > 1 and warmup < settings.teachers:
-            raise ConfigError(
-                f"method.teachers = {settings.teachers}, but the warm-up has {warmup} steps. Raise train.steps or "
-                "method.warmup_fraction."
-            )
         return Phases(warmup, max(warmup, steps - round(steps * settings.finetune_fraction)), steps)
 
     def cuts(self, count: int) -> list[int]:
         """The steps at which the training phase is cut into `count + 1` parts of one length."""
         length = self.train_stop - self.warmup_stop
         return [self.warmup_stop + length * i // (count + 1) for i in range(1, count + 1)]
-
-    def teacher_starts(self, count: int) -> list[int]:
-        """The steps of the warm-up at which the first, second, ... of so many teachers begins."""
-        return [self.warmup_stop * i // count for i in range(count)]
 
     def name(self, step: int) -> PhaseName:
         if step < self.warmup_stop:

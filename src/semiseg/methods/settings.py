@@ -75,9 +75,6 @@ class MethodSettings:
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
     """Learning rate of the fine-tuning as a fraction of `learning_rate`; it decays to zero within the phase."""
-    teachers: int = 1
-    """So many teachers, each from weights of its own, share the warm-up; then one of them labels in each step, drawn
-    anew. For teachers that stand still (`teacher_every = 0`)."""
     restart_rate: float = 0.5
     """If above 0, the warm-up decays to zero on its own and training starts anew at this fraction of `learning_rate`,
     so that the teacher labels with settled weights; 0 is one decay over both."""
@@ -173,14 +170,6 @@ class MethodSettings:
                 raise ConfigError(f"method.{field} = {value}: give 0 or more.")
         if self.rounds < 1:
             raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
-        if self.teachers < 1:
-            raise ConfigError(f"method.teachers = {self.teachers}: give 1 or more.")
-        if self.teachers > 1 and (self.teacher_moves_every or self.teacher_renewals or not self.restart_rate):
-            raise ConfigError(
-                f"method.teachers = {self.teachers}: several teachers stand still after the warm-up, in which "
-                "each decays on its own. Set method.teacher_every and method.teacher_renewals to 0, and "
-                "method.restart_rate above 0."
-            )
         for field in ("teacher_every", "teacher_rate"):
             if self.name == "mpl" and getattr(self, field) == 0:
                 raise ConfigError(f'method.{field} = 0 holds the teacher still: with it choose name = "pseudo_label".')

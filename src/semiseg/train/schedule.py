@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
@@ -17,8 +16,7 @@ POLY_POWER = 0.9
 class Schedule:
     """Poly decay over warm-up and training together, or reduction on a plateau; fine-tuning decays on its own.
 
-    With `method.restart_rate` the warm-up decays on its own too (for each of several teachers), and training starts
-    anew. A plateau is looked for in
+    With `method.restart_rate` the warm-up decays on its own too, and training starts anew. A plateau is looked for in
     each phase by itself, since each has another loss. The plateau's memory is in `state`, which a checkpoint keeps.
     """
 
@@ -28,10 +26,6 @@ class Schedule:
     state: dict[str, float] = field(
         default_factory=lambda: {"factor": 1.0, "smoothed": math.inf, "best": math.inf, "waited": 0.0}
     )
-
-    @property
-    def _teacher_starts(self) -> list[int]:
-        return self.phases.teacher_starts(self.method.teachers)
 
     def factor(self, step: int) -> float:
         """Fraction of the first learning rate for a step."""
@@ -43,19 +37,15 @@ class Schedule:
         if not self.method.restart_rate or not self.phases.warmup_stop:
             return _poly(step, self.phases.train_stop)
         if step < self.phases.warmup_stop:
-            starts = [*self._teacher_starts, self.phases.warmup_stop]
-            return next(_poly(step - first, stop - first) for first, stop in pairwise(starts) if step < stop)
+            return _poly(step, self.phases.warmup_stop)
         length = self.phases.train_stop - self.phases.warmup_stop
         return self.method.restart_rate * _poly(step - self.phases.warmup_stop, length)
 
     def begin(self, step: int) -> bool:
         """To be told before each step; true if a new phase begins, in which nothing that was seen before counts."""
-        begins = (*self._teacher_starts, self.phases.warmup_stop, self.phases.train_stop)
-        if step == 0 or step not in begins:
+        if step == 0 or step not in (self.phases.warmup_stop, self.phases.train_stop):
             return False
         self.state |= {"smoothed": math.inf, "best": math.inf, "waited": 0.0}
-        if step < self.phases.warmup_stop:
-            self.state["factor"] = 1.0
         if step == self.phases.warmup_stop and self.method.restart_rate:
             self.state["factor"] = self.method.restart_rate
         return True
