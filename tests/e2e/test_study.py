@@ -8,18 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semiseg.config import load_settings
-from semiseg.evaluate.label_efficiency import CalibratedSteps, name_of, read_study
+from semiseg.evaluate.label_efficiency import name_of, read_study
 from semiseg.run_folder import alone_in
 from semiseg.settings import write_settings
-from semiseg.study.keys import setting_names, steps_key
-from semiseg.study.settings import load_study, planned_runs, run_settings
 
 Command = Callable[..., Any]
 STEPS = 8

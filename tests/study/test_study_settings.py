@@ -63,7 +63,11 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
     ("before", "after", "message"),
     [
         ("minutes = 8.0", "minutes = -1.0", r"study\.toml: minutes = -1\.0: give a number above 0"),
-        ("minutes = 8.0", "", r'study\.toml: minutes: give them, or set "train\.steps" for all methods \(methods\.supervised\)'),
+        (
+            "minutes = 8.0",
+            "",
+            r'study\.toml: minutes: give them, or set "train\.steps" for all methods \(methods\.supervised\)',
+        ),
         ("minutes = 8.0", "minutes = 8.0\nminute = 3", r"unknown key minute\. Known here"),
         (
             "minutes = 8.0",

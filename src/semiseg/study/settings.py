@@ -98,7 +98,6 @@ class StudySettings:
                     f"budgets: methods = {unknown[0]!r}: is none of [methods]: {', '.join(self.methods)}."
                 )
 
-
     def steps(self, method: str) -> int | None:
         """The steps that the study sets for a method; None where they come of minutes."""
         return (self.common | self.methods[method]).get("train.steps")
