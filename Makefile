@@ -42,6 +42,9 @@ bench: .venv/installed .peers/installed
 	$(call study,hippocampus,Dataset004_Hippocampus)
 	$(call study,hippocampus_small_patches,Dataset004_Hippocampus)
 	$(call study,head_neck,Dataset101_HeadNeckCT)
+	$(call study,head_neck_ten_minutes,Dataset101_HeadNeckCT)
+	$(call study,left_atrium,Dataset102_LeftAtriumHalf)
+	$(call study,hippocampus_ablation,Dataset004_Hippocampus)
 	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus_study/pseudo_label-4-first-seed0
 	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck_study/supervised-8-first-seed0 --data $(DATA)/Dataset101_HeadNeckCT
 

@@ -170,7 +170,7 @@ def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command,
     assert (answer.code, "jobs = 0: give 1 or more" in answer.err) == (2, True)
 
 
-def test_minutes_are_timed_where_the_study_sets_no_steps(
+def test_minutes_are_timed_where_no_steps_are_set_and_anew_where_they_are_others(
     study: Path, phantoms: Path, semiseg_command: Command, tmp_path: Path
 ) -> None:
     """Timed in a process of its own, and a run of other settings in the same place is made anew."""
@@ -179,10 +179,12 @@ def test_minutes_are_timed_where_the_study_sets_no_steps(
     file.write_text(text.replace("labelled = 2", "labelled = 2\nmethods = ['supervised']"))
     flags = ["--data", phantoms, "--output", tmp_path / "runs"]
     assert semiseg_command("compare", file, *flags).code == 0
-    file.write_text(f"minutes = 0.0001\n{file.read_text()}".replace(f'"train.steps" = {STEPS}', ""))
-    answer = semiseg_command("compare", file, *flags)
-    assert answer.code == 0, answer
-    assert "steps in 0.0001 minutes" in answer.out
+    timed = file.read_text().replace(f'"train.steps" = {STEPS}', "")
+    for minutes in (0.0002, 0.0001):
+        file.write_text(f"minutes = {minutes}\n{timed}")
+        answer = semiseg_command("compare", file, *flags)
+        assert answer.code == 0, answer
+        assert f"steps in {minutes} minutes" in answer.out
     (run,) = read_study(tmp_path / "runs" / "results.json")["runs"]
     assert run["steps"] < STEPS  # 6 ms: a step or two anywhere
     last = (tmp_path / "runs" / "supervised-2-first-seed0" / "metrics.jsonl").read_text().splitlines()[-1]
