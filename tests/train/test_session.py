@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import TrainingError
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import MethodName, MethodSettings
 from semiseg.randomness import Draw
 from semiseg.train.inputs import TrainingData
 from semiseg.train.session import Session, rehearse
@@ -89,6 +90,14 @@ def test_a_rehearsal_takes_every_kind_of_step(session: Callable[..., Watched], t
     rehearse(supervised)
     assert len(supervised.steps) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", sorted(get_args(MethodName)))
+def test_every_method_can_be_rehearsed(session: Callable[..., Watched], name: str) -> None:
+    """More rounds or renewals than the rehearsal has steps are no reason to refuse."""
+    rehearsed = session(name=name, rounds=9, teacher_renewals=9)
+    rehearse(rehearsed)
+    assert rehearsed.steps
 
 
 @pytest.mark.parametrize("failing", ["warmup", "train", "finetune"])

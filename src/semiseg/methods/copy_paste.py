@@ -94,9 +94,9 @@ def mixed_both_ways(
 
 def largest_components(labels: Tensor) -> Tensor:
     """Label maps `(B, D, H, W)` with the largest component of each class; what is removed becomes background."""
-    cleaned = labels.cpu().numpy().copy()
+    cleaned = labels.to(torch.int16, copy=True).cpu().numpy()
     for patch in cleaned:
         for value in np.unique(patch[patch > 0]):
             mask = patch == value
             patch[mask & ~largest_component(mask)] = 0
-    return torch.from_numpy(cleaned).to(labels.device)
+    return torch.from_numpy(cleaned).to(labels)

@@ -139,7 +139,8 @@ def rehearse(session: Session) -> None:
     So memory that does not suffice shows before the first step, and not after hours of warm-up. Raises `TrainingError`.
     """
     phases = Phases(1, 1 + LARGEST_TURN, 2 + LARGEST_TURN) if session.method.uses_unlabelled else Phases(0, 1, 1)
-    _scratch_steps(session, phases, lambda step: None)
+    method = replace(session.method, rounds=min(session.method.rounds, LARGEST_TURN))  # each takes a step at least
+    _scratch_steps(replace(session, method=method), phases, lambda step: None)
 
 
 def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], None]) -> None:
@@ -154,14 +155,22 @@ def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], Non
 
 
 def _refresh_seconds(session: Session) -> float:
-    """What the refreshes of predicted places cost a training step on average, from one refresh by a new network."""
+    """What the refreshes of predicted places cost a training step on average, from one refresh by a new network.
+
+    Not the first: on a GPU that one loads what all later ones find loaded.
+    """
     method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
     if not session.train.refresh_steps or not method.labeller or not data.unlabelled:
         return 0.0
     engine = TorchEngine(method.networks[method.labeller], session.device, session.place.autocast)
-    began = time.perf_counter()
-    predicted_locations(data.unlabelled, 0, session.train.refresh_cases, engine, session.plan, session.train.seed)
-    return (time.perf_counter() - began) / session.train.refresh_steps
+
+    def refresh(cases: int) -> float:
+        began = time.perf_counter()
+        predicted_locations(data.unlabelled, 0, cases, engine, session.plan, session.train.seed)
+        return time.perf_counter() - began
+
+    refresh(1)
+    return refresh(session.train.refresh_cases) / session.train.refresh_steps
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:
