@@ -112,6 +112,16 @@ def test_iterate_yields_the_steps_and_ends_its_thread(cases: tuple[list[Path], l
     assert threading.active_count() == threads
 
 
+def test_labelled_patches_of_another_size(cases: tuple[list[Path], list[Path]]) -> None:
+    """Unlabelled ones stay as they are."""
+    source = _source(cases)
+    (batch,) = source.iterate(3, 4, patch=(2, 3, 4))
+    assert batch.images.shape[2:] == batch.labels.shape[1:] == (2, 3, 4)
+    assert np.array_equal(batch.labels, _source(cases).labelled(3, (2, 3, 4))[1])
+    assert batch.unlabelled is not None
+    assert np.array_equal(batch.unlabelled, source.unlabelled(3))
+
+
 def test_an_error_of_the_thread_is_raised_and_names_the_case(tmp_path: Path) -> None:
     folders = [_write(tmp_path, i, labelled=True) for i in range(4)]
     source = BatchSource(folders, patch=PATCH, batch=1, seed=0)

@@ -16,7 +16,7 @@ from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.data.sampling import SamplingSettings
-from semiseg.errors import TrainingError
+from semiseg.errors import ConfigError, TrainingError
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodName, MethodSettings
@@ -24,6 +24,7 @@ from semiseg.randomness import Draw
 from semiseg.train.inputs import TrainingData
 from semiseg.train.session import Session, rehearse
 from semiseg.train.settings import TrainSettings
+from semiseg.types import Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Store = Callable[..., Path]
@@ -31,11 +32,12 @@ Store = Callable[..., Path]
 
 @dataclass(frozen=True)
 class Watched(Session):
-    """A session on two cases that notes the phase and the metrics of each step; fails in `failing`."""
+    """A session on two cases that notes phase, metrics and labelled patch of each step; fails in `failing`."""
 
     data: TrainingData
     failing: str = ""
     steps: list[tuple[str, set[str]]] = field(default_factory=list)
+    patches: list[tuple[int, ...]] = field(default_factory=list)
 
     def open_data(self) -> TrainingData:
         return self.data
@@ -49,6 +51,7 @@ class Watched(Session):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             metrics = step(labelled, unlabelled, draw)
             self.steps.append((phases.name(draw.step), set(metrics)))
+            self.patches.append(tuple(labelled.images.shape[2:]))
             return metrics
 
         method.step = watched  # type: ignore[method-assign]
@@ -61,12 +64,12 @@ def session(store: Store, plan: Plan, tmp_path: Path) -> Callable[..., Watched]:
     shown[2:4] = 1
     labelled, unlabelled = store("a", shown, shown), store("b", shown)
 
-    def made(failing: str = "", **method: object) -> Watched:
+    def made(failing: str = "", warmup_patch: Shape | None = None, **method: object) -> Watched:
         return Watched(
             run=tmp_path / "run",
             cases=[],
             plan=plan,
-            sampling=SamplingSettings(),
+            sampling=SamplingSettings(warmup_patch=warmup_patch),
             augment=AugmentSettings(enabled=False),
             method=MethodSettings(**method),  # type: ignore[arg-type]
             train=TrainSettings(steps=1000, refresh_steps=100),
@@ -98,6 +101,14 @@ def test_every_method_can_be_rehearsed(session: Callable[..., Watched], name: st
     rehearsed = session(name=name, rounds=9, teacher_renewals=9)
     rehearse(rehearsed)
     assert rehearsed.steps
+
+
+def test_the_warm_up_may_have_patches_of_its_own(session: Callable[..., Watched]) -> None:
+    smaller = session(name="pseudo_label", warmup_patch=(2, 4, 4))
+    rehearse(smaller)
+    assert smaller.patches == [(2, 4, 4), *[(4, 4, 4)] * 3]
+    with pytest.raises(ConfigError, match=r"^sampling.warmup_patch\[1\] = 3 must be a multiple of 2"):
+        rehearse(session(name="pseudo_label", warmup_patch=(2, 3, 4)))
 
 
 @pytest.mark.parametrize("failing", ["warmup", "train", "finetune"])

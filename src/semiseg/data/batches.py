@@ -20,6 +20,7 @@ from semiseg.data.sampling import (
     SamplingSettings,
     cases_by_class,
     labelled_patch,
+    reach,
     unlabelled_patch,
 )
 from semiseg.errors import ConfigError
@@ -81,22 +82,28 @@ class BatchSource:
         self._labelled = _Cases(labelled)
         self._unlabelled = _Cases(unlabelled)
         self._holders = cases_by_class(self._labelled.metas)
+        every = [*self._labelled.metas, *self._unlabelled.metas]
+        self._outside = reach(every, patch) if self._settings.reach_outside else (0, 0, 0)
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
         self._predicted: list[tuple[int, PredictedLocations]] = [(0, {})]
         self._asked = -1
 
-    def labelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64]]:
-        """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of this rank for a step."""
+    def labelled(self, step: int, patch: Shape | None = None) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of this rank for a step.
+
+        patch: another size than the source's.
+        """
+        size = self._patch if patch is None else patch
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step, self._batch):
-                patch = labelled_patch(
-                    self._labelled.metas, self._holders, self._patch, draw, self._batch, self._settings
+                found = labelled_patch(
+                    self._labelled.metas, self._holders, size, draw, self._batch, self._settings, self._outside
                 )
-                case = self._labelled.open(patch.case, self._memory)
-                images.append(case.read_image(patch.box))
-                labels.append(case.read_label(patch.box, fill=self._outside_label))
+                case = self._labelled.open(found.case, self._memory)
+                images.append(case.read_image(found.box))
+                labels.append(case.read_label(found.box, fill=self._outside_label))
         return np.stack(images), np.stack(labels).astype(np.int64)
 
     def unlabelled(self, step: int) -> FloatArray:
@@ -128,11 +135,14 @@ class BatchSource:
             raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
         self._predicted.append((from_step, predicted))
 
-    def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
+    def iterate(
+        self, start_step: int, stop_step: int, *, unlabelled: bool = True, patch: Shape | None = None
+    ) -> Generator[Batch, None, None]:
         """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
 
-        unlabelled: whether to read unlabelled images too. An error of the thread is raised here, at its step.
-        Closing the generator (or leaving the loop) waits for the batch in the making and drops the others.
+        unlabelled: whether to read unlabelled images too. patch: another size of labelled patches than the source's.
+        An error of the thread is raised here, at its step. Closing the generator (or leaving the loop) waits for the
+        batch in the making and drops the others.
         """
         if unlabelled:
             self._require_unlabelled()
@@ -144,14 +154,14 @@ class BatchSource:
                 while ahead < min(stop_step, step + 1 + self.depth):
                     if unlabelled:
                         self._asked = max(self._asked, ahead)
-                    waiting.append(pool.submit(self._read, ahead, unlabelled))
+                    waiting.append(pool.submit(self._read, ahead, unlabelled, patch))
                     ahead += 1
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int, unlabelled: bool) -> Batch:
-        images, labels = self.labelled(step)
+    def _read(self, step: int, unlabelled: bool, patch: Shape | None) -> Batch:
+        images, labels = self.labelled(step, patch)
         return Batch(step, images, labels, self._unlabelled_images(step) if unlabelled else None)
 
     def _require_unlabelled(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -107,11 +108,15 @@ def _inconsistency(plan: Plan) -> str | None:
             return f"{name}: strides[0] = {network.strides[0]} must be [1, 1, 1]: the first level is not pooled."
         if any(edge % 2 == 0 for kernel in network.kernels for edge in kernel):
             return f"{name}: kernels = {network.kernels} must be odd, or features would be shifted against the image."
-        for axis in range(3):
-            stride = 1
-            for level in network.strides:
-                stride *= level[axis]
-            if plan.patch[axis] % stride:
-                edge = f"{name}: patch[{axis}] = {plan.patch[axis]}"
-                return f"{edge} must be a multiple of {stride}, the product of its strides."
+        if problem := indivisible(plan.patch, network):
+            return f"{name}: patch{problem}"
+    return None
+
+
+def indivisible(patch: Shape, network: NetworkPlan) -> str | None:
+    """Which edge of a patch a network cannot pool, as the rest of a sentence with the remedy."""
+    for axis in range(3):
+        stride = prod(level[axis] for level in network.strides)
+        if patch[axis] % stride:
+            return f"[{axis}] = {patch[axis]} must be a multiple of {stride}, the product of its strides."
     return None

@@ -41,6 +41,12 @@ class SamplingSettings:
     jitter_fraction: float = 0.25
     """Largest offset of a patch from the voxel that it is placed on, as a share of its edge; below 0.5, so
     that the voxel stays inside, and above 0, so that organs are not always seen in the middle."""
+    warmup_patch: Shape | None = None
+    """Patch `(Z, Y, X)` in voxels of the warm-up, in which the teacher learns from labels alone; None is the plan's.
+    From few labels networks learn better on small patches, from pseudo-labels on larger ones."""
+    reach_outside: bool = False
+    """Labelled patches that are not forced reach as far out of any scan as patches reach out of the smallest scan of
+    the run, so that networks learn what padding is. Nothing changes where all scans hold the patch."""
     cache_gb: float = 2.0
     """Memory for decompressed cases in gigabytes (1e9 bytes), which saves most of the reading time of small
     data sets; cases beyond it are read patch by patch."""
@@ -52,6 +58,8 @@ class SamplingSettings:
                 raise ConfigError(f"sampling.{name} = {value} is no fraction; choose a value from 0 to 1.")
         if not 0 <= self.jitter_fraction < 0.5:
             raise ConfigError(f"sampling.jitter_fraction = {self.jitter_fraction} must lie in [0, 0.5).")
+        if self.warmup_patch is not None and min(self.warmup_patch) < 1:
+            raise ConfigError(f"sampling.warmup_patch = {self.warmup_patch}: all three must be above 0.")
         if not self.cache_gb >= 0:
             raise ConfigError(f"sampling.cache_gb = {self.cache_gb} must not be negative; 0 keeps nothing in memory.")
 
@@ -78,10 +86,12 @@ def labelled_patch(
     draw: Draw,
     batch: int,
     settings: SamplingSettings,
+    outside: Shape = (0, 0, 0),
 ) -> Patch:
     """The patch of one sample of a labelled batch.
 
-    holders: `cases_by_class(cases)`. draw: its sample is the position in the global batch. A forced sample
+    holders: `cases_by_class(cases)`. outside: voxels by which patches that are not forced may reach out of a volume
+    that could hold them. draw: its sample is the position in the global batch. A forced sample
     draws the class first and then a case and a voxel of it, so that rare classes are seen as often as common
     ones; the others are uniform over cases and over the places in the volume, since the network has to learn
     the empty parts too.
@@ -93,7 +103,14 @@ def labelled_patch(
         centre = _choice(generator, cases[case].class_locations[value])
         return Patch(case, place_box(centre, cases[case].shape_zyx, patch, generator, settings.jitter_fraction))
     case = int(generator.integers(len(cases)))
-    return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator, settings.jitter_fraction))
+    return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator, settings.jitter_fraction, outside))
+
+
+def reach(cases: Sequence[StoredCase], patch: Shape) -> Shape:
+    """Voxels along each axis by which a patch reaches out of the smallest case; 0 where all hold it."""
+    smallest = np.min([case.shape_zyx for case in cases], axis=0)
+    z, y, x = (max(0, p - int(n)) for p, n in zip(patch, smallest, strict=True))
+    return z, y, x
 
 
 def unlabelled_patch(
@@ -152,13 +169,15 @@ def place_box(centre: Shape, shape: Shape, patch: Shape, generator: np.random.Ge
     return _box(starts, patch)
 
 
-def uniform_box(shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float) -> Box:
-    """A box of the patch's size, uniform over the places inside of the volume where it is larger than the
-    patch; else as `place_box`."""
+def uniform_box(
+    shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float, outside: Shape = (0, 0, 0)
+) -> Box:
+    """A box of the patch's size, uniform over the places inside of the volume, and up to `outside` voxels out of it,
+    where it is larger than the patch; else as `place_box`."""
     where, offsets = generator.random(3), generator.uniform(-jitter, jitter, size=3) * np.array(patch)
     starts = [
-        int(w * (n - p + 1)) if n > p else _start(n // 2, offset, n, p)
-        for w, offset, n, p in zip(where, offsets, shape, patch, strict=True)
+        int(w * (n - p + 1 + 2 * out)) - out if n > p else _start(n // 2, offset, n, p)
+        for w, offset, n, p, out in zip(where, offsets, shape, patch, outside, strict=True)
     ]
     return _box(starts, patch)
 

@@ -23,7 +23,7 @@ from semiseg.randomness import Draw
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.settings import TrainSettings
 from semiseg.transfer import to_device
-from semiseg.types import AnyArray
+from semiseg.types import AnyArray, Shape
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
 
@@ -39,12 +39,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how batches are made ready: the same for every step."""
+    """Where and how batches are made ready: the same for every step. warmup_patch: of the warm-up, where it is another
+    than the plan's."""
 
     plan: Plan
     augment: AugmentSettings
     device: torch.device
     autocast: torch.dtype | None
+    warmup_patch: Shape | None = None
 
 
 def step_inputs(
@@ -77,7 +79,8 @@ def step_inputs(
                 data.unlabelled, turn, settings.refresh_cases, engine, place.plan, settings.seed
             )
             data.source.publish(dict(locations), from_step=begin)
-        for stored in data.source.iterate(begin, end, unlabelled=unlabelled):
+        patch = place.warmup_patch if phases.name(begin) == "warmup" else None
+        for stored in data.source.iterate(begin, end, unlabelled=unlabelled, patch=patch):
             yield stored.step, *_views(stored, Draw(seed=settings.seed, step=stored.step), place)
 
 

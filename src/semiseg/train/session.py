@@ -16,7 +16,7 @@ import torch
 
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
-from semiseg.data.plan import Plan
+from semiseg.data.plan import Plan, indivisible
 from semiseg.data.prepare import check_recipe
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
@@ -61,7 +61,10 @@ class Session:
     @property
     def place(self) -> Place:
         augment = replace(self.augment, coarse_axis=self.plan.anisotropic_axis)
-        return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision))
+        warmup_patch = self.sampling.warmup_patch
+        if warmup_patch and (problem := indivisible(warmup_patch, self.plan.teacher)):
+            raise ConfigError(f"sampling.warmup_patch{problem}")
+        return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision), warmup_patch)
 
     def open_data(self) -> TrainingData:
         """Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and
