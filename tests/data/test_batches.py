@@ -142,6 +142,14 @@ def test_few_cases_are_open_at_once(cases: tuple[list[Path], list[Path]], monkey
         assert len(source._unlabelled._recent) == 2
 
 
+def test_memory_is_filled_as_far_as_it_goes(cases: tuple[list[Path], list[Path]]) -> None:
+    """Of 648 voxels each, 5 bytes a voxel with a label and 4 without: 2 and 2 cases go into 12 kB."""
+    source = _source(cases, settings=SamplingSettings(cache_gb=12e-6))
+    source.fill_memory()
+    assert [sorted(part._kept) for part in (source._labelled, source._unlabelled)] == [[0, 1], [0, 1]]
+    assert np.array_equal(source.unlabelled(1), _source(cases).unlabelled(1))
+
+
 def test_published_predictions_hold_from_their_step_on(cases: tuple[list[Path], list[Path]]) -> None:
     predicted = {f"case{i}": {1: [(11, 8, 5)]} for i in range(3, 8)}
     always = SamplingSettings(predicted_fraction=1.0, jitter_fraction=0.0)

@@ -123,6 +123,12 @@ class BatchSource:
                 images.append(self._unlabelled.open(patch.case, self._memory).read_image(patch.box))
         return np.stack(images)
 
+    def fill_memory(self) -> None:
+        """Decompress cases until `cache_gb` is full: what a run has done after its first pass over them."""
+        with self._reading:
+            for cases in (self._labelled, self._unlabelled):
+                cases.fill(self._memory)
+
     def publish(self, predicted: PredictedLocations, *, from_step: int) -> None:
         """Place unlabelled patches on what the teacher predicts, from a step on; earlier steps stay as they were.
 
@@ -226,6 +232,13 @@ class _Cases:
         if len(self._recent) > self.open_limit:
             self._recent.popitem(last=False)
         return case
+
+    def fill(self, memory: _Memory) -> None:
+        """Open one after the other, until one is not kept."""
+        for index in range(len(self.metas)):
+            self.open(index, memory)
+            if index not in self._kept:
+                return
 
 
 def _decompressed_bytes(case: OpenCase) -> int:

@@ -131,7 +131,7 @@ def calibrate(session: Session) -> int:
     return calibrated_steps(
         session.train.budget_minutes,
         session.method,
-        lambda phases, before: _scratch_steps(session, phases, partial(waited_for, before)),
+        lambda phases, before: _scratch_steps(session, phases, partial(waited_for, before), settled=True),
         refresh_seconds=_refresh_seconds(session),
     )
 
@@ -146,12 +146,15 @@ def rehearse(session: Session) -> None:
     _scratch_steps(replace(session, method=method), phases, lambda step: None)
 
 
-def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], None]) -> None:
-    """Train a scratch copy through the phases, without refreshes. before: called before each step."""
+def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], None], *, settled: bool = False) -> None:
+    """Train a scratch copy through the phases, without refreshes. before: called before each step. settled: cases are
+    in memory before the first, as in a run after one pass; else each step reads unlabelled ones that are new."""
     method_settings = replace(session.method, teacher_every=scratch_teacher_every(session.method))
     scratch = replace(session, method=method_settings, train=replace(session.train, refresh_steps=0))
     with named_out_of_memory(scratch.place):
         method, data = scratch.build(phases), scratch.open_data()
+        if settled:
+            data.source.fill_memory()
         for step, labelled, unlabelled in step_inputs(data, method, phases, scratch.train, scratch.place):
             before(step)
             method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
