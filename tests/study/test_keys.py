@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from semiseg.data.roles import DataSettings
+from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
@@ -34,6 +35,13 @@ def test_a_setting_that_is_newer_than_the_study_counts_where_it_is_not_at_its_de
     assert before != run_key("mpl", RunSettings(method=MethodSettings(temperature=1.0)), BEFORE)
     # An old setting counts at its default too: a later semiseg may have another.
     assert before != run_key("mpl", RunSettings(), [name for name in BEFORE if name != "method.momentum"])
+
+
+def test_a_newer_setting_whose_default_changed_what_comes_out_counts_at_that_default() -> None:
+    """A study of before says so where it is to go on as it began."""
+    older = [name for name in ALL if name != "sampling.reach_outside"]
+    as_before = RunSettings(sampling=SamplingSettings(reach_outside=False))
+    assert run_key("mpl", RunSettings(), older) != run_key("mpl", as_before, older)
 
 
 def test_the_machine_does_not_count_and_the_contents_of_lists_do(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class SamplingSettings:
     warmup_patch: Shape | None = None
     """Patch `(Z, Y, X)` in voxels of the warm-up, in which the teacher learns from labels alone; None is the plan's.
     From few labels networks learn better on small patches, from pseudo-labels on larger ones."""
-    reach_outside: bool = False
+    reach_outside: bool = True
     """Labelled patches that are not forced reach as far out of any scan as patches reach out of the smallest scan of
     the run, so that networks learn what padding is. Nothing changes where all scans hold the patch."""
     cache_gb: float = 2.0

@@ -1,7 +1,7 @@
 """By what a study knows its runs again: a hash of the settings that a run's scores depend on.
 
 A study is made in several sittings, and semiseg may gain a setting between two of them. A setting that is newer than
-the study counts only where it is not at its default, under which everything is as before.
+the study counts only where it is not at the value under which everything is as before, which is mostly its default.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _OF_THE_MACHINE = (
     "predict.tile_batch",
 )
 """Settings that scores do not depend on."""
+_AS_BEFORE = {"sampling.reach_outside": False}
+"""Of settings whose default changed what came out: the value under which all is as before they were there."""
 _LISTS = ("label_list", "exclude")
 """Of section `[data]`: files whose ids count."""
 
@@ -40,8 +42,8 @@ def run_key(method: str, settings: RunSettings, known: Collection[str]) -> str:
 
     Raises `ConfigError` where a list of cases cannot be read.
     """
-    parts, defaults = _flat(settings), _flat(RunSettings())
-    parts = {name: value for name, value in parts.items() if name in known or value != defaults[name]}
+    parts, before = _flat(settings), _flat(RunSettings()) | _AS_BEFORE
+    parts = {name: value for name, value in parts.items() if name in known or value != before[name]}
     for name in _LISTS:
         if file := parts.get(f"data.{name}"):
             parts[f"data.{name}"] = read_ids(file, name)
