@@ -112,6 +112,29 @@ def test_iterate_yields_the_steps_and_ends_its_thread(cases: tuple[list[Path], l
     assert threading.active_count() == threads
 
 
+def test_labelled_patches_show_padding_where_a_scan_is_smaller(
+    cases: tuple[list[Path], list[Path]], tmp_path: Path
+) -> None:
+    """Labelled scans have 12 x 9 x 6 voxels, one unlabelled one 1 x 9 x 6, the patch 4 x 4 x 4: by half of it at most.
+
+    Where a label is ignored padding is too, and shows nothing.
+    """
+
+    def padded(**options: object) -> list[bool]:
+        source = _source((cases[0], [_write(tmp_path, 9, labelled=False, shape=(1, 9, 6))]), patch=(4, 4, 4), **options)
+        return [bool((image == -1).any()) for step in range(20) for image in source.labelled(step)[0]]
+
+    shown = padded(settings=SamplingSettings(foreground_fraction=0))
+    assert 10 < sum(shown) < 70
+    assert not any(padded(settings=SamplingSettings(foreground_fraction=1)))
+    assert not any(padded(settings=SamplingSettings(foreground_fraction=0, reach_outside=False)))
+    assert not any(padded(settings=SamplingSettings(foreground_fraction=0), outside_label=7))
+    source = _source((cases[0], [tmp_path / "case9"]), patch=(4, 4, 4))
+    assert source._outside == (3, 0, 0)
+    starts = [source.labelled(step, (2, 2, 2))[0] for step in range(60)]
+    assert all((image != -1).any() for images in starts for image in images)
+
+
 def test_labelled_patches_of_another_size(cases: tuple[list[Path], list[Path]]) -> None:
     """Unlabelled ones stay as they are."""
     source = _source(cases)
@@ -145,7 +168,7 @@ def test_few_cases_are_open_at_once(cases: tuple[list[Path], list[Path]], monkey
 def test_memory_is_filled_as_far_as_it_goes(cases: tuple[list[Path], list[Path]]) -> None:
     """Of 648 voxels each, 5 bytes a voxel with a label and 4 without: 2 and 2 cases go into 12 kB."""
     source = _source(cases, settings=SamplingSettings(cache_gb=12e-6))
-    source.fill_memory()
+    source.fill_memory(unlabelled=True)
     assert [sorted(part._kept) for part in (source._labelled, source._unlabelled)] == [[0, 1], [0, 1]]
     assert np.array_equal(source.unlabelled(1), _source(cases).unlabelled(1))
 

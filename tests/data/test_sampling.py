@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from semiseg.data.sampling import (
     labelled_patch,
     place_box,
     reach,
+    uniform_box,
     unlabelled_patch,
 )
 from semiseg.errors import ConfigError
@@ -125,7 +127,8 @@ def test_unforced_patches_reach_all_of_the_volume() -> None:
 
 
 def test_unforced_patches_reach_out_of_large_volumes_as_far_as_out_of_the_smallest() -> None:
-    """Cases of 20 x 24 x 6 beside one of 5 x 8 x 20: a patch of 8 misses 3, 0 and 2 voxels."""
+    """Cases of 20 x 24 x 6 beside one of 5 x 8 x 20: a patch of 8 misses 3, 0 and 2 voxels. So it does of a case that
+    just holds it."""
     outside = reach([*LABELLED, _case("c", shape=(5, 8, 20))], PATCH)
     assert outside == (3, 0, 2)
     chosen = SamplingSettings(foreground_fraction=0)
@@ -136,6 +139,9 @@ def test_unforced_patches_reach_out_of_large_volumes_as_far_as_out_of_the_smalle
     assert starts.min(0).tolist() == [-3, 0, -2]
     assert starts.max(0).tolist() == [20 - 8 + 3, 24 - 8, 0]
     assert reach(LABELLED[:1], (8, 8, 6)) == (0, 0, 0)
+    just = [uniform_box(PATCH, PATCH, d.generator("just"), 0.25, outside).start for d in draws]
+    assert np.min(just, axis=0).tolist() == [-3, 0, -2]
+    assert np.max(just, axis=0).tolist() == [3, 0, 2]
 
 
 def test_labelled_cases_without_foreground_are_sampled_uniformly() -> None:
@@ -180,8 +186,14 @@ def test_unlabelled_case_without_body_is_sampled_uniformly() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("foreground_fraction", 1.1), ("predicted_fraction", -0.1), ("jitter_fraction", 0.5), ("cache_gb", -1)],
+    [
+        ("foreground_fraction", 1.1),
+        ("predicted_fraction", -0.1),
+        ("jitter_fraction", 0.5),
+        ("cache_gb", -1),
+        ("warmup_patch", (8, 0, 8)),
+    ],
 )
-def test_a_wrong_setting_is_refused_by_name(name: str, value: float) -> None:
+def test_a_wrong_setting_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         SamplingSettings(**{name: value})

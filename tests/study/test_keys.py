@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from semiseg.data.roles import DataSettings
-from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
+from semiseg.evaluate.label_efficiency import read_study
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings
 from semiseg.study.keys import run_key, setting_names, steps_key
+from semiseg.study.settings import load_study, planned_runs, run_settings
 from semiseg.train.settings import TrainSettings
 
 ALL = setting_names()
@@ -37,11 +39,20 @@ def test_a_setting_that_is_newer_than_the_study_counts_where_it_is_not_at_its_de
     assert before != run_key("mpl", RunSettings(), [name for name in BEFORE if name != "method.momentum"])
 
 
-def test_a_newer_setting_whose_default_changed_what_comes_out_counts_at_that_default() -> None:
-    """A study of before says so where it is to go on as it began."""
-    older = [name for name in ALL if name != "sampling.reach_outside"]
-    as_before = RunSettings(sampling=SamplingSettings(reach_outside=False))
-    assert run_key("mpl", RunSettings(), older) != run_key("mpl", as_before, older)
+def test_a_study_from_before_padding_was_shown_knows_its_runs() -> None:
+    """Where it says that its runs are as before: the new default changed what comes out."""
+    folder = Path(__file__).parents[2]
+    name, data = "hippocampus_small_patches", Path("Dataset004_Hippocampus")
+    study, file = load_study(folder / f"benchmarks/studies/{name}.toml"), folder / f"benchmarks/studies/{name}.toml"
+    known = read_study(folder / f"docs/benchmarks/{name}/results.json")
+    assert "sampling.reach_outside" not in known["settings"]
+    planned = next(run for run in planned_runs(study) if (run.method, run.labelled) == ("supervised", 160))
+    made = next(run for run in known["runs"] if (run["method"], run["labelled"]) == ("supervised", 160))
+    settings = run_settings(study, file, data, planned)
+    settings = replace(settings, train=replace(settings.train, steps=made["steps"], budget_minutes=0.0))
+    assert run_key("supervised", settings, known["settings"]) == made["key"]
+    shown = replace(settings, sampling=replace(settings.sampling, reach_outside=True))
+    assert run_key("supervised", shown, known["settings"]) != made["key"]
 
 
 def test_the_machine_does_not_count_and_the_contents_of_lists_do(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodName, MethodSettings
 from semiseg.randomness import Draw
+from semiseg.train import session as training
 from semiseg.train.inputs import TrainingData
-from semiseg.train.session import Session, rehearse
+from semiseg.train.session import Session, calibrate, rehearse
 from semiseg.train.settings import TrainSettings
 from semiseg.types import Shape
 
@@ -109,6 +110,23 @@ def test_the_warm_up_may_have_patches_of_its_own(session: Callable[..., Watched]
     assert smaller.patches == [(2, 4, 4), *[(4, 4, 4)] * 3]
     with pytest.raises(ConfigError, match=r"^sampling.warmup_patch\[1\] = 3 must be a multiple of 2"):
         rehearse(session(name="pseudo_label", warmup_patch=(2, 3, 4)))
+    with pytest.raises(ConfigError, match=r"^sampling.warmup_patch = \(4, 4, 6\) is larger than the plan's patch"):
+        rehearse(session(name="pseudo_label", warmup_patch=(4, 4, 6)))
+
+
+def test_steps_are_timed_as_they_are_after_the_first(
+    session: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases are in memory before the first step; a refresh has been done before the one that counts."""
+    timed = session(name="pseudo_rounds", rounds=40)
+    refreshed: list[int] = []
+    monkeypatch.setattr(training, "predicted_locations", lambda cases, turn, count, *more: refreshed.append(count))
+    monkeypatch.setattr(
+        BatchSource, "fill_memory", lambda source, *, unlabelled: timed.steps.append((f"filled {unlabelled}", set()))
+    )
+    assert calibrate(timed) == 1
+    assert [phase for phase, _ in timed.steps[:2]] == ["filled True", "warmup"]
+    assert refreshed == [1, timed.train.refresh_cases]
 
 
 @pytest.mark.parametrize("failing", ["warmup", "train", "finetune"])

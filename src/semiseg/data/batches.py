@@ -83,7 +83,8 @@ class BatchSource:
         self._unlabelled = _Cases(unlabelled)
         self._holders = cases_by_class(self._labelled.metas)
         every = [*self._labelled.metas, *self._unlabelled.metas]
-        self._outside = reach(every, patch) if self._settings.reach_outside else (0, 0, 0)
+        shown = self._settings.reach_outside and outside_label == 0
+        self._outside = reach(every, patch) if shown else (0, 0, 0)
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
         self._predicted: list[tuple[int, PredictedLocations]] = [(0, {})]
@@ -92,14 +93,15 @@ class BatchSource:
     def labelled(self, step: int, patch: Shape | None = None) -> tuple[FloatArray, NDArray[np.int64]]:
         """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of this rank for a step.
 
-        patch: another size than the source's.
+        patch: its size; None is the source's.
         """
         size = self._patch if patch is None else patch
+        z, y, x = (min(out, edge // 2) for out, edge in zip(self._outside, size, strict=True))
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step, self._batch):
                 found = labelled_patch(
-                    self._labelled.metas, self._holders, size, draw, self._batch, self._settings, self._outside
+                    self._labelled.metas, self._holders, size, draw, self._batch, self._settings, (z, y, x)
                 )
                 case = self._labelled.open(found.case, self._memory)
                 images.append(case.read_image(found.box))
@@ -123,11 +125,15 @@ class BatchSource:
                 images.append(self._unlabelled.open(patch.case, self._memory).read_image(patch.box))
         return np.stack(images)
 
-    def fill_memory(self) -> None:
-        """Decompress cases until `cache_gb` is full: what a run has done after its first pass over them."""
+    def fill_memory(self, *, unlabelled: bool) -> None:
+        """Decompress cases until `cache_gb` is full: what a run has done after its first pass over them.
+
+        unlabelled: those too.
+        """
         with self._reading:
-            for cases in (self._labelled, self._unlabelled):
-                cases.fill(self._memory)
+            self._labelled.fill(self._memory)
+            if unlabelled:
+                self._unlabelled.fill(self._memory)
 
     def publish(self, predicted: PredictedLocations, *, from_step: int) -> None:
         """Place unlabelled patches on what the teacher predicts, from a step on; earlier steps stay as they were.
@@ -146,7 +152,7 @@ class BatchSource:
     ) -> Generator[Batch, None, None]:
         """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
 
-        unlabelled: whether to read unlabelled images too. patch: another size of labelled patches than the source's.
+        unlabelled: whether to read unlabelled images too. patch: size of labelled patches; None is the source's.
         An error of the thread is raised here, at its step. Closing the generator (or leaving the loop) waits for the
         batch in the making and drops the others.
         """

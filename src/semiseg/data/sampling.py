@@ -43,10 +43,12 @@ class SamplingSettings:
     that the voxel stays inside, and above 0, so that organs are not always seen in the middle."""
     warmup_patch: Shape | None = None
     """Patch `(Z, Y, X)` in voxels of the warm-up, in which the teacher learns from labels alone; None is the plan's.
-    From few labels networks learn better on small patches, from pseudo-labels on larger ones."""
+    From few labels a teacher learns more on small patches, its student more on larger ones. Without a warm-up it has no
+    effect."""
     reach_outside: bool = True
-    """Labelled patches that are not forced reach as far out of any scan as patches reach out of the smallest scan of
-    the run, so that networks learn what padding is. Nothing changes where all scans hold the patch."""
+    """Labelled patches that are not forced reach out of scans that could hold them as far as patches reach out of the
+    smallest scan of the run, by half of their edge at most, so that networks learn what padding is. Nothing changes
+    where all scans are larger than the patch, nor where a label is ignored: padding is ignored then too."""
     cache_gb: float = 2.0
     """Memory for decompressed cases in gigabytes (1e9 bytes), which saves most of the reading time of small
     data sets; cases beyond it are read patch by patch."""
@@ -173,10 +175,10 @@ def uniform_box(
     shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float, outside: Shape = (0, 0, 0)
 ) -> Box:
     """A box of the patch's size, uniform over the places inside of the volume, and up to `outside` voxels out of it,
-    where it is larger than the patch; else as `place_box`."""
+    where it holds the patch; else as `place_box`."""
     where, offsets = generator.random(3), generator.uniform(-jitter, jitter, size=3) * np.array(patch)
     starts = [
-        int(w * (n - p + 1 + 2 * out)) - out if n > p else _start(n // 2, offset, n, p)
+        int(w * (n - p + 1 + 2 * out)) - out if n >= p else _start(n // 2, offset, n, p)
         for w, offset, n, p, out in zip(where, offsets, shape, patch, outside, strict=True)
     ]
     return _box(starts, patch)

@@ -39,8 +39,8 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how batches are made ready: the same for every step. warmup_patch: of the warm-up, where it is another
-    than the plan's."""
+    """Where and how batches are made ready: the same for every step. warmup_patch: size of labelled patches in
+    the warm-up; None is the plan's."""
 
     plan: Plan
     augment: AugmentSettings

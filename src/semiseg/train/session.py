@@ -62,8 +62,14 @@ class Session:
     def place(self) -> Place:
         augment = replace(self.augment, coarse_axis=self.plan.anisotropic_axis)
         warmup_patch = self.sampling.warmup_patch
-        if warmup_patch and (problem := indivisible(warmup_patch, self.plan.teacher)):
-            raise ConfigError(f"sampling.warmup_patch{problem}")
+        if warmup_patch:
+            if problem := indivisible(warmup_patch, self.plan.teacher):
+                raise ConfigError(f"sampling.warmup_patch{problem}")
+            if any(own > edge for own, edge in zip(warmup_patch, self.plan.patch, strict=True)):
+                raise ConfigError(
+                    f"sampling.warmup_patch = {warmup_patch} is larger than the plan's patch of {self.plan.patch}, for "
+                    "which memory is planned. Give a smaller one, or a larger plan.patch."
+                )
         return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision), warmup_patch)
 
     def open_data(self) -> TrainingData:
@@ -142,19 +148,19 @@ def rehearse(session: Session) -> None:
     So memory that does not suffice shows before the first step, and not after hours of warm-up. Raises `TrainingError`.
     """
     phases = Phases(1, 1 + LARGEST_TURN, 2 + LARGEST_TURN) if session.method.uses_unlabelled else Phases(0, 1, 1)
-    method = replace(session.method, rounds=min(session.method.rounds, LARGEST_TURN))  # each takes a step at least
-    _scratch_steps(replace(session, method=method), phases, lambda step: None)
+    _scratch_steps(session, phases, lambda step: None)
 
 
 def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], None], *, settled: bool = False) -> None:
     """Train a scratch copy through the phases, without refreshes. before: called before each step. settled: cases are
     in memory before the first, as in a run after one pass; else each step reads unlabelled ones that are new."""
-    method_settings = replace(session.method, teacher_every=scratch_teacher_every(session.method))
+    rounds = min(session.method.rounds, phases.train_stop - phases.warmup_stop)  # each takes a step at least
+    method_settings = replace(session.method, teacher_every=scratch_teacher_every(session.method), rounds=rounds)
     scratch = replace(session, method=method_settings, train=replace(session.train, refresh_steps=0))
     with named_out_of_memory(scratch.place):
         method, data = scratch.build(phases), scratch.open_data()
         if settled:
-            data.source.fill_memory()
+            data.source.fill_memory(unlabelled=session.method.uses_unlabelled)
         for step, labelled, unlabelled in step_inputs(data, method, phases, scratch.train, scratch.place):
             before(step)
             method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
