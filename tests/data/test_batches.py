@@ -131,8 +131,8 @@ def test_labelled_patches_show_padding_where_a_scan_is_smaller(
     assert not any(padded(settings=SamplingSettings(foreground_fraction=0), outside_label=7))
     source = _source((cases[0], [tmp_path / "case9"]), patch=(4, 4, 4))
     assert source._outside == (3, 0, 0)
-    starts = [source.labelled(step, (2, 2, 2))[0] for step in range(60)]
-    assert all((image != -1).any() for images in starts for image in images)
+    smaller = [image for step in range(60) for image in source.labelled(step, (2, 2, 2))[0]]
+    assert all((image != -1).any() for image in smaller)
 
 
 def test_labelled_patches_of_another_size(cases: tuple[list[Path], list[Path]]) -> None:

@@ -47,7 +47,10 @@ FEEDBACK_CASES = 3
 
 @dataclass(frozen=True)
 class Session:
-    """A prepared run, ready to be trained. cases: with their roles. train.precision must be settled."""
+    """A prepared run, ready to be trained. cases: with their roles. train.precision must be settled.
+
+    Raises `ConfigError` where the warm-up's patch does not suit the plan.
+    """
 
     run: Path
     cases: list[RunCase]
@@ -58,19 +61,22 @@ class Session:
     train: TrainSettings
     device: torch.device
 
+    def __post_init__(self) -> None:
+        patch = self.sampling.warmup_patch
+        if patch is None:
+            return
+        if problem := indivisible(patch, self.plan.teacher):
+            raise ConfigError(f"sampling.warmup_patch{problem}")
+        if any(own > edge for own, edge in zip(patch, self.plan.patch, strict=True)):
+            raise ConfigError(
+                f"sampling.warmup_patch = {patch} is larger than the plan's patch of {self.plan.patch}, for which "
+                "memory is planned. Give a smaller one, or a larger plan.patch."
+            )
+
     @property
     def place(self) -> Place:
         augment = replace(self.augment, coarse_axis=self.plan.anisotropic_axis)
-        warmup_patch = self.sampling.warmup_patch
-        if warmup_patch:
-            if problem := indivisible(warmup_patch, self.plan.teacher):
-                raise ConfigError(f"sampling.warmup_patch{problem}")
-            if any(own > edge for own, edge in zip(warmup_patch, self.plan.patch, strict=True)):
-                raise ConfigError(
-                    f"sampling.warmup_patch = {warmup_patch} is larger than the plan's patch of {self.plan.patch}, for "
-                    "which memory is planned. Give a smaller one, or a larger plan.patch."
-                )
-        return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision), warmup_patch)
+        return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision), self.sampling.warmup_patch)
 
     def open_data(self) -> TrainingData:
         """Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and
