@@ -43,8 +43,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         write_settings(path, settings)
         return settings
     before = _with_absolute_root(read_settings(path), run)
-    # What was settled on some machine since (device and its memory, precision, threads, steps from the budget) is no
-    # difference.
+    # What was settled on some machine since (device and its memory, precision, threads, steps and the scope of labels
+    # from the budget) is no difference.
     if settings.plan.device == "auto":
         settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
     if settings.plan.memory_budget_gb is None:
@@ -56,6 +56,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         train = replace(train, threads=before.train.threads)
     if before.train.calibrated:
         train = replace(train, steps=before.train.steps, calibrated=True)
+        if settings.method == replace(before.method, label_scope="auto"):
+            settings = replace(settings, method=before.method)
     now = replace(settings, train=train)
     trained = (run / "checkpoints").exists()
     free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)

@@ -165,7 +165,7 @@ def train(run: AnyPath, *, quiet: bool = False) -> Path:
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     from semiseg.predict.device import choose_device
     from semiseg.train.precision import choose_precision
-    from semiseg.train.session import calibrate, set_up_torch, train_session
+    from semiseg.train.session import calibrate, set_up_torch, train_session, with_label_scope
 
     device = choose_device(settings.train.device)
     threads = set_up_torch(settings.train)
@@ -173,9 +173,10 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     settled = replace(settings.train, precision=precision, threads=threads)
     session = open_session(run, replace(settings, train=settled), device)
     if settled.budget_minutes and not settled.calibrated:
+        session = with_label_scope(session)
         settled = replace(settled, steps=calibrate(session), calibrated=True)
         session = replace(session, train=settled)
-    write_settings(run / "run.toml", replace(settings, train=settled))
+    write_settings(run / "run.toml", replace(settings, train=settled, method=session.method))
     train_session(session, quiet=quiet)
     return run / "model"
 

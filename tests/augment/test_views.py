@@ -26,7 +26,7 @@ def test_without_augmentation_every_view_is_its_input() -> None:
     images, labels = _batch()
     none = AugmentSettings.none()
     out, out_labels = labelled_view(images, labels, Draw(0), none, SCHEME)
-    weak, strong = unlabelled_views(images, Draw(0), none)
+    weak, strong, _ = unlabelled_views(images, Draw(0), none)
     assert out is images
     assert out_labels is labels
     assert weak is images
@@ -60,7 +60,7 @@ def test_labels_stay_on_the_image_under_rotation_and_zoom() -> None:
 
 def test_both_unlabelled_views_share_one_geometry() -> None:
     images, _ = _batch()
-    weak, strong = unlabelled_views(images, Draw(1, 5), replace(GEOMETRY, gamma_probability=1.0))
+    weak, strong, _ = unlabelled_views(images, Draw(1, 5), replace(GEOMETRY, gamma_probability=1.0))
     assert not torch.equal(weak, images)
     assert not torch.equal(weak, strong)
     # Gamma keeps the order of intensities, so equal ranks at every voxel mean equal geometry.
@@ -68,13 +68,27 @@ def test_both_unlabelled_views_share_one_geometry() -> None:
         assert (s[w.argsort()].diff() >= -1e-6).all()  # rounding of nearly equal neighbours
 
 
+def test_pseudo_labels_follow_their_images() -> None:
+    """Their geometry and mirroring are those of the views, left stays left, and they do not change the views."""
+    images, labels = _batch(8)
+    settings = replace(GEOMETRY, rotation_probability=0.0, zoom_probability=0.0)
+    weak, _, warped = unlabelled_views(images, Draw(3), settings, labels, SCHEME)
+    assert torch.equal(weak, unlabelled_views(images, Draw(3), settings)[0])
+    assert torch.equal(warped, labels)  # symmetric but for the names: mirrored and renamed it is itself
+    assert not torch.equal(weak[:, 0].round().long(), labels)
+    weak, _, warped = unlabelled_views(images, Draw(3), GEOMETRY, labels, LabelScheme(names=SCHEME.names))
+    assert warped is not None
+    assert not torch.equal(warped, labels)
+    assert (weak[:, 0].round().long() == warped).float().mean() > 0.85  # as above
+
+
 @pytest.mark.parametrize("settings", [GEOMETRY, STRONG], ids=["geometry", "strong"])
 def test_ranks_see_what_one_device_sees(settings: AugmentSettings) -> None:
     images, labels = _batch(4)
     whole, whole_labels = labelled_view(images, labels, Draw(1, 2), settings, SCHEME)
-    weak, strong = unlabelled_views(images, Draw(1, 2), settings)
+    weak, strong, _ = unlabelled_views(images, Draw(1, 2), settings)
     half, half_labels = labelled_view(images[2:], labels[2:], Draw(1, 2, sample=2), settings, SCHEME)
-    half_weak, half_strong = unlabelled_views(images[2:], Draw(1, 2, sample=2), settings)
+    half_weak, half_strong, _ = unlabelled_views(images[2:], Draw(1, 2, sample=2), settings)
     # The vectorised sums and powers of gamma round differently with the place in memory.
     assert torch.allclose(half, whole[2:], atol=1e-5)
     assert torch.equal(half_labels, whole_labels[2:])
@@ -85,7 +99,7 @@ def test_ranks_see_what_one_device_sees(settings: AugmentSettings) -> None:
 def test_labelled_and_unlabelled_batches_draw_apart() -> None:
     images, labels = _batch()
     one, _ = labelled_view(images, labels, Draw(1), GEOMETRY, SCHEME)
-    other, _ = unlabelled_views(images, Draw(1), GEOMETRY)
+    other, *_ = unlabelled_views(images, Draw(1), GEOMETRY)
     assert not torch.equal(one, other)
 
 

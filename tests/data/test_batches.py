@@ -70,6 +70,24 @@ def test_shapes_types_and_that_labels_belong_to_their_images(cases: tuple[list[P
     assert _source(cases).unlabelled(0).shape == (4, 1, *PATCH)
 
 
+@pytest.mark.parametrize("cache_gb", [0.0, 2.0])
+def test_pseudo_labels_come_with_their_patches(cases: tuple[list[Path], list[Path]], cache_gb: float) -> None:
+    """From when they are published on; background outside of the scan; images are as they were."""
+    source = _source(cases, settings=SamplingSettings(cache_gb=cache_gb))
+    with closing(source.iterate(0, 1)) as batches:
+        before = next(batches)
+    assert before.pseudo_labels is None
+    source.publish_labels(lambda case: np.full(case.shape_zyx, int(case.id.removeprefix("case")), dtype=np.uint8))
+    with closing(source.iterate(0, 1)) as batches:
+        after = next(batches)
+    assert before.unlabelled is not None
+    assert np.array_equal(after.unlabelled, before.unlabelled)
+    inside = before.unlabelled[:, 0] != -1
+    assert not inside.all()
+    expected = np.where(inside, before.unlabelled[:, 0] // 10_000, 0)
+    assert np.array_equal(after.pseudo_labels, expected)
+
+
 def test_outside_label_fills_what_is_beyond_the_scan(cases: tuple[list[Path], list[Path]]) -> None:
     images, labels = _source(cases, outside_label=7).labelled(0)
     assert np.array_equal(images[:, 0] == -1, labels == 7)

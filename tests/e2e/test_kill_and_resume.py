@@ -42,6 +42,8 @@ VARIANTS = {
             "train.refresh_cases=1",
         ],
     ),
+    # A still teacher labels whole scans, which are kept in files of their own.
+    "pseudo-label-scan": (3, ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0"]),
     # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
     "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
 }

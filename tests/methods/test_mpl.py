@@ -97,6 +97,34 @@ def running(name: str) -> bool:
     return "running" in name or "num_batches" in name
 
 
+# Labels of whole scans.
+
+
+def test_labels_that_were_made_before_are_what_the_student_learns() -> None:
+    settings = MethodSettings(name="pseudo_label", warmup_fraction=0, cutmix_fraction=0, ema_decay=0)
+    trained = method(settings)
+    assert trained.scan_labeller == "teacher"
+    labelled, unlabelled = batches(0)
+    labels = torch.randint(0, CLASSES, (2, *SHAPE), generator=torch.Generator().manual_seed(5))
+    metrics = trained.step(labelled, replace(unlabelled, labels=labels), Draw(seed=4, step=0))
+    other = method(settings)
+    other._start_student()
+    # For hard labels the semimetric is soft Dice, so the loss is that of true labels.
+    expected = supervised_loss(labels, other.student(unlabelled.strong))
+    assert torch.allclose(metrics["pseudo_loss"], expected, rtol=1e-5)  # the classes that are not named have 1e-7
+
+
+def test_a_teacher_that_moves_labels_patches() -> None:
+    assert method(MethodSettings(name="pseudo_label")).scan_labeller == "teacher_average"
+    for changes in ({"name": "mpl"}, {"teacher_every": 2}, {"teacher_renewals": 1}, {"confidence_threshold": 0.5}):
+        assert method(MethodSettings(**{"name": "pseudo_label"} | changes)).scan_labeller is None
+        with pytest.raises(
+            ConfigError, match=r'^method.label_scope = "scan" labels once, with hard labels, but \w+ = '
+        ):
+            MethodSettings(**{"name": "pseudo_label", "label_scope": "scan"} | changes)
+    assert method(MethodSettings(name="pseudo_label", label_scope="patch")).scan_labeller is None
+
+
 # Phases.
 
 
@@ -481,6 +509,19 @@ def test_cut_mix_both_ways_makes_every_second_patch_a_labelled_one_with_a_box(st
         assert torch.equal(true[i], ~inside[i] if reversed_ones[i] else inside[i])
     assert torch.equal(lesson.images[:, 0][true], labelled.images[:, 0][true])
     assert torch.equal(lesson.images[:, 0][~true], unlabelled.strong[:, 0][~true])
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_whole_patches_may_be_mixed_in_the_place_of_boxes(step: int) -> None:
+    """One of two is a labelled patch, the other is not touched."""
+    trained = method(replace(fresh(), cutmix_fraction=1.0, cutmix_ways="whole"))
+    labelled, unlabelled = batches(step)
+    lesson = trained._teach(labelled, unlabelled, Draw(seed=4, step=step))
+    true = int((lesson.labels[0] == NOT_TAUGHT).all())  # 1: the first
+    first, second = (labelled.images, unlabelled.strong) if true else (unlabelled.strong, labelled.images)
+    assert torch.equal(lesson.images, torch.stack([first[0], second[1]]))
+    assert (lesson.labels[true] != NOT_TAUGHT).all()
+    assert torch.equal(lesson.target[1 - true].argmax(0), labelled.labels[1 - true])
 
 
 def test_which_of_them_changes_from_step_to_step() -> None:

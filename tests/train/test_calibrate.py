@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from semiseg.errors import ConfigError
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.train import calibrate
@@ -51,6 +52,14 @@ def test_refreshes_count_as_part_of_the_training_steps(monkeypatch: pytest.Monke
     run = Clock(monkeypatch).steps(constant(warmup=0.1, train=0.5, finetune=0.5))
     # 0.5 * 0.1 + 0.4 * (0.5 + 0.5) + 0.1 * 0.5 = 0.5 seconds a step.
     assert calibrated_steps(10, settings(), run, refresh_seconds=0.5) == 1200
+
+
+def test_labelling_takes_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Clock(monkeypatch).steps(constant(warmup=0.1, train=1.0, finetune=0.5))
+    # 0.5 seconds a step, as above, of 10 minutes less 4.
+    assert calibrated_steps(10, settings(), run, labelling_seconds=240) == 720
+    with pytest.raises(ConfigError, match=r"^train.budget_minutes = 10: the teacher takes 5.1 minutes to label all"):
+        calibrated_steps(10, settings(), run, labelling_seconds=306)
 
 
 def test_supervised_training_has_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:

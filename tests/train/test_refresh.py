@@ -10,7 +10,8 @@ import pytest
 
 from semiseg.data.plan import Plan
 from semiseg.predict.engines.base import Engine
-from semiseg.train.refresh import KEPT_PER_CLASS, predicted_locations
+from semiseg.train.refresh import predicted_locations
+from semiseg.train.scan_labels import KEPT_PER_CLASS
 
 Store = Callable[..., Path]
 

@@ -31,18 +31,28 @@ def labelled_view(
     return images, mirror_labels(labels if warped is None else warped, flips, scheme)
 
 
-def unlabelled_views(images: Tensor, draw: Draw, settings: AugmentSettings) -> tuple[Tensor, Tensor]:
-    """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place.
+def unlabelled_views(
+    images: Tensor,
+    draw: Draw,
+    settings: AugmentSettings,
+    labels: Tensor | None = None,
+    scheme: LabelScheme | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place, and
+    pseudo-labels (B, D, H, W) that were made before, brought there; with them comes the scheme, for mirror pairs.
 
     Both share one geometry, so a pseudo-label of the weak view is one of the strong view as it is, without
     any exchange of mirror pairs. The weak view's intensities follow `settings.weak()`, the strong view's
     `settings`.
     """
     n = len(images)
-    images, _ = apply_spatial(images, None, sample_spatial(draw, n, settings, "unlabelled/spatial"))
-    images = mirror_images(images, sample_flips(draw, n, settings, "unlabelled/mirror"))
+    flips = sample_flips(draw, n, settings, "unlabelled/mirror")
+    images, warped = apply_spatial(images, labels, sample_spatial(draw, n, settings, "unlabelled/spatial"))
+    images = mirror_images(images, flips)
+    if warped is not None and scheme is not None:
+        warped = mirror_labels(warped, flips, scheme)
     weak = _with_intensity(images, draw, settings.weak(), "unlabelled/weak")
-    return weak, _with_intensity(images, draw, settings, "unlabelled/strong")
+    return weak, _with_intensity(images, draw, settings, "unlabelled/strong"), warped
 
 
 def _with_intensity(images: Tensor, draw: Draw, settings: AugmentSettings, purpose: str) -> Tensor:

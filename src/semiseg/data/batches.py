@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from semiseg.data.sampling import (
 )
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, read_case_meta
+from semiseg.io.store import OpenCase, StoredCase, open_case, read_case_meta
 from semiseg.randomness import Draw
 from semiseg.types import FloatArray, Shape
 
@@ -35,13 +36,14 @@ class Batch:
     """One step's samples of this rank.
 
     images: (B, C, Z, Y, X) float32. labels: (B, Z, Y, X) int64. unlabelled: images of unlabelled cases, or None
-    where they were not asked for.
+    where they were not asked for. pseudo_labels: (B, Z, Y, X) int64 of these, or None where none are published.
     """
 
     step: int
     images: FloatArray
     labels: NDArray[np.int64]
     unlabelled: FloatArray | None
+    pseudo_labels: NDArray[np.int64] | None = None
 
 
 class BatchSource:
@@ -112,18 +114,21 @@ class BatchSource:
         """Images (B, C, Z, Y, X) float32 of this rank for a step; `ConfigError` without unlabelled cases."""
         self._require_unlabelled()
         self._asked = max(self._asked, step)
-        return self._unlabelled_images(step)
+        return self._unlabelled_part(step)[0]
 
-    def _unlabelled_images(self, step: int) -> FloatArray:
+    def _unlabelled_part(self, step: int) -> tuple[FloatArray, NDArray[np.int64] | None]:
         predicted = next(found for start, found in reversed(self._predicted) if start <= step)
-        images = []
+        images, labels = [], []
         with self._reading:
             for draw in self._draws(step, self._unlabelled_batch):
                 patch = unlabelled_patch(
                     self._unlabelled.metas, predicted, self._patch, draw, self._unlabelled_batch, self._settings
                 )
-                images.append(self._unlabelled.open(patch.case, self._memory).read_image(patch.box))
-        return np.stack(images)
+                case = self._unlabelled.open(patch.case, self._memory)
+                images.append(case.read_image(patch.box))
+                if case.label is not None:
+                    labels.append(case.read_label(patch.box))
+        return np.stack(images), np.stack(labels).astype(np.int64) if labels else None
 
     def fill_memory(self, *, unlabelled: bool) -> None:
         """Decompress cases until `cache_gb` is full: what a run has done after its first pass over them.
@@ -146,6 +151,15 @@ class BatchSource:
         if from_step < first:
             raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
         self._predicted.append((from_step, predicted))
+
+    def publish_labels(self, labels_of: Callable[[StoredCase], Any]) -> None:
+        """Give unlabelled cases pseudo-labels, which come with their patches from the next batch on. Not while
+        `iterate` is running.
+
+        labels_of: an array, or what is sliced as one, `(Z, Y, X)` of the case's shape.
+        """
+        with self._reading:
+            self._unlabelled.label(labels_of)
 
     def iterate(
         self, start_step: int, stop_step: int, *, unlabelled: bool = True, patch: Shape | None = None
@@ -174,7 +188,7 @@ class BatchSource:
 
     def _read(self, step: int, unlabelled: bool, patch: Shape | None) -> Batch:
         images, labels = self.labelled(step, patch)
-        return Batch(step, images, labels, self._unlabelled_images(step) if unlabelled else None)
+        return Batch(step, images, labels, *(self._unlabelled_part(step) if unlabelled else (None, None)))
 
     def _require_unlabelled(self) -> None:
         if not self._unlabelled.metas:
@@ -225,12 +239,19 @@ class _Cases:
         self.metas = [read_case_meta(folder) for folder in self._folders]
         self._kept: dict[int, OpenCase] = {}
         self._recent: OrderedDict[int, OpenCase] = OrderedDict()
+        self._labels_of: Callable[[StoredCase], Any] | None = None
+
+    def label(self, labels_of: Callable[[StoredCase], Any]) -> None:
+        """Cases have these labels from now on."""
+        self._labels_of = labels_of
+        self._recent.clear()
+        self._kept = {index: replace(case, label=labels_of(case.meta)) for index, case in self._kept.items()}
 
     def open(self, index: int, memory: _Memory) -> OpenCase:
         """The case, with its arrays in memory if they fit."""
         if index in self._kept:
             return self._kept[index]
-        case = self._recent.pop(index, None) or open_case(self._folders[index])
+        case = self._recent.pop(index, None) or self._opened(index)
         if memory.take(_decompressed_bytes(case)):
             self._kept[index] = _decompressed(case)
             return self._kept[index]
@@ -238,6 +259,10 @@ class _Cases:
         if len(self._recent) > self.open_limit:
             self._recent.popitem(last=False)
         return case
+
+    def _opened(self, index: int) -> OpenCase:
+        case = open_case(self._folders[index])
+        return replace(case, label=self._labels_of(case.meta)) if self._labels_of else case
 
     def fill(self, memory: _Memory) -> None:
         """Open one after the other, until one is not kept."""

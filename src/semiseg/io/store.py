@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import DataError
-from semiseg.files import atomic_folder, read_json, write_json
+from semiseg.files import atomic_file, atomic_folder, read_json, write_json
 from semiseg.geometry import Box
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -108,6 +108,18 @@ def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, met
             _write_array(temporary / "label.b2nd", label, blosc2.Codec.ZSTD)
         sizes = {file.name: file.stat().st_size for file in sorted(temporary.glob("*.b2nd"))}
         write_json(temporary / "case.json", {"format": STORE_FORMAT, "bytes": sizes, "case": asdict(meta)})
+
+
+def write_labels(path: Path, labels: LabelArray) -> None:
+    """Write a label map `(Z, Y, X)`, uint8 or uint16, beside no image, whole or not at all. path: ends in `.b2nd`."""
+    with atomic_file(path) as temporary:
+        _write_array(temporary, labels, blosc2.Codec.ZSTD)
+
+
+def open_labels(path: Path, shape: Shape) -> Any:
+    """The memory-mapped label map that `write_labels` wrote; raises `DataError` where it is damaged or of another
+    shape."""
+    return _open_array(path.parent, path.name, shape, ("uint8", "uint16"))
 
 
 def read_case_meta(folder: Path) -> StoredCase:

@@ -22,11 +22,13 @@ class Batch:
 class UnlabelledBatch:
     """Two views `(B, C, D, H, W)` of the same unlabelled patches, in the same geometry.
 
-    weak: for the teacher. strong: for the student.
+    weak: for the teacher. strong: for the student. labels: `(B, D, H, W)` int64 that the method's `scan_labeller` gave
+    these places when it labelled whole scans, or None.
     """
 
     weak: Tensor
     strong: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Method(Protocol):
     """Name of the network that is shipped."""
     labeller: str | None
     """Name of the network that labels unlabelled scans, if there is one."""
+    scan_labeller: str | None
+    """Name of the network that labels every unlabelled scan once, before the first step that needs unlabelled patches,
+    if there is one; from then on it stands still."""
     learning_rate_factor: float
     """Set by the loop before a step: the schedule's fraction of the first learning rate."""
 

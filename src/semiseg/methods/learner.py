@@ -126,6 +126,7 @@ class StudentMethod:
         }
         self.evaluated = learners[0].evaluated
         self.labeller: str | None = learners[0].evaluated
+        self.scan_labeller: str | None = None
         self.learning_rate_factor = 1.0
 
     def judged(self, step: int) -> Judged:

@@ -46,6 +46,8 @@ from semiseg.models.unet import UNet3d, batch_statistics_only
 from semiseg.randomness import Draw
 
 Metrics = dict[str, Tensor]
+CERTAIN = 1e-7
+"""Probability of the classes that a label map does not name."""
 BOX_EDGE = (0.3, 0.7)
 """Range of a cut-mix box's edge relative to the patch's; around the 2/3 of bidirectional copy-paste."""
 
@@ -94,6 +96,7 @@ class MetaPseudoLabels:
             self.networks |= {f"{name}_average": average.network for name, average in self.averages.items()}
         self.evaluated = "student_average" if self.averages else "student"
         self.labeller: str | None = "teacher"
+        self.scan_labeller = self._still_teacher if settings.labels_whole_scans else None
         self.learning_rate_factor = 1.0
         self.baseline = 0.0
         self._same_size = _sizes(teacher) == _sizes(student)
@@ -109,7 +112,7 @@ class MetaPseudoLabels:
     def judged(self, step: int) -> Judged:
         phase = self.phases.name(step)
         if phase == "warmup":
-            return Judged("teacher_average" if self.averages else "teacher", "labelled_loss")
+            return Judged(self._still_teacher, "labelled_loss")
         return Judged(self.evaluated, "pseudo_loss" if phase == "train" else "student_labelled_loss")
 
     def needs_unlabelled(self, step: int) -> bool:
@@ -157,19 +160,29 @@ class MetaPseudoLabels:
         metrics["gradient_norm"] = self._update("student", gradient, rate)
         return metrics
 
+    @property
+    def _still_teacher(self) -> str:
+        """The name of the network that labels where no graph is wanted."""
+        return "teacher_average" if self.averages else "teacher"
+
     def _teacher_moves(self, step: int) -> bool:
         every = self.settings.teacher_moves_every
         return every > 0 and step % every == 0
 
     def _teach(self, labelled: Batch, unlabelled: UnlabelledBatch, draw: Draw) -> Lesson:
-        """The teacher labels the weak view; its pass keeps a graph only if feedback will use it.
+        """The teacher labels the weak view, unless it labelled the whole scan before; its pass keeps a graph only if
+        feedback will use it.
 
         Without feedback its average labels, which does not shake as a moving teacher does.
         """
-        wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
-        network = self.teacher if wants_graph or not self.averages else self.averages["teacher"].network
-        with torch.set_grad_enabled(wants_graph):
-            lesson = self._lesson(unlabelled.strong, self.soft_labels(unlabelled.weak, network))
+        if unlabelled.labels is not None:
+            log_q = one_hot(unlabelled.labels, self.student.classes).clamp_min(CERTAIN).log()
+        else:
+            wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
+            network = self.teacher if wants_graph else self.networks[self._still_teacher]
+            with torch.set_grad_enabled(wants_graph):
+                log_q = self.soft_labels(unlabelled.weak, network)
+        lesson = self._lesson(unlabelled.strong, log_q)
         return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
 
     def soft_labels(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
@@ -222,9 +235,12 @@ class MetaPseudoLabels:
     def _true_voxels(self, labels: Tensor, draw: Draw) -> Tensor:
         """Where the student's patches are to be labelled ones, `(B, D, H, W)` bool."""
         depth, height, width = labels.shape[1:]
-        boxes = sample_boxes(draw, len(labels), (depth, height, width), BOX_EDGE)
-        mask = box_mask(boxes, (depth, height, width), labels.device)
-        if self.settings.cutmix_ways == "both":
+        if self.settings.cutmix_ways == "whole":
+            mask = torch.zeros_like(labels, dtype=torch.bool)
+        else:
+            boxes = sample_boxes(draw, len(labels), (depth, height, width), BOX_EDGE)
+            mask = box_mask(boxes, (depth, height, width), labels.device)
+        if self.settings.cutmix_ways != "one":
             # Every second patch, whichever is first, so that each has both of its forms.
             first = int(draw.generator("which cut-mix is reversed").integers(2))
             mask[first::2] = ~mask[first::2]

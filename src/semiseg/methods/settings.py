@@ -97,6 +97,13 @@ class MethodSettings:
     """Voxels whose largest pseudo-probability is lower do not count for the student; 0 counts all."""
     teacher_mode: TeacherMode = "eval"
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
+    label_scope: Literal["auto", "patch", "scan"] = "auto"
+    """What pseudo_label's teacher labels: each augmented patch as it is drawn, or every unlabelled scan once, whole,
+    after the warm-up, with hard labels. A patch by itself is labelled worse near its faces, the more so the smaller it
+    is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it."""
+    label_mirror: bool = True
+    """Labels of whole scans are by the mean logits of the scan and of its mirror image along the last axis that
+    training mirrors; twice as long."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
     student_dice: Literal["soft", "semimetric", "true_labels", "off"] = "semimetric"
@@ -104,9 +111,10 @@ class MethodSettings:
     soft; semimetric: the form that does not; true_labels: of pasted true labels alone; off."""
     cutmix_fraction: float = 1.0
     """Share of the student's patches that are mixed with a labelled patch and its label; 0 is off."""
-    cutmix_ways: Literal["one", "both"] = "both"
+    cutmix_ways: Literal["one", "both", "whole"] = "both"
     """A mixed patch is an unlabelled one with a labelled box; with both, every second one is a labelled one with an
-    unlabelled box, so that half of what the student sees is true."""
+    unlabelled box, so that half of what the student sees is true; with whole, every second one is a labelled one, and
+    no patch is cut."""
     consistency_weight: float = 0.0
     """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
     ema_decay: float = 0.99
@@ -177,6 +185,12 @@ class MethodSettings:
         if self.name in _LABELS_BY_AVERAGE and not self.ema_decay:
             raise ConfigError(f"method.ema_decay = 0, but the teacher of {self.name} is the average: give 0.99, say.")
 
+        if self.label_scope == "scan" and self._needs_patch_labels:
+            raise ConfigError(
+                f'method.label_scope = "scan" labels once, with hard labels, but {self._needs_patch_labels} needs '
+                "labels of each patch: leave one of them out."
+            )
+
         if self.optimiser == "adamw" and self.probe == "real":
             raise ConfigError('method.probe = "real" is derived for SGD: with optimiser = "adamw" choose "sgd".')
 
@@ -201,6 +215,22 @@ class MethodSettings:
         if self.teacher_every is not None:
             return self.teacher_every
         return 4 if self.name == "mpl" else 0
+
+    @property
+    def labels_whole_scans(self) -> bool:
+        """Whether `label_scope` comes to scan."""
+        return self.label_scope == "scan" or (self.label_scope == "auto" and not self._needs_patch_labels)
+
+    @property
+    def _needs_patch_labels(self) -> str:
+        """The setting by which a teacher must label each patch anew, or nothing."""
+        needs = {
+            f'name = "{self.name}"': self.name != "pseudo_label",
+            f"teacher_every = {self.teacher_every}": self.teacher_moves_every > 0,
+            f"teacher_renewals = {self.teacher_renewals}": self.teacher_renewals > 0,
+            f"confidence_threshold = {self.confidence_threshold}": self.confidence_threshold > 0,
+        }
+        return next((setting for setting, given in needs.items() if given), "")
 
     @property
     def weight_of_unlabelled(self) -> float:

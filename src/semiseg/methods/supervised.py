@@ -28,6 +28,7 @@ class Supervised:
             self.networks["student_average"] = self.average.network
         self.evaluated = "student_average" if self.average else "student"
         self.labeller: str | None = None
+        self.scan_labeller: str | None = None
         self.learning_rate_factor = 1.0
 
     def judged(self, step: int) -> Judged:

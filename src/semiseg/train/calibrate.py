@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
+from semiseg.errors import ConfigError
 from semiseg.methods.phases import PhaseName, Phases
 from semiseg.methods.settings import MethodSettings
 
 WARM, TIMED = 4, 12
 """Steps of each phase before the clock starts, and steps that are timed."""
+MOST_LABELLING = 0.5
+"""Share of a budget that labelling whole scans may take."""
 LARGEST_TURN = 2
 """A scratch run's teacher moves at least this often, so that both kinds of step are timed as often."""
 
@@ -26,13 +29,22 @@ def calibrated_steps(
     run_steps: Callable[[Phases, Callable[[int], None]], object],
     *,
     refresh_seconds: float = 0.0,
+    labelling_seconds: float = 0.0,
 ) -> int:
-    """Steps that take `minutes` at the phases' shares.
+    """Steps that take `minutes` at the phases' shares, after what labelling takes once.
 
     run_steps: trains a scratch copy through the given phases, with `scratch_teacher_every`, and calls back before each
     step. Training steps in which the teacher moves and those in which it does not are timed apart.
-    refresh_seconds: what refreshes cost each training step besides, on average.
+    refresh_seconds: what refreshes cost each training step besides, on average. labelling_seconds: what labelling the
+    unlabelled scans costs. Raises `ConfigError` where that is more than half of the budget.
     """
+    if labelling_seconds > 60 * minutes * MOST_LABELLING:
+        raise ConfigError(
+            f"train.budget_minutes = {minutes:g}: the teacher takes {labelling_seconds / 60:.1f} minutes to label all "
+            'unlabelled scans. Give more minutes, have it label patches (method.label_scope = "patch"), or leave scans '
+            "out (data.exclude)."
+        )
+    seconds_for_steps = 60 * minutes - labelling_seconds
     length = WARM + TIMED + 1  # the last step's time holds the first, cold, read of the next phase
     phases = Phases(length, 2 * length, 3 * length) if settings.uses_unlabelled else Phases(0, length, length)
     times: list[float] = []
@@ -52,7 +64,7 @@ def calibrated_steps(
     share = 1 / settings.teacher_moves_every if settings.teacher_moves_every else 0.0
     training = share * moves + (1 - share) * holds + refresh_seconds
     per_step = {"warmup": mean(0), "train": training, "finetune": mean(phases.train_stop)}
-    return max(1, round(60 * minutes / sum(part * per_step[name] for name, part in _shares(settings).items())))
+    return max(1, round(seconds_for_steps / sum(part * per_step[name] for name, part in _shares(settings).items())))
 
 
 def _shares(settings: MethodSettings) -> dict[PhaseName, float]:

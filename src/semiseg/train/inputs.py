@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from semiseg.augment.settings import AugmentSettings
 from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
+from semiseg.io.store import open_labels
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.predict.engines.torch_engine import TorchEngine
+from semiseg.predict.window import Window
 from semiseg.randomness import Draw
+from semiseg.train.progress import every_so_often
 from semiseg.train.refresh import predicted_locations
+from semiseg.train.scan_labels import folder_of, label_file, label_scans
 from semiseg.train.settings import TrainSettings
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray, Shape
@@ -30,23 +35,33 @@ StepInputs = tuple[int, Batch, UnlabelledBatch | None]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The source of a run's batches, and the stored cases (folders) that the loop itself looks at."""
+    """The source of a run's batches, and the stored cases (folders) that the loop itself looks at. scan_labels: folder
+    for labels of whole unlabelled scans; None gives them blank ones, for steps that are only timed."""
 
     source: BatchSource
     unlabelled: tuple[Path, ...]
     validation: tuple[Path, ...]
+    scan_labels: Path | None = None
 
 
 @dataclass(frozen=True)
 class Place:
     """Where and how batches are made ready: the same for every step. warmup_patch: size of labelled patches in
-    the warm-up; None is the plan's."""
+    the warm-up; None is the plan's. label_mirror: whether whole scans are labelled with their mirror image."""
 
     plan: Plan
     augment: AugmentSettings
     device: torch.device
     autocast: torch.dtype | None
     warmup_patch: Shape | None = None
+    label_mirror: bool = False
+
+    @property
+    def labelling_window(self) -> Window:
+        """By which the teacher labels whole scans: its own patch, and what `label_mirror` says."""
+        trained = self.augment.mirror_axes if self.augment.enabled else ()
+        mirrored = trained[-1:] if self.label_mirror else ()
+        return Window(patch=self.warmup_patch or self.plan.patch, mirror_axes=mirrored, labels=self.plan.labels)
 
 
 def step_inputs(
@@ -57,21 +72,28 @@ def step_inputs(
     place: Place,
     start: int = 0,
     locations: dict[str, Any] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[StepInputs]:
     """Step and augmented batches for all steps from `start` on, phase by phase.
 
-    Where `refresh_steps` asks for it the method's labeller predicts unlabelled scans in between, into `locations`.
+    A method's `scan_labeller` labels the unlabelled scans before the first of their patches. Else, where
+    `refresh_steps` asks for it, its labeller predicts some of them in between, into `locations`. say: told how far
+    labelling is.
     """
     locations = {} if locations is None else locations
     cuts = {start, phases.warmup_stop, phases.train_stop, phases.total}
     refreshes: set[int] = set()
-    if settings.refresh_steps and data.unlabelled:
+    if settings.refresh_steps and data.unlabelled and not method.scan_labeller:
         refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps)) - {0}  # knows nothing yet
     if locations:
         data.source.publish(dict(locations), from_step=start)
+    labelled_scans = False
     stops = sorted(cut for cut in cuts | refreshes if cut >= start)
     for begin, end in pairwise(stops):
         unlabelled = method.needs_unlabelled(begin)
+        if unlabelled and method.scan_labeller and not labelled_scans:
+            _label_scans(data, method.networks[method.scan_labeller], settings, place, begin, say)
+            labelled_scans = True
         if unlabelled and method.labeller and begin in refreshes:
             turn = (begin - phases.warmup_stop) // settings.refresh_steps
             engine = TorchEngine(method.networks[method.labeller], place.device, place.autocast)
@@ -82,6 +104,23 @@ def step_inputs(
         patch = place.warmup_patch if phases.name(begin) == "warmup" else None
         for stored in data.source.iterate(begin, end, unlabelled=unlabelled, patch=patch):
             yield stored.step, *_views(stored, Draw(seed=settings.seed, step=stored.step), place)
+
+
+def _label_scans(
+    data: TrainingData, network: nn.Module, settings: TrainSettings, place: Place, step: int, say: Callable[[str], None]
+) -> None:
+    """From `step` on unlabelled patches come with the network's labels, and some lie on the classes that it found."""
+    if data.scan_labels is None:
+        data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
+        return
+    folder = folder_of(data.scan_labels, network)
+    engine = TorchEngine(network, place.device, place.autocast)
+    progress = every_so_often(say, "The teacher labels unlabelled scans: {} of {}.")
+    found = label_scans(
+        data.unlabelled, folder, engine, place.labelling_window, place.plan, seed=settings.seed, progress=progress
+    )
+    data.source.publish(found, from_step=step)
+    data.source.publish_labels(lambda case: open_labels(label_file(folder, case.id), case.shape_zyx))
 
 
 def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, UnlabelledBatch | None]:
@@ -97,5 +136,6 @@ def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, Unlabe
     labelled = Batch(layout(images), labels)
     if stored.unlabelled is None:
         return labelled, None
-    weak, strong = unlabelled_views(send(stored.unlabelled), draw, place.augment)
-    return labelled, UnlabelledBatch(layout(weak), layout(strong))
+    given = None if stored.pseudo_labels is None else send(stored.pseudo_labels)
+    weak, strong, given = unlabelled_views(send(stored.unlabelled), draw, place.augment, given, place.plan.labels)
+    return labelled, UnlabelledBatch(layout(weak), layout(strong), given)

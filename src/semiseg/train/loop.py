@@ -52,7 +52,7 @@ def train_method(
     with Journal(run, settings, start=start, quiet=quiet) as journal, named_out_of_memory(place):
         if start:
             journal.note(f"Going on from step {start} of {settings.steps}.")
-        inputs = step_inputs(data, method, phases, settings, place, start, state.locations)
+        inputs = step_inputs(data, method, phases, settings, place, start, state.locations, journal.note)
         for step, labelled, unlabelled in state.clock.timed(inputs):
             if state.schedule.begin(step):
                 state.epoch_losses = []

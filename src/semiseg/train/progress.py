@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -62,6 +63,22 @@ class TrainingProgress:
         done = max(1, step - self.start)
         left = (time.monotonic() - self._began) / done * (self.total - step)
         return f"step {step}/{self.total}  {values}  {_clock(left)} left"
+
+
+def every_so_often(say: Callable[[str], None], text: str) -> Callable[[int, int], None]:
+    """A progress callback that says the text of the number done and of all, at the last and now and then before.
+
+    text: with two places, as of `str.format`.
+    """
+    said = time.monotonic()
+
+    def tell(done: int, count: int) -> None:
+        nonlocal said
+        if done == count or time.monotonic() - said > PLAIN_SECONDS:
+            said = time.monotonic()
+            say(text.format(done, count))
+
+    return tell
 
 
 def _clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,11 @@ from typing_extensions import TypedDict
 from semiseg.data.plan import Plan
 from semiseg.errors import DataError
 from semiseg.files import write_text
-from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
 from semiseg.predict.engines.base import Engine
-from semiseg.predict.sliding import blended_rows
 from semiseg.predict.window import Window
 from semiseg.randomness import Draw
+from semiseg.train.scan_labels import scan_logits
 from semiseg.types import DoubleArray, FloatArray
 
 Order = Literal["disagreement", "entropy", "random"]
@@ -49,7 +48,7 @@ def case_doubt(case: OpenCase, first: Engine, second: Engine, plan: Plan) -> Dou
     classes = plan.labels.count
     overlap, sizes, voxels = np.zeros(classes), np.zeros(classes), np.zeros(classes)
     entropy = counted = 0.0
-    rows = [_rows(case, engine, plan) for engine in (first, second)]
+    rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second)]
     for mine, other in zip(*rows, strict=True):
         p = _softmax(mine)
         doubtful = p[0] < BACKGROUND
@@ -124,16 +123,6 @@ def read_ranking(run: Path) -> list[Doubt]:
             )
             for row in csv.DictReader(file)
         ]
-
-
-def _rows(case: OpenCase, engine: Engine, plan: Plan) -> Iterator[FloatArray]:
-    minimum = np.array(case.meta.channel_minimum, dtype=np.float32)
-    _, high, wide = case.meta.shape_zyx
-
-    def read(start: int, stop: int) -> FloatArray:
-        return case.read_image(Box((start, 0, 0), (stop, high, wide)))
-
-    return blended_rows(read, case.meta.shape_zyx, lambda: minimum, engine, Window(patch=plan.patch))
 
 
 def _softmax(logits: FloatArray) -> DoubleArray:

@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from semiseg.data.plan import Plan
-from semiseg.geometry import Box
 from semiseg.io.store import open_case
 from semiseg.predict.engines.base import Engine
-from semiseg.predict.sliding import sliding_window
 from semiseg.predict.window import Window
 from semiseg.randomness import Draw
+from semiseg.train.scan_labels import places_of_classes, scan_labels
 
-KEPT_PER_CLASS = 64
 TILE_STEP = 1.0
 """Tiles side by side: a place to draw a patch from may be a voxel or two off, and it is half of the tiles or fewer."""
 
@@ -31,14 +27,6 @@ def predicted_locations(
     found: dict[str, Any] = {}
     for index in range(turn * count, turn * count + min(count, len(cases))):
         case = open_case(cases[index % len(cases)])
-        image = case.read_image(Box((0, 0, 0), case.meta.shape_zyx))
-        labels = sliding_window(image, engine, Window(patch=plan.patch, step=TILE_STEP)).argmax(axis=0)
-        places: dict[int, list[list[int]]] = {}
-        for value in plan.labels.organs:
-            voxels = np.argwhere(labels == value)
-            if len(voxels):
-                generator = Draw(seed=seed, step=turn, sample=index).generator(f"predicted voxels of class {value}")
-                chosen = generator.choice(len(voxels), min(KEPT_PER_CLASS, len(voxels)), replace=False)
-                places[value] = voxels[np.sort(chosen)].tolist()
-        found[case.meta.id] = places
+        labels = scan_labels(case, engine, Window(patch=plan.patch, step=TILE_STEP))
+        found[case.meta.id] = places_of_classes(labels, plan, Draw(seed=seed, step=turn, sample=index))
     return found

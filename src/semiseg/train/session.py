@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -32,15 +33,18 @@ from semiseg.methods.settings import MethodSettings
 from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
 from semiseg.predict.model import load_model, save_model
 from semiseg.randomness import Draw
-from semiseg.train.calibrate import LARGEST_TURN, calibrated_steps, scratch_teacher_every
+from semiseg.train.calibrate import LARGEST_TURN, MOST_LABELLING, calibrated_steps, scratch_teacher_every
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.loop import train_method
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.refresh import predicted_locations
+from semiseg.train.scan_labels import scan_labels
 from semiseg.train.settings import TrainSettings
 
+TIMED_SCANS = 4
+"""Unlabelled scans that are labelled to know how long all take."""
 FEEDBACK_CASES = 3
 """Unlabelled scans for which the feedback is mapped for the report."""
 
@@ -76,7 +80,14 @@ class Session:
     @property
     def place(self) -> Place:
         augment = replace(self.augment, coarse_axis=self.plan.anisotropic_axis)
-        return Place(self.plan, augment, self.device, autocast_dtype(self.train.precision), self.sampling.warmup_patch)
+        return Place(
+            self.plan,
+            augment,
+            self.device,
+            autocast_dtype(self.train.precision),
+            self.sampling.warmup_patch,
+            self.method.label_mirror,
+        )
 
     def open_data(self) -> TrainingData:
         """Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and
@@ -99,7 +110,7 @@ class Session:
             settings=self.sampling,
             outside_label=0 if self.plan.labels.ignore is None else self.plan.labels.ignore,
         )
-        return TrainingData(source, unlabelled, validation)
+        return TrainingData(source, unlabelled, validation, self.run / "scan_labels")
 
     def origin(self) -> str:
         """A hash of all that a step's result depends on, besides the number of steps and the machine."""
@@ -145,7 +156,18 @@ def calibrate(session: Session) -> int:
         session.method,
         lambda phases, before: _scratch_steps(session, phases, partial(waited_for, before), settled=True),
         refresh_seconds=_refresh_seconds(session),
+        labelling_seconds=_labelling_seconds(session),
     )
+
+
+def with_label_scope(session: Session) -> Session:
+    """The session with `method.label_scope` settled where it is auto: patch if labelling all unlabelled scans would
+    take more than half of the budget."""
+    method = session.method
+    if method.label_scope != "auto" or not method.labels_whole_scans:
+        return session
+    fits = _labelling_seconds(session) <= 60 * session.train.budget_minutes * MOST_LABELLING
+    return replace(session, method=replace(method, label_scope="scan" if fits else "patch"))
 
 
 def rehearse(session: Session) -> None:
@@ -164,7 +186,7 @@ def _scratch_steps(session: Session, phases: Phases, before: Callable[[int], Non
     method_settings = replace(session.method, teacher_every=scratch_teacher_every(session.method), rounds=rounds)
     scratch = replace(session, method=method_settings, train=replace(session.train, refresh_steps=0))
     with named_out_of_memory(scratch.place):
-        method, data = scratch.build(phases), scratch.open_data()
+        method, data = scratch.build(phases), replace(scratch.open_data(), scan_labels=None)
         if settled:
             data.source.fill_memory(unlabelled=session.method.uses_unlabelled)
         for step, labelled, unlabelled in step_inputs(data, method, phases, scratch.train, scratch.place):
@@ -178,7 +200,7 @@ def _refresh_seconds(session: Session) -> float:
     Not the first: on a GPU that one loads what all later ones find loaded.
     """
     method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
-    if not session.train.refresh_steps or not method.labeller or not data.unlabelled:
+    if not session.train.refresh_steps or not method.labeller or method.scan_labeller or not data.unlabelled:
         return 0.0
     engine = TorchEngine(method.networks[method.labeller], session.device, session.place.autocast)
 
@@ -189,6 +211,21 @@ def _refresh_seconds(session: Session) -> float:
 
     refresh(1)
     return refresh(session.train.refresh_cases) / session.train.refresh_steps
+
+
+def _labelling_seconds(session: Session) -> float:
+    """What it takes to label all unlabelled scans, from some of them by a new network."""
+    method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
+    if not method.scan_labeller or not data.unlabelled:
+        return 0.0
+    engine = TorchEngine(method.networks[method.scan_labeller], session.device, session.place.autocast)
+    window = session.place.labelling_window
+    some = data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)]
+    scan_labels(open_case(some[0]), engine, window)  # the first finds nothing loaded
+    began = time.perf_counter()
+    for case in some:
+        scan_labels(open_case(case), engine, window)
+    return (time.perf_counter() - began) / len(some) * len(data.unlabelled)
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:

@@ -1,0 +1,105 @@
+"""Pseudo-labels of whole unlabelled scans: made once, by a teacher that stands still, and kept in the run folder.
+
+A teacher that sees a patch alone errs near its faces; a sliding window blends those away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from semiseg.data.plan import Plan
+from semiseg.data.sampling import Locations
+from semiseg.geometry import Box
+from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
+from semiseg.predict.engines.base import Engine
+from semiseg.predict.sliding import blended_rows
+from semiseg.predict.window import Window
+from semiseg.randomness import Draw
+from semiseg.types import FloatArray, LabelArray, Shape
+
+KEPT_PER_CLASS = 64
+
+
+def label_scans(
+    cases: Sequence[Path],
+    folder: Path,
+    engine: Engine,
+    window: Window,
+    plan: Plan,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Locations]:
+    """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid; those that are there are kept.
+
+    Returns up to 64 voxels of every class that is found in it, by case. window: its patch is the labelling network's.
+    progress: told how many of how many are done.
+    """
+    found: dict[str, Locations] = {}
+    for index, path in enumerate(cases):
+        case = open_case(path)
+        file = label_file(folder, case.meta.id)
+        if file.is_file():
+            labels = np.asarray(open_labels(file, case.meta.shape_zyx)[:])
+        else:
+            labels = scan_labels(case, engine, window)
+            write_labels(file, labels)
+        draw = Draw(seed=seed, sample=index)
+        found[case.meta.id] = places_of_classes(labels, plan, draw)
+        if progress:
+            progress(index + 1, len(cases))
+    return found
+
+
+def label_file(folder: Path, case: str) -> Path:
+    return folder / f"{case}.b2nd"
+
+
+def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
+    """The label map `(Z, Y, X)`, uint8, that a network gives to a stored case."""
+    rows = [logits.argmax(axis=0).astype(np.uint8) for logits in scan_logits(case, engine, window)]
+    return np.concatenate(rows)
+
+
+def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[FloatArray]:
+    """A network's logits `(K, rows, Y, X)` of a stored case, a few rows at a time."""
+    minimum = np.array(case.meta.channel_minimum, dtype=np.float32)
+    _, high, wide = case.meta.shape_zyx
+
+    def read(start: int, stop: int) -> FloatArray:
+        return case.read_image(Box((start, 0, 0), (stop, high, wide)))
+
+    return blended_rows(read, case.meta.shape_zyx, lambda: minimum, engine, window)
+
+
+def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, list[Shape]]:
+    """Up to 64 voxels `(z, y, x)` of every class that a label map holds."""
+    places: dict[int, list[Shape]] = {}
+    for value in plan.labels.organs:
+        voxels = np.argwhere(labels == value)
+        if len(voxels):
+            generator = draw.generator(f"predicted voxels of class {value}")
+            chosen = generator.choice(len(voxels), min(KEPT_PER_CLASS, len(voxels)), replace=False)
+            places[value] = voxels[np.sort(chosen)].tolist()
+    return places
+
+
+def folder_of(kept: Path, network: nn.Module) -> Path:
+    """The folder under `kept` for labels of this network, told from others by its weights; those of others are removed.
+
+    So a run that is resumed finds its labels again, and never those of an attempt whose teacher came out otherwise.
+    """
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    folder = kept / digest.hexdigest()[:16]
+    for other in kept.glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
