@@ -41,11 +41,16 @@ def test_steps_from_minutes_are_found_anew_where_what_they_were_timed_for_change
     settle(tmp_path, RunSettings(train=TrainSettings(device="cpu", budget_minutes=5)))
     (tmp_path / "plan.toml").touch()
     made = read_settings(tmp_path / "run.toml")
-    timed = replace(made, train=replace(made.train, steps=77, calibrated=True))
+    timed = replace(
+        made,
+        train=replace(made.train, steps=77, calibrated=True),
+        method=replace(made.method, label_scope="patch"),
+    )
     write_settings(tmp_path / "run.toml", timed)
-    assert settle(tmp_path, made).train == timed.train
+    assert settle(tmp_path, made) == timed
     longer = settle(tmp_path, replace(made, train=replace(made.train, budget_minutes=8)))
     assert (longer.train.budget_minutes, longer.train.calibrated) == (8, False)
+    assert longer.method.label_scope == "auto"
 
 
 def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:

@@ -49,16 +49,16 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
     if settings.plan.memory_budget_gb is None:
         settings = replace(settings, plan=replace(settings.plan, memory_budget_gb=before.plan.memory_budget_gb))
-    train = settings.train
+    train, method = settings.train, settings.method
     if train.precision == "auto":
         train = replace(train, precision=before.train.precision)
     if train.threads == 0:
         train = replace(train, threads=before.train.threads)
     if before.train.calibrated:
         train = replace(train, steps=before.train.steps, calibrated=True)
-        if settings.method == replace(before.method, label_scope="auto"):
-            settings = replace(settings, method=before.method)
-    now = replace(settings, train=train)
+        if method == replace(before.method, label_scope="auto"):
+            method = before.method
+    now = replace(settings, train=train, method=method)
     trained = (run / "checkpoints").exists()
     free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)
     differences = dict(_differences(before, now))
@@ -69,7 +69,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
             + "\nUse another run folder, or leave the settings as they were."
         )
     if before.train.calibrated and any(not key.startswith(_FREE) for key in differences):
-        now = replace(now, train=replace(now.train, steps=settings.train.steps, calibrated=False))  # to be timed anew
+        timed_anew = replace(now.train, steps=settings.train.steps, calibrated=False)
+        now = replace(now, train=timed_anew, method=settings.method)
     write_settings(path, now)
     return now
 
