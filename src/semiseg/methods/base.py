@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,9 +49,8 @@ class Method(Protocol):
     """Name of the network that is shipped."""
     labeller: str | None
     """Name of the network that labels unlabelled scans, if there is one."""
-    scan_labeller: str | None
-    """Name of the network that labels every unlabelled scan once, before the first step that needs unlabelled patches,
-    if there is one; from then on it stands still."""
+    scans_labelled_anew: Sequence[int]
+    """Steps before which another network than before labels all unlabelled scans, beside the first that needs them."""
     learning_rate_factor: float
     """Set by the loop before a step: the schedule's fraction of the first learning rate."""
 
@@ -64,6 +64,10 @@ class Method(Protocol):
 
     def needs_unlabelled(self, step: int) -> bool:
         """Whether a step looks at unlabelled patches."""
+        ...
+
+    def scan_labeller(self, step: int) -> str | None:
+        """Name of the network whose labels of whole unlabelled scans the patches of a step come with, if any's do."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, K classes, D H W voxels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -126,7 +127,7 @@ class StudentMethod:
         }
         self.evaluated = learners[0].evaluated
         self.labeller: str | None = learners[0].evaluated
-        self.scan_labeller: str | None = None
+        self.scans_labelled_anew: Sequence[int] = ()
         self.learning_rate_factor = 1.0
 
     def judged(self, step: int) -> Judged:
@@ -136,6 +137,10 @@ class StudentMethod:
     def needs_unlabelled(self, step: int) -> bool:
         """As `Method.needs_unlabelled`."""
         return self._phases.name(step) == "train"
+
+    def scan_labeller(self, step: int) -> str | None:
+        """As `Method.scan_labeller`."""
+        return None
 
     def labelled_step(self, labelled: Batch) -> dict[str, Tensor]:
         """A step of every learner on labels alone; metrics are the first's."""

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,7 +97,6 @@ class MetaPseudoLabels:
             self.networks |= {f"{name}_average": average.network for name, average in self.averages.items()}
         self.evaluated = "student_average" if self.averages else "student"
         self.labeller: str | None = "teacher"
-        self.scan_labeller = self._still_teacher if settings.labels_whole_scans else None
         self.learning_rate_factor = 1.0
         self.baseline = 0.0
         self._same_size = _sizes(teacher) == _sizes(student)
@@ -108,6 +108,7 @@ class MetaPseudoLabels:
                 "teacher, which cannot take its weights: set it to 0."
             )
         self._renewals = phases.cuts(settings.teacher_renewals)
+        self.scans_labelled_anew: Sequence[int] = self._renewals if settings.labels_whole_scans else ()
 
     def judged(self, step: int) -> Judged:
         phase = self.phases.name(step)
@@ -117,6 +118,11 @@ class MetaPseudoLabels:
 
     def needs_unlabelled(self, step: int) -> bool:
         return self.phases.name(step) == "train"
+
+    def scan_labeller(self, step: int) -> str | None:
+        if not self.settings.labels_whole_scans:
+            return None
+        return self.evaluated if step in self._renewals else self._still_teacher
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
         if draw.step == self.phases.warmup_stop:

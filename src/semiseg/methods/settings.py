@@ -227,7 +227,6 @@ class MethodSettings:
         needs = {
             f'name = "{self.name}"': self.name != "pseudo_label",
             f"teacher_every = {self.teacher_every}": self.teacher_moves_every > 0,
-            f"teacher_renewals = {self.teacher_renewals}": self.teacher_renewals > 0,
             f"confidence_threshold = {self.confidence_threshold}": self.confidence_threshold > 0,
         }
         return next((setting for setting, given in needs.items() if given), "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -28,11 +30,14 @@ class Supervised:
             self.networks["student_average"] = self.average.network
         self.evaluated = "student_average" if self.average else "student"
         self.labeller: str | None = None
-        self.scan_labeller: str | None = None
+        self.scans_labelled_anew: Sequence[int] = ()
         self.learning_rate_factor = 1.0
 
     def judged(self, step: int) -> Judged:
         return Judged(self.evaluated, "labelled_loss")
+
+    def scan_labeller(self, step: int) -> str | None:
+        return None
 
     def needs_unlabelled(self, step: int) -> bool:
         return False

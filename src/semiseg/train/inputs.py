@@ -81,9 +81,10 @@ def step_inputs(
     labelling is.
     """
     locations = {} if locations is None else locations
-    cuts = {start, phases.warmup_stop, phases.train_stop, phases.total}
+    cuts = {start, phases.warmup_stop, phases.train_stop, phases.total, *method.scans_labelled_anew}
+    labels_scans = method.scan_labeller(phases.warmup_stop) is not None
     refreshes: set[int] = set()
-    if settings.refresh_steps and data.unlabelled and not method.scan_labeller:
+    if settings.refresh_steps and data.unlabelled and not labels_scans:
         refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps)) - {0}  # knows nothing yet
     if locations:
         data.source.publish(dict(locations), from_step=start)
@@ -91,8 +92,9 @@ def step_inputs(
     stops = sorted(cut for cut in cuts | refreshes if cut >= start)
     for begin, end in pairwise(stops):
         unlabelled = method.needs_unlabelled(begin)
-        if unlabelled and method.scan_labeller and not labelled_scans:
-            _label_scans(data, method.networks[method.scan_labeller], settings, place, begin, say)
+        if unlabelled and (begin in method.scans_labelled_anew or not labelled_scans):
+            if labeller := method.scan_labeller(begin):
+                _label_scans(data, method.networks[labeller], settings, place, begin, say)
             labelled_scans = True
         if unlabelled and method.labeller and begin in refreshes:
             turn = (begin - phases.warmup_stop) // settings.refresh_steps

@@ -200,7 +200,8 @@ def _refresh_seconds(session: Session) -> float:
     Not the first: on a GPU that one loads what all later ones find loaded.
     """
     method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
-    if not session.train.refresh_steps or not method.labeller or method.scan_labeller or not data.unlabelled:
+    labels_scans = session.method.labels_whole_scans
+    if not session.train.refresh_steps or not method.labeller or labels_scans or not data.unlabelled:
         return 0.0
     engine = TorchEngine(method.networks[method.labeller], session.device, session.place.autocast)
 
@@ -215,17 +216,20 @@ def _refresh_seconds(session: Session) -> float:
 
 def _labelling_seconds(session: Session) -> float:
     """What it takes to label all unlabelled scans, from some of them by a new network."""
-    method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
-    if not method.scan_labeller or not data.unlabelled:
+    phases = Phases.of(session.method, session.train.steps)
+    method, data = session.build(phases), session.open_data()
+    labeller = method.scan_labeller(phases.warmup_stop)
+    if not labeller or not data.unlabelled:
         return 0.0
-    engine = TorchEngine(method.networks[method.scan_labeller], session.device, session.place.autocast)
+    engine = TorchEngine(method.networks[labeller], session.device, session.place.autocast)
     window = session.place.labelling_window
     some = data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)]
     scan_labels(open_case(some[0]), engine, window)  # the first finds nothing loaded
     began = time.perf_counter()
     for case in some:
         scan_labels(open_case(case), engine, window)
-    return (time.perf_counter() - began) / len(some) * len(data.unlabelled)
+    one = (time.perf_counter() - began) / len(some)
+    return one * len(data.unlabelled) * (1 + len(method.scans_labelled_anew))
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:
