@@ -43,7 +43,10 @@ VARIANTS = {
         ],
     ),
     # A still teacher labels whole scans, which are kept in files of their own.
-    "pseudo-label-scan": (3, ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0", "method.teacher_renewals=1"]),
+    "pseudo-label-scan": (
+        3,
+        ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0", "method.teacher_renewals=1"],
+    ),
     # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
     "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 
 from semiseg.data.plan import Plan
 from semiseg.errors import DataError
-from semiseg.io.store import open_labels
+from semiseg.geometry import Box
+from semiseg.io.store import open_case, open_labels
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.window import Window
-from semiseg.train.scan_labels import folder_of, label_file, label_scans
+from semiseg.train.scan_labels import around_body, folder_of, label_file, label_scans
 
 Store = Callable[..., Path]
 WINDOW = Window(patch=(4, 4, 4))
@@ -38,6 +40,15 @@ def test_scans_are_labelled_whole(shown: np.ndarray, store: Store, engine: Engin
     assert found["a"][2] == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
     assert found["b"] == {}
     assert told == [(1, 2), (2, 2)]
+
+
+def test_a_ct_is_labelled_around_its_body(shown: np.ndarray, store: Store, plan: Plan) -> None:
+    """As far as an eighth of the patch from what is known of the body, and no farther than the scan goes."""
+    case = open_case(store("a", shown))
+    case = replace(case, meta=replace(case.meta, body_locations=((0, 2, 2), (1, 5, 4))))
+    ct = replace(plan, patch=(8, 8, 16), normalisation=(replace(plan.normalisation[0], scheme="ct"),))
+    assert around_body(WINDOW, case, plan) == WINDOW
+    assert around_body(WINDOW, case, ct).region == Box((0, 1, 0), (3, 7, 7))
 
 
 def test_what_is_there_is_not_labelled_again(

@@ -111,10 +111,10 @@ class MethodSettings:
     soft; semimetric: the form that does not; true_labels: of pasted true labels alone; off."""
     cutmix_fraction: float = 1.0
     """Share of the student's patches that are mixed with a labelled patch and its label; 0 is off."""
-    cutmix_ways: Literal["one", "both", "whole"] = "both"
-    """A mixed patch is an unlabelled one with a labelled box; with both, every second one is a labelled one with an
-    unlabelled box, so that half of what the student sees is true; with whole, every second one is a labelled one, and
-    no patch is cut."""
+    cutmix_ways: Literal["one", "both", "whole"] = "whole"
+    """whole: every second patch of the student is a labelled one, and none is cut, since where a patch lies is told by
+    what is around it. one: unlabelled patches with a labelled box; both: every second one is a labelled one with an
+    unlabelled box. Either way of two gives the student as many true voxels as pseudo-labelled ones."""
     consistency_weight: float = 0.0
     """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
     ema_decay: float = 0.99

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from semiseg.data.sampling import Locations
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
 from semiseg.predict.engines.base import Engine
+from semiseg.predict.predictor import body_margin
 from semiseg.predict.sliding import blended_rows
 from semiseg.predict.window import Window
 from semiseg.randomness import Draw
@@ -48,7 +50,7 @@ def label_scans(
         if file.is_file():
             labels = np.asarray(open_labels(file, case.meta.shape_zyx)[:])
         else:
-            labels = scan_labels(case, engine, window)
+            labels = scan_labels(case, engine, around_body(window, case, plan))
             write_labels(file, labels)
         draw = Draw(seed=seed, sample=index)
         found[case.meta.id] = places_of_classes(labels, plan, draw)
@@ -59,6 +61,19 @@ def label_scans(
 
 def label_file(folder: Path, case: str) -> Path:
     return folder / f"{case}.b2nd"
+
+
+def around_body(window: Window, case: OpenCase, plan: Plan) -> Window:
+    """The window over the part of a CT that holds the body, as predicting has it; outside of it is background."""
+    if plan.normalisation[0].scheme != "ct" or not case.meta.body_locations:
+        return window
+    low, high = np.min(case.meta.body_locations, axis=0), np.max(case.meta.body_locations, axis=0) + 1
+    margin = body_margin(plan)
+    start = (max(0, int(a) - m) for a, m in zip(low, margin, strict=True))
+    stop = (min(n, int(b) + m) for b, m, n in zip(high, margin, case.meta.shape_zyx, strict=True))
+    z, y, x = start
+    to_z, to_y, to_x = stop
+    return replace(window, region=Box((z, y, x), (to_z, to_y, to_x)))
 
 
 def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:

@@ -40,7 +40,7 @@ from semiseg.train.loop import train_method
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.refresh import predicted_locations
-from semiseg.train.scan_labels import scan_labels
+from semiseg.train.scan_labels import around_body, scan_labels
 from semiseg.train.settings import TrainSettings
 
 TIMED_SCANS = 4
@@ -223,11 +223,11 @@ def _labelling_seconds(session: Session) -> float:
         return 0.0
     engine = TorchEngine(method.networks[labeller], session.device, session.place.autocast)
     window = session.place.labelling_window
-    some = data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)]
-    scan_labels(open_case(some[0]), engine, window)  # the first finds nothing loaded
+    some = [open_case(case) for case in data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)]]
+    scan_labels(some[0], engine, window)  # the first finds nothing loaded
     began = time.perf_counter()
     for case in some:
-        scan_labels(open_case(case), engine, window)
+        scan_labels(case, engine, around_body(window, case, session.plan))
     one = (time.perf_counter() - began) / len(some)
     return one * len(data.unlabelled) * (1 + len(method.scans_labelled_anew))
 
