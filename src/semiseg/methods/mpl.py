@@ -2,7 +2,8 @@
 
 One step of the training phase: the teacher labels the unlabelled patches -> the student's loss on those labels gives
 its gradient -> a probe step measures what that gradient does to the student's loss on labelled patches -> the teacher
-moves by that feedback and by its own supervised gradient -> the student takes its real step.
+moves by that feedback and by its own supervised gradient -> the student takes its real step. A teacher that stands
+still has labelled the whole scans before, and unlabelled patches come with its labels.
 Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.md.
 """
 
