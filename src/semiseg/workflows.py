@@ -165,7 +165,7 @@ def train(run: AnyPath, *, quiet: bool = False) -> Path:
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     from semiseg.predict.device import choose_device
     from semiseg.train.precision import choose_precision
-    from semiseg.train.session import calibrate, set_up_torch, train_session, with_label_scope
+    from semiseg.train.session import calibrated, set_up_torch, train_session
 
     device = choose_device(settings.train.device)
     threads = set_up_torch(settings.train)
@@ -173,21 +173,22 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     settled = replace(settings.train, precision=precision, threads=threads)
     session = open_session(run, replace(settings, train=settled), device)
     if settled.budget_minutes and not settled.calibrated:
-        session = with_label_scope(session)
-        settled = replace(settled, steps=calibrate(session), calibrated=True)
-        session = replace(session, train=settled)
-    write_settings(run / "run.toml", replace(settings, train=settled, method=session.method))
+        session = calibrated(session)
+    write_settings(run / "run.toml", replace(settings, train=session.train, method=session.method))
     train_session(session, quiet=quiet)
     return run / "model"
 
 
 def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     """The training steps that `train.budget_minutes` allows on this machine, timed in a scratch run that is prepared
-    in `run` and trains nothing that is kept. Meaningful only while nothing else is running."""
+    in `run` and trains nothing that is kept. Meaningful only while nothing else is running.
+
+    Raises `ConfigError` where they do not allow to label whole scans and the settings do not say that patches are to be
+    labelled: the steps alone would not tell.
+    """
     from semiseg.predict.device import choose_device
     from semiseg.train.precision import choose_precision
-    from semiseg.train.session import calibrate as calibrated
-    from semiseg.train.session import set_up_torch
+    from semiseg.train.session import calibrated, set_up_torch
 
     prepare(run, settings, quiet=quiet)
     device = choose_device(settings.train.device)
@@ -195,7 +196,13 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     train_settings = replace(
         settings.train, precision=choose_precision(settings.train.precision, device), threads=threads
     )
-    return calibrated(open_session(run, replace(settings, train=train_settings), device))
+    session = calibrated(open_session(run, replace(settings, train=train_settings), device))
+    if session.method.label_scope == "patch" != settings.method.label_scope:
+        raise ConfigError(
+            f"train.budget_minutes = {settings.train.budget_minutes:g} is too short for the teacher to label whole "
+            'scans. Give more minutes, or say method.label_scope = "patch".'
+        )
+    return session.train.steps
 
 
 def open_session(run: Path, settings: RunSettings, device: torch.device) -> Session:

@@ -72,11 +72,11 @@ def test_pseudo_labels_follow_their_images() -> None:
     """Their geometry and mirroring are those of the views, left stays left, and they do not change the views."""
     images, labels = _batch(8)
     settings = replace(GEOMETRY, rotation_probability=0.0, zoom_probability=0.0)
-    weak, _, warped = unlabelled_views(images, Draw(3), settings, labels, SCHEME)
+    weak, _, warped = unlabelled_views(images, Draw(3), settings, (labels, SCHEME))
     assert torch.equal(weak, unlabelled_views(images, Draw(3), settings)[0])
     assert torch.equal(warped, labels)  # symmetric but for the names: mirrored and renamed it is itself
     assert not torch.equal(weak[:, 0].round().long(), labels)
-    weak, _, warped = unlabelled_views(images, Draw(3), GEOMETRY, labels, LabelScheme(names=SCHEME.names))
+    weak, _, warped = unlabelled_views(images, Draw(3), GEOMETRY, (labels, LabelScheme(names=SCHEME.names)))
     assert warped is not None
     assert not torch.equal(warped, labels)
     assert (weak[:, 0].round().long() == warped).float().mean() > 0.85  # as above

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from semiseg.data.plan import Plan
-from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.store import open_case, open_labels
 from semiseg.predict.engines.base import Engine
@@ -63,23 +62,27 @@ def test_what_is_there_is_not_labelled_again(
     assert label_file(kept, "b").is_file()
 
 
-def test_a_damaged_label_map_is_named(
+def test_a_damaged_label_map_is_made_anew(
     shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
 ) -> None:
-    case = store("a", shown)
-    label_scans([case], tmp_path / "kept", engine, WINDOW, plan, seed=0)
-    label_file(tmp_path / "kept", "a").write_bytes(b"no labels")
-    with pytest.raises(DataError, match=r"kept: the stored case is damaged \(a.b2nd"):
-        label_scans([case], tmp_path / "kept", engine, WINDOW, plan, seed=0)
+    case, kept = store("a", shown), tmp_path / "kept"
+    first = label_scans([case], kept, engine, WINDOW, plan, seed=0)
+    label_file(kept, "a").write_bytes(b"no labels")
+    assert label_scans([case], kept, engine, WINDOW, plan, seed=0) == first
+    assert np.array_equal(open_labels(label_file(kept, "a"), (6, 9, 7))[:], shown)
 
 
-def test_labels_belong_to_the_weights_that_made_them(tmp_path: Path) -> None:
-    network = torch.nn.Conv3d(1, 2, 1)
-    folder = folder_of(tmp_path, network)
-    folder.mkdir()
-    assert folder_of(tmp_path, network) == folder
+def test_labels_belong_to_what_made_them(shown: np.ndarray, store: Store, tmp_path: Path) -> None:
+    """Weights, window and scans; folders of others go, and nothing else."""
+    network, cases, kept = torch.nn.Conv3d(1, 2, 1), [store("a", shown)], tmp_path / "kept"
+    folder = folder_of(kept, network, WINDOW, cases)
+    folder.mkdir(parents=True)
+    (kept / ".DS_Store").touch()
+    assert folder_of(kept, network, WINDOW, cases) == folder
     assert folder.is_dir()
+    others = {folder_of(kept, network, replace(WINDOW, mirror_axes=(2,)), cases), folder_of(kept, network, WINDOW, [])}
     with torch.no_grad():
         network.bias += 1  # type: ignore[operator]
-    assert folder_of(tmp_path, network) != folder
-    assert not folder.exists(), "labels of a teacher that is no more"
+    others.add(folder_of(kept, network, WINDOW, cases))
+    assert len(others - {folder}) == 3
+    assert [file.name for file in kept.iterdir()] == [".DS_Store"], "labels of a teacher that is no more"

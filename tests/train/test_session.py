@@ -23,7 +23,7 @@ from semiseg.methods.settings import MethodName, MethodSettings
 from semiseg.randomness import Draw
 from semiseg.train import session as training
 from semiseg.train.inputs import TrainingData
-from semiseg.train.session import Session, calibrate, rehearse, with_label_scope
+from semiseg.train.session import Session, calibrated, rehearse
 from semiseg.train.settings import TrainSettings
 from semiseg.types import Shape
 
@@ -124,7 +124,7 @@ def test_steps_are_timed_as_they_are_after_the_first(
     monkeypatch.setattr(
         BatchSource, "fill_memory", lambda source, *, unlabelled: timed.steps.append((f"filled {unlabelled}", set()))
     )
-    assert calibrate(timed) == 1
+    assert calibrated(timed).train.steps == 1
     assert [phase for phase, _ in timed.steps[:2]] == ["filled True", "warmup"]
     assert refreshed == [1, timed.train.refresh_cases]
 
@@ -133,27 +133,27 @@ def test_whole_scans_are_labelled_where_the_budget_has_the_time(session: Callabl
     """What labelling takes is taken from the budget; with a share too large it is patches."""
     made = session(name="pseudo_label")
 
-    def scope(minutes: float, session: Session = made) -> str:
-        return with_label_scope(
-            replace(session, train=replace(session.train, budget_minutes=minutes))
-        ).method.label_scope
+    def settled(minutes: float, session: Session = made) -> Session:
+        return calibrated(replace(session, train=replace(session.train, budget_minutes=minutes)))
 
-    assert (scope(10.0), scope(1e-9)) == ("scan", "patch")
-    assert scope(1e-9, session(name="mpl")) == "auto"
+    assert settled(10.0).method.label_scope == "scan"
+    assert settled(1e-9).method.label_scope == "patch"
+    assert settled(1e-9, session(name="mpl")).method.label_scope == "auto"
     with pytest.raises(ConfigError, match=r"minutes to label all unlabelled scans\. Give more minutes, have it"):
-        calibrate(replace(made, train=replace(made.train, budget_minutes=1e-9)))
+        settled(1e-9, session(name="pseudo_label", label_scope="scan"))
     assert not any(made.run.glob("scan_labels/*")), "only timed"
 
 
 def test_scans_are_labelled_by_the_teachers_patch_and_with_their_mirror_image(session: Callable[..., Watched]) -> None:
     made = session(name="pseudo_label", warmup_patch=(2, 4, 4))
-    assert made.place.labelling_window.patch == (2, 4, 4)
-    assert made.place.labelling_window.mirror_axes == ()  # augmentation is off here
+    assert made.place.labelling_window().patch == (2, 4, 4)
+    assert made.place.labelling_window(renewed=True).patch == (4, 4, 4)  # a student's
+    assert made.place.labelling_window().mirror_axes == ()  # augmentation is off here
     mirrored = replace(made, augment=AugmentSettings(mirror_axes=(0, 2)))
-    assert mirrored.place.labelling_window.mirror_axes == (2,)
+    assert mirrored.place.labelling_window().mirror_axes == (2,)
     off = replace(mirrored, method=replace(made.method, label_mirror=False))
-    assert off.place.labelling_window.mirror_axes == ()
-    assert session(name="pseudo_label").place.labelling_window.patch == (4, 4, 4)
+    assert off.place.labelling_window().mirror_axes == ()
+    assert session(name="pseudo_label").place.labelling_window().patch == (4, 4, 4)
 
 
 @pytest.mark.parametrize("failing", ["warmup", "train", "finetune"])

@@ -35,11 +35,10 @@ def unlabelled_views(
     images: Tensor,
     draw: Draw,
     settings: AugmentSettings,
-    labels: Tensor | None = None,
-    scheme: LabelScheme | None = None,
+    pseudo: tuple[Tensor, LabelScheme] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place, and
-    pseudo-labels (B, D, H, W) that were made before, brought there; with them comes the scheme, for mirror pairs.
+    pseudo-labels brought there. pseudo: label maps (B, D, H, W) that were made before, and their scheme.
 
     Both share one geometry, so a pseudo-label of the weak view is one of the strong view as it is, without
     any exchange of mirror pairs. The weak view's intensities follow `settings.weak()`, the strong view's
@@ -47,6 +46,7 @@ def unlabelled_views(
     """
     n = len(images)
     flips = sample_flips(draw, n, settings, "unlabelled/mirror")
+    labels, scheme = pseudo or (None, None)
     images, warped = apply_spatial(images, labels, sample_spatial(draw, n, settings, "unlabelled/spatial"))
     images = mirror_images(images, flips)
     if warped is not None and scheme is not None:

@@ -126,7 +126,7 @@ class BatchSource:
                 )
                 case = self._unlabelled.open(patch.case, self._memory)
                 images.append(case.read_image(patch.box))
-                if case.label is not None:
+                if self._unlabelled.have_labels:
                     labels.append(case.read_label(patch.box))
         return np.stack(images), np.stack(labels).astype(np.int64) if labels else None
 
@@ -245,7 +245,14 @@ class _Cases:
         """Cases have these labels from now on."""
         self._labels_of = labels_of
         self._recent.clear()
-        self._kept = {index: replace(case, label=labels_of(case.meta)) for index, case in self._kept.items()}
+        self._kept = {
+            index: replace(case, label=np.asarray(labels_of(case.meta)[:])) for index, case in self._kept.items()
+        }
+
+    @property
+    def have_labels(self) -> bool:
+        """Whether `label` gave them some."""
+        return self._labels_of is not None
 
     def open(self, index: int, memory: _Memory) -> OpenCase:
         """The case, with its arrays in memory if they fit."""

@@ -108,7 +108,7 @@ class MetaPseudoLabels:
                 f"method.teacher_renewals = {settings.teacher_renewals}, but the student is of another size than the "
                 "teacher, which cannot take its weights: set it to 0."
             )
-        self._renewals = phases.cuts(settings.teacher_renewals)
+        self._renewals = [step for step in phases.cuts(settings.teacher_renewals) if step > phases.warmup_stop]
         self.scans_labelled_anew: Sequence[int] = self._renewals if settings.labels_whole_scans else ()
 
     def judged(self, step: int) -> Judged:
@@ -242,12 +242,12 @@ class MetaPseudoLabels:
     def _true_voxels(self, labels: Tensor, draw: Draw) -> Tensor:
         """Where the student's patches are to be labelled ones, `(B, D, H, W)` bool."""
         depth, height, width = labels.shape[1:]
-        if self.settings.cutmix_ways == "whole":
+        if self.settings.used_cutmix_ways == "whole":
             mask = torch.zeros_like(labels, dtype=torch.bool)
         else:
             boxes = sample_boxes(draw, len(labels), (depth, height, width), BOX_EDGE)
             mask = box_mask(boxes, (depth, height, width), labels.device)
-        if self.settings.cutmix_ways != "one":
+        if self.settings.used_cutmix_ways != "one":
             # Every second patch, whichever is first, so that each has both of its forms.
             first = int(draw.generator("which cut-mix is reversed").integers(2))
             mask[first::2] = ~mask[first::2]

@@ -100,7 +100,8 @@ class MethodSettings:
     label_scope: Literal["auto", "patch", "scan"] = "auto"
     """What pseudo_label's teacher labels: each augmented patch as it is drawn, or every unlabelled scan once, whole,
     after the warm-up, with hard labels. A patch by itself is labelled worse near its faces, the more so the smaller it
-    is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it."""
+    is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it. With scan,
+    temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
     label_mirror: bool = True
     """Labels of whole scans are by the mean logits of the scan and of its mirror image along the last axis that
     training mirrors; twice as long."""
@@ -111,10 +112,11 @@ class MethodSettings:
     soft; semimetric: the form that does not; true_labels: of pasted true labels alone; off."""
     cutmix_fraction: float = 1.0
     """Share of the student's patches that are mixed with a labelled patch and its label; 0 is off."""
-    cutmix_ways: Literal["one", "both", "whole"] = "whole"
+    cutmix_ways: Literal["one", "both", "whole"] | None = None
     """whole: every second patch of the student is a labelled one, and none is cut, since where a patch lies is told by
     what is around it. one: unlabelled patches with a labelled box; both: every second one is a labelled one with an
-    unlabelled box. Either way of two gives the student as many true voxels as pseudo-labelled ones."""
+    unlabelled box. Either way of two gives the student as many true voxels as pseudo-labelled ones. None is whole for
+    pseudo_label, and both for mpl, in which all patches are to have their feedback."""
     consistency_weight: float = 0.0
     """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
     ema_decay: float = 0.99
@@ -217,16 +219,21 @@ class MethodSettings:
         return 4 if self.name == "mpl" else 0
 
     @property
+    def used_cutmix_ways(self) -> str:
+        """`cutmix_ways`, or the method's own."""
+        return self.cutmix_ways or ("both" if self.name == "mpl" else "whole")
+
+    @property
     def labels_whole_scans(self) -> bool:
         """Whether `label_scope` comes to scan."""
-        return self.label_scope == "scan" or (self.label_scope == "auto" and not self._needs_patch_labels)
+        return self.name == "pseudo_label" and self.label_scope != "patch" and not self._needs_patch_labels
 
     @property
     def _needs_patch_labels(self) -> str:
         """The setting by which a teacher must label each patch anew, or nothing."""
         needs = {
-            f'name = "{self.name}"': self.name != "pseudo_label",
-            f"teacher_every = {self.teacher_every}": self.teacher_moves_every > 0,
+            'name = "mpl"': self.name == "mpl",
+            f"teacher_every = {self.teacher_every}": self.name == "pseudo_label" and self.teacher_moves_every > 0,
             f"confidence_threshold = {self.confidence_threshold}": self.confidence_threshold > 0,
         }
         return next((setting for setting, given in needs.items() if given), "")

@@ -26,7 +26,7 @@ _OF_THE_MACHINE = (
     "predict.tile_batch",
 )
 """Settings that scores do not depend on."""
-_AS_BEFORE = {"sampling.reach_outside": False, "method.label_scope": "patch"}
+_AS_BEFORE = {"sampling.reach_outside": False, "method.label_scope": "patch", "method.cutmix_ways": "both"}
 """Of settings whose default changed what came out: the value under which all is as before they were there."""
 _LISTS = ("label_list", "exclude")
 """Of section `[data]`: files whose ids count."""

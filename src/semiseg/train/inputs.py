@@ -56,12 +56,15 @@ class Place:
     warmup_patch: Shape | None = None
     label_mirror: bool = False
 
-    @property
-    def labelling_window(self) -> Window:
-        """By which the teacher labels whole scans: its own patch, and what `label_mirror` says."""
+    def labelling_window(self, *, renewed: bool = False) -> Window:
+        """By which the teacher labels whole scans: the patch that it was trained on, and what `label_mirror` says.
+
+        renewed: the teacher has the weights of a student.
+        """
         trained = self.augment.mirror_axes if self.augment.enabled else ()
         mirrored = trained[-1:] if self.label_mirror else ()
-        return Window(patch=self.warmup_patch or self.plan.patch, mirror_axes=mirrored, labels=self.plan.labels)
+        patch = self.plan.patch if renewed else self.warmup_patch or self.plan.patch
+        return Window(patch=patch, mirror_axes=mirrored, labels=self.plan.labels)
 
 
 def step_inputs(
@@ -94,7 +97,8 @@ def step_inputs(
         unlabelled = method.needs_unlabelled(begin)
         if unlabelled and (begin in method.scans_labelled_anew or not labelled_scans):
             if labeller := method.scan_labeller(begin):
-                _label_scans(data, method.networks[labeller], settings, place, begin, say)
+                window = place.labelling_window(renewed=any(step <= begin for step in method.scans_labelled_anew))
+                _label_scans(data, method.networks[labeller], window, settings, place, begin, say)
             labelled_scans = True
         if unlabelled and method.labeller and begin in refreshes:
             turn = (begin - phases.warmup_stop) // settings.refresh_steps
@@ -109,18 +113,22 @@ def step_inputs(
 
 
 def _label_scans(
-    data: TrainingData, network: nn.Module, settings: TrainSettings, place: Place, step: int, say: Callable[[str], None]
+    data: TrainingData,
+    network: nn.Module,
+    window: Window,
+    settings: TrainSettings,
+    place: Place,
+    step: int,
+    say: Callable[[str], None],
 ) -> None:
     """From `step` on unlabelled patches come with the network's labels, and some lie on the classes that it found."""
     if data.scan_labels is None:
         data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
         return
-    folder = folder_of(data.scan_labels, network)
+    folder = folder_of(data.scan_labels, network, window, data.unlabelled)
     engine = TorchEngine(network, place.device, place.autocast)
     progress = every_so_often(say, "The teacher labels unlabelled scans: {} of {}.")
-    found = label_scans(
-        data.unlabelled, folder, engine, place.labelling_window, place.plan, seed=settings.seed, progress=progress
-    )
+    found = label_scans(data.unlabelled, folder, engine, window, place.plan, seed=settings.seed, progress=progress)
     data.source.publish(found, from_step=step)
     data.source.publish_labels(lambda case: open_labels(label_file(folder, case.id), case.shape_zyx))
 
@@ -138,6 +146,6 @@ def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, Unlabe
     labelled = Batch(layout(images), labels)
     if stored.unlabelled is None:
         return labelled, None
-    given = None if stored.pseudo_labels is None else send(stored.pseudo_labels)
-    weak, strong, given = unlabelled_views(send(stored.unlabelled), draw, place.augment, given, place.plan.labels)
+    pseudo = None if stored.pseudo_labels is None else (send(stored.pseudo_labels), place.plan.labels)
+    weak, strong, given = unlabelled_views(send(stored.unlabelled), draw, place.augment, pseudo)
     return labelled, UnlabelledBatch(layout(weak), layout(strong), given)

@@ -16,8 +16,10 @@ from torch import nn
 
 from semiseg.data.plan import Plan
 from semiseg.data.sampling import Locations
+from semiseg.errors import DataError
+from semiseg.files import remove_leftovers
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
+from semiseg.io.store import OpenCase, open_case, open_labels, read_case_meta, write_labels
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.predictor import body_margin
 from semiseg.predict.sliding import blended_rows
@@ -38,18 +40,19 @@ def label_scans(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Locations]:
-    """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid; those that are there are kept.
+    """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid; those that are there are kept, and
+    made anew if they are damaged.
 
     Returns up to 64 voxels of every class that is found in it, by case. window: its patch is the labelling network's.
     progress: told how many of how many are done.
     """
     found: dict[str, Locations] = {}
+    remove_leftovers(folder)
     for index, path in enumerate(cases):
         case = open_case(path)
         file = label_file(folder, case.meta.id)
-        if file.is_file():
-            labels = np.asarray(open_labels(file, case.meta.shape_zyx)[:])
-        else:
+        labels = _kept(file, case.meta.shape_zyx)
+        if labels is None:
             labels = scan_labels(case, engine, around_body(window, case, plan))
             write_labels(file, labels)
         draw = Draw(seed=seed, sample=index)
@@ -57,6 +60,15 @@ def label_scans(
         if progress:
             progress(index + 1, len(cases))
     return found
+
+
+def _kept(file: Path, shape: Shape) -> LabelArray | None:
+    if not file.is_file():
+        return None
+    try:
+        return np.asarray(open_labels(file, shape)[:])
+    except (DataError, RuntimeError, ValueError):
+        return None
 
 
 def label_file(folder: Path, case: str) -> Path:
@@ -77,8 +89,11 @@ def around_body(window: Window, case: OpenCase, plan: Plan) -> Window:
 
 
 def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
-    """The label map `(Z, Y, X)`, uint8, that a network gives to a stored case."""
-    rows = [logits.argmax(axis=0).astype(np.uint8) for logits in scan_logits(case, engine, window)]
+    """The label map `(Z, Y, X)`, uint8 (uint16 for more than 256 classes), that a network gives to a stored case."""
+    rows = [
+        logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1))
+        for logits in scan_logits(case, engine, window)
+    ]
     return np.concatenate(rows)
 
 
@@ -95,26 +110,29 @@ def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[Floa
 
 def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, list[Shape]]:
     """Up to 64 voxels `(z, y, x)` of every class that a label map holds."""
+    occupied = np.flatnonzero(labels)  # once: organs are a small part of a scan
+    classes = labels.ravel()[occupied]
     places: dict[int, list[Shape]] = {}
     for value in plan.labels.organs:
-        voxels = np.argwhere(labels == value)
+        voxels = occupied[classes == value]
         if len(voxels):
             generator = draw.generator(f"predicted voxels of class {value}")
             chosen = generator.choice(len(voxels), min(KEPT_PER_CLASS, len(voxels)), replace=False)
-            places[value] = voxels[np.sort(chosen)].tolist()
+            places[value] = np.transpose(np.unravel_index(voxels[np.sort(chosen)], labels.shape)).tolist()
     return places
 
 
-def folder_of(kept: Path, network: nn.Module) -> Path:
-    """The folder under `kept` for labels of this network, told from others by its weights; those of others are removed.
+def folder_of(kept: Path, network: nn.Module, window: Window, cases: Sequence[Path]) -> Path:
+    """The folder under `kept` for labels of these stored cases by this network and window; all others are removed.
 
     So a run that is resumed finds its labels again, and never those of an attempt whose teacher came out otherwise.
     """
-    digest = hashlib.sha256()
+    hashes = [read_case_meta(case).hash for case in cases]
+    digest = hashlib.sha256(repr((window.patch, tuple(window.mirror_axes), hashes)).encode())
     for value in network.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     folder = kept / digest.hexdigest()[:16]
     for other in kept.glob("*"):
-        if other != folder:
+        if other != folder and other.is_dir():
             shutil.rmtree(other)
     return folder

@@ -7,10 +7,11 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -40,11 +41,13 @@ from semiseg.train.loop import train_method
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.refresh import predicted_locations
-from semiseg.train.scan_labels import around_body, scan_labels
+from semiseg.train.scan_labels import label_scans
 from semiseg.train.settings import TrainSettings
 
 TIMED_SCANS = 4
 """Unlabelled scans that are labelled to know how long all take."""
+PLAINLY_MORE = 4
+"""So many budgets for all scans, by the first one, and no other is timed."""
 FEEDBACK_CASES = 3
 """Unlabelled scans for which the feedback is mapped for the report."""
 
@@ -140,34 +143,32 @@ def set_up_torch(settings: TrainSettings) -> int:
     return torch.get_num_threads()
 
 
-def calibrate(session: Session) -> int:
-    """The number of steps that the budget in minutes allows here; a scratch copy is trained for some seconds.
+def calibrated(session: Session) -> Session:
+    """The session with the number of steps that the budget in minutes allows here, and `method.label_scope` settled
+    where it is auto: patch if labelling whole scans would take more than half of the budget. A scratch copy is trained
+    for some seconds.
 
-    Validations are not in it: they come on top.
+    Validations are not in it: they come on top. Raises `ConfigError` where scans are to be labelled and cannot be.
     """
+    labelling = _labelling_seconds(session)
+    if session.method.label_scope == "auto" and session.method.labels_whole_scans:
+        fits = labelling <= 60 * session.train.budget_minutes * MOST_LABELLING
+        session = replace(session, method=replace(session.method, label_scope="scan" if fits else "patch"))
+        labelling = labelling if fits else 0.0
 
     def waited_for(before: Callable[[int], None], step: int) -> None:
         if session.device.type == "cuda":  # steps are queued there; the clock is to see them done
             torch.cuda.synchronize(session.device)
         before(step)
 
-    return calibrated_steps(
+    steps = calibrated_steps(
         session.train.budget_minutes,
         session.method,
         lambda phases, before: _scratch_steps(session, phases, partial(waited_for, before), settled=True),
         refresh_seconds=_refresh_seconds(session),
-        labelling_seconds=_labelling_seconds(session),
+        labelling_seconds=labelling,
     )
-
-
-def with_label_scope(session: Session) -> Session:
-    """The session with `method.label_scope` settled where it is auto: patch if labelling all unlabelled scans would
-    take more than half of the budget."""
-    method = session.method
-    if method.label_scope != "auto" or not method.labels_whole_scans:
-        return session
-    fits = _labelling_seconds(session) <= 60 * session.train.budget_minutes * MOST_LABELLING
-    return replace(session, method=replace(method, label_scope="scan" if fits else "patch"))
+    return replace(session, train=replace(session.train, steps=steps, calibrated=True))
 
 
 def rehearse(session: Session) -> None:
@@ -215,21 +216,26 @@ def _refresh_seconds(session: Session) -> float:
 
 
 def _labelling_seconds(session: Session) -> float:
-    """What it takes to label all unlabelled scans, from some of them by a new network."""
+    """What it takes to label all unlabelled scans, from some of them by a new network; from one, if that is plainly more
+    than the budget has."""
     phases = Phases.of(session.method, session.train.steps)
     method, data = session.build(phases), session.open_data()
     labeller = method.scan_labeller(phases.warmup_stop)
     if not labeller or not data.unlabelled:
         return 0.0
     engine = TorchEngine(method.networks[labeller], session.device, session.place.autocast)
-    window = session.place.labelling_window
-    some = [open_case(case) for case in data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)]]
-    scan_labels(some[0], engine, window)  # the first finds nothing loaded
-    began = time.perf_counter()
-    for case in some:
-        scan_labels(case, engine, around_body(window, case, session.plan))
-    one = (time.perf_counter() - began) / len(some)
-    return one * len(data.unlabelled) * (1 + len(method.scans_labelled_anew))
+    window, count = session.place.labelling_window(), len(data.unlabelled) * (1 + len(method.scans_labelled_anew))
+
+    def seconds_for_all(cases: Sequence[Path]) -> float:
+        with TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            label_scans(cases, Path(folder), engine, window, session.plan, seed=session.train.seed)
+            return (time.perf_counter() - began) / len(cases) * count
+
+    first = seconds_for_all(data.unlabelled[:1])  # finds nothing loaded: more than the others take
+    if first > 60 * session.train.budget_minutes * PLAINLY_MORE:
+        return first
+    return seconds_for_all(data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)])
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:

@@ -46,7 +46,8 @@ class TrainSettings:
     validation_every: int = 1
     """Epochs between validations; 0 turns validation off and trains on all labelled cases."""
     refresh_steps: int = 0
-    """Every so many steps the teacher predicts unlabelled scans, to place patches on rare classes; 0 is off."""
+    """Every so many steps the teacher predicts unlabelled scans, to place patches on rare classes; 0 is off. Where the
+    teacher labels whole scans (method.label_scope) they are placed on what it found there, without this."""
     refresh_cases: int = 4
     """Unlabelled scans that are predicted at each refresh, in turn."""
 
