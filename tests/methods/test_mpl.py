@@ -123,6 +123,12 @@ def test_a_teacher_that_moves_labels_patches() -> None:
         ):
             MethodSettings(**{"name": "pseudo_label", "label_scope": "scan"} | changes)
     assert method(MethodSettings(name="pseudo_label", label_scope="patch")).scan_labeller(0) is None
+    assert not MethodSettings(name="supervised", label_scope="scan").labels_whole_scans, "of no meaning there"
+
+
+def test_which_way_patches_are_mixed_is_the_methods_own() -> None:
+    assert [MethodSettings(name=name).used_cutmix_ways for name in ("pseudo_label", "mpl")] == ["whole", "both"]
+    assert MethodSettings(cutmix_ways="one").used_cutmix_ways == "one"
 
 
 def test_a_renewed_teacher_labels_all_scans_anew() -> None:

@@ -36,6 +36,7 @@ class Told:
 
     evaluated = "student"
     labeller: str | None = None
+    scans_labelled_anew = ()
 
     def __init__(self, loss: Callable[[int], float]) -> None:
         self.loss = loss
@@ -51,6 +52,9 @@ class Told:
 
     def needs_unlabelled(self, step: int) -> bool:
         return False
+
+    def scan_labeller(self, step: int) -> str | None:
+        return None
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         assert unlabelled is None

@@ -90,11 +90,8 @@ def around_body(window: Window, case: OpenCase, plan: Plan) -> Window:
 
 def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
     """The label map `(Z, Y, X)`, uint8 (uint16 for more than 256 classes), that a network gives to a stored case."""
-    rows = [
-        logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1))
-        for logits in scan_logits(case, engine, window)
-    ]
-    return np.concatenate(rows)
+    parts = scan_logits(case, engine, window)
+    return np.concatenate([logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1)) for logits in parts])
 
 
 def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[FloatArray]:

@@ -216,8 +216,8 @@ def _refresh_seconds(session: Session) -> float:
 
 
 def _labelling_seconds(session: Session) -> float:
-    """What it takes to label all unlabelled scans, from some of them by a new network; from one, if that is plainly more
-    than the budget has."""
+    """What it takes to label all unlabelled scans, from some of them by a new network; from one, if that is plainly
+    more than the budget has."""
     phases = Phases.of(session.method, session.train.steps)
     method, data = session.build(phases), session.open_data()
     labeller = method.scan_labeller(phases.warmup_stop)
