@@ -80,3 +80,13 @@ def test_a_terminal_gets_a_bar_and_notes() -> None:
 @pytest.mark.parametrize(("seconds", "expected"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3725, "1:02:05")])
 def test_clock(seconds: float, expected: str) -> None:
     assert _clock(seconds) == expected
+
+
+def test_what_takes_long_is_said_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    tell = progress.every_so_often(said.append, "{} of {}")
+    for done in range(1, 6):
+        now[0] += 0.6 * progress.PLAIN_SECONDS
+        tell(done, 5)
+    assert said == ["2 of 5", "4 of 5", "5 of 5"]
