@@ -11,7 +11,8 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
 
 SCHEME = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),))
-GEOMETRY = replace(AugmentSettings().weak(), rotation_probability=1.0, zoom_probability=1.0)
+STILL = replace(AugmentSettings().weak(), rotation_probability=0.0, zoom_probability=0.0, elastic_probability=0.0)
+GEOMETRY = replace(STILL, rotation_probability=1.0, zoom_probability=1.0, elastic_probability=1.0)
 STRONG = replace(AugmentSettings(), gamma_probability=1.0, noise_probability=1.0)
 
 
@@ -37,8 +38,7 @@ def test_labels_follow_the_image_but_left_stays_left() -> None:
     # Left is 1, right is 2, and the image shows the organ's value; after mirroring, the organ that now lies on the left
     # shows the value of the right one, but is named left.
     images, labels = _batch(8)
-    settings = replace(GEOMETRY, rotation_probability=0.0, zoom_probability=0.0)
-    out, out_labels = labelled_view(images, labels, Draw(3), settings, SCHEME)
+    out, out_labels = labelled_view(images, labels, Draw(3), STILL, SCHEME)
     assert torch.equal(out_labels, labels)
     shown = out[:, 0].round().long()
     mirrored = [torch.equal(s, label.flip(2)) for s, label in zip(shown, labels, strict=True)]
@@ -71,9 +71,8 @@ def test_both_unlabelled_views_share_one_geometry() -> None:
 def test_pseudo_labels_follow_their_images() -> None:
     """Their geometry and mirroring are those of the views, left stays left, and they do not change the views."""
     images, labels = _batch(8)
-    settings = replace(GEOMETRY, rotation_probability=0.0, zoom_probability=0.0)
-    weak, _, warped = unlabelled_views(images, Draw(3), settings, (labels, SCHEME))
-    assert torch.equal(weak, unlabelled_views(images, Draw(3), settings)[0])
+    weak, _, warped = unlabelled_views(images, Draw(3), STILL, (labels, SCHEME))
+    assert torch.equal(weak, unlabelled_views(images, Draw(3), STILL)[0])
     assert torch.equal(warped, labels)  # symmetric but for the names: mirrored and renamed it is itself
     assert not torch.equal(weak[:, 0].round().long(), labels)
     weak, _, warped = unlabelled_views(images, Draw(3), GEOMETRY, (labels, LabelScheme(names=SCHEME.names)))

@@ -10,7 +10,7 @@ from semiseg.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """Ranges and probabilities of augmentation; the defaults are nnU-Net's.
+    """Ranges and probabilities of augmentation; the defaults are nnU-Net's, and elastic deformation besides.
 
     Probabilities of the spatial part are per sample, those of the intensity part per sample and channel.
     Raises `ConfigError` for a probability outside [0, 1], a range that is empty or a factor that is not
@@ -33,6 +33,12 @@ class AugmentSettings:
     """Probability that a sample is scaled."""
     zoom: tuple[float, float] = (0.7, 1.4)
     """Range of the size of the anatomy after scaling relative to before, the same along all axes."""
+    elastic_probability: float = 0.5
+    """Probability of an elastic deformation: random displacements of nodes, linear between them."""
+    elastic_deviation: tuple[float, float] = (0.0, 3.0)
+    """Range of the standard deviation of a node's displacement along each axis, in voxels."""
+    elastic_spacing: float = 8.0
+    """Largest distance between neighbouring nodes, in voxels."""
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; the plan's
     `labels.mirror_axis` swaps the mirror pairs."""
@@ -80,6 +86,8 @@ class AugmentSettings:
                     f"augment.{name} = {(low, high)} is no range; give two numbers, the lower one first and "
                     f"not below {lowest:g}."
                 )
+        if not 1 <= self.elastic_spacing < math.inf:
+            raise ConfigError(f"augment.elastic_spacing = {self.elastic_spacing} must be a distance of 1 voxel or more.")
         if not 0 < self.low_resolution[1] <= 1:
             raise ConfigError(f"augment.low_resolution = {self.low_resolution} must not go above 1.")
         if not all(0 <= angle <= math.pi for angle in self.rotation_radians):
@@ -122,6 +130,7 @@ class AugmentSettings:
 _PROBABILITIES = (
     "rotation_probability",
     "zoom_probability",
+    "elastic_probability",
     "noise_probability",
     "blur_probability",
     "brightness_probability",
@@ -132,6 +141,7 @@ _PROBABILITIES = (
 )
 _RANGES = {
     "zoom": 0.1,
+    "elastic_deviation": 0.0,
     "noise_deviation": 0.0,
     "blur_sigma": 0.01,
     "brightness": 0.01,

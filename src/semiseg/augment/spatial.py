@@ -1,10 +1,11 @@
-"""Rotation and scaling about the centre of the patch, as one resampling pass.
+"""Rotation and scaling about the centre of the patch, and elastic deformation, as one resampling pass.
 
 B batch, C channel, D H W (= Z Y X).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,23 +23,51 @@ from semiseg.types import DoubleArray
 @dataclass(frozen=True)
 class SpatialParams:
     """matrices: (B, 3, 3) float64 in (Z, Y, X) order; the offset of an output voxel from the patch centre
-    times its matrix is the offset in the input that it is read from, in voxels."""
+    times its matrix is the offset in the input that it is read from, in voxels.
+
+    displacements: (B, 3, nodes along Z, Y, X) float64, what is added to that offset at nodes that lie at even
+    distances from the first voxel of each axis to its last; between them it is linear.
+    """
 
     matrices: DoubleArray
+    displacements: DoubleArray
 
     @property
     def changed(self) -> list[int]:
-        """Samples whose matrix is not exactly the identity; no other is interpolated."""
-        return [i for i, matrix in enumerate(self.matrices) if not np.array_equal(matrix, np.eye(3))]
+        """Samples that are read from anywhere but where they are; no other is interpolated."""
+        turned = [not np.array_equal(matrix, np.eye(3)) for matrix in self.matrices]
+        return [i for i, moved in enumerate(self.displacements) if turned[i] or moved.any()]
 
 
-def sample_spatial(draw: Draw, n: int, settings: AugmentSettings, purpose: str = "spatial") -> SpatialParams:
-    """Draw rotation and zoom for the n samples of a batch, each by its own key."""
+def sample_spatial(
+    draw: Draw, shape: tuple[int, ...], settings: AugmentSettings, purpose: str = "spatial"
+) -> SpatialParams:
+    """Draw rotation, zoom and elastic deformation for the samples of a batch, each by its own key.
+
+    shape: of the batch, (B, C, D, H, W).
+    """
+    n = shape[0]
     matrices = np.tile(np.eye(3), (n, 1, 1))
+    displacements = np.zeros((n, 3, *_nodes(shape[2:], settings)))
     if settings.enabled:
         for i, generator in enumerate(generators(draw, n, purpose)):
             matrices[i] = _sample_matrix(generator, settings)
-    return SpatialParams(matrices)
+        for i, generator in enumerate(generators(draw, n, f"{purpose}/elastic")):
+            if generator.random() < settings.elastic_probability:
+                deviation = generator.uniform(*settings.elastic_deviation)
+                displacements[i] = deviation * generator.standard_normal(displacements[i].shape)
+        if settings.coarse_axis is not None:
+            displacements[:, settings.coarse_axis] = 0.0
+    return SpatialParams(matrices, displacements)
+
+
+def _nodes(size: tuple[int, ...], settings: AugmentSettings) -> list[int]:
+    """How many along each axis of a patch, no further apart than `elastic_spacing`; one, where nothing is interpolated
+    along the axis."""
+    return [
+        1 if axis == settings.coarse_axis else math.ceil((voxels - 1) / settings.elastic_spacing) + 1
+        for axis, voxels in enumerate(size)
+    ]
 
 
 def _sample_matrix(generator: np.random.Generator, settings: AugmentSettings) -> DoubleArray:
@@ -85,7 +114,7 @@ def apply_spatial(
     if not changed:
         return images, labels
     index = to_device(np.array(changed), images.device)
-    grid = _grid(params.matrices[changed], images)
+    grid = _grid(params.matrices[changed], images) + _shift(params.displacements[changed], images)
     images = _replaced(images, index, _resample(images[index], grid, "bilinear"))
     if labels is not None:
         resampled = _resample(labels[index].unsqueeze(1).float(), grid, "nearest").squeeze(1).to(labels.dtype)
@@ -119,3 +148,12 @@ def _grid(matrices: DoubleArray, images: Tensor) -> Tensor:
     m = to_device(scaled.astype(np.float32), images.device)[..., None, None, None]
     rows = [m[:, axis, 0] * z + m[:, axis, 1] * y + m[:, axis, 2] * x for axis in (2, 1, 0)]
     return torch.stack(rows, dim=-1)
+
+
+def _shift(displacements: DoubleArray, images: Tensor) -> Tensor:
+    """What displacements at nodes add to `_grid` at each voxel, (n, D, H, W, 3)."""
+    sizes = images.shape[2:]
+    scaled = displacements * (2 / np.array(sizes)).reshape(3, 1, 1, 1)
+    nodes = to_device(scaled.astype(np.float32), images.device)
+    shift = functional.interpolate(nodes, size=sizes, mode="trilinear", align_corners=True)
+    return shift.flip(1).permute(0, 2, 3, 4, 1)

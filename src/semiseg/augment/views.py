@@ -24,7 +24,7 @@ def labelled_view(
     value.
     """
     n = len(images)
-    spatial = sample_spatial(draw, n, settings, "labelled/spatial")
+    spatial = sample_spatial(draw, images.shape, settings, "labelled/spatial")
     flips = sample_flips(draw, n, settings, "labelled/mirror")
     images, warped = apply_spatial(images, labels, spatial, ignore=scheme.ignore)
     images = _with_intensity(mirror_images(images, flips), draw, settings, "labelled/intensity")
@@ -47,7 +47,8 @@ def unlabelled_views(
     n = len(images)
     flips = sample_flips(draw, n, settings, "unlabelled/mirror")
     labels, scheme = pseudo or (None, None)
-    images, warped = apply_spatial(images, labels, sample_spatial(draw, n, settings, "unlabelled/spatial"))
+    spatial = sample_spatial(draw, images.shape, settings, "unlabelled/spatial")
+    images, warped = apply_spatial(images, labels, spatial)
     images = mirror_images(images, flips)
     if warped is not None and scheme is not None:
         warped = mirror_labels(warped, flips, scheme)

@@ -26,7 +26,12 @@ _OF_THE_MACHINE = (
     "predict.tile_batch",
 )
 """Settings that scores do not depend on."""
-_AS_BEFORE = {"sampling.reach_outside": False, "method.label_scope": "patch", "method.cutmix_ways": "both"}
+_AS_BEFORE = {
+    "augment.elastic_probability": 0.0,
+    "method.cutmix_ways": "both",
+    "method.label_scope": "patch",
+    "sampling.reach_outside": False,
+}
 """Of settings whose default changed what came out: the value under which all is as before they were there."""
 _LISTS = ("label_list", "exclude")
 """Of section `[data]`: files whose ids count."""
