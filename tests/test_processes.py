@@ -1,4 +1,4 @@
-"""Worker processes: spawned, one compute thread each, and gone when their parent is."""
+"""Worker processes: spawned, one compute thread each, and gone when their parent is. Work of other programs is seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_info
 
-from semiseg.processes import worker_pool
+from semiseg.processes import usable_cores, warned_of_others, worker_pool
 
 PARENT = """
 import os, sys, time
@@ -74,3 +74,25 @@ def test_a_script_without_a_main_guard_works(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "begun\n[0, -1, -2, -3] True\n"
+
+
+def test_work_of_others_is_said() -> None:
+    said: list[str] = []
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(usable_cores())]
+    try:
+        warned_of_others(said.append)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    # One core at least was theirs: as many as there are cores were at work on them.
+    assert len(said) == 1
+    assert f"of {usable_cores()} cores" in said[0]
+    assert "train.steps" in said[0]
+
+
+def test_nothing_is_said_on_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semiseg.processes.psutil.cpu_percent", lambda **_: [3.0] * (os.cpu_count() or 1))
+    said: list[str] = []
+    warned_of_others(said.append)
+    assert said == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 from threadpoolctl import threadpool_limits
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -22,6 +23,19 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def usable_cores() -> int:
     """The cores that this process may use: under SLURM or taskset fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def warned_of_others(say: Callable[[str], object], *, watched_seconds: float = 0.5) -> None:
+    """Say so where other programs use a quarter or more of the usable cores: what is timed then takes longer than by
+    itself. This process must be waiting meanwhile."""
+    by_core = psutil.cpu_percent(interval=watched_seconds, percpu=True)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(by_core))
+    used = sum(by_core[core] for core in own if core < len(by_core)) / 100
+    if used >= len(own) / 4:
+        say(
+            f"Other programs use {used:.1f} of {len(own)} cores: the minutes come to fewer steps than on a quiet "
+            "machine. Stop them and begin a new run, or give train.steps."
+        )
 
 
 def processor_name() -> str:

@@ -48,7 +48,7 @@ from semiseg.predict.model import load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
 from semiseg.predict.settings import PredictSettings
-from semiseg.processes import usable_cores
+from semiseg.processes import usable_cores, warned_of_others
 from semiseg.report import write_report
 from semiseg.run_folder import alone_in, budget, prepared_settings, settle
 from semiseg.settings import RunSettings, write_settings
@@ -173,6 +173,7 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     settled = replace(settings.train, precision=precision, threads=threads)
     session = open_session(run, replace(settings, train=settled), device)
     if settled.budget_minutes and not settled.calibrated:
+        warned_of_others(lambda text: None if quiet else print(text))
         session = calibrated(session)
     write_settings(run / "run.toml", replace(settings, train=session.train, method=session.method))
     train_session(session, quiet=quiet)

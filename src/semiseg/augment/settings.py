@@ -87,7 +87,9 @@ class AugmentSettings:
                     f"not below {lowest:g}."
                 )
         if not 1 <= self.elastic_spacing < math.inf:
-            raise ConfigError(f"augment.elastic_spacing = {self.elastic_spacing} must be a distance of 1 voxel or more.")
+            raise ConfigError(
+                f"augment.elastic_spacing = {self.elastic_spacing} must be a distance of 1 voxel or more."
+            )
         if not 0 < self.low_resolution[1] <= 1:
             raise ConfigError(f"augment.low_resolution = {self.low_resolution} must not go above 1.")
         if not all(0 <= angle <= math.pi for angle in self.rotation_radians):

@@ -27,7 +27,7 @@ from semiseg.evaluate.label_efficiency import (
 )
 from semiseg.evaluate.summary import read_summary
 from semiseg.files import read_json, read_jsonl, write_json, write_text
-from semiseg.processes import processor_name, usable_cores
+from semiseg.processes import processor_name, usable_cores, warned_of_others
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key, setting_names, steps_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
@@ -103,6 +103,7 @@ def _steps(
         if (told := study.steps(method)) is not None:
             found = CalibratedSteps(steps=told, minutes=0.0, key=key)
         elif found is None:
+            warned_of_others(say)
             count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
             found = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
             say(f"{method}: {count} steps in {study.minutes:g} minutes")
