@@ -11,6 +11,8 @@ from semiseg.errors import ConfigError
     [
         ("noise_probability", 1.5),
         ("zoom", (1.4, 0.7)),
+        ("elastic_deviation", (3.0, 1.0)),
+        ("elastic_spacing", 0.5),
         ("gamma", (0.0, 1.0)),
         ("low_resolution", (0.5, 1.5)),
         ("rotation_radians", (30.0, 30.0, 30.0)),
