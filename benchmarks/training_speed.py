@@ -41,7 +41,8 @@ METHODS: dict[str, MethodSettings] = {
     "dense, teacher moves": MethodSettings(name="mpl", teacher_every=1),
     "dense, every 4th step": MethodSettings(name="mpl", teacher_every=4),
     "scalar, teacher moves": MethodSettings(name="mpl", feedback="scalar", teacher_every=1),
-    "pseudo_label, teacher still": MethodSettings(name="pseudo_label", teacher_every=0),
+    "pseudo_label, teacher still": MethodSettings(name="pseudo_label", teacher_every=0, label_scope="patch"),
+    "pseudo_label, scans labelled": MethodSettings(name="pseudo_label", teacher_every=0, label_scope="scan"),
     "mean_teacher": MethodSettings(name="mean_teacher"),
     "cross_pseudo": MethodSettings(name="cross_pseudo"),
     "copy_paste": MethodSettings(name="copy_paste"),
@@ -120,7 +121,8 @@ def _runner(
         labelled = Batch(*labelled_view(images, labels, draw, augment, plan.labels))
         unlabelled = None
         if method.needs_unlabelled(step):
-            unlabelled = UnlabelledBatch(*unlabelled_views(images, draw, augment))
+            pseudo = (labels, plan.labels) if settings.labels_whole_scans else None
+            unlabelled = UnlabelledBatch(*unlabelled_views(images, draw, augment, pseudo))
         made = _now(device)
         method.step(labelled, unlabelled, draw)
         return made - began, _now(device) - made
