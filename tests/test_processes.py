@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_info
 
-from semiseg.processes import usable_cores, warned_of_others, worker_pool
+from semiseg.processes import usable_cores, warn_of_other_programs, worker_pool
 
 PARENT = """
 import os, sys, time
@@ -76,23 +76,37 @@ def test_a_script_without_a_main_guard_works(tmp_path: Path) -> None:
     assert done.stdout == "begun\n[0, -1, -2, -3] True\n"
 
 
-def test_work_of_others_is_said() -> None:
-    said: list[str] = []
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(usable_cores())]
-    try:
-        warned_of_others(said.append)
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-    # One core at least was theirs: as many as there are cores were at work on them.
-    assert len(said) == 1
-    assert f"of {usable_cores()} cores" in said[0]
-    assert "train.steps" in said[0]
+@pytest.mark.parametrize(
+    ("shares", "own", "threads", "said"),
+    [
+        ([100.0, 3.0, 2.0, 1.0], {0, 1}, 2, "use 1.0 of 2 cores"),
+        ([100.0, 3.0, 2.0, 1.0], {1, 2}, 2, None),  # another's core
+        ([100.0, 3.0, 2.0, 1.0], {0, 1, 2, 3}, 2, None),  # enough are free
+        ([100.0, 3.0, 2.0, 1.0], {0, 1, 2, 3}, 4, "use 1.1 of 4 cores"),
+        ([90.0, 80.0], {12, 13}, 2, "use 1.7 of 2 cores"),  # a container with numbers of its own
+    ],
+)
+def test_other_programs_on_the_cores_that_train_are_said(
+    shares: list[float], own: set[int], threads: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semiseg.processes.psutil.cpu_percent", lambda **_: shares)
+    monkeypatch.setattr("semiseg.processes._own_cores", lambda: own)
+    texts: list[str] = []
+    warn_of_other_programs(texts.append, threads=threads)
+    assert len(texts) == (said is not None)
+    assert all(said in text for text in texts if said)
 
 
-def test_nothing_is_said_on_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semiseg.processes.psutil.cpu_percent", lambda **_: [3.0] * (os.cpu_count() or 1))
-    said: list[str] = []
-    warned_of_others(said.append)
-    assert said == []
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a core to hold a process on")
+def test_a_program_at_work_is_seen() -> None:
+    core = min(os.sched_getaffinity(0))
+    burn = f"import os; os.sched_setaffinity(0, [{core}])\nprint(flush=True)\nwhile True: pass"
+    texts: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        warn_of_other_programs(texts.append, threads=2 * usable_cores())  # even a quiet machine has less free
+        other.kill()
+    assert len(texts) == 1
+    busy = float(texts[0].split()[3])
+    assert busy >= 0.5  # all of one core, and half of it at least where the clock that counts is coarse

@@ -22,19 +22,25 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def usable_cores() -> int:
     """The cores that this process may use: under SLURM or taskset fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_own_cores())
 
 
-def warned_of_others(say: Callable[[str], object], *, watched_seconds: float = 0.5) -> None:
-    """Say so where other programs use a quarter or more of the usable cores: what is timed then takes longer than by
-    itself. This process must be waiting meanwhile."""
-    by_core = psutil.cpu_percent(interval=watched_seconds, percpu=True)
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(by_core))
-    used = sum(by_core[core] for core in own if core < len(by_core)) / 100
-    if used >= len(own) / 4:
+def _own_cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watched_seconds: float = 0.5) -> None:
+    """Say so where other programs leave less than three quarters of `threads` cores free: minutes that are timed now
+    come to fewer steps. This process must be waiting meanwhile. What a container's share of cores is is not seen."""
+    shares = psutil.cpu_percent(interval=watched_seconds, percpu=True)
+    own = _own_cores()
+    if max(own) < len(shares):  # else a container lists cores by other numbers: all of them are its own
+        shares = [shares[core] for core in own]
+    busy = sum(shares) / 100
+    if len(shares) - busy < 0.75 * threads:
         say(
-            f"Other programs use {used:.1f} of {len(own)} cores: the minutes come to fewer steps than on a quiet "
-            "machine. Stop them and begin a new run, or give train.steps."
+            f"Other programs use {busy:.1f} of {len(shares)} cores, so the minutes come to fewer steps than on a quiet "
+            "machine. Begin a new run when it is quiet, or give train.steps."
         )
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ from semiseg.predict.model import load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
 from semiseg.predict.settings import PredictSettings
-from semiseg.processes import usable_cores, warned_of_others
+from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.report import write_report
 from semiseg.run_folder import alone_in, budget, prepared_settings, settle
 from semiseg.settings import RunSettings, write_settings
@@ -173,7 +174,8 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     settled = replace(settings.train, precision=precision, threads=threads)
     session = open_session(run, replace(settings, train=settled), device)
     if settled.budget_minutes and not settled.calibrated:
-        warned_of_others(lambda text: None if quiet else print(text))
+        if device.type == "cpu" and not quiet:
+            warn_of_other_programs(print, threads=threads)
         session = calibrated(session)
     write_settings(run / "run.toml", replace(settings, train=session.train, method=session.method))
     train_session(session, quiet=quiet)
@@ -197,6 +199,8 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     train_settings = replace(
         settings.train, precision=choose_precision(settings.train.precision, device), threads=threads
     )
+    if device.type == "cpu":
+        warn_of_other_programs(partial(print, file=sys.stderr), threads=threads)
     session = calibrated(open_session(run, replace(settings, train=train_settings), device))
     if session.method.label_scope == "patch" != settings.method.label_scope:
         raise ConfigError(

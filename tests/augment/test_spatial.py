@@ -33,16 +33,19 @@ def _volumes(n: int = 3, channels: int = 2) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def test_same_key_same_parameters_and_other_key_other_ones() -> None:
-    first, again = (sample_spatial(Draw(1, 7), _batch_of(4), ALWAYS).matrices for _ in range(2))
-    other = sample_spatial(Draw(1, 8), _batch_of(4), ALWAYS).matrices
-    assert np.array_equal(first, again)
-    assert not np.isclose(first, other).all(axis=(1, 2)).any()
+    first, again = (sample_spatial(Draw(1, 7), _batch_of(4), ALWAYS) for _ in range(2))
+    other = sample_spatial(Draw(1, 8), _batch_of(4), ALWAYS)
+    assert np.array_equal(first.matrices, again.matrices)
+    assert np.array_equal(first.displacements, again.displacements)
+    assert not np.isclose(first.matrices, other.matrices).all(axis=(1, 2)).any()
+    assert not np.isclose(first.displacements, other.displacements).any()
 
 
 def test_second_rank_draws_the_second_half_of_the_global_batch() -> None:
-    whole = sample_spatial(Draw(1, 7), _batch_of(4), ALWAYS).matrices
-    second = sample_spatial(Draw(1, 7, sample=2), _batch_of(2), ALWAYS).matrices
-    assert np.array_equal(whole[2:], second)
+    whole = sample_spatial(Draw(1, 7), _batch_of(4), ALWAYS)
+    second = sample_spatial(Draw(1, 7, sample=2), _batch_of(2), ALWAYS)
+    assert np.array_equal(whole.matrices[2:], second.matrices)
+    assert np.array_equal(whole.displacements[2:], second.displacements)
 
 
 def test_identity_is_a_no_op_and_leaves_the_others_of_the_batch_alone() -> None:
@@ -139,6 +142,14 @@ def test_coarse_axis_is_never_interpolated() -> None:
     assert params.displacements.shape == (8, 3, 1, 3, 3)
     assert not params.displacements[:, 0].any()
     assert params.displacements[:, 1:].all()
+    slices = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(8, 1, *SIZE)
+    same, _ = apply_spatial(slices, None, params)
+    assert torch.allclose(same, slices, atol=1e-5)  # float32 rounds coordinates by up to 1e-6 of 9 slices
+    image, _ = _volumes(n=1, channels=1)
+    pictures = image[:, :, :1].expand(8, 1, *SIZE)
+    moved, _ = apply_spatial(pictures, None, params)
+    assert torch.allclose(moved, moved[:, :, :1].expand_as(moved), atol=1e-5)
+    assert not torch.isclose(moved, pictures).all(dim=(1, 2, 3, 4)).any()
 
 
 def test_elastic_deformation_alone_moves_voxels_on_nodes_by_their_displacement() -> None:
@@ -170,4 +181,6 @@ def test_probabilities_and_ranges_are_those_of_the_settings() -> None:
     # Deviations are even in 0 to 3 voxels: the root of their mean square is 3 / sqrt(3); four deviations of it over
     # 1,000 samples are 0.11.
     assert np.sqrt((moved**2).mean()) == pytest.approx(math.sqrt(3), abs=0.11)
+    by_sample = moved.reshape(len(moved), -1).std(axis=1)  # of 54 draws each: off by a tenth
+    assert (by_sample < 0.75).mean() == pytest.approx(0.25, abs=0.07)  # four deviations are 0.055, and that tenth
     assert len(sample_spatial(Draw(0), _batch_of(50), AugmentSettings.none()).changed) == 0

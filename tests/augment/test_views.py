@@ -48,7 +48,7 @@ def test_labels_follow_the_image_but_left_stays_left() -> None:
     assert all(m != k for m, k in zip(mirrored, kept, strict=True))
 
 
-def test_labels_stay_on_the_image_under_rotation_and_zoom() -> None:
+def test_labels_stay_on_the_image_under_rotation_zoom_and_deformation() -> None:
     images, labels = _batch(6)
     plain = LabelScheme(names=SCHEME.names)
     out, out_labels = labelled_view(images, labels, Draw(3), GEOMETRY, plain)

@@ -10,19 +10,19 @@ from semiseg.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """Ranges and probabilities of augmentation; the defaults are nnU-Net's, and elastic deformation besides.
+    """Ranges and probabilities of augmentation; the defaults are nnU-Net's, which has no elastic deformation.
 
     Probabilities of the spatial part are per sample, those of the intensity part per sample and channel.
-    Raises `ConfigError` for a probability outside [0, 1], a range that is empty or a factor that is not
-    positive.
+    Raises `ConfigError` for a probability outside [0, 1], a range that is empty, a factor that is not positive or
+    nodes less than a voxel apart.
     """
 
     enabled: bool = True
     """Whether anything is augmented; `AugmentSettings.none()` switches all of it off."""
     coarse_axis: int | None = None
-    """Axis (0 Z, 1 Y, 2 X) along which nothing is interpolated: rotation is about it only, and zoom and low
-    resolution leave it alone; the run sets it from the plan's anisotropic axis, and None means an isotropic
-    plan."""
+    """Axis (0 Z, 1 Y, 2 X) along which nothing is interpolated: rotation is about it only, and zoom, elastic
+    deformation and low resolution leave it alone; the run sets it from the plan's anisotropic axis, and None means
+    an isotropic plan."""
 
     rotation_probability: float = 0.2
     """Probability that a sample is rotated."""
@@ -34,11 +34,12 @@ class AugmentSettings:
     zoom: tuple[float, float] = (0.7, 1.4)
     """Range of the size of the anatomy after scaling relative to before, the same along all axes."""
     elastic_probability: float = 0.5
-    """Probability of an elastic deformation: random displacements of nodes, linear between them."""
+    """Probability of an elastic deformation: random displacements of nodes, linear between them. Near the largest
+    deviation neighbouring nodes may pass each other, and a few voxels in a hundred are folded."""
     elastic_deviation: tuple[float, float] = (0.0, 3.0)
     """Range of the standard deviation of a node's displacement along each axis, in voxels."""
     elastic_spacing: float = 8.0
-    """Largest distance between neighbouring nodes, in voxels."""
+    """Largest distance between neighbouring nodes, in voxels; they lie closer where the patch's edge asks for it."""
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; the plan's
     `labels.mirror_axis` swaps the mirror pairs."""

@@ -114,7 +114,9 @@ def apply_spatial(
     if not changed:
         return images, labels
     index = to_device(np.array(changed), images.device)
-    grid = _grid(params.matrices[changed], images) + _shift(params.displacements[changed], images)
+    grid = _grid(params.matrices[changed], images)
+    if params.displacements.any():
+        grid = grid + _shift(params.displacements[changed], images)
     images = _replaced(images, index, _resample(images[index], grid, "bilinear"))
     if labels is not None:
         resampled = _resample(labels[index].unsqueeze(1).float(), grid, "nearest").squeeze(1).to(labels.dtype)

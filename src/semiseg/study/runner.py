@@ -27,7 +27,7 @@ from semiseg.evaluate.label_efficiency import (
 )
 from semiseg.evaluate.summary import read_summary
 from semiseg.files import read_json, read_jsonl, write_json, write_text
-from semiseg.processes import processor_name, usable_cores, warned_of_others
+from semiseg.processes import processor_name, usable_cores
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key, setting_names, steps_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
@@ -103,8 +103,7 @@ def _steps(
         if (told := study.steps(method)) is not None:
             found = CalibratedSteps(steps=told, minutes=0.0, key=key)
         elif found is None:
-            warned_of_others(say)
-            count = _calibrated(output / "calibration" / f"{method}-{key}", settings)
+            count = _calibrated(output / "calibration" / f"{method}-{key}", settings, say)
             found = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
             say(f"{method}: {count} steps in {study.minutes:g} minutes")
         steps[method] = found
@@ -113,8 +112,9 @@ def _steps(
     return steps
 
 
-def _calibrated(folder: Path, settings: RunSettings) -> int:
-    """Steps of a method, timed in a process of its own: its memory would count as that of the runs."""
+def _calibrated(folder: Path, settings: RunSettings, say: Say) -> int:
+    """Steps of a method, timed in a process of its own: its memory would count as that of the runs. What it warns of is
+    said."""
     shutil.rmtree(folder, ignore_errors=True)  # of a timing that was cut off, perhaps with other labels
     folder.mkdir(parents=True)
     write_settings(folder / "recipe.toml", settings)
@@ -123,6 +123,8 @@ def _calibrated(folder: Path, settings: RunSettings) -> int:
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no output"]
         raise DataError(f"{folder}: could not be timed: {reason[0]}")
+    for warning in done.stderr.splitlines():
+        say(warning)
     return int(done.stdout.split()[-1])
 
 
