@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_info
 
-from semiseg.processes import usable_cores, warn_of_other_programs, worker_pool
+from semiseg.processes import warn_of_other_programs, worker_pool
 
 PARENT = """
 import os, sys, time
@@ -83,6 +83,7 @@ def test_a_script_without_a_main_guard_works(tmp_path: Path) -> None:
         ([100.0, 3.0, 2.0, 1.0], {1, 2}, 2, None),  # another's core
         ([100.0, 3.0, 2.0, 1.0], {0, 1, 2, 3}, 2, None),  # enough are free
         ([100.0, 3.0, 2.0, 1.0], {0, 1, 2, 3}, 4, "use 1.1 of 4 cores"),
+        ([1.0, 3.0], {0, 1}, 8, None),  # more threads than cores
         ([90.0, 80.0], {12, 13}, 2, "use 1.7 of 2 cores"),  # a container with numbers of its own
     ],
 )
@@ -98,14 +99,15 @@ def test_other_programs_on_the_cores_that_train_are_said(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a core to hold a process on")
-def test_a_program_at_work_is_seen() -> None:
+def test_a_program_at_work_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     core = min(os.sched_getaffinity(0))
+    monkeypatch.setattr("semiseg.processes._own_cores", lambda: {core})
     burn = f"import os; os.sched_setaffinity(0, [{core}])\nprint(flush=True)\nwhile True: pass"
     texts: list[str] = []
     with subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        warn_of_other_programs(texts.append, threads=2 * usable_cores())  # even a quiet machine has less free
+        warn_of_other_programs(texts.append, threads=1)
         other.kill()
     assert len(texts) == 1
     busy = float(texts[0].split()[3])

@@ -37,7 +37,7 @@ def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watche
     if max(own) < len(shares):  # else a container lists cores by other numbers: all of them are its own
         shares = [shares[core] for core in own]
     busy = sum(shares) / 100
-    if len(shares) - busy < 0.75 * threads:
+    if len(shares) - busy < 0.75 * min(threads, len(shares)):
         say(
             f"Other programs use {busy:.1f} of {len(shares)} cores, so the minutes come to fewer steps than on a quiet "
             "machine. Begin a new run when it is quiet, or give train.steps."
