@@ -34,6 +34,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     methods = "\n".join(f'{name} = {{ "method.name" = "{name}" }}' for name in METHODS)
     (folder / "small.toml").write_text(
         f'recipe = "recipe.toml"\n[common]\n"train.steps" = {STEPS}\n[methods]\n{methods}\n[[budgets]]\nlabelled = 2\n'
+        '[reference]\nmethod = "another program"\nlabelled = 3\n'
     )
     return folder / "small.toml"
 
@@ -59,6 +60,8 @@ def test_every_method_is_trained_scored_and_compared(study: Path, compared: Any)
     assert "<svg" in published
     table = (study.parent / "results" / "table.md").read_text(encoding="utf-8")
     assert all(f"| 2 | {method} |" in table for method in METHODS)
+    assert "reference: no run of another program with 3 labels is known yet" in compared.out
+    assert "Against another program" not in table + page
 
 
 def test_runs_that_are_known_are_not_made_again(
@@ -68,7 +71,7 @@ def test_runs_that_are_known_are_not_made_again(
     shutil.copytree(study.parent / "results", tmp_path / "results")
     known = read_study(tmp_path / "results" / "results.json")
     lost = known["runs"].pop(1)
-    known["runs"].append(known["runs"][0] | {"method": "another program", "key": "another"})
+    known["runs"].append(known["runs"][0] | {"method": "another program", "labelled": 3, "key": "another"})
     (tmp_path / "results" / "results.json").write_text(json.dumps(known))
     answer = semiseg_command("compare", study, "--data", phantoms, "--output", tmp_path / "runs", "--results",
                              tmp_path / "results")  # fmt: skip
@@ -77,7 +80,11 @@ def test_runs_that_are_known_are_not_made_again(
     assert "[1/1] mpl" in answer.out
     assert not (tmp_path / "runs" / "supervised-2-first-seed0").exists()
     again = {name_of(run): run["cases"] for run in read_study(tmp_path / "results" / "results.json")["runs"]}
-    assert "| 2 | another program |" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    assert "| 3 | another program |" in table
+    assert "Against another program with 3 labels:" in table
+    assert "| 2 | supervised | 1 | +0.0000 [–, –] | [–, –] |" in table  # one case; it has the other program's scores
+    assert "Against another program with 3 labels" in answer.out
     assert again[name_of(lost)] == lost["cases"]  # the same seed on the same machine: the same scores
     page = (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == 1  # of the run that was made here; the other folders are gone

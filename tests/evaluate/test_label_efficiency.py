@@ -10,7 +10,16 @@ import pytest
 from scipy import stats
 
 from semiseg.errors import DataError
-from semiseg.evaluate.label_efficiency import Study, StudyRun, name_of, organ_means, points, read_study, write_study
+from semiseg.evaluate.label_efficiency import (
+    Study,
+    StudyRun,
+    against_reference,
+    name_of,
+    organ_means,
+    points,
+    read_study,
+    write_study,
+)
 from semiseg.evaluate.statistics import crossed_interval, holm, signed_rank_p
 from semiseg.randomness import Draw
 
@@ -89,6 +98,38 @@ def test_p_is_of_cases_averaged_over_runs_and_adjusted_for_all_comparisons() -> 
     assert found["base"] is None
     assert found["mine"] == pytest.approx(2 * raw[0])  # the smaller of two
     assert found["worse"] == pytest.approx(max(raw[1], 2 * raw[0]))
+
+
+def test_over_cases_the_spread_of_subsets_does_not_count() -> None:
+    """Two subsets on which all cases gain alike, by 0.2 and by nothing: the mean is sure for these networks alone."""
+    mine = [a_run("mine", 4, [v + 0.2 for v in BASE]), a_run("mine", 4, BASE, subset=1)]
+    study = a_study(a_run("base", 4, BASE), a_run("base", 4, BASE, subset=1), *mine)
+    point = points(study)[1]
+    assert point.over_cases is not None
+    assert [point.over_cases[end] for end in ("mean", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
+    # Student's t of one degree of freedom, 12.71, times 0.1: the standard error of (0.2, 0).
+    assert point.difference["dice"]["low"] == pytest.approx(0.1 - 1.271, abs=1e-3)
+
+
+def test_methods_with_fewer_labels_are_compared_with_the_reference() -> None:
+    study = a_study(
+        a_run("base", 4, BASE),
+        a_run("mine", 4, BETTER),
+        a_run("mine", 4, BASE, subset=1),
+        a_run("mine", 16, [1.0] * 4),
+        a_run("theirs", 16, [v + 0.1 for v in BASE]),
+    )
+    assert against_reference(study) == []
+    study["reference"] = {"method": "theirs", "labelled": 16}
+    base, mine = against_reference(study)
+    assert (base.method, base.labelled, base.runs) == ("base", 4, 1)
+    assert [base.over_cases[end] for end in ("mean", "low", "high")] == pytest.approx([-0.1, -0.1, -0.1])
+    assert base.difference == base.over_cases  # of one subset
+    gained = (np.mean(BETTER) - np.mean(BASE)) / 2
+    assert mine.difference["mean"] == pytest.approx(gained - 0.1)
+    assert mine.p_value == 2 * 0.125  # all of four cases lie below: 2 / 2 ** 4, and two comparisons
+    study["reference"] = {"method": "theirs", "labelled": 32}
+    assert against_reference(study) == []  # it is not run yet
 
 
 def test_holm_adjusts_as_published() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -47,6 +47,13 @@ class CalibratedSteps(TypedDict):
     key: str
 
 
+class Reference(TypedDict):
+    """A method with more labels, another program's say, that all methods with fewer are compared with."""
+
+    method: str
+    labelled: int
+
+
 class Study(TypedDict):
     """results.json. steps: by method. settings: names of all that keys were made of when the study began, as
     `section.key`. ceiling: the label budget of full supervision."""
@@ -59,6 +66,7 @@ class Study(TypedDict):
     settings: list[str]
     baseline: str
     ceiling: int | None
+    reference: NotRequired[Reference | None]
     organs: list[str]
     tolerance_mm: dict[str, float]
     test_cases: int
@@ -89,9 +97,10 @@ def write_study(path: Path, study: Study) -> None:
 class Point:
     """A method at a label budget.
 
-    runs: how many. difference: to the baseline on the runs that both have, with its interval; p_value is of the
-    Wilcoxon signed-rank test over cases, adjusted by Holm over all comparisons of the study. better: how many of those
-    runs are better than the baseline's. gap_closed: the difference as a share of the ceiling's.
+    runs: how many. difference: to the baseline on the runs that both have, with its interval over cases and subsets;
+    over_cases: that of Dice with its interval over cases alone, for these networks. p_value is of the Wilcoxon
+    signed-rank test over cases, adjusted by Holm over all comparisons of the study. better: how many of those runs are
+    better than the baseline's. gap_closed: the difference as a share of the ceiling's.
     """
 
     method: str
@@ -99,6 +108,7 @@ class Point:
     runs: int
     values: dict[Metric, Interval]
     difference: dict[Metric, Interval]
+    over_cases: Interval | None
     p_value: float | None
     better: tuple[int, int]
     gap_closed: float | None
@@ -114,14 +124,74 @@ def points(study: Study, *, samples: int = 5000) -> list[Point]:
     """Every method at every label budget, in the order of the study's runs, with what the ceiling has."""
     groups: dict[tuple[str, int], list[StudyRun]] = {}
     for run in study["runs"]:
-        groups.setdefault((run["method"], run["labelled"]), []).append(run)
+        groups.setdefault(_group(run), []).append(run)
     ceiling = _ceiling(study)
     found = [_point(study, method, labelled, groups, ceiling, samples) for method, labelled in groups]
-    compared = [i for i, point in enumerate(found) if point.p_value is not None]
-    adjusted = holm([found[i].p_value or 0.0 for i in compared])
-    for i, p_value in zip(compared, adjusted, strict=True):
-        found[i] = replace(found[i], p_value=p_value)
-    return found
+    return _adjusted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstReference:
+    """Mean Dice of a method at a label budget minus the reference's, over the same cases.
+
+    difference: its interval is over cases and the method's subsets; over_cases: over cases alone, for these networks.
+    The reference's own subsets are averaged, and count as no spread. p_value: as that of a `Point`, of these
+    comparisons.
+    """
+
+    method: str
+    labelled: int
+    runs: int
+    difference: Interval
+    over_cases: Interval
+    p_value: float | None
+
+
+def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstReference]:
+    """Every method with fewer labels than the study's reference; empty where it has none, or none is run yet."""
+    if not (named := study.get("reference")):
+        return []
+    reference = [run for run in study["runs"] if _group(run) == (named["method"], named["labelled"])]
+    groups: dict[tuple[str, int], list[StudyRun]] = {}
+    for run in study["runs"]:
+        if run["labelled"] < named["labelled"]:
+            groups.setdefault(_group(run), []).append(run)
+    if not reference or not groups:
+        return []
+    ids = sorted(reference[0]["cases"])
+    level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
+    found = []
+    for (method, labelled), runs in groups.items():
+        minus = _defined(_matrix(runs, ids, "dice") - level)
+        by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
+        found.append(
+            AgainstReference(
+                method=method,
+                labelled=labelled,
+                runs=len(runs),
+                difference=_interval(minus, runs, "dice", samples),
+                over_cases=_interval(by_case[np.newaxis], runs[:1], "dice", samples),
+                p_value=signed_rank_p(by_case),
+            )
+        )
+    return _adjusted(found)
+
+
+_Compared = TypeVar("_Compared", Point, AgainstReference)
+
+
+def _adjusted(rows: Sequence[_Compared]) -> list[_Compared]:
+    """The same with p-values adjusted for all that are compared."""
+    p_values = iter(holm([row.p_value for row in rows if row.p_value is not None]))
+    return [row if row.p_value is None else replace(row, p_value=next(p_values)) for row in rows]
+
+
+def _group(run: StudyRun) -> tuple[str, int]:
+    return run["method"], run["labelled"]
+
+
+def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric, samples: int) -> Interval:
+    return crossed_interval(values, _subsets(runs), Draw(seed=0), f"{runs[0]['labelled']}/{metric}", samples=samples)
 
 
 def _point(
@@ -135,15 +205,13 @@ def _point(
     runs, baseline = groups[method, labelled], groups.get((study["baseline"], labelled), [])
     ids = sorted(runs[0]["cases"])
 
-    def interval(values: DoubleArray, of: Sequence[StudyRun], metric: Metric) -> Interval:
-        return crossed_interval(values, _subsets(of), Draw(seed=0), f"{labelled}/{metric}", samples=samples)
-
     point = Point(
         method=method,
         labelled=labelled,
         runs=len(runs),
-        values={metric: interval(_matrix(runs, ids, metric), runs, metric) for metric in _METRICS},
+        values={metric: _interval(_matrix(runs, ids, metric), runs, metric, samples) for metric in _METRICS},
         difference={},
+        over_cases=None,
         p_value=None,
         better=(0, 0),
         gap_closed=None,
@@ -159,12 +227,14 @@ def _point(
     gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in _METRICS}
     by_run = _defined(gain["dice"])
     room = None if ceiling is None else ceiling - float(by_subset(_defined(floor["dice"]), _subsets(floors)).mean())
-    difference = {metric: interval(gain[metric], mine, metric) for metric in _METRICS}
+    difference = {metric: _interval(gain[metric], mine, metric, samples) for metric in _METRICS}
     gained = difference["dice"]["mean"]
+    by_case = by_subset(by_run, _subsets(mine)).mean(axis=0)
     return replace(
         point,
         difference=difference,
-        p_value=signed_rank_p(by_subset(by_run, _subsets(mine)).mean(axis=0)),
+        over_cases=_interval(by_case[np.newaxis], mine[:1], "dice", samples),
+        p_value=signed_rank_p(by_case),
         better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
         gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
     )

@@ -10,7 +10,17 @@ import numpy as np
 
 from semiseg.data.plan import read_plan
 from semiseg.errors import DataError
-from semiseg.evaluate.label_efficiency import Point, Study, StudyRun, case_mean, name_of, organ_means, points
+from semiseg.evaluate.label_efficiency import (
+    Point,
+    Study,
+    StudyRun,
+    against_reference,
+    case_mean,
+    name_of,
+    organ_means,
+    points,
+)
+from semiseg.evaluate.statistics import Interval
 from semiseg.evaluate.summary import Metric, read_summary
 from semiseg.evaluate.tables import TITLES, markdown_table
 from semiseg.files import write_text
@@ -49,6 +59,8 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         legend=[(series_variable(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_rows=[(point, organ_means(study, point.method, point.labelled, "dice")) for point in found],
         organs=organs,
+        reference_title=reference_title(study),
+        against=against_reference(study),
         signed=_signed,
         p_text=_p_text,
         cases=_drawn_cases(study, runs) if runs else [],
@@ -80,13 +92,12 @@ def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
 def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the study's table as text, a row for each method and label budget."""
     header = [
-        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC - {study['baseline']} [95 %]", "p over cases (Holm)",
-        "better runs", "gap closed", "steps", "min", "peak MB",
+        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC - {study['baseline']} [95 %]", "over cases [95 %]",
+        "p over cases (Holm)", "better runs", "gap closed", "steps", "min", "peak MB",
     ]  # fmt: skip
     rows = []
     for point in sorted(points(study), key=lambda point: point.labelled):
         dice, nsd = point.values["dice"], point.values["nsd"]
-        gained = point.difference.get("dice")
         rows.append(
             [
                 str(point.labelled),
@@ -94,7 +105,8 @@ def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 str(point.runs),
                 f"{_plain(dice['mean'])} [{_plain(dice['low'])}, {_plain(dice['high'])}]",
                 _plain(nsd["mean"]),
-                f"{_signed(gained['mean'])} [{_signed(gained['low'])}, {_signed(gained['high'])}]" if gained else "",
+                _signed_interval(point.difference.get("dice")),
+                _signed_range(point.over_cases),
                 _p_text(point.p_value),
                 f"{point.better[0]}/{point.better[1]}" if point.better[1] else "",
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
@@ -104,6 +116,28 @@ def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return header, rows
+
+
+def reference_title(study: Study) -> str:
+    """What is compared with the study's reference."""
+    reference = study.get("reference")
+    return f"Against {reference['method']} with {reference['labelled']} labels" if reference else ""
+
+
+def reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of methods with fewer labels than the reference; no rows where there is none."""
+    header = ["labels", "method", "runs", "DSC - reference [95 %]", "over cases [95 %]", "p over cases (Holm)"]
+    return header, [
+        [
+            str(row.labelled),
+            row.method,
+            str(row.runs),
+            _signed_interval(row.difference),
+            _signed_range(row.over_cases),
+            _p_text(row.p_value),
+        ]
+        for row in sorted(against_reference(study), key=lambda row: row.labelled)
+    ]
 
 
 def organ_rows(study: Study) -> tuple[list[str], list[list[str]]]:
@@ -116,12 +150,15 @@ def organ_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 
 
 def study_markdown(study: Study) -> str:
-    """Both tables, and what was run, in Markdown."""
+    """The tables, and what was run, in Markdown."""
     machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
+    header, rows = reference_rows(study)
+    reference = f"\n\n{reference_title(study)}:\n\n{markdown_table(header, rows)}" if rows else ""
     return (
         f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
         f"Machine: {machine}.\n\n"
         + markdown_table(*study_rows(study))
+        + reference
         + "\n\nMean Dice by organ:\n\n"
         + markdown_table(*organ_rows(study))
         + "\n"
@@ -191,6 +228,14 @@ def _plain(number: float | None) -> str:
 
 def _signed(number: float | None) -> str:
     return "–" if number is None else f"{number:+.4f}".replace("-", "−")
+
+
+def _signed_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{_signed(interval['mean'])} {_signed_range(interval)}"
+
+
+def _signed_range(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{_signed(interval['low'])}, {_signed(interval['high'])}]"
 
 
 def _p_text(p_value: float | None) -> str:

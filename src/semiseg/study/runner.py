@@ -17,6 +17,7 @@ from semiseg.data.plan import read_plan
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.label_efficiency import (
     CalibratedSteps,
+    Reference,
     Study,
     StudyRun,
     case_mean,
@@ -57,6 +58,9 @@ def made_runs(
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
+    if study.reference and not known.has_group(study.reference.method, study.reference.labelled):
+        named = study.reference
+        say(f"reference: no run of {named.method} with {named.labelled} labels is known yet; its table waits for it.")
     if len(missing) < len(wanted):
         yield known.study(keys)
     failed: list[DataError] = []
@@ -198,6 +202,7 @@ class _Known:
             settings=setting_names(),
             baseline=study.baseline,
             ceiling=study.ceiling or None,
+            reference=_reference(study),
             organs=[],
             tolerance_mm={},
             test_cases=0,
@@ -226,6 +231,10 @@ class _Known:
         """Whether a run is known."""
         return any(run["key"] == key for run in self._study["runs"])
 
+    def has_group(self, method: str, labelled: int) -> bool:
+        """Whether a run of a method with so many labels is known."""
+        return any((run["method"], run["labelled"]) == (method, labelled) for run in self._study["runs"])
+
     def add(self, row: StudyRun, folder: Path) -> None:
         """Add a run, in place of one with other settings; the file is written."""
         summary = read_summary(folder / "summary.json")
@@ -247,6 +256,11 @@ class _Known:
         others = [run for run in self._study["runs"] if run["method"] not in self._methods]
         study["runs"] = [*(by_key[key] for key in keys if key in by_key), *others]
         return study
+
+
+def _reference(study: StudySettings) -> Reference | None:
+    named = study.reference
+    return Reference(method=named.method, labelled=named.labelled) if named else None
 
 
 def _machine() -> dict[str, str]:

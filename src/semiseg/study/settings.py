@@ -52,6 +52,16 @@ class BudgetSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """The `[reference]` table: a run with more labels that all methods with fewer are compared with."""
+
+    method: str
+    """One of the study's methods, or one that another program added to results.json."""
+    labelled: int
+    """Its number of labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudySettings:
     """A study file. All methods have the recipe in common, and the minutes, which become steps once for each method
     that does not set `train.steps`."""
@@ -65,6 +75,8 @@ class StudySettings:
     """The method that the others are compared with."""
     ceiling: int = 0
     """The label budget that counts as full supervision, if it is among the budgets (of one method, then)."""
+    reference: ReferenceSettings | None = None
+    """A method with more labels that all with fewer are compared with besides."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name, what each sets besides: keys such as `method.name`."""
     common: dict[str, Any] = field(default_factory=dict)
