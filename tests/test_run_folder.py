@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from semiseg.data.planner import PlanSettings
+from semiseg.errors import ConfigError
+from semiseg.methods.settings import MethodSettings
 from semiseg.predict import device
 from semiseg.run_folder import settle
 from semiseg.settings import RunSettings, read_settings, write_settings
@@ -44,13 +46,27 @@ def test_steps_from_minutes_are_found_anew_where_what_they_were_timed_for_change
     timed = replace(
         made,
         train=replace(made.train, steps=77, calibrated=True),
-        method=replace(made.method, label_scope="patch"),
+        method=replace(made.method, label_scope="scan", label_scans=20),
     )
     write_settings(tmp_path / "run.toml", timed)
     assert settle(tmp_path, made) == timed
     longer = settle(tmp_path, replace(made, train=replace(made.train, budget_minutes=8)))
     assert (longer.train.budget_minutes, longer.train.calibrated) == (8, False)
-    assert longer.method.label_scope == "auto"
+    assert (longer.method.label_scope, longer.method.label_scans) == ("auto", 0)
+
+
+def test_what_was_labelled_is_a_difference_where_it_was_said(tmp_path: Path) -> None:
+    said = RunSettings(
+        train=TrainSettings(device="cpu", budget_minutes=5, steps=77, calibrated=True),
+        method=MethodSettings(label_scope="scan", label_scans=20),
+    )
+    settle(tmp_path, said)
+    for name in ("plan.toml", "checkpoints"):
+        (tmp_path / name).touch()
+    assert settle(tmp_path, said).method == said.method
+    assert settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan"))).method == said.method
+    with pytest.raises(ConfigError, match=r"method.label_scans"):
+        settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan", label_scans=30)))
 
 
 def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         write_settings(path, settings)
         return settings
     before = _with_absolute_root(read_settings(path), run)
-    # What was settled on some machine since (device and its memory, precision, threads, steps and the scope of labels
+    # What was settled on some machine since (device and its memory, precision, threads, steps and what is labelled,
     # from the budget) is no difference.
     if settings.plan.device == "auto":
         settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
@@ -56,7 +56,12 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         train = replace(train, threads=before.train.threads)
     if before.train.calibrated:
         train = replace(train, steps=before.train.steps, calibrated=True)
-        if method == replace(before.method, label_scope="auto"):
+        left_open = before.method
+        if method.label_scope == "auto":
+            left_open = replace(left_open, label_scope="auto")
+        if not method.label_scans:
+            left_open = replace(left_open, label_scans=0)
+        if method == left_open:
             method = before.method
     now = replace(settings, train=train, method=method)
     trained = (run / "checkpoints").exists()

@@ -186,8 +186,8 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     """The training steps that `train.budget_minutes` allows on this machine, timed in a scratch run that is prepared
     in `run` and trains nothing that is kept. Meaningful only while nothing else is running.
 
-    Raises `ConfigError` where they do not allow to label whole scans and the settings do not say that patches are to be
-    labelled: the steps alone would not tell.
+    Raises `ConfigError` where they do not allow to label all unlabelled scans, and the settings do not say how many or
+    that patches are to be labelled: the steps alone would not tell.
     """
     from semiseg.predict.device import choose_device
     from semiseg.train.precision import choose_precision
@@ -206,6 +206,12 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
         raise ConfigError(
             f"train.budget_minutes = {settings.train.budget_minutes:g} is too short for the teacher to label whole "
             'scans. Give more minutes, or say method.label_scope = "patch".'
+        )
+    if session.method.label_scans != settings.method.label_scans:
+        raise ConfigError(
+            f"train.budget_minutes = {settings.train.budget_minutes:g}: a quarter of it suffices for the teacher to "
+            f"label {session.method.label_scans} of the unlabelled scans. Say method.label_scans = "
+            f"{session.method.label_scans}, another number, or give more minutes."
         )
     return session.train.steps
 

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from semiseg import workflows
 from semiseg.config import load_settings
+from semiseg.errors import ConfigError
 from semiseg.evaluate.label_efficiency import name_of, read_study
 from semiseg.run_folder import alone_in
 from semiseg.settings import write_settings
+from semiseg.train import session as training
 
 Command = Callable[..., Any]
 STEPS = 8
@@ -196,3 +200,30 @@ def test_minutes_are_timed_where_no_steps_are_set_and_anew_where_they_are_others
     assert run["steps"] < STEPS  # 6 ms: a step or two anywhere
     last = (tmp_path / "runs" / "supervised-2-first-seed0" / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["step"] == run["steps"]
+
+
+@pytest.mark.parametrize(
+    ("settled", "message"),
+    [
+        ({"label_scope": "patch"}, "too short for the teacher to label whole scans"),
+        ({"label_scope": "scan", "label_scans": 20}, "Say method.label_scans = 20, another number"),
+    ],
+)
+def test_steps_alone_are_not_given_where_the_budget_settles_what_is_labelled(
+    settled: dict[str, Any],
+    message: str,
+    tiny: list[str],
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A study's runs have the steps and not the minutes: they would label all scans on top."""
+    flags = [*tiny[1::2], f"data.root={json.dumps(str(phantoms))}"]
+    settings = load_settings(None, [*flags, "method.teacher_every=0", "train.budget_minutes=1"])
+    monkeypatch.setattr(
+        training, "calibrated", lambda session: replace(session, method=replace(session.method, **settled))
+    )
+    with pytest.raises(ConfigError, match=message):
+        workflows.calibrate(tmp_path / "run", settings, quiet=True)
+    said = replace(settings, method=replace(settings.method, **settled))
+    assert workflows.calibrate(tmp_path / "said", said, quiet=True) == settings.train.steps

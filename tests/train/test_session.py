@@ -139,9 +139,43 @@ def test_whole_scans_are_labelled_where_the_budget_has_the_time(session: Callabl
     assert settled(10.0).method.label_scope == "scan"
     assert settled(1e-9).method.label_scope == "patch"
     assert settled(1e-9, session(name="mpl")).method.label_scope == "auto"
-    with pytest.raises(ConfigError, match=r"minutes to label all unlabelled scans\. Give more minutes, have it"):
+    with pytest.raises(ConfigError, match=r"minutes to label unlabelled scans\. Give more minutes, have it"):
         settled(1e-9, session(name="pseudo_label", label_scope="scan"))
     assert not any(made.run.glob("scan_labels/*")), "only timed"
+
+
+def test_as_many_scans_are_labelled_as_a_quarter_of_the_budget_suffices_for(
+    store: Store, session: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = np.zeros((6, 6, 6))
+    labelled, unlabelled = store("a", shown, shown), tuple(store(f"u{n}", shown) for n in range(40))
+    source = BatchSource([labelled], unlabelled, patch=(4, 4, 4), batch=2, seed=0)
+
+    def settled(minutes: float, **method: object) -> MethodSettings:
+        made = replace(session(name="pseudo_label", **method), data=TrainingData(source, unlabelled, ()))
+        return calibrated(replace(made, train=replace(made.train, budget_minutes=minutes))).method
+
+    monkeypatch.setattr(training, "_labelling_seconds", lambda session: 300.0)
+    assert (settled(20.0).label_scope, settled(20.0).label_scans) == ("scan", 0)  # all
+    assert (settled(10.0).label_scope, settled(10.0).label_scans) == ("scan", 20)
+    assert settled(10.0, label_scope="scan").label_scans == 20
+    assert (settled(7.0).label_scope, settled(7.0).label_scans) == ("patch", 0)  # 14 would be too few
+    assert settled(12.0, label_scans=30).label_scans == 30, "as it was said"
+
+
+def test_scans_that_are_labelled_are_drawn_by_the_seed(session: Callable[..., Watched], tmp_path: Path) -> None:
+    all_scans = tuple(Path(f"{n}") for n in range(100))
+
+    def drawn(count: int, seed: int = 0, **method: object) -> tuple[Path, ...]:
+        made = session(**({"name": "pseudo_label", "label_scans": count} | method))
+        return replace(made, train=replace(made.train, seed=seed)).learnt_from(all_scans)
+
+    assert drawn(10) == drawn(10)
+    assert len(set(drawn(10))) == 10
+    assert set(drawn(10)) <= set(all_scans)
+    assert drawn(10) != drawn(10, seed=1)
+    assert drawn(0) == drawn(100) == drawn(200) == all_scans
+    assert drawn(10, label_scope="patch") == drawn(10, name="mpl") == all_scans
 
 
 def test_scans_are_labelled_by_the_teachers_patch_and_with_their_mirror_image(session: Callable[..., Watched]) -> None:

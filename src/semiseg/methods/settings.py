@@ -25,6 +25,7 @@ NOT_NEGATIVE = (
     "teacher_rate",
     "teacher_every",
     "teacher_renewals",
+    "label_scans",
     "student_supervised_weight",
     "consistency_weight",
     "feedback_ratio",
@@ -102,6 +103,9 @@ class MethodSettings:
     after the warm-up, with hard labels. A patch by itself is labelled worse near its faces, the more so the smaller it
     is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it. With scan,
     temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
+    label_scans: int = 0
+    """So many unlabelled scans, drawn by the seed, are labelled whole, and no other is learnt from. 0 is all, or with
+    `train.budget_minutes` as many as a quarter of them has the time for."""
     label_mirror: bool = True
     """Labels of whole scans are by the mean logits of the scan and of its mirror image along the last axis that
     training mirrors; twice as long."""

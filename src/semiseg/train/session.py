@@ -46,6 +46,10 @@ from semiseg.train.settings import TrainSettings
 
 TIMED_SCANS = 4
 """Unlabelled scans that are labelled to know how long all take."""
+USUAL_LABELLING = 0.25
+"""Share of the budget in which unlabelled scans are labelled, if nothing is said of their number."""
+LEAST_SCANS = 16
+"""With fewer scans labelled whole, patches are labelled: of all scans."""
 PLAINLY_MORE = 4
 """So many budgets for all scans, by the first one, and no other is timed."""
 FEEDBACK_CASES = 3
@@ -99,6 +103,7 @@ class Session:
         labelled, unlabelled, validation = (
             tuple(self.run / "store" / case.id for case in of_role(self.cases, *roles)) for roles in _SOURCES
         )
+        unlabelled = self.learnt_from(unlabelled)
         if self.method.uses_unlabelled and not unlabelled:
             raise DataError(
                 f"{self.run}/cases.jsonl: no unlabelled case, but method {self.method.name} learns from them. "
@@ -114,6 +119,14 @@ class Session:
             outside_label=0 if self.plan.labels.ignore is None else self.plan.labels.ignore,
         )
         return TrainingData(source, unlabelled, validation, self.run / "scan_labels")
+
+    def learnt_from(self, unlabelled: tuple[Path, ...]) -> tuple[Path, ...]:
+        """Those of the unlabelled cases that `method.label_scans` draws, in their order, or all."""
+        count = self.method.label_scans
+        if not self.method.labels_whole_scans or not 0 < count < len(unlabelled):
+            return unlabelled
+        generator = Draw(seed=self.train.seed).generator("scans that are labelled whole")
+        return tuple(unlabelled[i] for i in sorted(generator.choice(len(unlabelled), count, replace=False)))
 
     def origin(self) -> str:
         """A hash of all that a step's result depends on, besides the number of steps and the machine."""
@@ -144,17 +157,12 @@ def set_up_torch(settings: TrainSettings) -> int:
 
 
 def calibrated(session: Session) -> Session:
-    """The session with the number of steps that the budget in minutes allows here, and `method.label_scope` settled
-    where it is auto: patch if labelling whole scans would take more than half of the budget. A scratch copy is trained
-    for some seconds.
+    """The session with the number of steps that the budget in minutes allows here, and with `method.label_scope` and
+    `label_scans` settled where they are open. A scratch copy is trained for some seconds.
 
     Validations are not in it: they come on top. Raises `ConfigError` where scans are to be labelled and cannot be.
     """
-    labelling = _labelling_seconds(session)
-    if session.method.label_scope == "auto" and session.method.labels_whole_scans:
-        fits = labelling <= 60 * session.train.budget_minutes * MOST_LABELLING
-        session = replace(session, method=replace(session.method, label_scope="scan" if fits else "patch"))
-        labelling = labelling if fits else 0.0
+    session, labelling = _with_labelling(session)
 
     def waited_for(before: Callable[[int], None], step: int) -> None:
         if session.device.type == "cuda":  # steps are queued there; the clock is to see them done
@@ -238,6 +246,25 @@ def _labelling_seconds(session: Session) -> float:
     return seconds_for_all(data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)])
 
 
+def _with_labelling(session: Session) -> tuple[Session, float]:
+    """The session with `method.label_scope` and `label_scans` settled, and the seconds that labelling takes.
+
+    All scans are labelled if a quarter of the budget suffices, else as many as that does for. Where these are too few
+    to learn from, all are, in half of the budget at most, or patches.
+    """
+    method, seconds = session.method, _labelling_seconds(session)
+    if not method.labels_whole_scans:
+        return session, seconds
+    budget, scans = 60 * session.train.budget_minutes, len(session.open_data().unlabelled)
+    if seconds > budget * USUAL_LABELLING and not method.label_scans:
+        count = int(scans * budget * USUAL_LABELLING / seconds)
+        if count >= LEAST_SCANS:
+            method, seconds = replace(method, label_scans=count), seconds * count / scans
+        elif method.label_scope == "auto" and seconds > budget * MOST_LABELLING:
+            return replace(session, method=replace(method, label_scope="patch")), 0.0
+    return replace(session, method=replace(method, label_scope="scan")), seconds
+
+
 def train_session(session: Session, *, quiet: bool = False) -> None:
     """Train (or go on training) to the last step; leaves checkpoints, metrics, the model and the feedback maps."""
     if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
@@ -266,7 +293,7 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         "dataset": session.plan.dataset,
         "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
         "taught_cases": len(of_role(session.cases, "taught")),
-        "unlabelled_cases": len(of_role(session.cases, "unlabelled")),
+        "unlabelled_cases": len(data.unlabelled),
         "torch": torch.__version__,
         "intended_use": "Research. Not a medical device; have a qualified person check every result.",
     }
