@@ -8,7 +8,7 @@ Steps of all methods are taken alternately in one process, so that a noisy machi
 and written to `benchmarks/results/training_speed_batchN.json` (`..._bfloat16.json` in bfloat16, `..._cuda.json` on a
 GPU). A pass forward is one unit and a pass backward two: a supervised step is 3, a step of dense feedback in which the
 teacher moves is 14 (labelling with a graph 1, the student's pass 3, the teacher's labelled pass 3, the probe's gradient
-3, the directional derivative 2, the meta term's way back 2).
+3, the directional derivative 2, the meta term's way back 2); in forward mode the derivative is 3.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from semiseg.train.precision import autocast_dtype
 METHODS: dict[str, MethodSettings] = {
     "supervised": MethodSettings(name="supervised"),
     "dense, teacher moves": MethodSettings(name="mpl", teacher_every=1),
+    "dense by forward mode, teacher moves": MethodSettings(
+        name="mpl", teacher_every=1, directional_derivative="forward"
+    ),
     "dense, every 4th step": MethodSettings(name="mpl", teacher_every=4),
     "scalar, teacher moves": MethodSettings(name="mpl", feedback="scalar", teacher_every=1),
     "pseudo_label, teacher still": MethodSettings(name="pseudo_label", teacher_every=0, label_scope="patch"),

@@ -374,10 +374,12 @@ def test_a_student_of_another_size_cannot_become_the_teacher() -> None:
 
 def test_the_central_difference_is_near_to_the_exact_derivative() -> None:
     base = supervised_teacher()
-    exact, central = (
-        teacher_after(fresh(feedback="dense", directional_derivative=kind)) - base for kind in ("forward", "central")
+    exact, central, usual = (
+        teacher_after(fresh(feedback="dense", directional_derivative=kind)) - base
+        for kind in ("forward", "central", "auto")
     )
     assert not torch.equal(exact, central)
+    assert torch.equal(usual, central), "on a CPU"
     cosine = torch.nn.functional.cosine_similarity(exact, central, dim=0)
     # Kinks of ReLU and max pooling within the displacement, and float32 differences, cost some percent.
     assert float(cosine) > 0.99

@@ -6,8 +6,8 @@ and `g+ = d/dtheta J` at `theta+`. By the chain rule, since `d g / d q` is the m
 
     dJ/dq = -eta * d/de [ dL_u/dq (q, S(x_u; theta + e v)) ]  at e = 0,     v = A'(g)^T g+
 
-which needs one forward-mode pass (or two plain ones) and no second-order graph. Everything here works on copies of the
-weights through functional calls: it measures, and leaves weights, buffers, `.grad` and random state untouched.
+which needs two plain passes (or one in forward mode, exact) and no second-order graph. Everything here works on copies
+of the weights through functional calls: it measures, and leaves weights, buffers, `.grad` and random state untouched.
 """
 
 from __future__ import annotations
@@ -158,15 +158,16 @@ def dense_feedback(
 
     start = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad(), batch_statistics_only(student):
-        if derivative == "forward":
+        if derivative == "forward":  # convolutions cost three of a plain pass: weights and maps both have tangents
             tangent = cast(Tensor, jvp(gradient_at, (start,), (direction,))[1])
             return -probe.coefficient * tangent
         length = float(global_norm(direction))
         if length == 0.0:
             return torch.zeros_like(q)
         step = epsilon / length
-        ahead = gradient_at({name: value + step * direction[name] for name, value in start.items()})
-        behind = gradient_at({name: value - step * direction[name] for name, value in start.items()})
+        with _without_tf32():
+            ahead = gradient_at({name: value + step * direction[name] for name, value in start.items()})
+            behind = gradient_at({name: value - step * direction[name] for name, value in start.items()})
         return -probe.coefficient * (ahead - behind) / (2 * step)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -279,7 +280,7 @@ class MetaPseudoLabels:
                 probe,
                 g_plus,
                 dice=lesson.dice,
-                derivative=self.settings.directional_derivative,
+                derivative=self._derivative(images),
                 epsilon=self.settings.central_epsilon,
             )
             return dense_teacher_term(feedback, lesson.q), feedback.abs().sum()
@@ -290,6 +291,12 @@ class MetaPseudoLabels:
         decay = self.settings.baseline_decay
         self.baseline = decay * self.baseline + (1 - decay) * float(h)
         return term, h
+
+    def _derivative(self, images: Tensor) -> Literal["forward", "central"]:
+        chosen = self.settings.directional_derivative
+        if chosen == "auto":
+            return "central" if images.device.type == "cpu" else "forward"
+        return chosen
 
     def _probe(self, parameters: Parameters, gradient: Parameters, rate: float) -> Probe:
         if self.settings.probe == "sgd":

@@ -155,8 +155,9 @@ class MethodSettings:
     """Learning rate of the plain SGD probe."""
     clip_factor: Literal["differentiated", "stopped"] = "differentiated"
     """How dense feedback across the real step treats gradient clipping."""
-    directional_derivative: Literal["forward", "central"] = "forward"
-    """Exact forward-mode differentiation, or a central difference of two plain passes."""
+    directional_derivative: Literal["auto", "forward", "central"] = "auto"
+    """Exact forward-mode differentiation, or a central difference of two plain passes. auto is central on a CPU, where
+    it costs less and is as good, and forward on a GPU, whose convolutions round too much for differences."""
     central_epsilon: float = 1e-2
     """Norm of the weights' displacement in a central difference."""
     baseline_decay: float = 0.99
