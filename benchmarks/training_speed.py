@@ -38,7 +38,7 @@ from semiseg.train.precision import autocast_dtype
 
 METHODS: dict[str, MethodSettings] = {
     "supervised": MethodSettings(name="supervised"),
-    "dense, teacher moves": MethodSettings(name="mpl", teacher_every=1),
+    "dense, teacher moves": MethodSettings(name="mpl", teacher_every=1, directional_derivative="central"),
     "dense by forward mode, teacher moves": MethodSettings(
         name="mpl", teacher_every=1, directional_derivative="forward"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -23,6 +24,8 @@ def refuse_unknown_keys(value: dict[str, Any], kind: type, source: str, prefix: 
         if key not in known:
             raise ConfigError(f"{source}: unknown key {prefix}{key}. Known here: {', '.join(known)}.")
         hint, entries = hints[key], [(f"{prefix}{key}", inner)]
+        if isinstance(hint, types.UnionType):  # a table that may be left out
+            hint = next((kind for kind in typing.get_args(hint) if is_dataclass(kind)), hint)
         if typing.get_origin(hint) is tuple and isinstance(inner, list):
             hint, entries = typing.get_args(hint)[0], [(f"{prefix}{key}.{i}", part) for i, part in enumerate(inner)]
         if is_dataclass(hint):

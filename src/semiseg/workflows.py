@@ -202,16 +202,17 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     if device.type == "cpu":
         warn_of_other_programs(partial(print, file=sys.stderr), threads=threads)
     session = calibrated(open_session(run, replace(settings, train=train_settings), device))
+    minutes = f"train.budget_minutes = {settings.train.budget_minutes:g}"
     if session.method.label_scope == "patch" != settings.method.label_scope:
         raise ConfigError(
-            f"train.budget_minutes = {settings.train.budget_minutes:g} is too short for the teacher to label whole "
-            'scans. Give more minutes, or say method.label_scope = "patch".'
+            f"{minutes} is too short for the teacher to label enough whole scans. Give more minutes, or say "
+            'method.label_scope = "patch".'
         )
-    if session.method.label_scans != settings.method.label_scans:
+    if (count := session.method.label_scans) != settings.method.label_scans:
         raise ConfigError(
-            f"train.budget_minutes = {settings.train.budget_minutes:g}: a quarter of it suffices for the teacher to "
-            f"label {session.method.label_scans} of the unlabelled scans. Say method.label_scans = "
-            f"{session.method.label_scans}, another number, or give more minutes."
+            f"{minutes} is too short for the teacher to label all unlabelled scans: a quarter of it suffices for "
+            f'{count}. Runs of these steps are to know their number: say "method.label_scans" = {count} where the '
+            "method is set, another number, or give more minutes."
         )
     return session.train.steps
 

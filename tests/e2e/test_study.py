@@ -89,6 +89,7 @@ def test_runs_that_are_known_are_not_made_again(
     assert "Against another program with 3 labels:" in table
     assert "| 2 | supervised | 1 | +0.0000 [–, –] | [–, –] |" in table  # one case; it has the other program's scores
     assert "Against another program with 3 labels" in answer.out
+    assert "Against another program with 3 labels" in (tmp_path / "results" / "figures.html").read_text("utf-8")
     assert again[name_of(lost)] == lost["cases"]  # the same seed on the same machine: the same scores
     page = (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") == 1  # of the run that was made here; the other folders are gone
@@ -205,8 +206,8 @@ def test_minutes_are_timed_where_no_steps_are_set_and_anew_where_they_are_others
 @pytest.mark.parametrize(
     ("settled", "message"),
     [
-        ({"label_scope": "patch"}, "too short for the teacher to label whole scans"),
-        ({"label_scope": "scan", "label_scans": 20}, "Say method.label_scans = 20, another number"),
+        ({"label_scope": "patch"}, "too short for the teacher to label enough whole scans"),
+        ({"label_scope": "scan", "label_scans": 20}, r'say "method.label_scans" = 20 where the method is set'),
     ],
 )
 def test_steps_alone_are_not_given_where_the_budget_settles_what_is_labelled(

@@ -87,6 +87,18 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_run_learns_from_the_scans_that_are_drawn(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    settings = ("method.teacher_every=0", "method.label_scans=1")
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny, *flags)
+    assert answer.code == 0, answer
+    assert len(list((tmp_path / "run").glob("scan_labels/*/*.b2nd"))) == 1
+    assert read_json(tmp_path / "run" / "model" / "card.json")["unlabelled_cases"] == 1
+    assert "2 labelled and 1 of 2 unlabelled scans" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_cases_and_metrics_have_their_schemas(runs: dict[str, Path], name: str) -> None:
     found = cases(runs[name])

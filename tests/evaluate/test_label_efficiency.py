@@ -130,6 +130,9 @@ def test_methods_with_fewer_labels_are_compared_with_the_reference() -> None:
     assert mine.p_value == 2 * 0.125  # all of four cases lie below: 2 / 2 ** 4, and two comparisons
     study["reference"] = {"method": "theirs", "labelled": 32}
     assert against_reference(study) == []  # it is not run yet
+    study["runs"].append(a_run("theirs", 32, [0.5, 0.6]))
+    with pytest.raises(DataError, match=r"^reference: theirs with 32 labels was scored on other cases than base-4-fir"):
+        against_reference(study)
 
 
 def test_holm_adjusts_as_published() -> None:

@@ -380,6 +380,8 @@ def test_the_central_difference_is_near_to_the_exact_derivative() -> None:
     )
     assert not torch.equal(exact, central)
     assert torch.equal(usual, central), "on a CPU"
+    elsewhere = torch.empty(1, device="meta")
+    assert method(fresh(feedback="dense"))._derivative(elsewhere) == "forward"
     cosine = torch.nn.functional.cosine_similarity(exact, central, dim=0)
     # Kinks of ReLU and max pooling within the displacement, and float32 differences, cost some percent.
     assert float(cosine) > 0.99

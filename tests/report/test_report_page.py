@@ -170,6 +170,8 @@ def test_supervised_training_does_not_claim_the_unlabelled_scans(run_folder: Pat
 def test_scans_that_no_teacher_labelled_are_not_claimed(run_folder: Path) -> None:
     write_text(run_folder / "run.toml", '[method]\nname = "pseudo_label"\nlabel_scans = 20\n')
     assert "Trained on 4 labelled and 20 of 24 unlabelled scans" in Page(write_report(run_folder)).text
+    write_text(run_folder / "run.toml", '[method]\nname = "mpl"\nlabel_scans = 20\n')
+    assert "Trained on 4 labelled and 24 unlabelled scans" in Page(write_report(run_folder)).text
     write_text(run_folder / "run.toml", '[method]\nname = "pseudo_label"\nlabel_scans = 30\n')
     assert "Trained on 4 labelled and 24 unlabelled scans" in Page(write_report(run_folder)).text
 

@@ -59,6 +59,12 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
     assert elsewhere.data.root == str(tmp_path / "other")
 
 
+def with_reference(text: str) -> tuple[str, str]:
+    """What is replaced in the study file, and by what."""
+    last = 'methods = ["supervised"]'
+    return last, f"{last}\n[reference]\n{text}"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -80,12 +86,23 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
         ("ceiling = 160", "ceiling = 7", r"ceiling = 7: no \[\[budgets\]\] table has so many labels"),
         ('"data.development" = 40', '"train.threads" = 2', r'\[common\] "train.threads": is set by --jobs'),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
+        (*with_reference('method = "a"\nlabelled = 8\nlabeled = 8'), r"unknown key reference\.labeled"),
+        (*with_reference('method = "dense"\nlabelled = 160'), r"reference: dense is a method.*Add a \[\[budgets\]\]"),
+        (*with_reference('method = "a"\nlabelled = 4'), r"reference: labelled = 4, but no run has fewer labels"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_file(file: Path, before: str, after: str, message: str) -> None:
     file.write_text(TEXT.replace(before, after))
     with pytest.raises(ConfigError, match=message):
         load_study(file)
+
+
+def test_a_reference_may_be_a_run_of_the_study_or_of_another_program(file: Path) -> None:
+    for method, labelled in (("supervised", 160), ("another", 16)):
+        file.write_text(TEXT.replace(*with_reference(f'method = "{method}"\nlabelled = {labelled}')))
+        found = load_study(file).reference
+        assert found is not None
+        assert (found.method, found.labelled) == (method, labelled)
 
 
 def test_a_key_that_no_run_has_is_refused(file: Path) -> None:

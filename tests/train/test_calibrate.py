@@ -58,7 +58,7 @@ def test_labelling_takes_its_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Clock(monkeypatch).steps(constant(warmup=0.1, train=1.0, finetune=0.5))
     # 0.5 seconds a step, as above, of 10 minutes less 4.
     assert calibrated_steps(10, settings(), run, labelling_seconds=240) == 720
-    with pytest.raises(ConfigError, match=r"^train.budget_minutes = 10: the teacher takes 5.1 minutes to label unl"):
+    with pytest.raises(ConfigError, match=r"^train.budget_minutes = 10: the teacher would take 5.1 minutes to label "):
         calibrated_steps(10, settings(), run, labelling_seconds=306)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_whole_scans_are_labelled_where_the_budget_has_the_time(session: Callabl
     assert settled(10.0).method.label_scope == "scan"
     assert settled(1e-9).method.label_scope == "patch"
     assert settled(1e-9, session(name="mpl")).method.label_scope == "auto"
-    with pytest.raises(ConfigError, match=r"minutes to label unlabelled scans\. Give more minutes, have it"):
+    with pytest.raises(ConfigError, match=r"minutes to label unlabelled scans, more than half of them\."):
         settled(1e-9, session(name="pseudo_label", label_scope="scan"))
     assert not any(made.run.glob("scan_labels/*")), "only timed"
 
@@ -155,12 +156,36 @@ def test_as_many_scans_are_labelled_as_a_quarter_of_the_budget_suffices_for(
         made = replace(session(name="pseudo_label", **method), data=TrainingData(source, unlabelled, ()))
         return calibrated(replace(made, train=replace(made.train, budget_minutes=minutes))).method
 
-    monkeypatch.setattr(training, "_labelling_seconds", lambda session: 300.0)
+    seconds = 7.5  # a scan: 5 minutes for all 40
+    monkeypatch.setattr(training, "_labelling_seconds", lambda session: (seconds, len(session.open_data().unlabelled)))
     assert (settled(20.0).label_scope, settled(20.0).label_scans) == ("scan", 0)  # all
     assert (settled(10.0).label_scope, settled(10.0).label_scans) == ("scan", 20)
     assert settled(10.0, label_scope="scan").label_scans == 20
     assert (settled(7.0).label_scope, settled(7.0).label_scans) == ("patch", 0)  # 14 would be too few
     assert settled(12.0, label_scans=30).label_scans == 30, "as it was said"
+    assert settled(12.0, label_scans=40).label_scans == 40, "all, in more than a quarter of the minutes"
+    with pytest.raises(ConfigError, match=r"would take 5.0 minutes to label unlabelled scans, more than half"):
+        settled(7.0, label_scope="scan")
+    seconds, unlabelled = 15.0, unlabelled[:20]  # half of 10 minutes suffices, a quarter only for 10
+    assert (settled(10.0).label_scope, settled(10.0).label_scans) == ("scan", 0)
+
+
+def test_one_scan_alone_is_timed_where_enough_can_never_be_labelled(
+    store: Store, session: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many scans the first says little: it finds nothing loaded, and theirs is the number that is labelled."""
+    shown = np.zeros((6, 6, 6))
+    unlabelled = tuple(store(f"u{n}", shown) for n in range(20))
+    source = BatchSource([store("a", shown, shown)], unlabelled, patch=(4, 4, 4), batch=2, seed=0)
+    made = replace(session(name="pseudo_label"), data=TrainingData(source, unlabelled, ()))
+    timed: list[int] = []
+    monkeypatch.setattr(training, "label_scans", lambda cases, *more, **options: timed.append(len(cases)))
+    minute = itertools.count()
+    monkeypatch.setattr(training.time, "perf_counter", lambda: 60.0 * next(minute))
+    assert training._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=3.0))) == (60.0, 20)
+    assert timed == [1]  # 16 minutes for 16 scans are more than 4 times 3
+    assert training._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=5.0))) == (15.0, 20)
+    assert timed == [1, 1, 4]
 
 
 def test_scans_that_are_labelled_are_drawn_by_the_seed(session: Callable[..., Watched], tmp_path: Path) -> None:
@@ -174,6 +199,9 @@ def test_scans_that_are_labelled_are_drawn_by_the_seed(session: Callable[..., Wa
     assert len(set(drawn(10))) == 10
     assert set(drawn(10)) <= set(all_scans)
     assert drawn(10) != drawn(10, seed=1)
+    some = tuple(case for case in all_scans if case != drawn(10)[3])
+    less = session(name="pseudo_label", label_scans=10).learnt_from(some)
+    assert set(drawn(10)) - {drawn(10)[3]} < set(less), "the others stay"
     assert drawn(0) == drawn(100) == drawn(200) == all_scans
     assert drawn(10, label_scope="patch") == drawn(10, name="mpl") == all_scans
 

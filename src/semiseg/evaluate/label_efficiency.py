@@ -99,8 +99,8 @@ class Point:
 
     runs: how many. difference: to the baseline on the runs that both have, with its interval over cases and subsets;
     over_cases: that of Dice with its interval over cases alone, for these networks. p_value is of the Wilcoxon
-    signed-rank test over cases, adjusted by Holm over all comparisons of the study. better: how many of those runs are
-    better than the baseline's. gap_closed: the difference as a share of the ceiling's.
+    signed-rank test over cases, adjusted by Holm over all comparisons with the baseline. better: how many of those runs
+    are better than the baseline's. gap_closed: the difference as a share of the ceiling's.
     """
 
     method: str
@@ -135,8 +135,8 @@ class AgainstReference:
     """Mean Dice of a method at a label budget minus the reference's, over the same cases.
 
     difference: its interval is over cases and the method's subsets; over_cases: over cases alone, for these networks.
-    The reference's own subsets are averaged, and count as no spread. p_value: as that of a `Point`, of these
-    comparisons.
+    The reference's own subsets are averaged, and count as no spread. p_value: of the Wilcoxon signed-rank test over
+    cases, adjusted by Holm over all comparisons with the reference.
     """
 
     method: str
@@ -147,18 +147,30 @@ class AgainstReference:
     p_value: float | None
 
 
+def reference_runs(study: Study) -> list[StudyRun]:
+    """The runs of the study's reference, if it names one."""
+    named = study.get("reference")
+    return [run for run in study["runs"] if named and _group(run) == (named["method"], named["labelled"])]
+
+
 def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstReference]:
-    """Every method with fewer labels than the study's reference; empty where it has none, or none is run yet."""
-    if not (named := study.get("reference")):
+    """Every method with fewer labels than the study's reference; empty where it names none, or none is run yet.
+
+    Raises `DataError` where the reference was scored on other cases.
+    """
+    if not (reference := reference_runs(study)):
         return []
-    reference = [run for run in study["runs"] if _group(run) == (named["method"], named["labelled"])]
+    named, ids = reference[0], sorted(reference[0]["cases"])
     groups: dict[tuple[str, int], list[StudyRun]] = {}
     for run in study["runs"]:
         if run["labelled"] < named["labelled"]:
             groups.setdefault(_group(run), []).append(run)
-    if not reference or not groups:
-        return []
-    ids = sorted(reference[0]["cases"])
+            if sorted(run["cases"]) != ids:
+                raise DataError(
+                    f"reference: {named['method']} with {named['labelled']} labels was scored on other cases than "
+                    f"{name_of(run)}. Delete its rows from results.json and make them anew, or [reference] from the "
+                    "study file."
+                )
     level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
     found = []
     for (method, labelled), runs in groups.items():
@@ -170,7 +182,7 @@ def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstRefer
                 labelled=labelled,
                 runs=len(runs),
                 difference=_interval(minus, runs, "dice", samples),
-                over_cases=_interval(by_case[np.newaxis], runs[:1], "dice", samples),
+                over_cases=_over_cases(by_case, labelled, samples),
                 p_value=signed_rank_p(by_case),
             )
         )
@@ -191,7 +203,13 @@ def _group(run: StudyRun) -> tuple[str, int]:
 
 
 def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric, samples: int) -> Interval:
+    """Of `(runs, cases)`, over cases and subsets."""
     return crossed_interval(values, _subsets(runs), Draw(seed=0), f"{runs[0]['labelled']}/{metric}", samples=samples)
+
+
+def _over_cases(by_case: DoubleArray, labelled: int, samples: int) -> Interval:
+    """Of a Dice value a case, by the draws that `_interval` has for a single subset."""
+    return crossed_interval(by_case[np.newaxis], [0], Draw(seed=0), f"{labelled}/dice", samples=samples)
 
 
 def _point(
@@ -233,7 +251,7 @@ def _point(
     return replace(
         point,
         difference=difference,
-        over_cases=_interval(by_case[np.newaxis], mine[:1], "dice", samples),
+        over_cases=_over_cases(by_case, labelled, samples),
         p_value=signed_rank_p(by_case),
         better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
         gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,

@@ -99,13 +99,13 @@ class MethodSettings:
     teacher_mode: TeacherMode = "eval"
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     label_scope: Literal["auto", "patch", "scan"] = "auto"
-    """What pseudo_label's teacher labels: each augmented patch as it is drawn, or every unlabelled scan once, whole,
-    after the warm-up, with hard labels. A patch by itself is labelled worse near its faces, the more so the smaller it
-    is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it. With scan,
-    temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
+    """What pseudo_label's teacher labels: each augmented patch as it is drawn, or unlabelled scans once, whole, after
+    the warm-up, with hard labels (all, or `label_scans`). A patch by itself is labelled worse near its faces, the more
+    so the smaller it is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it.
+    With scan, temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
     label_scans: int = 0
-    """So many unlabelled scans, drawn by the seed, are labelled whole, and no other is learnt from. 0 is all, or with
-    `train.budget_minutes` as many as a quarter of them has the time for."""
+    """Where whole scans are labelled: so many, drawn by the seed, and no other is learnt from. 0 is all, or with
+    `train.budget_minutes` as many as a quarter of them has the time for; the number of all has them all labelled."""
     label_mirror: bool = True
     """Labels of whole scans are by the mean logits of the scan and of its mirror image along the last axis that
     training mirrors; twice as long."""
@@ -157,7 +157,7 @@ class MethodSettings:
     """How dense feedback across the real step treats gradient clipping."""
     directional_derivative: Literal["auto", "forward", "central"] = "auto"
     """Exact forward-mode differentiation, or a central difference of two plain passes. auto is central on a CPU, where
-    it costs less and is as good, and forward on a GPU, whose convolutions round too much for differences."""
+    it costs less and is as good, and forward on a GPU, where differences need convolutions without TF32."""
     central_epsilon: float = 1e-2
     """Norm of the weights' displacement in a central difference."""
     baseline_decay: float = 0.99

@@ -149,9 +149,8 @@ def trained_on(data: RunData) -> str:
     used = ("labelled", "taught", *(() if data.setting("method.name") == "supervised" else ("unlabelled",)))
     named = {"taught": "labelled by its teacher"}
     learnt = [f"{count(roles[role])} {named.get(role, role)}" for role in used if roles.get(role)]
-    drawn, unlabelled = data.setting("method.label_scans") or 0, roles.get("unlabelled", 0)
-    if "unlabelled" in used and 0 < drawn < unlabelled:
-        learnt[-1] = f"{count(drawn)} of {count(unlabelled)} unlabelled"
+    if "unlabelled" in used and 0 < data.drawn_scans < roles.get("unlabelled", 0):
+        learnt[-1] = f"{count(data.drawn_scans)} of {count(roles['unlabelled'])} unlabelled"
     text = f"Trained on {' and '.join(learnt) or 'no'} scans"
     if "unlabelled" not in used and roles.get("unlabelled"):
         text += f" ({count(roles['unlabelled'])} unlabelled ones unused)"

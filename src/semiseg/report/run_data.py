@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.data.plan import Plan, read_plan
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.summary import Summary, read_summary
 from semiseg.files import read_jsonl, read_toml
+from semiseg.methods.settings import MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,15 @@ class RunData:
             return []
         known = {case["id"] for case in self.summary["cases"]} | {case for case, _ in self.failures}
         return [str(c["id"]) for c in self.cases if c.get("role") == "test" and str(c["id"]) not in known]
+
+    @property
+    def drawn_scans(self) -> int:
+        """To how many of the unlabelled scans `method.label_scans` limits the run; 0 to none."""
+        try:
+            method = MethodSettings(**self.settings.get("method", {}))
+        except (ConfigError, TypeError):  # of another version
+            return 0
+        return method.label_scans if method.labels_whole_scans else 0
 
     def setting(self, key: str) -> Any:
         """What run.toml has under a dotted key such as `"method.feedback"`, or None."""

@@ -23,6 +23,7 @@ from semiseg.evaluate.label_efficiency import (
     case_mean,
     name_of,
     read_study,
+    reference_runs,
     scores_of,
     write_study,
 )
@@ -58,9 +59,11 @@ def made_runs(
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
-    if study.reference and not known.has_group(study.reference.method, study.reference.labelled):
-        named = study.reference
-        say(f"reference: no run of {named.method} with {named.labelled} labels is known yet; its table waits for it.")
+    if named := known.reference_missing(keys):
+        say(
+            f"reference: no run of {named['method']} with {named['labelled']} labels is known yet. Its table comes "
+            "when one is in results.json; if the name is misspelt, mend the study file."
+        )
     if len(missing) < len(wanted):
         yield known.study(keys)
     failed: list[DataError] = []
@@ -231,9 +234,11 @@ class _Known:
         """Whether a run is known."""
         return any(run["key"] == key for run in self._study["runs"])
 
-    def has_group(self, method: str, labelled: int) -> bool:
-        """Whether a run of a method with so many labels is known."""
-        return any((run["method"], run["labelled"]) == (method, labelled) for run in self._study["runs"])
+    def reference_missing(self, keys: list[str]) -> Reference | None:
+        """The study's reference, if none of its runs is known."""
+        study = self.study(keys)
+        named = study.get("reference")
+        return named if named and not reference_runs(study) else None
 
     def add(self, row: StudyRun, folder: Path) -> None:
         """Add a run, in place of one with other settings; the file is written."""

@@ -104,11 +104,26 @@ class StudySettings:
         names = [run.name for run in planned_runs(self)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"budgets: {twice[0]} is asked for twice. Name labels, subset and seed once.")
+        if self.reference:
+            self._check_reference(self.reference)
         for budget in self.budgets:
             if unknown := [name for name in budget.methods if name not in self.methods]:
                 raise ConfigError(
                     f"budgets: methods = {unknown[0]!r}: is none of [methods]: {', '.join(self.methods)}."
                 )
+
+    def _check_reference(self, reference: ReferenceSettings) -> None:
+        asked = {(run.method, run.labelled) for run in planned_runs(self)}
+        if reference.method in self.methods and (reference.method, reference.labelled) not in asked:
+            raise ConfigError(
+                f"reference: {reference.method} is a method of this study, but is not run with labelled = "
+                f"{reference.labelled}. Add a [[budgets]] table with so many, or name a run that is made."
+            )
+        if all(labelled >= reference.labelled for _, labelled in asked):
+            raise ConfigError(
+                f"reference: labelled = {reference.labelled}, but no run has fewer labels. Name one with more labels "
+                "than some of [[budgets]]."
+            )
 
     def steps(self, method: str) -> int | None:
         """The steps that the study sets for a method; None where they come of minutes."""

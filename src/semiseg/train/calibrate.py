@@ -40,9 +40,9 @@ def calibrated_steps(
     """
     if labelling_seconds > 60 * minutes * MOST_LABELLING:
         raise ConfigError(
-            f"train.budget_minutes = {minutes:g}: the teacher takes {labelling_seconds / 60:.1f} minutes to label "
-            "unlabelled scans. Give more minutes, have it label fewer (method.label_scans), or patches "
-            '(method.label_scope = "patch").'
+            f"train.budget_minutes = {minutes:g}: the teacher would take {labelling_seconds / 60:.1f} minutes to label "
+            "unlabelled scans, more than half of them. Give more minutes, have it label fewer scans "
+            '(method.label_scans), or patches (method.label_scope = "patch").'
         )
     seconds_for_steps = 60 * minutes - labelling_seconds
     length = WARM + TIMED + 1  # the last step's time holds the first, cold, read of the next phase

@@ -49,9 +49,9 @@ TIMED_SCANS = 4
 USUAL_LABELLING = 0.25
 """Share of the budget in which unlabelled scans are labelled, if nothing is said of their number."""
 LEAST_SCANS = 16
-"""With fewer scans labelled whole, patches are labelled: of all scans."""
+"""Fewer scans are too few for a student to learn from."""
 PLAINLY_MORE = 4
-"""So many budgets for all scans, by the first one, and no other is timed."""
+"""So many budgets for the fewest scans that suffice, by the first one, and no other is timed."""
 FEEDBACK_CASES = 3
 """Unlabelled scans for which the feedback is mapped for the report."""
 
@@ -121,12 +121,17 @@ class Session:
         return TrainingData(source, unlabelled, validation, self.run / "scan_labels")
 
     def learnt_from(self, unlabelled: tuple[Path, ...]) -> tuple[Path, ...]:
-        """Those of the unlabelled cases that `method.label_scans` draws, in their order, or all."""
+        """Those of the unlabelled cases that `method.label_scans` draws, in their order, or all. Each case is drawn by
+        its id, so that the others stay when some are excluded."""
         count = self.method.label_scans
         if not self.method.labels_whole_scans or not 0 < count < len(unlabelled):
             return unlabelled
-        generator = Draw(seed=self.train.seed).generator("scans that are labelled whole")
-        return tuple(unlabelled[i] for i in sorted(generator.choice(len(unlabelled), count, replace=False)))
+
+        def lot(case: Path) -> float:
+            return float(Draw(seed=self.train.seed).generator(f"whether {case.name} is labelled whole").random())
+
+        drawn = set(sorted(unlabelled, key=lot)[:count])
+        return tuple(case for case in unlabelled if case in drawn)
 
     def origin(self) -> str:
         """A hash of all that a step's result depends on, besides the number of steps and the machine."""
@@ -223,27 +228,27 @@ def _refresh_seconds(session: Session) -> float:
     return refresh(session.train.refresh_cases) / session.train.refresh_steps
 
 
-def _labelling_seconds(session: Session) -> float:
-    """What it takes to label all unlabelled scans, from some of them by a new network; from one, if that is plainly
-    more than the budget has."""
+def _labelling_seconds(session: Session) -> tuple[float, int]:
+    """What it takes to label a scan, as often as it is labelled, from some of them by a new network; and how many there
+    are. From one alone, if it plainly takes too long for enough scans to be labelled."""
     phases = Phases.of(session.method, session.train.steps)
     method, data = session.build(phases), session.open_data()
     labeller = method.scan_labeller(phases.warmup_stop)
     if not labeller or not data.unlabelled:
-        return 0.0
+        return 0.0, 0
     engine = TorchEngine(method.networks[labeller], session.device, session.place.autocast)
-    window, count = session.place.labelling_window(), len(data.unlabelled) * (1 + len(method.scans_labelled_anew))
+    window, times, scans = session.place.labelling_window(), 1 + len(method.scans_labelled_anew), len(data.unlabelled)
 
-    def seconds_for_all(cases: Sequence[Path]) -> float:
+    def seconds(cases: Sequence[Path]) -> float:
         with TemporaryDirectory() as folder:
             began = time.perf_counter()
             label_scans(cases, Path(folder), engine, window, session.plan, seed=session.train.seed)
-            return (time.perf_counter() - began) / len(cases) * count
+            return (time.perf_counter() - began) / len(cases) * times
 
-    first = seconds_for_all(data.unlabelled[:1])  # finds nothing loaded: more than the others take
-    if first > 60 * session.train.budget_minutes * PLAINLY_MORE:
-        return first
-    return seconds_for_all(data.unlabelled[:: math.ceil(len(data.unlabelled) / TIMED_SCANS)])
+    first = seconds(data.unlabelled[:1])  # finds nothing loaded: more than the others take
+    if first * min(scans, LEAST_SCANS) > 60 * session.train.budget_minutes * PLAINLY_MORE:
+        return first, scans
+    return seconds(data.unlabelled[:: math.ceil(scans / TIMED_SCANS)]), scans
 
 
 def _with_labelling(session: Session) -> tuple[Session, float]:
@@ -252,14 +257,14 @@ def _with_labelling(session: Session) -> tuple[Session, float]:
     All scans are labelled if a quarter of the budget suffices, else as many as that does for. Where these are too few
     to learn from, all are, in half of the budget at most, or patches.
     """
-    method, seconds = session.method, _labelling_seconds(session)
+    method, (each, scans) = session.method, _labelling_seconds(session)
     if not method.labels_whole_scans:
-        return session, seconds
-    budget, scans = 60 * session.train.budget_minutes, len(session.open_data().unlabelled)
+        return session, 0.0
+    budget, seconds = 60 * session.train.budget_minutes, each * scans
     if seconds > budget * USUAL_LABELLING and not method.label_scans:
-        count = int(scans * budget * USUAL_LABELLING / seconds)
+        count = int(budget * USUAL_LABELLING / each)
         if count >= LEAST_SCANS:
-            method, seconds = replace(method, label_scans=count), seconds * count / scans
+            method, seconds = replace(method, label_scans=count), each * count
         elif method.label_scope == "auto" and seconds > budget * MOST_LABELLING:
             return replace(session, method=replace(method, label_scope="patch")), 0.0
     return replace(session, method=replace(method, label_scope="scan")), seconds
