@@ -120,10 +120,13 @@ def _without_tf32() -> Iterator[None]:
 def labelled_gradient_at(
     student: nn.Module, parameters: Parameters, images: Tensor, labels: Tensor, ignore: int | None
 ) -> tuple[Tensor, Parameters]:
-    """`J` and `g+`, its gradient with respect to the given weights, under the conditions of `labelled_loss_at`."""
+    """`J` and `g+`, its gradient with respect to the given weights: batch statistics of `images` alone, no running
+    statistic moved. In the caller's precision, autocast included."""
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with batch_statistics_only(student), torch.enable_grad():
-        loss = supervised_loss(labels, call_with(student, leaves, images), ignore=ignore)
+        logits = call_with(student, leaves, images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = supervised_loss(labels, logits, ignore=ignore)
         values = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     gradient = {
         name: torch.zeros_like(leaf) if value is None else value

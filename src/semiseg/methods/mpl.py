@@ -265,12 +265,14 @@ class MetaPseudoLabels:
         return loss.detach(), gradients_of(loss, self.optimisers["student"].parameters)
 
     def _feedback(self, lesson: Lesson, gradient: Parameters, labelled: Batch, rate: float) -> tuple[Tensor, Tensor]:
-        """The teacher's meta term, with a graph, and the number to log. Probes run in float32."""
+        """The teacher's meta term, with a graph, and the number to log. Differences and derivatives are in float32; the
+        gradient after the probe is in the precision of training, as others are."""
         parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
         probe = self._probe(parameters, gradient, rate)
         images, labels = labelled.images, labelled.labels
         if self.feedback == "dense":
-            _, g_plus = labelled_gradient_at(self.student, probe.parameters, images, labels, self.ignore)
+            with self._autocast(images):
+                _, g_plus = labelled_gradient_at(self.student, probe.parameters, images, labels, self.ignore)
             feedback = dense_feedback(
                 self.student,
                 parameters,
