@@ -154,7 +154,8 @@ def reference_runs(study: Study) -> list[StudyRun]:
 
 
 def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstReference]:
-    """Every method with fewer labels than the study's reference; empty where it names none, or none is run yet.
+    """Every method with fewer labels than the study's reference, by labels; empty where it names none, or none is run
+    yet.
 
     Raises `DataError` where the reference was scored on other cases.
     """
@@ -173,7 +174,7 @@ def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstRefer
                 )
     level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
     found = []
-    for (method, labelled), runs in groups.items():
+    for (method, labelled), runs in sorted(groups.items(), key=lambda group: group[0][1]):
         minus = _defined(_matrix(runs, ids, "dice") - level)
         by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
         found.append(

@@ -136,7 +136,7 @@ def reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
             _signed_range(row.over_cases),
             _p_text(row.p_value),
         ]
-        for row in sorted(against_reference(study), key=lambda row: row.labelled)
+        for row in against_reference(study)
     ]
 
 
