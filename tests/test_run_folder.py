@@ -72,3 +72,13 @@ def test_what_was_labelled_is_a_difference_where_it_was_said(tmp_path: Path) -> 
 def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:
     settled = settle(tmp_path, RunSettings(plan=PlanSettings(device="cuda"), train=TrainSettings(device="cpu"))).plan
     assert settled.memory_budget_gb is None
+
+
+def test_a_derivative_that_was_settled_stays(tmp_path: Path) -> None:
+    """A run that began on a CPU goes on as it began elsewhere."""
+    settle(tmp_path, RunSettings(method=MethodSettings(directional_derivative="central")))
+    for name in ("plan.toml", "checkpoints"):
+        (tmp_path / name).touch()
+    assert settle(tmp_path, RunSettings()).method.directional_derivative == "central"
+    with pytest.raises(ConfigError, match=r"directional_derivative = 'central' in the run, 'forward' now"):
+        settle(tmp_path, RunSettings(method=MethodSettings(directional_derivative="forward")))

@@ -43,8 +43,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         write_settings(path, settings)
         return settings
     before = _with_absolute_root(read_settings(path), run)
-    # What was settled on some machine since (device and its memory, precision, threads, steps and what is labelled,
-    # from the budget) is no difference.
+    # What was settled on some machine since (device and its memory, precision, threads, kind of derivative, steps and
+    # what is labelled, from the budget) is no difference.
     if settings.plan.device == "auto":
         settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
     if settings.plan.memory_budget_gb is None:
@@ -52,6 +52,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
     train, method = settings.train, settings.method
     if train.precision == "auto":
         train = replace(train, precision=before.train.precision)
+    if method.directional_derivative == "auto":
+        method = replace(method, directional_derivative=before.method.directional_derivative)
     if train.threads == 0:
         train = replace(train, threads=before.train.threads)
     if before.train.calibrated:

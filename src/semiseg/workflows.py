@@ -172,7 +172,8 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     threads = set_up_torch(settings.train)
     precision = choose_precision(settings.train.precision, device)
     settled = replace(settings.train, precision=precision, threads=threads)
-    session = open_session(run, replace(settings, train=settled), device)
+    method = replace(settings.method, directional_derivative=settings.method.derivative_on(device.type))
+    session = open_session(run, replace(settings, train=settled, method=method), device)
     if settled.budget_minutes and not settled.calibrated:
         if device.type == "cpu" and not quiet:
             warn_of_other_programs(print, threads=threads)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -282,7 +281,7 @@ class MetaPseudoLabels:
                 probe,
                 g_plus,
                 dice=lesson.dice,
-                derivative=self._derivative(images),
+                derivative=self.settings.derivative_on(images.device.type),
                 epsilon=self.settings.central_epsilon,
             )
             return dense_teacher_term(feedback, lesson.q), feedback.abs().sum()
@@ -293,12 +292,6 @@ class MetaPseudoLabels:
         decay = self.settings.baseline_decay
         self.baseline = decay * self.baseline + (1 - decay) * float(h)
         return term, h
-
-    def _derivative(self, images: Tensor) -> Literal["forward", "central"]:
-        chosen = self.settings.directional_derivative
-        if chosen == "auto":
-            return "central" if images.device.type == "cpu" else "forward"
-        return chosen
 
     def _probe(self, parameters: Parameters, gradient: Parameters, rate: float) -> Probe:
         if self.settings.probe == "sgd":

@@ -252,6 +252,12 @@ class MethodSettings:
     def uses_unlabelled(self) -> bool:
         return self.name != "supervised"
 
+    def derivative_on(self, device_type: str) -> Literal["forward", "central"]:
+        """`directional_derivative`, or what is best on "cpu", "cuda" or "mps"."""
+        if self.directional_derivative != "auto":
+            return self.directional_derivative
+        return "central" if device_type == "cpu" else "forward"
+
     @property
     def normalises_feedback(self) -> bool:
         return self.feedback_normalise == "on" or (self.feedback_normalise == "auto" and self.feedback == "dense")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.data.roles import DataSettings, read_ids
+from semiseg.newer_settings import AS_BEFORE
 from semiseg.settings import RunSettings
 
 _OF_THE_MACHINE = (
@@ -26,13 +27,6 @@ _OF_THE_MACHINE = (
     "predict.tile_batch",
 )
 """Settings that scores do not depend on."""
-_AS_BEFORE = {
-    "augment.elastic_probability": 0.0,
-    "method.cutmix_ways": "both",
-    "method.label_scope": "patch",
-    "sampling.reach_outside": False,
-}
-"""Of settings whose default changed what came out: the value under which all is as before they were there."""
 _LISTS = ("label_list", "exclude")
 """Of section `[data]`: files whose ids count."""
 
@@ -47,7 +41,7 @@ def run_key(method: str, settings: RunSettings, known: Collection[str]) -> str:
 
     Raises `ConfigError` where a list of cases cannot be read.
     """
-    parts, before = _flat(settings), _flat(RunSettings()) | _AS_BEFORE
+    parts, before = _flat(settings), _flat(RunSettings()) | AS_BEFORE
     parts = {name: value for name, value in parts.items() if name in known or value != before[name]}
     for name in _LISTS:
         if file := parts.get(f"data.{name}"):

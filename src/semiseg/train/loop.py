@@ -22,6 +22,7 @@ from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.journal import Journal
 from semiseg.train.loop_state import LoopState
+from semiseg.train.origin import Origin, changed
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
@@ -36,12 +37,12 @@ def train_method(
     *,
     settings: TrainSettings,
     method_settings: MethodSettings,
-    origin: str,
+    origin: Origin,
     quiet: bool = False,
 ) -> None:
     """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one.
 
-    origin: hash of what the run is made of; a checkpoint of another one is refused with `ConfigError`. Leaves
+    origin: what the run is made of; a checkpoint of another one is refused with `ConfigError`. Leaves
     checkpoints and `metrics.jsonl`. Raises `TrainingError` where a loss is not finite (the last good checkpoint
     stays) or the device's memory does not suffice.
     """
@@ -84,16 +85,24 @@ def train_method(
                 save_checkpoint(checkpoints, checkpoint)
 
 
-def _resume(checkpoints: Path, state: LoopState, method: Method, origin: str) -> int:
+def _resume(checkpoints: Path, state: LoopState, method: Method, origin: Origin) -> int:
     """The steps that were made before: loop and method are put where the newest checkpoint left them."""
     remove_leftovers(checkpoints)
     checkpoint = load_latest(checkpoints)
     if checkpoint is None:
         return 0
-    if checkpoint.card.get("origin") != origin:
+    before = checkpoint.card.get("origin")
+    if not isinstance(before, dict):
         raise ConfigError(
-            f"{checkpoints}: trained with another plan, other cases or other settings than the run has now. Use "
-            "another run folder, undo the change, or delete the checkpoints to train anew."
+            f"{checkpoints}: made by a version of semiseg that did not keep what it was trained with. Go on with that "
+            "version, use another run folder, or delete the checkpoints to train anew."
+        )
+    if lines := changed(before, origin):
+        raise ConfigError(
+            f"{checkpoints}: trained with another plan, other cases or other settings than the run has now:\n  "
+            + "\n  ".join(lines)
+            + "\nUndo the change in run.toml or plan.toml, use another run folder, or delete the checkpoints to train "
+            "anew."
         )
     wanted, begun = state.schedule.phases.total, checkpoint.card.get("steps")
     if begun not in (None, wanted):

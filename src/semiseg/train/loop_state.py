@@ -12,6 +12,7 @@ import torch
 from semiseg.methods.base import Method
 from semiseg.train.checkpoint import Checkpoint
 from semiseg.train.inputs import StepInputs
+from semiseg.train.origin import Origin
 from semiseg.train.schedule import Schedule
 
 
@@ -57,8 +58,8 @@ class LoopState:
     locations: dict[str, Any] = field(default_factory=dict)
     epoch_losses: list[float] = field(default_factory=list)
 
-    def checkpoint(self, step: int, method: Method, origin: str) -> Checkpoint:
-        """All that is needed to go on after `step` steps. origin: hash of what the run is made of."""
+    def checkpoint(self, step: int, method: Method, origin: Origin) -> Checkpoint:
+        """All that is needed to go on after `step` steps. origin: what the run is made of."""
         tensors, numbers = method.state()
         numbers = _named("method", numbers) | _named("schedule", self.schedule.state)
         numbers |= _named("epoch_loss", {f"{i:06d}": loss for i, loss in enumerate(self.epoch_losses)})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +36,7 @@ from semiseg.train.calibrate import LARGEST_TURN, MOST_LABELLING, calibrated_ste
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.inputs import Place, TrainingData, step_inputs
 from semiseg.train.loop import train_method
+from semiseg.train.origin import Origin, origin_of
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.refresh import predicted_locations
@@ -133,11 +132,8 @@ class Session:
         drawn = set(sorted(unlabelled, key=lot)[:count])
         return tuple(case for case in unlabelled if case in drawn)
 
-    def origin(self) -> str:
-        """A hash of all that a step's result depends on, besides the number of steps and the machine."""
-        cases = [(case.id, case.role, case.hash) for case in self.cases if case.role != "test"]
-        parts = [asdict(self.plan), cases, asdict(self.sampling), asdict(self.augment), asdict(self.method)]
-        return hashlib.sha256(json.dumps([*parts, self.train.seed], sort_keys=True).encode()).hexdigest()
+    def origin(self) -> Origin:
+        return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed)
 
     def build(self, phases: Phases) -> Method:
         return build_method(

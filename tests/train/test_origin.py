@@ -1,0 +1,75 @@
+"""Whether a run may go on is told key by key, also to a run that an older version began."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiseg.augment.settings import AugmentSettings
+from semiseg.data.plan import Plan
+from semiseg.data.roles import RunCase
+from semiseg.data.sampling import SamplingSettings
+from semiseg.methods.settings import MethodSettings
+from semiseg.train.origin import Origin, changed, origin_of
+
+CASES = [
+    RunCase(id=name, images=(Path(f"{name}.nii.gz"),), label=None, split="train", role=role, hash=name * 8)
+    for name, role in (("a", "labelled"), ("b", "unlabelled"), ("c", "test"))
+]
+
+
+@pytest.fixture
+def origin(plan: Plan) -> Origin:
+    return made(plan)
+
+
+def made(plan: Plan, cases: list[RunCase] = CASES, **changes: Any) -> Origin:
+    sections = {"sampling": SamplingSettings(), "augment": AugmentSettings(), "method": MethodSettings(), "seed": 0}
+    return origin_of(plan, cases, **(sections | changes))
+
+
+def test_a_card_keeps_it(plan: Plan, origin: Origin) -> None:
+    """Tuples and whole numbers as keys are others in JSON."""
+    assert changed(json.loads(json.dumps(origin)), made(plan)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"method": MethodSettings(temperature=0.25)}, "method.temperature = 0.5 then, 0.25 now"),
+        ({"augment": AugmentSettings(mirror_axes=(0,))}, "augment.mirror_axes = [0, 1, 2] then, [0] now"),
+        ({"seed": 3}, "train.seed = 0 then, 3 now"),
+        ({"cases": [CASES[0], replace(CASES[1], hash="other"), CASES[2]]}, "cases.jsonl: other cases"),
+    ],
+)
+def test_what_differs_is_named(plan: Plan, origin: Origin, changes: dict[str, Any], line: str) -> None:
+    (told,) = changed(origin, made(plan, **changes))
+    assert told.startswith(line)
+
+
+def test_a_changed_plan_is_named_by_its_keys(plan: Plan, origin: Origin) -> None:
+    (told,) = changed(origin, made(replace(plan, batch=7)))
+    assert told == f"plan.batch = {plan.batch} then, 7 now"
+
+
+def test_test_cases_are_not_part_of_it(plan: Plan, origin: Origin) -> None:
+    assert changed(origin, made(plan, cases=[*CASES[:2], replace(CASES[2], hash="other")])) == []
+
+
+def test_a_newer_setting_is_no_difference_where_all_is_as_before_it(plan: Plan, origin: Origin) -> None:
+    """Its default, or the value that it would have had then."""
+    older = {key: value for key, value in origin.items() if key not in ("method.rounds", "method.label_scope")}
+    (told,) = changed(older, origin)
+    assert told == "method.label_scope = 'auto' now; it is newer than the run, which was made as with 'patch'"
+    assert changed(older, made(plan, method=MethodSettings(label_scope="patch"))) == []
+    (told,) = changed(older, made(plan, method=MethodSettings(label_scope="patch", rounds=9)))
+    assert told.startswith("method.rounds = 9 now")
+
+
+def test_a_setting_that_is_gone_is_a_difference(origin: Origin) -> None:
+    (told,) = changed(origin | {"method.forgotten": 1}, origin)
+    assert told == "method.forgotten = 1 then; this version of semiseg has no such setting"
