@@ -50,6 +50,19 @@ def test_set_comes_after_the_recipe_and_the_last_one_wins(tmp_path: Path) -> Non
     assert (settings.train.steps, settings.train.seed) == (7, 3)
 
 
+def test_steps_beside_a_recipes_minutes_are_refused(tmp_path: Path) -> None:
+    """They would not count: minutes become steps."""
+    recipe = write(tmp_path, "[train]\nbudget_minutes = 8\n")
+    with pytest.raises(ConfigError, match=r"--set train.steps: .*budget_minutes = 8.*Add --set train.budget_minutes=0"):
+        load_settings(recipe, ["train.steps=6"])
+    assert load_settings(recipe, ["train.steps=6", "train.budget_minutes=0"]).train.steps == 6
+
+
+def test_what_is_to_be_in_brackets_is_shown_so() -> None:
+    with pytest.raises(ConfigError, match=r"plan.patch = '32,48,32': .* Write plan.patch = \[32,48,32\]."):
+        load_settings(None, ["plan.patch=32,48,32"])
+
+
 @pytest.mark.parametrize("override", ["train.steps", "steps=3", "=3", "train.=3", ".steps=3", "train..steps=3"])
 def test_set_of_another_form_shows_the_form(override: str) -> None:
     with pytest.raises(ConfigError, match=r"section\.key=value"):

@@ -136,7 +136,9 @@ def _planned_for_here(plan: PlanSettings, device: str) -> PlanSettings:
 
 
 def budget(run: Path) -> str:
-    """What a run was allowed, for the line above a comparison."""
+    """What a run was allowed, for the line below a comparison; nothing for scores of another program's labels."""
+    if not (run / "run.toml").exists():
+        return ""
     settings = read_settings(run / "run.toml")
     labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
     minutes = f", {settings.train.budget_minutes:g} minutes" if settings.train.budget_minutes else ""

@@ -18,7 +18,7 @@ from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.files import read_toml, write_toml
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
-from semiseg.tables import refuse_unknown_keys
+from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.train.settings import TrainSettings
 
 
@@ -54,9 +54,7 @@ def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
         # By way of JSON, since only there strict types (no "5" or true for a number) take a list for a tuple.
         return _ADAPTER.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {key} = {first['input']!r}: {first['msg']}.") from None
+        raise ConfigError(f"{source}: {first_problem(error)}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 

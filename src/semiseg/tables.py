@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from semiseg.errors import ConfigError
 
 
@@ -35,6 +37,16 @@ def refuse_unknown_keys(value: dict[str, Any], kind: type, source: str, prefix: 
                 refuse_unknown_keys(table, typing.cast(type, hint), source, f"{name}.")
         elif not all(math.isfinite(number) for number in _floats(inner)):
             raise ConfigError(f"{source}: {prefix}{key} = {inner}: give a finite number.")
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong with tables that were refused, with its key."""
+    first = error.errors()[0]
+    key, given = ".".join(str(part) for part in first["loc"]), first["input"]
+    if first["type"] == "missing":
+        return f"{key} is missing: add it."
+    brackets = f" Write {key} = [{given}]." if first["type"] == "tuple_type" and isinstance(given, str | int) else ""
+    return f"{key} = {given!r}: {first['msg']}.{brackets}"
 
 
 def _floats(value: object) -> Iterator[float]:

@@ -279,7 +279,7 @@ def rank(
     baseline.
 
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
-    networks do not fit this run's.
+    networks do not fit this run's or there is none to disagree with.
     """
     from semiseg.predict.device import choose_device
     from semiseg.train.ranking import doubts, ranked, write_ranking
@@ -298,6 +298,11 @@ def rank(
     if not cases:
         raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to rank.")
     first, second = ranking_engines(session, None if against is None else Path(against))
+    if by == "disagreement" and second is None:
+        raise ConfigError(
+            f"{run}: has one network alone, which cannot contradict itself. Name another with --against, or order by "
+            "entropy."
+        )
     with _bar("ranking", quiet) as advance:
         order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
     write_ranking(run, order, by, exclude_worst=exclude_worst)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from semiseg.errors import ConfigError
 from semiseg.evaluate.label_efficiency import name_of, read_study
 from semiseg.run_folder import alone_in
 from semiseg.settings import write_settings
+from semiseg.study import runner
 from semiseg.train import session as training
 
 Command = Callable[..., Any]
@@ -82,7 +84,7 @@ def test_runs_that_are_known_are_not_made_again(
     assert answer.code == 0, answer
     assert f"{len(METHODS)} runs, {len(METHODS) - 1} of them finished before." in answer.out
     assert "[1/1] mpl" in answer.out
-    assert not (tmp_path / "runs" / "supervised-2-first-seed0").exists()
+    assert [model.parent.name.split("-")[0] for model in (tmp_path / "runs").glob("*/model")] == ["mpl"]
     again = {name_of(run): run["cases"] for run in read_study(tmp_path / "results" / "results.json")["runs"]}
     table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
     assert "| 3 | another program |" in table
@@ -104,7 +106,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     file.write_text(text.replace("labelled = 2", f"labelled = 2\n{alone}\n[[budgets]]\nlabelled = 99\n{alone}"))
     answer = semiseg_command("compare", file, "--data", phantoms, "--output", tmp_path / "runs")
     assert answer.code == 2
-    assert "supervised-99-first-seed0: the run failed:" in answer.err
+    assert re.search(r"supervised-99-first-seed0-\w{8}: the run failed: .*labelled = 99.* All of it is in", answer.err)
     assert "1 of 2 runs failed; finished runs are kept." in answer.err
     assert len(read_study(tmp_path / "runs" / "results.json")["runs"]) == 1
     # A study that stops early has been shown as far as it got.
@@ -134,10 +136,38 @@ def test_a_study_that_is_terminated_leaves_no_run_behind(study: Path, phantoms: 
         pass
 
 
+def test_a_study_without_a_dataset_is_refused_before_anything_is_made(
+    study: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    answer = semiseg_command("compare", study, "--output", tmp_path / "runs")
+    assert answer.code == 2
+    assert "methods.supervised: no dataset. Name its folder with --data FOLDER." in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "reason"),
+    [
+        ("step 3\nsemiseg: error: a: damaged.\n  b\nMend it.\n", 2, "a: damaged.\n  b\nMend it."),
+        ("semiseg: error: of a sitting before\nstep 3\n", -9, "it was ended by SIGKILL, as the system does where"),
+        ("Traceback\nKeyError: 3\n", 1, "KeyError: 3"),
+        ("", 1, "no output"),
+    ],
+)
+def test_why_a_run_failed_is_told_whole(log: str, code: int, reason: str) -> None:
+    assert runner._reason(log, code).startswith(reason)
+
+
 def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:
     answer = semiseg_command("compare", tmp_path)
     assert answer.code == 2
     assert "one run alone. Name two runs or more, or a study file" in answer.err
+
+
+def made(study: Path, method: str) -> Path:
+    """The folder of a method's run."""
+    (model,) = (study.parent / "runs").glob(f"{method}-2-first-seed0-*/model")
+    return model.parent
 
 
 @pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo"])
@@ -145,7 +175,7 @@ def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     study: Path, compared: Any, phantoms: Path, semiseg_command: Command, method: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(study.parent / "runs" / f"{method}-2-first-seed0", run)
+    shutil.copytree(made(study, method), run)
     answer = semiseg_command("rank", run, "--exclude-worst", 0.5, "--quiet")
     assert answer.code == 0, answer
     assert f"All 2 are in {run}/ranking.csv." in answer.out
@@ -157,14 +187,14 @@ def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     if method != "mpl":
         return
     excluding = tmp_path / "excluding"
-    recipe = study.parent / "runs" / f"{method}-2-first-seed0.toml"
+    recipe = made(study, method).with_suffix(".toml")
     answer = semiseg_command("prepare", excluding, "--recipe", recipe, "--set", f"data.exclude={run}/exclude.txt")
     assert answer.code == 0, answer
     assert worst not in (excluding / "cases.jsonl").read_text()
     answer = semiseg_command("rank", excluding)
     assert answer.code == 2
     assert "no checkpoint here. Train the run first" in answer.err
-    answer = semiseg_command("rank", run, "--against", study.parent / "runs" / "copy_paste-2-first-seed0", "--top", 1)
+    answer = semiseg_command("rank", run, "--against", made(study, "copy_paste"), "--top", 1)
     assert answer.code == 0, answer
     assert answer.out.count("disagreement") == 1
     answer = semiseg_command("rank", run, "--by", "entropy", "--against", run)
@@ -185,7 +215,7 @@ def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command,
 def test_minutes_are_timed_where_no_steps_are_set_and_anew_where_they_are_others(
     study: Path, phantoms: Path, semiseg_command: Command, tmp_path: Path
 ) -> None:
-    """Timed in a process of its own, and a run of other settings in the same place is made anew."""
+    """Timed in a process of its own, and a run of other settings has a folder of its own."""
     file = tmp_path / "small.toml"
     text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
     file.write_text(text.replace("labelled = 2", "labelled = 2\nmethods = ['supervised']"))
@@ -199,8 +229,10 @@ def test_minutes_are_timed_where_no_steps_are_set_and_anew_where_they_are_others
         assert f"steps in {minutes} minutes" in answer.out
     (run,) = read_study(tmp_path / "runs" / "results.json")["runs"]
     assert run["steps"] < STEPS  # 6 ms: a step or two anywhere
-    last = (tmp_path / "runs" / "supervised-2-first-seed0" / "metrics.jsonl").read_text().splitlines()[-1]
+    made = tmp_path / "runs" / f"supervised-2-first-seed0-{run['key'][:8]}"
+    last = (made / "metrics.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["step"] == run["steps"]
+    assert len(list((tmp_path / "runs").glob("supervised-2-*/model"))) >= 2  # of other settings: kept
 
 
 @pytest.mark.parametrize(
@@ -219,7 +251,8 @@ def test_steps_alone_are_not_given_where_the_budget_settles_what_is_labelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A study's runs have the steps and not the minutes: they would label all scans on top."""
-    flags = [*tiny[1::2], f"data.root={json.dumps(str(phantoms))}"]
+    flags = [flag for flag in tiny[1::2] if not flag.startswith("train.steps")]
+    flags.append(f"data.root={json.dumps(str(phantoms))}")
     settings = load_settings(None, [*flags, "method.teacher_every=0", "train.budget_minutes=1"])
     monkeypatch.setattr(
         training, "calibrated", lambda session: replace(session, method=replace(session.method, **settled))

@@ -85,6 +85,12 @@ def with_reference(text: str) -> tuple[str, str]:
         ("labelled = 160", 'labelled = "all"', r"study\.toml: budgets\.1\.labelled = 'all'"),
         ("ceiling = 160", "ceiling = 7", r"ceiling = 7: no \[\[budgets\]\] table has so many labels"),
         ('"data.development" = 40', '"train.threads" = 2', r'\[common\] "train.threads": is set by --jobs'),
+        (
+            '"method.name" = "mpl"',
+            'method.name = "mpl"',
+            r'\[methods.dense\] method: keys with a dot need quotes',
+        ),
+        ('recipe = "recipe.toml"', "", r"study\.toml: recipe is missing: add it"),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
         (*with_reference('method = "a"\nlabelled = 8\nlabeled = 8'), r"unknown key reference\.labeled"),
         (*with_reference('method = "dense"\nlabelled = 160'), r"reference: dense is a method.*Add a \[\[budgets\]\]"),

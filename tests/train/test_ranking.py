@@ -68,6 +68,13 @@ def test_disagreement_is_one_minus_the_mean_dice_of_organs(case: Path) -> None:
     assert case_doubt(open_case(case), first, Thresholds(999, 999), PLAN)["disagreement"] == 1
 
 
+def test_one_network_alone_has_no_disagreement(case: Path) -> None:
+    engine = Thresholds(50, 150)
+    alone = case_doubt(open_case(case), engine, None, PLAN)
+    assert math.isnan(alone["disagreement"])
+    assert alone | {"disagreement": 0.0} == case_doubt(open_case(case), engine, engine, PLAN)
+
+
 def test_entropy_is_of_voxels_that_may_be_an_organ(case: Path) -> None:
     sharpness = 2.0
     engine = Thresholds(99.5, 199.5, sharpness)

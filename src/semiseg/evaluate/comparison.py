@@ -108,7 +108,9 @@ def _check_comparable(first: str, a: Summary, second: str, b: Summary) -> None:
             f"{first} was scored by the rules {a['rules']}, {second} by {b['rules']}. Use the same for both."
         )
     if a["organs"] != b["organs"]:
-        raise DataError(f"{first} and {second} have different organs: {a['organs']} and {b['organs']}.")
+        raise DataError(
+            f"{first} and {second} have different organs: {a['organs']} and {b['organs']}. Name runs of one dataset."
+        )
     if a["tolerance_mm"] != b["tolerance_mm"]:
         raise DataError(
             f"{first} and {second} have different NSD tolerances: {a['tolerance_mm']} and {b['tolerance_mm']} mm. "

@@ -299,14 +299,19 @@ def _defined(values: DoubleArray) -> DoubleArray:
 
 
 def run_name(method: str, labelled: int, label_seed: int | None, seed: int) -> str:
-    """Of a run's folder."""
+    """What a run of a study is called."""
     subset = "first" if label_seed is None else f"labels{label_seed}"
     return f"{method}-{labelled}-{subset}-seed{seed}"
 
 
 def name_of(run: StudyRun) -> str:
-    """Of a run's folder."""
+    """What a run is called."""
     return run_name(run["method"], run["labelled"], run["label_seed"], run["seed"])
+
+
+def folder_name(name: str, key: str) -> str:
+    """Of a run's folder: with other settings it has another one, so that nothing that was made is overwritten."""
+    return f"{name}-{key[:8]}"
 
 
 def scores_of(summary: Summary) -> dict[str, dict[str, Scores]]:

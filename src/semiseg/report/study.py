@@ -16,6 +16,7 @@ from semiseg.evaluate.label_efficiency import (
     StudyRun,
     against_reference,
     case_mean,
+    folder_name,
     name_of,
     organ_means,
     points,
@@ -192,7 +193,7 @@ def _widest_group(study: Study) -> list[StudyRun]:
 
 
 def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
-    folders = {run["method"]: runs / name_of(run) for run in group}
+    folders = {run["method"]: runs / folder_name(name_of(run), run["key"]) for run in group}
     # Runs of earlier sittings, and of other programs, may have left no folder here.
     folders = {method: path for method, path in folders.items() if (path / "predictions" / f"{case}.nii.gz").exists()}
     if not folders:

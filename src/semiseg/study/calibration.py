@@ -16,7 +16,7 @@ def main() -> int:
     try:
         print(workflows.calibrate(run, read_settings(recipe), quiet=True))
     except SemisegError as error:
-        print(error, file=sys.stderr)
+        print(f"semiseg: error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from semiseg.evaluate.label_efficiency import (
     Study,
     StudyRun,
     case_mean,
+    folder_name,
     name_of,
     read_study,
     reference_runs,
@@ -52,6 +55,8 @@ def made_runs(
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
     runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
+    if without := [run for run, settings in runs if not settings.data.root]:
+        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
     known = _Known(results / "results.json", study, file)
     steps = _steps(study, runs, output, known, say)
     runs = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
@@ -79,7 +84,7 @@ def made_runs(
                     failed.append(error)
                     say(f"[{made}/{len(missing)}] {error}")
                     continue
-                known.add(row, output / run.name)
+                known.add(row, output / folder_name(run.name, row["key"]))
                 dice = sum(case_mean(organs, "dice") for organs in row["cases"].values()) / len(row["cases"])
                 say(f"[{made}/{len(missing)}] {run}: Dice {dice:.4f}, {row['minutes']:.1f} min, {row['steps']} steps")
                 yield known.study(keys)
@@ -127,9 +132,11 @@ def _calibrated(folder: Path, settings: RunSettings, say: Say) -> int:
     write_settings(folder / "recipe.toml", settings)
     command = [sys.executable, "-m", "semiseg.study.calibration", str(folder / "run"), str(folder / "recipe.toml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    write_text(folder / "log", done.stderr)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise DataError(f"{folder}: could not be timed: {reason[0]}")
+        raise DataError(
+            f"{folder}: could not be timed: {_reason(done.stderr, done.returncode)} All of it is in {folder}/log."
+        )
     for warning in done.stderr.splitlines():
         say(warning)
     return int(done.stdout.split()[-1])
@@ -144,16 +151,12 @@ def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
 def _result(
     run: PlannedRun, settings: RunSettings, key: str, output: Path, running: set[subprocess.Popen[bytes]]
 ) -> StudyRun:
-    """Make the run, or go on with it, and read its scores. A folder of other settings is made anew. running: holds the
-    process while it runs."""
-    folder, key_file = output / run.name, output / f"{run.name}.key"
-    if folder.exists() and (not key_file.exists() or key_file.read_text().strip() != key):
-        shutil.rmtree(folder)
+    """Make the run, or go on with it, and read its scores. running: holds the process while it runs."""
+    folder = output / folder_name(run.name, key)
     if (folder / "run.toml").exists():  # an exact resume needs the threads that it was begun with
         threads = read_settings(folder / "run.toml").train.threads
         settings = replace(settings, train=replace(settings.train, threads=threads))
-    write_text(key_file, f"{key}\n")
-    recipe, log = output / f"{run.name}.toml", output / f"{run.name}.log"
+    recipe, log = output / f"{folder.name}.toml", output / f"{folder.name}.log"
     write_settings(recipe, settings)
     command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings.train.threads)}
@@ -163,8 +166,8 @@ def _result(
         code, peak_bytes = _wait(process)
         running.discard(process)
     if code:
-        reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-        raise DataError(f"{folder}: the run failed: {reason[0]} All of it is in {log}.")
+        reason = _reason(log.read_text(errors="replace"), code)
+        raise DataError(f"{folder}: the run failed: {reason} All of it is in {log}.")
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
     summary = read_summary(folder / "summary.json")
@@ -180,6 +183,15 @@ def _result(
         peak_memory_mb=round(peak_bytes / 1e6, 1),
         cases=scores_of(summary),
     )
+
+
+def _reason(log: str, code: int) -> str:
+    """Why a process failed: its whole message, or the signal that ended it, or its last line."""
+    if code < 0:
+        memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+        return f"it was ended by {signal.Signals(-code).name}{memory}."
+    *_, said = re.split(r"^semiseg: (?:settings|error): ", log.strip(), flags=re.MULTILINE)
+    return said if said != log.strip() else (said.splitlines() or ["no output"])[-1]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from semiseg.errors import ConfigError
 from semiseg.evaluate.label_efficiency import run_name
 from semiseg.files import read_toml
 from semiseg.settings import RunSettings
-from semiseg.tables import refuse_unknown_keys
+from semiseg.tables import first_problem, refuse_unknown_keys
 
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FIRST = -1
@@ -95,6 +95,8 @@ class StudySettings:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
         tables = {"common": self.common} | {f"methods.{name}": keys for name, keys in self.methods.items()}
         for name, given in tables.items():
+            if unquoted := [key for key, value in given.items() if isinstance(value, dict)]:
+                raise ConfigError(f'[{name}] {unquoted[0]}: keys with a dot need quotes: "{unquoted[0]}.KEY" = VALUE.')
             if own := [key for key in _OF_THE_STUDY if key in given]:
                 raise ConfigError(f'[{name}] "{own[0]}": is set by {_OF_THE_STUDY[own[0]]}. Delete it here.')
         if self.ceiling and self.ceiling not in [budget.labelled for budget in self.budgets]:
@@ -140,9 +142,7 @@ def load_study(file: Path) -> StudySettings:
     try:
         return _ADAPTER.validate_json(json.dumps(tables, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file}: {key} = {first['input']!r}: {first['msg']}.") from None
+        raise ConfigError(f"{file}: {first_problem(error)}") from None
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -158,7 +158,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """What it is called."""
         return run_name(self.method, self.labelled, self.label_seed, self.seed)
 
     def __str__(self) -> str:
@@ -183,6 +183,8 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     paths = {f"data.{key}" for key in DATA_PATHS} & given.keys()
     given |= {key: str((file.parent / given[key]).resolve()) for key in paths if given[key]}
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
+    if "train.steps" in given:  # the study's own, in the place of a recipe's minutes
+        given["train.budget_minutes"] = 0.0
     if run.label_seed is not None:
         given["data.label_seed"] = run.label_seed
     if data is not None:

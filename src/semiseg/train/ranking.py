@@ -29,7 +29,8 @@ BACKGROUND = 0.99
 
 class Doubt(TypedDict):
     """A case's doubt. entropy: mean over voxels that may be an organ, as a share of the largest, `ln K`. disagreement:
-    1 - mean Dice of the two networks' labels over the organs that one of them finds (1 where neither finds any).
+    1 - mean Dice of the two networks' labels over the organs that one of them finds (1 where neither finds any; nan
+    where there is one network alone).
     organs: how many organs are found. organ_voxels: voxels of organs on the plan's grid.
     """
 
@@ -40,7 +41,7 @@ class Doubt(TypedDict):
     organ_voxels: int
 
 
-def case_doubt(case: OpenCase, first: Engine, second: Engine, plan: Plan) -> Doubt:
+def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> Doubt:
     """The doubt of one stored case; `first` is the network whose labels count, `second` the one that may contradict.
 
     Both roll over the scan together, so that neither's logits are ever whole in memory.
@@ -48,8 +49,9 @@ def case_doubt(case: OpenCase, first: Engine, second: Engine, plan: Plan) -> Dou
     classes = plan.labels.count
     overlap, sizes, voxels = np.zeros(classes), np.zeros(classes), np.zeros(classes)
     entropy = counted = 0.0
-    rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second)]
-    for mine, other in zip(*rows, strict=True):
+    rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second) if engine]
+    for mine, *others in zip(*rows, strict=True):
+        other = others[0] if others else mine
         p = _softmax(mine)
         doubtful = p[0] < BACKGROUND
         entropy += float((-(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful).sum())
@@ -61,17 +63,23 @@ def case_doubt(case: OpenCase, first: Engine, second: Engine, plan: Plan) -> Dou
         sizes += counts[0] + counts[1]
     present = sizes[1:] > 0
     dice = 2 * overlap[1:][present] / sizes[1:][present]
+    disagreement = 1 - float(dice.mean()) if present.any() else 1.0
     return Doubt(
         id=case.meta.id,
         entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,
-        disagreement=round(1 - float(dice.mean()), 6) if present.any() else 1.0,
+        disagreement=round(disagreement, 6) if second else math.nan,
         organs=int((voxels[1:] > 0).sum()),
         organ_voxels=int(voxels[1:].sum()),
     )
 
 
 def doubts(
-    cases: Sequence[Path], first: Engine, second: Engine, plan: Plan, *, progress: Callable[[int, int, str], None]
+    cases: Sequence[Path],
+    first: Engine,
+    second: Engine | None,
+    plan: Plan,
+    *,
+    progress: Callable[[int, int, str], None],
 ) -> list[Doubt]:
     """The doubt of every stored case."""
     found = []
@@ -103,7 +111,7 @@ def write_ranking(run: Path, order: Sequence[Doubt], by: Order, *, exclude_worst
     writer.writerows(order)
     write_text(run / "ranking.csv", text.getvalue())
     if exclude_worst:
-        worst = [doubt["id"] for doubt in order[: round(exclude_worst * len(order))]]
+        worst = [doubt["id"] for doubt in order[: max(1, round(exclude_worst * len(order)))]]
         write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
 
 

@@ -306,8 +306,9 @@ _SOURCES: tuple[tuple[Role, ...], ...] = (("labelled", "taught"), ("unlabelled",
 """Roles of the cases that are learnt from with labels, without, and watched."""
 
 
-def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine]:
-    """The network whose labels count, and the one that may contradict it: of the same run, or another run's model.
+def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine | None]:
+    """The network whose labels count, and the one that may contradict it: of the same run, or another run's model, or
+    None where the run has one network alone.
 
     Raises `DataError` without a checkpoint, and `ConfigError` where the other model is of another plan.
     """
@@ -323,11 +324,7 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
     first = method.networks[method.evaluated]
     if against is None:
         second = method.networks[_contradicts(method)]
-        if second is first:
-            raise ConfigError(
-                f"{session.run}: has one network alone, which cannot contradict itself. Name another with --against."
-            )
-        return TorchEngine(first, session.device), TorchEngine(second, session.device)
+        return TorchEngine(first, session.device), None if second is first else TorchEngine(second, session.device)
     other = load_model(against)
     same = ("spacing_mm", "channels", "labels", "normalisation", "patch")
     if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
