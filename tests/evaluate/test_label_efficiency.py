@@ -15,7 +15,7 @@ from semiseg.evaluate.label_efficiency import (
     StudyRun,
     against_reference,
     name_of,
-    organ_means,
+    organ_scores,
     points,
     read_study,
     write_study,
@@ -185,8 +185,17 @@ def test_cases_without_a_score_are_left_out() -> None:
 
 def test_organs_are_averaged_over_cases_and_runs() -> None:
     study = a_study(a_run("base", 4, [0.5, None, 0.7]), a_run("base", 4, [0.6, 0.8, 1.0], subset=1))
-    assert organ_means(study, "base", 4, "dice")["liver"] == pytest.approx(np.mean([0.5, 0.7, 0.6, 0.8, 1.0]))
-    assert organ_means(study, "base", 4, "nsd")["spleen"] is None
+    liver = organ_scores(study, "base", 4, "dice")["liver"]
+    assert (liver.mean, liver.difference) == (pytest.approx(np.mean([0.5, 0.7, 0.6, 0.8, 1.0])), None)
+    assert organ_scores(study, "base", 4, "nsd")["spleen"].mean is None
+
+
+def test_an_organ_is_compared_on_the_runs_of_both() -> None:
+    study = a_study(a_run("base", 4, BASE), a_run("mine", 4, BETTER), a_run("mine", 4, [1.0] * 4, subset=1))
+    liver = organ_scores(study, "mine", 4, "dice")["liver"]
+    assert liver.difference == pytest.approx(np.mean(BETTER) - np.mean(BASE))
+    assert liver.mean == pytest.approx((np.mean(BETTER) + 1.0) / 2)
+    assert organ_scores(study, "mine", 4, "nsd")["spleen"].difference is None
 
 
 def test_runs_on_other_cases_are_refused() -> None:

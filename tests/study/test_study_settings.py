@@ -88,7 +88,7 @@ def with_reference(text: str) -> tuple[str, str]:
         (
             '"method.name" = "mpl"',
             'method.name = "mpl"',
-            r'\[methods.dense\] method: keys with a dot need quotes',
+            r"\[methods.dense\] method: keys with a dot need quotes",
         ),
         ('recipe = "recipe.toml"', "", r"study\.toml: recipe is missing: add it"),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),

@@ -328,14 +328,33 @@ def case_mean(organs: Mapping[str, Scores], metric: Metric) -> float:
     return sum(defined) / len(defined) if defined else float("nan")
 
 
-def organ_means(study: Study, method: str, labelled: int, metric: Metric) -> dict[str, float | None]:
-    """Mean of each organ over cases and runs; None where it is not defined."""
-    runs = [run for run in study["runs"] if run["method"] == method and run["labelled"] == labelled]
-    means: dict[str, float | None] = {}
+@dataclass(frozen=True, kw_only=True)
+class OrganScore:
+    """mean: over cases and runs. difference: to the baseline's, over the runs that it has too. None where it is not
+    defined."""
+
+    mean: float | None
+    difference: float | None
+
+
+def organ_scores(study: Study, method: str, labelled: int, metric: Metric) -> dict[str, OrganScore]:
+    """A method's score of each organ with so many labels."""
+    runs, baseline = (
+        [run for run in study["runs"] if run["method"] == name and run["labelled"] == labelled]
+        for name in (method, study["baseline"])
+    )
+    pairs = [] if method == study["baseline"] else _pairs(baseline, runs)
+
+    def mean(of: Sequence[StudyRun], organ: str) -> float | None:
+        found = [v for run in of for case in run["cases"].values() if (v := case[organ][metric]) is not None]
+        return float(np.mean(found)) if found else None
+
+    scores = {}
     for organ in study["organs"]:
-        found = [v for run in runs for case in run["cases"].values() if (v := case[organ][metric]) is not None]
-        means[organ] = float(np.mean(found)) if found else None
-    return means
+        floor, mine = (mean([pair[side] for pair in pairs], organ) for side in (0, 1))
+        difference = None if floor is None or mine is None else mine - floor
+        scores[organ] = OrganScore(mean=mean(runs, organ), difference=difference)
+    return scores
 
 
 def _rounded(value: Any) -> Any:

@@ -18,7 +18,7 @@ from semiseg.evaluate.label_efficiency import (
     case_mean,
     folder_name,
     name_of,
-    organ_means,
+    organ_scores,
     points,
 )
 from semiseg.evaluate.statistics import Interval
@@ -58,7 +58,10 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         methods=methods,
         plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
         legend=[(series_variable(n), method) for n, method in enumerate(_drawn_methods(study, found))],
-        organ_rows=[(point, organ_means(study, point.method, point.labelled, "dice")) for point in found],
+        organ_tables=[
+            (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
+            for metric in _METRICS
+        ],
         organs=organs,
         reference_title=reference_title(study),
         against=against_reference(study),
@@ -141,12 +144,17 @@ def reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def organ_rows(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Mean Dice of each organ: a row for each method and label budget (the paper's table, turned)."""
+def organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]]]:
+    """Mean of each organ, and what it is more than the baseline's: a row for each method and label budget (the paper's
+    table, turned)."""
     rows = []
     for point in sorted(points(study, samples=1), key=lambda point: point.labelled):
-        means = organ_means(study, point.method, point.labelled, "dice")
-        rows.append([str(point.labelled), point.method, *(_plain(means[organ]) for organ in study["organs"])])
+        scores = organ_scores(study, point.method, point.labelled, metric).values()
+        cells = [
+            _plain(score.mean) + (f" ({_signed(score.difference)})" if score.difference is not None else "")
+            for score in scores
+        ]
+        rows.append([str(point.labelled), point.method, *cells])
     return ["labels", "method", *map(words, study["organs"])], rows
 
 
@@ -160,8 +168,11 @@ def study_markdown(study: Study) -> str:
         f"Machine: {machine}.\n\n"
         + markdown_table(*study_rows(study))
         + reference
-        + "\n\nMean Dice by organ:\n\n"
-        + markdown_table(*organ_rows(study))
+        + "".join(
+            f"\n\nMean {TITLES[metric]} by organ, and minus {study['baseline']} on the runs of both:\n\n"
+            + markdown_table(*organ_rows(study, metric))
+            for metric in _METRICS
+        )
         + "\n"
     )
 
