@@ -165,8 +165,9 @@ def train(run: AnyPath, *, quiet: bool = False) -> Path:
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     from semiseg.predict.device import choose_device
+    from semiseg.train.calibrate import calibrated
     from semiseg.train.precision import choose_precision
-    from semiseg.train.session import calibrated, set_up_torch, train_session
+    from semiseg.train.session import set_up_torch, train_session
 
     device = choose_device(settings.train.device)
     threads = set_up_torch(settings.train)
@@ -191,8 +192,9 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     that patches are to be labelled: the steps alone would not tell.
     """
     from semiseg.predict.device import choose_device
+    from semiseg.train.calibrate import calibrated
     from semiseg.train.precision import choose_precision
-    from semiseg.train.session import calibrated, set_up_torch
+    from semiseg.train.session import set_up_torch
 
     prepare(run, settings, quiet=quiet)
     device = choose_device(settings.train.device)
@@ -282,8 +284,7 @@ def rank(
     networks do not fit this run's or there is none to disagree with.
     """
     from semiseg.predict.device import choose_device
-    from semiseg.train.ranking import doubts, ranked, write_ranking
-    from semiseg.train.session import ranking_engines
+    from semiseg.train.ranking import doubts, ranked, ranking_engines, write_ranking
 
     run = Path(run)
     if not 0 <= exclude_worst < 1:

@@ -22,7 +22,7 @@ from semiseg.evaluate.label_efficiency import name_of, read_study
 from semiseg.run_folder import alone_in
 from semiseg.settings import write_settings
 from semiseg.study import runner
-from semiseg.train import session as training
+from semiseg.train import calibrate
 
 Command = Callable[..., Any]
 STEPS = 8
@@ -255,7 +255,7 @@ def test_steps_alone_are_not_given_where_the_budget_settles_what_is_labelled(
     flags.append(f"data.root={json.dumps(str(phantoms))}")
     settings = load_settings(None, [*flags, "method.teacher_every=0", "train.budget_minutes=1"])
     monkeypatch.setattr(
-        training, "calibrated", lambda session: replace(session, method=replace(session.method, **settled))
+        calibrate, "calibrated", lambda session: replace(session, method=replace(session.method, **settled))
     )
     with pytest.raises(ConfigError, match=message):
         workflows.calibrate(tmp_path / "run", settings, quiet=True)

@@ -22,9 +22,10 @@ from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodName, MethodSettings
 from semiseg.randomness import Draw
-from semiseg.train import session as training
+from semiseg.train import calibrate
+from semiseg.train.calibrate import calibrated
 from semiseg.train.inputs import TrainingData
-from semiseg.train.session import Session, calibrated, rehearse
+from semiseg.train.session import Session, rehearse
 from semiseg.train.settings import TrainSettings
 from semiseg.types import Shape
 
@@ -121,7 +122,7 @@ def test_steps_are_timed_as_they_are_after_the_first(
     """Cases are in memory before the first step; a refresh has been done before the one that counts."""
     timed = session(name="pseudo_rounds", rounds=40)
     refreshed: list[int] = []
-    monkeypatch.setattr(training, "predicted_locations", lambda cases, turn, count, *more: refreshed.append(count))
+    monkeypatch.setattr(calibrate, "predicted_locations", lambda cases, turn, count, *more: refreshed.append(count))
     monkeypatch.setattr(
         BatchSource, "fill_memory", lambda source, *, unlabelled: timed.steps.append((f"filled {unlabelled}", set()))
     )
@@ -157,7 +158,7 @@ def test_as_many_scans_are_labelled_as_a_quarter_of_the_budget_suffices_for(
         return calibrated(replace(made, train=replace(made.train, budget_minutes=minutes))).method
 
     seconds = 7.5  # a scan: 5 minutes for all 40
-    monkeypatch.setattr(training, "_labelling_seconds", lambda session: (seconds, len(session.open_data().unlabelled)))
+    monkeypatch.setattr(calibrate, "_labelling_seconds", lambda session: (seconds, len(session.open_data().unlabelled)))
     assert (settled(20.0).label_scope, settled(20.0).label_scans) == ("scan", 0)  # all
     assert (settled(10.0).label_scope, settled(10.0).label_scans) == ("scan", 20)
     assert settled(10.0, label_scope="scan").label_scans == 20
@@ -179,12 +180,12 @@ def test_one_scan_alone_is_timed_where_enough_can_never_be_labelled(
     source = BatchSource([store("a", shown, shown)], unlabelled, patch=(4, 4, 4), batch=2, seed=0)
     made = replace(session(name="pseudo_label"), data=TrainingData(source, unlabelled, ()))
     timed: list[int] = []
-    monkeypatch.setattr(training, "label_scans", lambda cases, *more, **options: timed.append(len(cases)))
+    monkeypatch.setattr(calibrate, "label_scans", lambda cases, *more, **options: timed.append(len(cases)))
     minute = itertools.count()
-    monkeypatch.setattr(training.time, "perf_counter", lambda: 60.0 * next(minute))
-    assert training._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=3.0))) == (60.0, 20)
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: 60.0 * next(minute))
+    assert calibrate._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=3.0))) == (60.0, 20)
     assert timed == [1]  # 16 minutes for 16 scans are more than 4 times 3
-    assert training._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=5.0))) == (15.0, 20)
+    assert calibrate._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=5.0))) == (15.0, 20)
     assert timed == [1, 1, 4]
 
 

@@ -2,25 +2,122 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
 
 from semiseg.errors import ConfigError
 from semiseg.methods.phases import PhaseName, Phases
 from semiseg.methods.settings import MethodSettings
+from semiseg.predict.engines.torch_engine import TorchEngine
+from semiseg.train.refresh import predicted_locations
+from semiseg.train.scan_labels import label_scans
+from semiseg.train.session import Session, scratch_steps, scratch_teacher_every
 
 WARM, TIMED = 4, 12
 """Steps of each phase before the clock starts, and steps that are timed."""
 MOST_LABELLING = 0.5
 """Share of a budget that labelling whole scans may take."""
-LARGEST_TURN = 2
-"""A scratch run's teacher moves at least this often, so that both kinds of step are timed as often."""
+TIMED_SCANS = 4
+"""Unlabelled scans that are labelled to know how long all take."""
+USUAL_LABELLING = 0.25
+"""Share of the budget in which unlabelled scans are labelled, if nothing is said of their number."""
+LEAST_SCANS = 16
+"""Fewer scans are too few for a student to learn from."""
+PLAINLY_MORE = 4
+"""So many budgets for the fewest scans that suffice, by the first one, and no other is timed."""
 
 
-def scratch_teacher_every(settings: MethodSettings) -> int:
-    """`teacher_every` of the scratch run that is timed."""
-    return min(settings.teacher_moves_every, LARGEST_TURN)
+def calibrated(session: Session) -> Session:
+    """The session with the number of steps that the budget in minutes allows here, and with `method.label_scope` and
+    `label_scans` settled where they are open. A scratch copy is trained for some seconds.
+
+    Validations are not in it: they come on top. Raises `ConfigError` where scans are to be labelled and cannot be.
+    """
+    session, labelling = _with_labelling(session)
+
+    def waited_for(before: Callable[[int], None], step: int) -> None:
+        if session.device.type == "cuda":  # steps are queued there; the clock is to see them done
+            torch.cuda.synchronize(session.device)
+        before(step)
+
+    steps = calibrated_steps(
+        session.train.budget_minutes,
+        session.method,
+        lambda phases, before: scratch_steps(session, phases, partial(waited_for, before), settled=True),
+        refresh_seconds=_refresh_seconds(session),
+        labelling_seconds=labelling,
+    )
+    return replace(session, train=replace(session.train, steps=steps, calibrated=True))
+
+
+def _with_labelling(session: Session) -> tuple[Session, float]:
+    """The session with `method.label_scope` and `label_scans` settled, and the seconds that labelling takes.
+
+    All scans are labelled if a quarter of the budget suffices, else as many as that does for. Where these are too few
+    to learn from, all are, in half of the budget at most, or patches.
+    """
+    method, (each, scans) = session.method, _labelling_seconds(session)
+    if not method.labels_whole_scans:
+        return session, 0.0
+    budget, seconds = 60 * session.train.budget_minutes, each * scans
+    if seconds > budget * USUAL_LABELLING and not method.label_scans:
+        count = int(budget * USUAL_LABELLING / each)
+        if count >= LEAST_SCANS:
+            method, seconds = replace(method, label_scans=count), each * count
+        elif method.label_scope == "auto" and seconds > budget * MOST_LABELLING:
+            return replace(session, method=replace(method, label_scope="patch")), 0.0
+    return replace(session, method=replace(method, label_scope="scan")), seconds
+
+
+def _labelling_seconds(session: Session) -> tuple[float, int]:
+    """What it takes to label a scan, as often as it is labelled, from some of them by a new network; and how many there
+    are. From one alone, if it plainly takes too long for enough scans to be labelled."""
+    phases = Phases.of(session.method, session.train.steps)
+    method, data = session.build(phases), session.open_data()
+    labeller = method.scan_labeller(phases.warmup_stop)
+    if not labeller or not data.unlabelled:
+        return 0.0, 0
+    engine = TorchEngine(method.networks[labeller], session.device, session.place.autocast)
+    window, times, scans = session.place.labelling_window(), 1 + len(method.scans_labelled_anew), len(data.unlabelled)
+
+    def seconds(cases: Sequence[Path]) -> float:
+        with TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            label_scans(cases, Path(folder), engine, window, session.plan, seed=session.train.seed)
+            return (time.perf_counter() - began) / len(cases) * times
+
+    first = seconds(data.unlabelled[:1])  # finds nothing loaded: more than the others take
+    if first * min(scans, LEAST_SCANS) > 60 * session.train.budget_minutes * PLAINLY_MORE:
+        return first, scans
+    return seconds(data.unlabelled[:: math.ceil(scans / TIMED_SCANS)]), scans
+
+
+def _refresh_seconds(session: Session) -> float:
+    """What the refreshes of predicted places cost a training step on average, from one refresh by a new network.
+
+    Not the first: on a GPU that one loads what all later ones find loaded.
+    """
+    method, data = session.build(Phases.of(session.method, session.train.steps)), session.open_data()
+    labels_scans = session.method.labels_whole_scans
+    if not session.train.refresh_steps or not method.labeller or labels_scans or not data.unlabelled:
+        return 0.0
+    engine = TorchEngine(method.networks[method.labeller], session.device, session.place.autocast)
+
+    def refresh(cases: int) -> float:
+        began = time.perf_counter()
+        predicted_locations(data.unlabelled, 0, cases, engine, session.plan, session.train.seed)
+        return time.perf_counter() - began
+
+    refresh(1)
+    return refresh(session.train.refresh_cases) / session.train.refresh_steps
 
 
 def calibrated_steps(

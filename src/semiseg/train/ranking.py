@@ -13,13 +13,19 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from semiseg.data.plan import Plan
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
 from semiseg.io.store import OpenCase, open_case
+from semiseg.methods.base import Method
+from semiseg.methods.phases import Phases
 from semiseg.predict.engines.base import Engine
+from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
+from semiseg.predict.model import load_model
 from semiseg.predict.window import Window
 from semiseg.randomness import Draw
+from semiseg.train.checkpoint import load_latest
 from semiseg.train.scan_labels import scan_logits
+from semiseg.train.session import Session
 from semiseg.types import DoubleArray, FloatArray
 
 Order = Literal["disagreement", "entropy", "random"]
@@ -136,3 +142,40 @@ def read_ranking(run: Path) -> list[Doubt]:
 def _softmax(logits: FloatArray) -> DoubleArray:
     shifted = np.exp((logits - logits.max(axis=0)).astype(np.float64))
     return np.asarray(shifted / shifted.sum(axis=0), dtype=np.float64)
+
+
+def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine | None]:
+    """The network whose labels count, and the one that may contradict it: of the same run, or another run's model, or
+    None where the run has one network alone.
+
+    Raises `DataError` without a checkpoint, and `ConfigError` where the other model is of another plan.
+    """
+    phases = Phases.of(session.method, session.train.steps)
+    method = session.build(phases)
+    checkpoint = load_latest(session.run / "checkpoints")
+    if checkpoint is None:
+        raise DataError(f"{session.run}: no checkpoint here. Train the run first: semiseg train {session.run}")
+    numbers = {
+        key.removeprefix("method/"): value for key, value in checkpoint.numbers.items() if key.startswith("method/")
+    }
+    method.load_state(checkpoint.tensors, numbers)
+    first = method.networks[method.evaluated]
+    if against is None:
+        second = method.networks[_contradicts(method)]
+        return TorchEngine(first, session.device), None if second is first else TorchEngine(second, session.device)
+    other = load_model(against)
+    same = ("spacing_mm", "channels", "labels", "normalisation", "patch")
+    if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
+        raise ConfigError(
+            f"{against}: has another {different[0]} than {session.run}, whose prepared scans it is to label. Name a "
+            "run that was made with the same plan."
+        )
+    return TorchEngine(first, session.device), torch_engine(other, session.device)
+
+
+def _contradicts(method: Method) -> str:
+    """The network of a method that is most independent of the one that is evaluated."""
+    for name in ("teacher_average", "teacher", "partner_average", "partner"):
+        if name in method.networks:
+            return name
+    return "student"
