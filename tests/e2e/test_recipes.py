@@ -105,7 +105,7 @@ def test_a_recipe_goes_the_whole_way_on_phantoms(
     name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     recipe = next(path for path in RECIPES if path.stem == name)
-    flags = ["--labelled", 2, *smaller(tiny)]
+    flags = ["--method", "pseudo_label", "--labelled", 2, *smaller(tiny)]
     answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", phantoms, *flags)
     assert answer.code == 0, answer
     both_phases_were_taken(tmp_path / "run")
@@ -178,7 +178,8 @@ def test_a_recipe_goes_the_whole_way_on_its_data(
     recipe = next(path for path in RECIPES if path.stem == name)
     folder, mm = REAL[name]
     data = some_cases(real_data.resolve() / folder, tmp_path / "data")
-    flags = ["--labelled", 2, *smaller(tiny, f"plan.spacing_mm=[{mm}.0, {mm}.0, {mm}.0]", "plan.patch=[8, 8, 8]")]
+    flags = ["--method", "pseudo_label", "--labelled", 2]
+    flags += smaller(tiny, f"plan.spacing_mm=[{mm}.0, {mm}.0, {mm}.0]", "plan.patch=[8, 8, 8]")
     answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", data, *flags)
     assert answer.code == 0, answer
     both_phases_were_taken(tmp_path / "run")
