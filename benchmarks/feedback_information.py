@@ -129,14 +129,12 @@ def _voxels(
 
 def _feedback(method: MetaPseudoLabels, image: Tensor, q: Tensor, labelled: Batch) -> Tensor:
     """`dJ/dq`, as training measures it."""
-    start = {name: value.detach() for name, value in method.optimisers["student"].parameters.items()}
-    with batch_statistics_only(method.student):
-        loss = pseudo_label_loss(q, method.student(image), None, SEMIMETRIC)
-        probe = sgd_probe(
-            start, gradients_of(loss, method.optimisers["student"].parameters), method.settings.probe_rate
-        )
-    _, g_plus = labelled_gradient_at(method.student, probe.parameters, labelled.images, labelled.labels, None)
-    return dense_feedback(method.student, start, image, q, None, probe, g_plus, dice=SEMIMETRIC)
+    start = {name: value.detach() for name, value in method.student.optimiser.parameters.items()}
+    with batch_statistics_only(method.student.network):
+        loss = pseudo_label_loss(q, method.student.network(image), None, SEMIMETRIC)
+        probe = sgd_probe(start, gradients_of(loss, method.student.optimiser.parameters), method.settings.probe_rate)
+    _, g_plus = labelled_gradient_at(method.student.network, probe.parameters, labelled.images, labelled.labels, None)
+    return dense_feedback(method.student.network, start, image, q, None, probe, g_plus, dice=SEMIMETRIC)
 
 
 def _areas(voxels: dict[str, NDArray[np.float64]], among: NDArray[np.bool_]) -> dict[str, float]:

@@ -96,10 +96,10 @@ def all_gradients(
     method: MetaPseudoLabels, labelled: Batch, unlabelled: UnlabelledBatch, baseline: float
 ) -> tuple[dict[str, Gradients], float]:
     """The teacher's meta gradient by each rule, and the scalar feedback."""
-    student, images = method.student, unlabelled.strong
-    weights = method.optimisers["teacher"].parameters
+    student, images = method.student.network, unlabelled.strong
+    weights = method.teacher.optimiser.parameters
     rate = method.settings.probe_rate
-    start = {name: value.detach() for name, value in method.optimisers["student"].parameters.items()}
+    start = {name: value.detach() for name, value in method.student.optimiser.parameters.items()}
 
     log_q = method.soft_labels(unlabelled.weak)
     q = log_q.exp()
@@ -139,9 +139,9 @@ def all_gradients(
 
 def probe_of(method: MetaPseudoLabels, images: Tensor, target: Tensor, start: Parameters) -> Probe:
     """The student's plain SGD step on a target."""
-    with batch_statistics_only(method.student):
+    with batch_statistics_only(method.student.network):
         gradient = gradients_of(
-            pseudo_label_loss(target, method.student(images)), method.optimisers["student"].parameters
+            pseudo_label_loss(target, method.student.network(images)), method.student.optimiser.parameters
         )
     return sgd_probe(start, gradient, method.settings.probe_rate)
 

@@ -42,8 +42,6 @@ def build_method(
         return in_channels_last(built.to(device))
 
     student = network("student", plan.student)
-    if settings.name == "supervised":
-        return Supervised(student, settings, ignore=ignore, autocast=autocast)
     if settings.name == "cross_pseudo":
         partner = network("partner", plan.student)
         return CrossPseudo(student, partner, settings, phases, ignore=ignore, autocast=autocast)
@@ -54,8 +52,9 @@ def build_method(
 
 
 _ONE_NETWORK: dict[str, Callable[..., Method]] = {
+    "supervised": Supervised,
     "mean_teacher": MeanTeacher,
     "copy_paste": CopyPaste,
     "pseudo_rounds": PseudoRounds,
 }
-"""Methods of one network that teaches itself, by way of an earlier state or an average."""
+"""Methods of one network, which learns from labels alone or teaches itself, by an earlier state or an average."""

@@ -31,24 +31,24 @@ class CopyPaste(StudentMethod):
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
-        if draw.step == self._phases.warmup_stop > 0 and self._student.average:
-            self._student.restart(self._student.average.network)
+        if draw.step == self.phases.warmup_stop > 0 and self.student.average:
+            self.student.restart(self.student.average.network)
         if unlabelled is None:
-            warm = self._phases.name(draw.step) == "warmup"
+            warm = self.phases.name(draw.step) == "warmup"
             return self.labelled_step(self._among_labelled(labelled, draw) if warm else labelled)
         with torch.no_grad():
-            logits = label_images(self._student.settled, unlabelled.weak, self._settings.teacher_mode, self._autocast)
+            logits = label_images(self.student.settled, unlabelled.weak, self.settings.teacher_mode, self.autocast)
         labels = largest_components(logits.argmax(1))
         images, truth, taught = mixed_both_ways(labelled, unlabelled.strong, labels, self._boxes(labelled, draw))
-        if self._ignore is not None:
-            truth = truth.masked_fill(truth == self._ignore, HIDDEN)
-        logits = self._student.logits(images)
+        if self.ignore is not None:
+            truth = truth.masked_fill(truth == self.ignore, HIDDEN)
+        logits = self.student.logits(images)
         both = zip(truth.chunk(2), taught.chunk(2), logits.chunk(2), strict=True)
         losses = [[supervised_loss(labels, x, ignore=HIDDEN) for labels in pair] for *pair, x in both]
         # Each direction by itself, as published: the voxels of boxes weigh as much as those around them.
         loss_true, loss_taught = (torch.stack(found).mean() for found in zip(*losses, strict=True))
-        loss = loss_true + self._settings.weight_of_unlabelled * loss_taught
-        norm = self._student.step(loss, self.learning_rate_factor)
+        loss = loss_true + self.settings.weight_of_unlabelled * loss_taught
+        norm = self.student.step(loss, self.learning_rate_factor)
         return {"labelled_loss": loss_true.detach(), "pseudo_loss": loss_taught.detach(), "gradient_norm": norm}
 
     def _boxes(self, labelled: Batch, draw: Draw) -> np.ndarray:

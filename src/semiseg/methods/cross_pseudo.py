@@ -20,7 +20,7 @@ from semiseg.randomness import Draw
 
 
 class CrossPseudo(StudentMethod):
-    """Two students; the first is validated and shipped."""
+    """Two students, of which one is validated and shipped."""
 
     def __init__(
         self,
@@ -32,22 +32,22 @@ class CrossPseudo(StudentMethod):
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        super().__init__(student, settings, phases, partner=partner, ignore=ignore, autocast=autocast)
-        self._partner = self._learners[1]
+        super().__init__(student, settings, phases, others={"partner": partner}, ignore=ignore, autocast=autocast)
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if unlabelled is None:
             return self.labelled_step(labelled)
-        weight = self._settings.weight_of_unlabelled * self.ramp(draw.step, self._settings.ramp_fraction)
+        weight = self.settings.weight_of_unlabelled * self.ramp(draw.step, self.settings.ramp_fraction)
         count = len(labelled.images)
         both = torch.cat([labelled.images, unlabelled.strong])  # one pass over both, as published
-        logits = [learner.logits(both) for learner in (self._student, self._partner)]
+        student, partner = self.learners.values()
+        logits = [learner.logits(both) for learner in (student, partner)]
         labels = [x.detach().argmax(1) for x in logits]
-        supervised = [supervised_loss(labelled.labels, x[:count], ignore=self._ignore) for x in logits]
+        supervised = [supervised_loss(labelled.labels, x[:count], ignore=self.ignore) for x in logits]
         crossed = [supervised_loss(labels[1 - i], x) for i, x in enumerate(logits)]
-        norm = self._student.step(supervised[0] + weight * crossed[0], self.learning_rate_factor)
-        self._partner.step(supervised[1] + weight * crossed[1], self.learning_rate_factor)
+        norm = student.step(supervised[0] + weight * crossed[0], self.learning_rate_factor)
+        partner.step(supervised[1] + weight * crossed[1], self.learning_rate_factor)
         return {
             "labelled_loss": supervised[0].detach(),
             "pseudo_loss": crossed[0].detach(),

@@ -1,4 +1,4 @@
-"""A network that learns: with its optimiser, its moving average, and what all methods do with one.
+"""A network that learns, with its optimiser and its moving average, and what all methods do with some of these.
 
 Shapes: B batch, C channels, K classes, D H W voxels.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C channels, K classes, D H W voxels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from semiseg.losses import deep_supervised_loss
 from semiseg.methods.base import Batch, Judged
-from semiseg.methods.optimiser import Average, NamedOptimiser, flatten_state, gradients_of, restore_state
+from semiseg.methods.optimiser import (
+    Average,
+    NamedOptimiser,
+    Parameters,
+    flatten_state,
+    gradients_of,
+    restore_state,
+)
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings, TeacherMode
 from semiseg.models.unet import UNet3d, batch_statistics_only
@@ -62,14 +69,26 @@ class Learner:
             outputs = self.network.deep_logits(labelled.images)
         return deep_supervised_loss(labelled.labels, [o.float() for o in outputs], ignore=self._ignore)
 
-    def step(self, loss: Tensor, factor: float) -> Tensor:
-        """Take an optimiser step at `factor` times the first learning rate; the gradient's norm."""
-        norm = self.optimiser.step(
-            gradients_of(loss, self.optimiser.parameters), self._settings.first_learning_rate * factor
-        )
+    def gradient(self, loss: Tensor) -> Parameters:
+        """d loss / d parameters by name."""
+        return gradients_of(loss, self.optimiser.parameters)
+
+    def update(self, gradient: Parameters, rate: float) -> Tensor:
+        """Take an optimiser step by a gradient, which the average follows; the gradient's norm."""
+        norm = self.optimiser.step(gradient, rate)
         if self.average:
             self.average.update(self.network)
         return norm
+
+    def step(self, loss: Tensor, factor: float) -> Tensor:
+        """Take an optimiser step at `factor` times the first learning rate; the gradient's norm."""
+        return self.update(self.gradient(loss), self._settings.first_learning_rate * factor)
+
+    def labelled_step(self, labelled: Batch, factor: float) -> dict[str, Tensor]:
+        """Take a step on labels alone."""
+        loss = self.labelled_loss(labelled)
+        norm = self.step(loss, factor)
+        return {"labelled_loss": loss.detach(), "gradient_norm": norm}
 
     def restart(self, weights: nn.Module) -> None:
         """Go on from other weights: momentum and average begin anew."""
@@ -103,7 +122,7 @@ def ramp_up(step: int, length: int) -> float:
 
 
 class StudentMethod:
-    """What the rivals have in common: learners, the first of which is shipped. A method adds `step`."""
+    """What methods have in common: learners by name, of which the student is shipped. A method adds `step`."""
 
     pseudo_loss = "labelled_loss"
     """Name of the loss that shows whether the training phase still learns."""
@@ -114,21 +133,27 @@ class StudentMethod:
         settings: MethodSettings,
         phases: Phases,
         *,
-        partner: UNet3d | None = None,
+        others: Mapping[str, UNet3d] | None = None,
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self._settings, self._phases, self._ignore, self._autocast = settings, phases, ignore, autocast
-        named = {"student": student} | ({"partner": partner} if partner else {})
-        learners = [Learner(name, net, settings, ignore=ignore, autocast=autocast) for name, net in named.items()]
-        self._learners, self._student = learners, learners[0]
-        self.networks: dict[str, nn.Module] = {
-            name: network for learner in learners for name, network in learner.networks.items()
+        self.settings, self.phases, self.ignore, self.autocast = settings, phases, ignore, autocast
+        self.learners = {
+            name: Learner(name, network, settings, ignore=ignore, autocast=autocast)
+            for name, network in {"student": student, **(others or {})}.items()
         }
-        self.evaluated = learners[0].evaluated
-        self.labeller: str | None = learners[0].evaluated
+        self.networks: dict[str, nn.Module] = {
+            name: network for learner in self.learners.values() for name, network in learner.networks.items()
+        }
+        self.evaluated = self.student.evaluated
+        self.labeller: str | None = self.evaluated
         self.scans_labelled_anew: Sequence[int] = ()
         self.learning_rate_factor = 1.0
+
+    @property
+    def student(self) -> Learner:
+        """The one whose network is shipped."""
+        return self.learners["student"]
 
     def judged(self, step: int) -> Judged:
         """As `Method.judged`."""
@@ -136,34 +161,37 @@ class StudentMethod:
 
     def needs_unlabelled(self, step: int) -> bool:
         """As `Method.needs_unlabelled`."""
-        return self._phases.name(step) == "train"
+        return self.phases.name(step) == "train"
 
     def scan_labeller(self, step: int) -> str | None:
         """As `Method.scan_labeller`."""
         return None
 
     def labelled_step(self, labelled: Batch) -> dict[str, Tensor]:
-        """A step of every learner on labels alone; metrics are the first's."""
-        found = []
-        for learner in self._learners:
-            loss = learner.labelled_loss(labelled)
-            norm = learner.step(loss, self.learning_rate_factor)
-            found.append({"labelled_loss": loss.detach(), "gradient_norm": norm})
-        return found[0]
+        """A step of every learner on labels alone; metrics are the student's."""
+        found = {
+            name: learner.labelled_step(labelled, self.learning_rate_factor) for name, learner in self.learners.items()
+        }
+        return found["student"]
 
     def ramp(self, step: int, fraction: float) -> float:
         """`ramp_up` over a fraction of the training phase."""
-        length = self._phases.train_stop - self._phases.warmup_stop
-        return ramp_up(step - self._phases.warmup_stop, round(fraction * length))
+        length = self.phases.train_stop - self.phases.warmup_stop
+        return ramp_up(step - self.phases.warmup_stop, round(fraction * length))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """As `Method.state`."""
-        numbers = {f"average_updates/{one.name}": float(one.average.updates) for one in self._learners if one.average}
-        return flatten_state(self.networks, {one.name: one.optimiser for one in self._learners}), numbers
+        updates = {name: float(one.average.updates) for name, one in self.learners.items() if one.average}
+        numbers = {f"average_updates/{name}": count for name, count in updates.items()}
+        return flatten_state(self.networks, self._optimisers), numbers
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
         """As `Method.load_state`."""
-        restore_state(tensors, self.networks, {one.name: one.optimiser for one in self._learners})
-        for one in self._learners:
+        restore_state(tensors, self.networks, self._optimisers)
+        for name, one in self.learners.items():
             if one.average:
-                one.average.updates = int(numbers[f"average_updates/{one.name}"])
+                one.average.updates = int(numbers[f"average_updates/{name}"])
+
+    @property
+    def _optimisers(self) -> dict[str, NamedOptimiser]:
+        return {name: learner.optimiser for name, learner in self.learners.items()}

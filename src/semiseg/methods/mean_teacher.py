@@ -28,16 +28,16 @@ class MeanTeacher(StudentMethod):
         """As `Method.step`."""
         if unlabelled is None:
             return self.labelled_step(labelled)
-        ramp = self.ramp(draw.step, self._settings.ramp_fraction)
+        ramp = self.ramp(draw.step, self.settings.ramp_fraction)
         with torch.no_grad():
             p, sure = self._taught(unlabelled.weak, ramp, draw)
         # One pass over both batches, as published: batch norm sees them together.
-        logits = self._student.logits(torch.cat([labelled.images, unlabelled.strong]))
+        logits = self.student.logits(torch.cat([labelled.images, unlabelled.strong]))
         count = len(labelled.images)
-        loss = supervised_loss(labelled.labels, logits[:count], ignore=self._ignore)
+        loss = supervised_loss(labelled.labels, logits[:count], ignore=self.ignore)
         consistency = masked_mse(functional.softmax(logits[count:], dim=1), p, sure)
-        weight = self._settings.weight_of_unlabelled * ramp
-        norm = self._student.step(loss + weight * consistency, self.learning_rate_factor)
+        weight = self.settings.weight_of_unlabelled * ramp
+        norm = self.student.step(loss + weight * consistency, self.learning_rate_factor)
         return {
             "labelled_loss": loss.detach(),
             "consistency": consistency.detach(),
@@ -49,21 +49,21 @@ class MeanTeacher(StudentMethod):
     def _taught(self, images: Tensor, ramp: float, draw: Draw) -> tuple[Tensor, Tensor]:
         """The teacher's probabilities `(B, K, D, H, W)`, and 1 where they count, `(B, 1, D, H, W)`."""
         p = self._probabilities(images)
-        if not self._settings.uncertainty_passes:
+        if not self.settings.uncertainty_passes:
             return p, torch.ones_like(p[:, :1])
         generator = torch.Generator(images.device).manual_seed(draw.torch_seed("uncertainty"))
         total = torch.zeros_like(p)
-        for _ in range(self._settings.uncertainty_passes):
+        for _ in range(self.settings.uncertainty_passes):
             noise = torch.randn(images.shape, generator=generator, device=images.device)
             noisy = images + (NOISE * noise).clamp(-LARGEST_NOISE, LARGEST_NOISE)
             total += self._probabilities(noisy)
-        mean = total / self._settings.uncertainty_passes
+        mean = total / self.settings.uncertainty_passes
         entropy = -(mean * mean.clamp_min(1e-12).log()).sum(1, keepdim=True)
         return p, (entropy < certainty_limit(ramp, p.shape[1])).to(p.dtype)
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        teacher = self._student.settled
-        return label_images(teacher, images, self._settings.teacher_mode, self._autocast).softmax(1)
+        teacher = self.student.settled
+        return label_images(teacher, images, self.settings.teacher_mode, self.autocast).softmax(1)
 
 
 def masked_mse(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:

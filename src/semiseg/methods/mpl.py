@@ -9,7 +9,6 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.errors import ConfigError
-from semiseg.losses import PseudoDice, deep_supervised_loss, one_hot, pseudo_label_loss
+from semiseg.losses import PseudoDice, one_hot, pseudo_label_loss
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.feedback import (
     NOT_TAUGHT,
@@ -32,16 +31,8 @@ from semiseg.methods.feedback import (
     scalar_teacher_term,
     sgd_probe,
 )
-from semiseg.methods.learner import label_images
-from semiseg.methods.optimiser import (
-    Average,
-    NamedOptimiser,
-    Parameters,
-    flatten_state,
-    global_norm,
-    gradients_of,
-    restore_state,
-)
+from semiseg.methods.learner import Learner, StudentMethod, label_images
+from semiseg.methods.optimiser import Parameters, global_norm
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d, batch_statistics_only
@@ -73,7 +64,7 @@ class Lesson:
     labels: Tensor
 
 
-class MetaPseudoLabels:
+class MetaPseudoLabels(StudentMethod):
     """Teacher and student; `feedback` None is plain pseudo-labelling."""
 
     def __init__(
@@ -86,19 +77,9 @@ class MetaPseudoLabels:
         ignore: int | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self.settings, self.phases = settings, phases
-        self.ignore, self.autocast = ignore, autocast
+        super().__init__(student, settings, phases, others={"teacher": teacher}, ignore=ignore, autocast=autocast)
         self.feedback = settings.feedback if settings.name == "mpl" else None
-        self.teacher, self.student = teacher.train(), student.train()
-        self.optimisers = {"teacher": NamedOptimiser(teacher, settings), "student": NamedOptimiser(student, settings)}
-        self.networks: dict[str, nn.Module] = {"teacher": teacher, "student": student}
-        self.averages: dict[str, Average] = {}
-        if settings.ema_decay:
-            self.averages = {name: Average(net, settings.ema_decay) for name, net in self.networks.items()}
-            self.networks |= {f"{name}_average": average.network for name, average in self.averages.items()}
-        self.evaluated = "student_average" if self.averages else "student"
-        self.labeller: str | None = "teacher"
-        self.learning_rate_factor = 1.0
+        self.labeller = "teacher"
         self.baseline = 0.0
         self._same_size = _sizes(teacher) == _sizes(student)
         if settings.student_start == "teacher" and not self._same_size:
@@ -109,32 +90,38 @@ class MetaPseudoLabels:
                 "teacher, which cannot take its weights: set it to 0."
             )
         self._renewals = [step for step in phases.cuts(settings.teacher_renewals) if step > phases.warmup_stop]
-        self.scans_labelled_anew: Sequence[int] = self._renewals if settings.labels_whole_scans else ()
+        self.scans_labelled_anew = self._renewals if settings.labels_whole_scans else ()
+
+    @property
+    def teacher(self) -> Learner:
+        """The one whose labels the student learns."""
+        return self.learners["teacher"]
 
     def judged(self, step: int) -> Judged:
+        """As `Method.judged`."""
         phase = self.phases.name(step)
         if phase == "warmup":
-            return Judged(self._still_teacher, "labelled_loss")
+            return Judged(self.teacher.evaluated, "labelled_loss")
         return Judged(self.evaluated, "pseudo_loss" if phase == "train" else "student_labelled_loss")
 
-    def needs_unlabelled(self, step: int) -> bool:
-        return self.phases.name(step) == "train"
-
     def scan_labeller(self, step: int) -> str | None:
+        """As `Method.scan_labeller`."""
         if not self.settings.labels_whole_scans:
             return None
-        return self.evaluated if step in self._renewals else self._still_teacher
+        return self.evaluated if step in self._renewals else self.teacher.evaluated
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
+        """As `Method.step`."""
         if draw.step == self.phases.warmup_stop:
             self._start_student()
         if draw.step in self._renewals:
-            self._set_teacher(self.networks[self.evaluated])
+            self.teacher.restart(self.student.settled)
         phase = self.phases.name(draw.step)
         if phase == "warmup":
-            return self._supervised_step("teacher", self.teacher, labelled)
+            return self.teacher.labelled_step(labelled, self.learning_rate_factor)
         if phase == "finetune" or unlabelled is None:
-            return self._supervised_step("student", self.student, labelled)
+            metrics = self.student.labelled_step(labelled, self.learning_rate_factor)
+            return {"student_labelled_loss": metrics.pop("labelled_loss")} | metrics
         return self._training_step(labelled, unlabelled, draw)
 
     # One training step, in the order of updates that method.md sets.
@@ -147,7 +134,8 @@ class MetaPseudoLabels:
 
         teacher_gradient: Parameters | None = None
         if self._teacher_moves(draw.step):
-            metrics["labelled_loss"], teacher_gradient = self._supervised_gradient("teacher", self.teacher, labelled)
+            loss = self.teacher.labelled_loss(labelled)
+            metrics["labelled_loss"], teacher_gradient = loss.detach(), self.teacher.gradient(loss)
             if self.feedback:
                 term, measured = self._feedback(lesson, gradient, labelled, rate)
                 teacher_gradient, ratio = self._add_meta_gradient(teacher_gradient, term)
@@ -156,21 +144,17 @@ class MetaPseudoLabels:
                 metrics["consistency"], extra = self._consistency(unlabelled, lesson)
                 teacher_gradient = _add(teacher_gradient, extra)
         if self.settings.student_supervised_weight:
-            with batch_statistics_only(self.student):
-                loss, extra = self._supervised_gradient("student", self.student, labelled)
+            with batch_statistics_only(self.student.network):
+                loss = self.student.labelled_loss(labelled)
+                extra = self.student.gradient(loss)
             gradient = _add(gradient, extra, self.settings.student_supervised_weight)
-            metrics["student_labelled_loss"] = loss
+            metrics["student_labelled_loss"] = loss.detach()
 
         if teacher_gradient is not None:
             teacher_rate = self.settings.teacher_rate * rate
-            metrics["teacher_gradient_norm"] = self._update("teacher", teacher_gradient, teacher_rate)
-        metrics["gradient_norm"] = self._update("student", gradient, rate)
+            metrics["teacher_gradient_norm"] = self.teacher.update(teacher_gradient, teacher_rate)
+        metrics["gradient_norm"] = self.student.update(gradient, rate)
         return metrics
-
-    @property
-    def _still_teacher(self) -> str:
-        """The name of the network that labels where no graph is wanted."""
-        return "teacher_average" if self.averages else "teacher"
 
     def _teacher_moves(self, step: int) -> bool:
         every = self.settings.teacher_moves_every
@@ -183,10 +167,10 @@ class MetaPseudoLabels:
         Without feedback its average labels, which does not shake as a moving teacher does.
         """
         if unlabelled.labels is not None:
-            log_q = one_hot(unlabelled.labels, self.student.classes).clamp_min(CERTAIN).log()
+            log_q = one_hot(unlabelled.labels, self.student.network.classes).clamp_min(CERTAIN).log()
         else:
             wants_graph = self.feedback is not None and self._teacher_moves(draw.step)
-            network = self.teacher if wants_graph else self.networks[self._still_teacher]
+            network = self.teacher.network if wants_graph else self.teacher.settled
             with torch.set_grad_enabled(wants_graph):
                 log_q = self.soft_labels(unlabelled.weak, network)
         lesson = self._lesson(unlabelled.strong, log_q)
@@ -195,7 +179,7 @@ class MetaPseudoLabels:
     def soft_labels(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
         """The teacher's (or another network's) log-probabilities of images at the temperature, by `teacher_mode`; no
         state changes."""
-        logits = label_images(network or self.teacher, images, self.settings.teacher_mode, self.autocast)
+        logits = label_images(network or self.teacher.network, images, self.settings.teacher_mode, self.autocast)
         return functional.log_softmax(logits / self.settings.temperature, dim=1)
 
     def _lesson(self, images: Tensor, log_q: Tensor) -> Lesson:
@@ -258,22 +242,20 @@ class MetaPseudoLabels:
 
     def _study(self, lesson: Lesson) -> tuple[Tensor, Parameters]:
         """The student's one pass on its batch, which moves its running statistics, and its gradient."""
-        with self._autocast(lesson.images):
-            logits = self.student(lesson.images)
-        loss = pseudo_label_loss(lesson.target, logits.float(), lesson.weight, lesson.dice)
-        return loss.detach(), gradients_of(loss, self.optimisers["student"].parameters)
+        loss = pseudo_label_loss(lesson.target, self.student.logits(lesson.images), lesson.weight, lesson.dice)
+        return loss.detach(), self.student.gradient(loss)
 
     def _feedback(self, lesson: Lesson, gradient: Parameters, labelled: Batch, rate: float) -> tuple[Tensor, Tensor]:
         """The teacher's meta term, with a graph, and the number to log. Differences and derivatives are in float32; the
         gradient after the probe is in the precision of training, as others are."""
-        parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
+        parameters = {k: v.detach() for k, v in self.student.optimiser.parameters.items()}
         probe = self._probe(parameters, gradient, rate)
         images, labels = labelled.images, labelled.labels
         if self.feedback == "dense":
-            with self._autocast(images):
-                _, g_plus = labelled_gradient_at(self.student, probe.parameters, images, labels, self.ignore)
+            with torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None):
+                _, g_plus = labelled_gradient_at(self.student.network, probe.parameters, images, labels, self.ignore)
             feedback = dense_feedback(
-                self.student,
+                self.student.network,
                 parameters,
                 lesson.images,
                 lesson.target,
@@ -285,8 +267,8 @@ class MetaPseudoLabels:
                 epsilon=self.settings.central_epsilon,
             )
             return dense_teacher_term(feedback, lesson.q), feedback.abs().sum()
-        before = labelled_loss_at(self.student, parameters, images, labels, self.ignore)
-        after = labelled_loss_at(self.student, probe.parameters, images, labels, self.ignore)
+        before = labelled_loss_at(self.student.network, parameters, images, labels, self.ignore)
+        after = labelled_loss_at(self.student.network, probe.parameters, images, labels, self.ignore)
         h = scalar_feedback(before, after)
         term = scalar_teacher_term(h, self.baseline, lesson.log_q, lesson.labels)
         decay = self.settings.baseline_decay
@@ -299,7 +281,7 @@ class MetaPseudoLabels:
         return real_probe(
             parameters,
             gradient,
-            self.optimisers["student"].momentum(),
+            self.student.optimiser.momentum(),
             rate=rate,
             momentum=self.settings.momentum,
             weight_decay=self.settings.used_weight_decay,
@@ -310,7 +292,7 @@ class MetaPseudoLabels:
 
     def _add_meta_gradient(self, supervised: Parameters, term: Tensor) -> tuple[Parameters, Tensor]:
         """The teacher's gradient with the meta term's added, and the ratio of the two norms as added."""
-        meta = gradients_of(term, self.optimisers["teacher"].parameters)
+        meta = self.teacher.gradient(term)
         meta_norm, supervised_norm = global_norm(meta), global_norm(supervised)
         scale: Tensor = torch.full_like(meta_norm, self.settings.feedback_weight)
         if self.settings.normalises_feedback:
@@ -320,54 +302,23 @@ class MetaPseudoLabels:
         return {name: value + scale * meta[name] for name, value in supervised.items()}, ratio
 
     def _consistency(self, unlabelled: UnlabelledBatch, lesson: Lesson) -> tuple[Tensor, Parameters]:
-        with batch_statistics_only(self.teacher), self._autocast(unlabelled.strong):
-            logits = self.teacher(unlabelled.strong)
-        p = functional.softmax(logits.float(), dim=1)
+        with batch_statistics_only(self.teacher.network):
+            p = functional.softmax(self.teacher.logits(unlabelled.strong), dim=1)
         loss = self.settings.consistency_weight * (p - lesson.log_q.detach().exp()).square().sum(1).mean()
-        return loss.detach(), gradients_of(loss, self.optimisers["teacher"].parameters)
+        return loss.detach(), self.teacher.gradient(loss)
 
-    # Pieces that the phases share.
-
-    def _supervised_gradient(self, name: str, network: UNet3d, labelled: Batch) -> tuple[Tensor, Parameters]:
-        with self._autocast(labelled.images):
-            outputs = network.deep_logits(labelled.images)
-        loss = deep_supervised_loss(labelled.labels, [o.float() for o in outputs], ignore=self.ignore)
-        return loss.detach(), gradients_of(loss, self.optimisers[name].parameters)
-
-    def _supervised_step(self, name: str, network: UNet3d, labelled: Batch) -> Metrics:
-        loss, gradient = self._supervised_gradient(name, network, labelled)
-        norm = self._update(name, gradient, self.settings.first_learning_rate * self.learning_rate_factor)
-        key = "labelled_loss" if name == "teacher" else "student_labelled_loss"
-        return {key: loss, "gradient_norm": norm}
-
-    def _update(self, name: str, gradient: Parameters, rate: float) -> Tensor:
-        norm = self.optimisers[name].step(gradient, rate)
-        if self.averages:
-            self.averages[name].update(self.networks[name])
-        return norm
+    # Where a phase begins.
 
     def _start_student(self) -> None:
         """After the warm-up the student begins from the teacher where the sizes agree, unless told otherwise.
 
         Where the warm-up decays on its own, the teacher too goes on from its averaged weights.
         """
-        if self.averages and self.settings.restart_rate:
-            self._set_teacher(self.averages["teacher"].network)
+        settled = self.teacher.settled
+        if self.settings.ema_decay and self.settings.restart_rate:
+            self.teacher.restart(settled)
         if self._same_size and self.settings.student_start != "fresh":
-            source = self.averages["teacher"].network if self.averages else self.teacher
-            self.student.load_state_dict(source.state_dict())
-            if self.averages:
-                self.averages["student"].restart(self.student)
-
-    def _set_teacher(self, source: nn.Module) -> None:
-        """Other weights for the teacher; its momentum and its average belonged to those that are gone."""
-        self.teacher.load_state_dict(source.state_dict())
-        self.optimisers["teacher"].load_buffers({})
-        if self.averages:
-            self.averages["teacher"].restart(self.teacher)
-
-    def _autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, self.autocast, enabled=self.autocast is not None)
+            self.student.restart(settled)
 
     def feedback_map(self, labelled: Batch, images: Tensor) -> tuple[Tensor, Tensor]:
         """For a look at it: the teacher's labels `(B, D, H, W)` of a patch and the feedback on them.
@@ -377,14 +328,16 @@ class MetaPseudoLabels:
         """
         with torch.no_grad():
             lesson = self._lesson(images, self.soft_labels(images))
-        with batch_statistics_only(self.student):
-            loss = pseudo_label_loss(lesson.target, self.student(images), lesson.weight, lesson.dice)
-            gradient = gradients_of(loss, self.optimisers["student"].parameters)
-        parameters = {k: v.detach() for k, v in self.optimisers["student"].parameters.items()}
+        with batch_statistics_only(self.student.network):
+            loss = pseudo_label_loss(lesson.target, self.student.network(images), lesson.weight, lesson.dice)
+            gradient = self.student.gradient(loss)
+        parameters = {k: v.detach() for k, v in self.student.optimiser.parameters.items()}
         probe = sgd_probe(parameters, gradient, self.settings.probe_rate)
-        _, g_plus = labelled_gradient_at(self.student, probe.parameters, labelled.images, labelled.labels, self.ignore)
+        _, g_plus = labelled_gradient_at(
+            self.student.network, probe.parameters, labelled.images, labelled.labels, self.ignore
+        )
         feedback = dense_feedback(
-            self.student,
+            self.student.network,
             parameters,
             images,
             lesson.target,
@@ -397,15 +350,14 @@ class MetaPseudoLabels:
         return given, (lesson.q * feedback).sum(1) - feedback.gather(1, given[:, None])[:, 0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        numbers = {"baseline": self.baseline}
-        numbers |= {f"average_updates/{name}": float(average.updates) for name, average in self.averages.items()}
-        return flatten_state(self.networks, self.optimisers), numbers
+        """As `Method.state`."""
+        tensors, numbers = super().state()
+        return tensors, numbers | {"baseline": self.baseline}
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
-        restore_state(tensors, self.networks, self.optimisers)
+        """As `Method.load_state`."""
+        super().load_state(tensors, numbers)
         self.baseline = numbers["baseline"]
-        for name, average in self.averages.items():
-            average.updates = int(numbers[f"average_updates/{name}"])
 
 
 def _sizes(network: nn.Module) -> list[tuple[str, torch.Size]]:

@@ -56,11 +56,11 @@ class PseudoRounds(StudentMethod):
         with torch.no_grad():
             labels = self._taught(unlabelled.weak, draw.step)
         count = len(labelled.images)
-        logits = self._student.logits(torch.cat([labelled.images, unlabelled.strong]))
-        loss = supervised_loss(labelled.labels, logits[:count], ignore=self._ignore)
+        logits = self.student.logits(torch.cat([labelled.images, unlabelled.strong]))
+        loss = supervised_loss(labelled.labels, logits[:count], ignore=self.ignore)
         pseudo = supervised_loss(labels, logits[count:], ignore=HIDDEN)
-        total = loss + self._settings.weight_of_unlabelled * pseudo
-        norm = self._student.step(total, self.learning_rate_factor)
+        total = loss + self.settings.weight_of_unlabelled * pseudo
+        norm = self.student.step(total, self.learning_rate_factor)
         return {
             "labelled_loss": loss.detach(),
             "pseudo_loss": pseudo.detach(),
@@ -71,21 +71,21 @@ class PseudoRounds(StudentMethod):
     def _begin_round(self, *, first: bool) -> None:
         teacher, before = self._teachers["teacher"], self._teachers["teacher_before"]
         before.load_state_dict(teacher.state_dict())
-        teacher.load_state_dict(self._student.settled.state_dict())
-        if first and self._settings.restart_rate:
-            self._student.restart(teacher)
+        teacher.load_state_dict(self.student.settled.state_dict())
+        if first and self.settings.restart_rate:
+            self.student.restart(teacher)
 
     def _taught(self, images: Tensor, step: int) -> Tensor:
         """The labels `(B, D, H, W)` of this round, `HIDDEN` where they do not count."""
         labels, classes = self._labels("teacher", images)
-        if self._settings.rounds < 2 or step < self._starts[1]:
+        if self.settings.rounds < 2 or step < self._starts[1]:
             return labels
         before, _ = self._labels("teacher_before", images)
-        agreed = agreement(labels, before, classes) >= self._settings.round_agreement
+        agreed = agreement(labels, before, classes) >= self.settings.round_agreement
         return labels.masked_fill((labels != before) | ~agreed[:, None, None, None], HIDDEN)
 
     def _labels(self, teacher: str, images: Tensor) -> tuple[Tensor, int]:
-        logits = label_images(self._teachers[teacher], images, self._settings.teacher_mode, self._autocast)
+        logits = label_images(self._teachers[teacher], images, self.settings.teacher_mode, self.autocast)
         return logits.argmax(1), logits.shape[1]
 
 
