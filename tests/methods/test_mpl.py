@@ -367,6 +367,38 @@ def test_the_student_becomes_the_teacher_at_equal_distances() -> None:
     assert same(copied(trained.teacher.network), student)
 
 
+def test_what_the_teacher_before_contradicts_does_not_count_after_a_renewal() -> None:
+    """The renewal comes before step 4; the teacher of the warm-up is then the one before."""
+    settings = replace(PLAIN, name="pseudo_label", teacher_every=0, teacher_renewals=1, renewal_filter=True)
+    trained = method(replace(settings, round_agreement=0.0), PHASES)
+    run(trained, 0, 4)
+    before = copied(trained.teacher.network)
+    labelled, unlabelled = batches(4)
+    assert trained._teach(labelled, unlabelled, Draw(seed=4, step=3)).weight is None
+    run(trained, 4, 5)
+    assert same(copied(trained.networks["teacher_before"]), before)
+    lesson = trained._teach(labelled, unlabelled, Draw(seed=4, step=5))
+    with torch.no_grad():
+        trained.networks["teacher_before"].eval()
+        other = trained.networks["teacher_before"](unlabelled.weak).argmax(1)
+    hidden = lesson.log_q.argmax(1) != other
+    assert 0 < hidden.float().mean() < 1
+    assert lesson.weight is not None
+    assert torch.equal(lesson.weight[:, 0] == 0, hidden)
+    assert torch.equal(lesson.labels == NOT_TAUGHT, hidden)
+    trained.settings = replace(settings, round_agreement=1.0)
+    lesson = trained._teach(labelled, unlabelled, Draw(seed=4, step=5))
+    assert lesson.weight is not None
+    assert not lesson.weight.any(), "no patch is agreed on altogether"
+
+
+def test_a_filter_without_renewals_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"renewal_filter compares .* method.teacher_renewals = 0"):
+        MethodSettings(renewal_filter=True)
+    with pytest.raises(ConfigError, match=r'label_scope = "scan" .* renewal_filter = true needs labels of each patch'):
+        MethodSettings(renewal_filter=True, teacher_renewals=1, label_scope="scan")
+
+
 def test_a_student_of_another_size_cannot_become_the_teacher() -> None:
     with pytest.raises(ConfigError, match=r"teacher_renewals = 1.*another size"):
         method(replace(PLAIN, teacher_renewals=1), student=wider())

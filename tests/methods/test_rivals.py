@@ -17,6 +17,7 @@ from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.losses import supervised_loss
+from semiseg.methods.agreement import agreement
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.build import build_method
 from semiseg.methods.copy_paste import BOX_EDGE, CopyPaste, largest_components, mixed_both_ways
@@ -25,7 +26,7 @@ from semiseg.methods.learner import HIDDEN, label_images, ramp_up
 from semiseg.methods.mean_teacher import MeanTeacher, certainty_limit, masked_mse
 from semiseg.methods.optimiser import NamedOptimiser, gradients_of
 from semiseg.methods.phases import Phases
-from semiseg.methods.pseudo_rounds import PseudoRounds, agreement
+from semiseg.methods.pseudo_rounds import PseudoRounds
 from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
 

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.errors import ConfigError
 from semiseg.losses import PseudoDice, one_hot, pseudo_label_loss
+from semiseg.methods.agreement import contradicted
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.feedback import (
     NOT_TAUGHT,
@@ -91,6 +93,8 @@ class MetaPseudoLabels(StudentMethod):
             )
         self._renewals = [step for step in phases.cuts(settings.teacher_renewals) if step > phases.warmup_stop]
         self.scans_labelled_anew = self._renewals if settings.labels_whole_scans else ()
+        if settings.renewal_filter:
+            self.networks["teacher_before"] = copy.deepcopy(teacher).requires_grad_(False)
 
     @property
     def teacher(self) -> Learner:
@@ -115,6 +119,8 @@ class MetaPseudoLabels(StudentMethod):
         if draw.step == self.phases.warmup_stop:
             self._start_student()
         if draw.step in self._renewals:
+            if self.settings.renewal_filter:
+                self.networks["teacher_before"].load_state_dict(self.teacher.settled.state_dict())
             self.teacher.restart(self.student.settled)
         phase = self.phases.name(draw.step)
         if phase == "warmup":
@@ -174,6 +180,8 @@ class MetaPseudoLabels(StudentMethod):
             with torch.set_grad_enabled(wants_graph):
                 log_q = self.soft_labels(unlabelled.weak, network)
         lesson = self._lesson(unlabelled.strong, log_q)
+        if self.settings.renewal_filter and self._renewals and draw.step >= self._renewals[0]:
+            lesson = self._filtered(lesson, unlabelled.weak)
         return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
 
     def soft_labels(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
@@ -196,6 +204,19 @@ class MetaPseudoLabels(StudentMethod):
         if self.settings.student_dice in ("true_labels", "off"):
             dice = PseudoDice(torch.zeros_like(target[:, :1]))
         return Lesson(images, q, target, weight, dice, log_q, labels)
+
+    def _filtered(self, lesson: Lesson, images: Tensor) -> Lesson:
+        """Without what the teacher before contradicts."""
+        with torch.no_grad():
+            before = self.soft_labels(images, self.networks["teacher_before"]).argmax(1)
+        labels = lesson.log_q.detach().argmax(1)
+        hidden = contradicted(labels, before, lesson.q.shape[1], self.settings.round_agreement)
+        counts = (~hidden)[:, None].float()
+        return replace(
+            lesson,
+            weight=counts if lesson.weight is None else lesson.weight * counts,
+            labels=lesson.labels.masked_fill(hidden, NOT_TAUGHT),
+        )
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
         """Parts of the labelled patches and their labels in the place of parts of the student's.

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from semiseg.errors import ConfigError
-from semiseg.losses import one_hot, supervised_loss
+from semiseg.losses import supervised_loss
+from semiseg.methods.agreement import contradicted
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import HIDDEN, StudentMethod, label_images
 from semiseg.methods.phases import Phases
@@ -81,18 +82,8 @@ class PseudoRounds(StudentMethod):
         if self.settings.rounds < 2 or step < self._starts[1]:
             return labels
         before, _ = self._labels("teacher_before", images)
-        agreed = agreement(labels, before, classes) >= self.settings.round_agreement
-        return labels.masked_fill((labels != before) | ~agreed[:, None, None, None], HIDDEN)
+        return labels.masked_fill(contradicted(labels, before, classes, self.settings.round_agreement), HIDDEN)
 
     def _labels(self, teacher: str, images: Tensor) -> tuple[Tensor, int]:
         logits = label_images(self._teachers[teacher], images, self.settings.teacher_mode, self.autocast)
         return logits.argmax(1), logits.shape[1]
-
-
-def agreement(a: Tensor, b: Tensor, classes: int) -> Tensor:
-    """Mean Dice over the organs that one of two label maps `(B, D, H, W)` has, a patch each; 1 where both have none."""
-    first, second = one_hot(a, classes)[:, 1:].flatten(2), one_hot(b, classes)[:, 1:].flatten(2)
-    sizes = first.sum(2) + second.sum(2)
-    dice = 2 * (first * second).sum(2) / sizes.clamp_min(1.0)
-    present = (sizes > 0).to(dice.dtype)
-    return torch.where(present.sum(1) > 0, (dice * present).sum(1) / present.sum(1).clamp_min(1.0), 1.0)

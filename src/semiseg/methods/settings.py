@@ -87,6 +87,9 @@ class MethodSettings:
     teacher_renewals: int = 0
     """So many times in the training phase, at equal distances, the student's weights become the teacher's: what the
     student gained is labelled with. The networks must be of one size."""
+    renewal_filter: bool = False
+    """After a renewal voxels on which the teacher and the one before it disagree do not count for the student, nor
+    patches of which `round_agreement` says so: what `pseudo_rounds` does. For labels of patches; one more pass."""
     student_start: Literal["auto", "teacher", "fresh"] = "auto"
     """The student's weights after the warm-up; auto copies the teacher where the sizes agree."""
 
@@ -137,7 +140,8 @@ class MethodSettings:
     rounds: int = 3
     """pseudo_rounds: rounds after the warm-up."""
     round_agreement: float = 0.7
-    """pseudo_rounds: patches count on which the last two rounds' labels have at least this mean Dice."""
+    """pseudo_rounds and `renewal_filter`: patches count on which the last two teachers' labels have at least this mean
+    Dice."""
 
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
@@ -192,6 +196,12 @@ class MethodSettings:
         if self.name in _LABELS_BY_AVERAGE and not self.ema_decay:
             raise ConfigError(f"method.ema_decay = 0, but the teacher of {self.name} is the average: give 0.99, say.")
 
+        if self.renewal_filter and not self.teacher_renewals:
+            raise ConfigError(
+                "method.renewal_filter compares a teacher with the one before it, but method.teacher_renewals = 0: "
+                "renew it, or leave the filter out."
+            )
+
         if self.label_scope == "scan" and self._needs_patch_labels:
             raise ConfigError(
                 f'method.label_scope = "scan" labels once, with hard labels, but {self._needs_patch_labels} needs '
@@ -240,6 +250,7 @@ class MethodSettings:
             'name = "mpl"': self.name == "mpl",
             f"teacher_every = {self.teacher_every}": self.name == "pseudo_label" and self.teacher_moves_every > 0,
             f"confidence_threshold = {self.confidence_threshold}": self.confidence_threshold > 0,
+            "renewal_filter = true": self.renewal_filter,
         }
         return next((setting for setting, given in needs.items() if given), "")
 
