@@ -103,7 +103,7 @@ def running(name: str) -> bool:
 def test_labels_that_were_made_before_are_what_the_student_learns() -> None:
     settings = MethodSettings(name="pseudo_label", warmup_fraction=0, cutmix_fraction=0, ema_decay=0)
     trained = method(settings)
-    assert trained.scan_labeller(0) == "teacher"
+    assert trained.scan_labellers(0) == ("teacher",)
     labelled, unlabelled = batches(0)
     labels = torch.randint(0, CLASSES, (2, *SHAPE), generator=torch.Generator().manual_seed(5))
     metrics = trained.step(labelled, replace(unlabelled, labels=labels), Draw(seed=4, step=0))
@@ -115,14 +115,14 @@ def test_labels_that_were_made_before_are_what_the_student_learns() -> None:
 
 
 def test_a_teacher_that_moves_labels_patches() -> None:
-    assert method(MethodSettings(name="pseudo_label")).scan_labeller(0) == "teacher_average"
+    assert method(MethodSettings(name="pseudo_label")).scan_labellers(0) == ("teacher_average",)
     for changes in ({"name": "mpl"}, {"teacher_every": 2}, {"confidence_threshold": 0.5}):
-        assert method(MethodSettings(**{"name": "pseudo_label"} | changes)).scan_labeller(0) is None
+        assert method(MethodSettings(**{"name": "pseudo_label"} | changes)).scan_labellers(0) == ()
         with pytest.raises(
             ConfigError, match=r'^method.label_scope = "scan" labels once, with hard labels, but \w+ = '
         ):
             MethodSettings(**{"name": "pseudo_label", "label_scope": "scan"} | changes)
-    assert method(MethodSettings(name="pseudo_label", label_scope="patch")).scan_labeller(0) is None
+    assert method(MethodSettings(name="pseudo_label", label_scope="patch")).scan_labellers(0) == ()
     assert not MethodSettings(name="supervised", label_scope="scan").labels_whole_scans, "of no meaning there"
 
 
@@ -135,7 +135,7 @@ def test_a_renewed_teacher_labels_all_scans_anew() -> None:
     """By the student's weights, which become the teacher's in that step."""
     trained = method(MethodSettings(name="pseudo_label", warmup_fraction=0, teacher_renewals=1), phases=PHASES)
     assert trained.scans_labelled_anew == [4]
-    assert [trained.scan_labeller(step) for step in (2, 3, 4, 5)] == [
+    assert [trained.scan_labellers(step)[0] for step in (2, 3, 4, 5)] == [
         *["teacher_average"] * 2,
         "student_average",
         "teacher_average",

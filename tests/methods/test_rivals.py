@@ -18,11 +18,11 @@ from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.losses import supervised_loss
 from semiseg.methods.agreement import agreement
-from semiseg.methods.base import Batch, Method, UnlabelledBatch
+from semiseg.methods.base import HIDDEN, Batch, Method, UnlabelledBatch
 from semiseg.methods.build import build_method
 from semiseg.methods.copy_paste import BOX_EDGE, CopyPaste, largest_components, mixed_both_ways
 from semiseg.methods.cross_pseudo import CrossPseudo
-from semiseg.methods.learner import HIDDEN, label_images, ramp_up
+from semiseg.methods.learner import label_images, ramp_up
 from semiseg.methods.mean_teacher import MeanTeacher, certainty_limit, masked_mse
 from semiseg.methods.optimiser import NamedOptimiser, gradients_of
 from semiseg.methods.phases import Phases
@@ -349,6 +349,22 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
         teacher = weights(method.networks["teacher"])
         seen.append(all(torch.equal(value, settled[name]) for name, value in teacher.items()))
     assert seen == [True, False, True, False, True, False]  # steps 2, 4 and 6 begin rounds
+
+
+def test_rounds_may_label_whole_scans() -> None:
+    """By who is the teacher from then on; after the first round the teacher before may contradict it."""
+    method = built("pseudo_rounds", Phases(2, 8, 8), rounds=3, label_scope="scan")
+    assert list(method.scans_labelled_anew) == [4, 6]
+    found = [method.scan_labellers(step) for step in range(2, 8)]
+    new, old = "student_average", ("teacher", "teacher_before")
+    assert found == [(new,), old[:1], (new, "teacher"), old, (new, "teacher"), old]
+    assert built("pseudo_rounds", Phases(2, 8, 8)).scan_labellers(2) == ()
+    labelled, unlabelled = batches(3)
+    labels = torch.full_like(labelled.labels, HIDDEN)
+    labels[:, :1] = 1
+    run(method, 2, 3)
+    row = method.step(labelled, UnlabelledBatch(unlabelled.weak, unlabelled.strong, labels), Draw(seed=1, step=3))
+    assert float(row["counted"]) == pytest.approx(1 / labels.shape[1])
 
 
 def test_voxels_and_patches_that_two_rounds_disagree_on_do_not_count() -> None:

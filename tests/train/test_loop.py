@@ -53,8 +53,8 @@ class Told:
     def needs_unlabelled(self, step: int) -> bool:
         return False
 
-    def scan_labeller(self, step: int) -> str | None:
-        return None
+    def scan_labellers(self, step: int) -> tuple[str, ...]:
+        return ()
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         assert unlabelled is None

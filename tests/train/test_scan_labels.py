@@ -13,9 +13,10 @@ import torch
 from semiseg.data.plan import Plan
 from semiseg.geometry import Box
 from semiseg.io.store import open_case, open_labels
+from semiseg.methods.base import HIDDEN
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.window import Window
-from semiseg.train.scan_labels import around_body, folder_of, label_file, label_scans
+from semiseg.train.scan_labels import AgreedLabels, around_body, folders_of, label_file, label_scans
 
 Store = Callable[..., Path]
 WINDOW = Window(patch=(4, 4, 4))
@@ -75,14 +76,27 @@ def test_a_damaged_label_map_is_made_anew(
 def test_labels_belong_to_what_made_them(shown: np.ndarray, store: Store, tmp_path: Path) -> None:
     """Weights, window and scans; folders of others go, and nothing else."""
     network, cases, kept = torch.nn.Conv3d(1, 2, 1), [store("a", shown)], tmp_path / "kept"
-    folder = folder_of(kept, network, WINDOW, cases)
+    folder = folders_of(kept, [(network, WINDOW)], cases)[0]
     folder.mkdir(parents=True)
     (kept / ".DS_Store").touch()
-    assert folder_of(kept, network, WINDOW, cases) == folder
+    assert folders_of(kept, [(network, WINDOW)], cases)[0] == folder
     assert folder.is_dir()
-    others = {folder_of(kept, network, replace(WINDOW, mirror_axes=(2,)), cases), folder_of(kept, network, WINDOW, [])}
+    others = {
+        folders_of(kept, [(network, replace(WINDOW, mirror_axes=(2,)))], cases)[0],
+        folders_of(kept, [(network, WINDOW)], [])[0],
+    }
     with torch.no_grad():
         network.bias += 1  # type: ignore[operator]
-    others.add(folder_of(kept, network, WINDOW, cases))
+    others.add(folders_of(kept, [(network, WINDOW)], cases)[0])
     assert len(others - {folder}) == 3
     assert [file.name for file in kept.iterdir()] == [".DS_Store"], "labels of a teacher that is no more"
+
+
+def test_two_maps_are_one_that_hides_where_they_differ() -> None:
+    labels, others = (np.random.default_rng(seed).integers(0, 3, (4, 5, 6)).astype(np.uint8) for seed in (0, 1))
+    agreed = AgreedLabels(labels, others)
+    where = (slice(1, 3), slice(0, 5), slice(2, 4))
+    expected = np.where(labels == others, labels.astype(int), HIDDEN)
+    assert np.array_equal(agreed[where], expected[where])
+    assert np.array_equal(np.asarray(agreed[:]), expected)
+    assert agreed[where].dtype == agreed.dtype

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from semiseg.randomness import Draw
 
+HIDDEN = -100
+"""In a label map: a voxel that a loss does not count (`ignore=HIDDEN`)."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,8 +26,8 @@ class Batch:
 class UnlabelledBatch:
     """Two views `(B, C, D, H, W)` of the same unlabelled patches, in the same geometry.
 
-    weak: for the teacher. strong: for the student. labels: `(B, D, H, W)` int64 that the method's `scan_labeller` gave
-    these places when it labelled whole scans, or None.
+    weak: for the teacher. strong: for the student. labels: `(B, D, H, W)` int64 that the method's `scan_labellers` gave
+    these places when they labelled whole scans, `HIDDEN` where they contradict each other, or None.
     """
 
     weak: Tensor
@@ -66,8 +69,9 @@ class Method(Protocol):
         """Whether a step looks at unlabelled patches."""
         ...
 
-    def scan_labeller(self, step: int) -> str | None:
-        """Name of the network whose labels of whole unlabelled scans the patches of a step come with, if any's do."""
+    def scan_labellers(self, step: int) -> Sequence[str]:
+        """Names of the network whose labels of whole unlabelled scans the patches of a step come with, and of one that
+        may contradict it; none where patches come without."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from semiseg.augment.cutmix import apply_cutmix, sample_boxes
 from semiseg.losses import supervised_loss
-from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.learner import HIDDEN, StudentMethod, label_images
+from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
+from semiseg.methods.learner import StudentMethod, label_images
 from semiseg.ops.cleaning import largest_component
 from semiseg.randomness import Draw
 

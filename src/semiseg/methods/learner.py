@@ -27,9 +27,6 @@ from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings, TeacherMode
 from semiseg.models.unet import UNet3d, batch_statistics_only
 
-HIDDEN = -100
-"""In a label map: a voxel that a loss does not count (`ignore=HIDDEN`)."""
-
 
 class Learner:
     """One network of a method."""
@@ -163,9 +160,9 @@ class StudentMethod:
         """As `Method.needs_unlabelled`."""
         return self.phases.name(step) == "train"
 
-    def scan_labeller(self, step: int) -> str | None:
-        """As `Method.scan_labeller`."""
-        return None
+    def scan_labellers(self, step: int) -> Sequence[str]:
+        """As `Method.scan_labellers`."""
+        return ()
 
     def labelled_step(self, labelled: Batch) -> dict[str, Tensor]:
         """A step of every learner on labels alone; metrics are the student's."""

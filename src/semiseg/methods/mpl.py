@@ -10,6 +10,7 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,11 +109,11 @@ class MetaPseudoLabels(StudentMethod):
             return Judged(self.teacher.evaluated, "labelled_loss")
         return Judged(self.evaluated, "pseudo_loss" if phase == "train" else "student_labelled_loss")
 
-    def scan_labeller(self, step: int) -> str | None:
-        """As `Method.scan_labeller`."""
+    def scan_labellers(self, step: int) -> Sequence[str]:
+        """As `Method.scan_labellers`."""
         if not self.settings.labels_whole_scans:
-            return None
-        return self.evaluated if step in self._renewals else self.teacher.evaluated
+            return ()
+        return (self.evaluated if step in self._renewals else self.teacher.evaluated,)
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
         """As `Method.step`."""

@@ -1,14 +1,15 @@
 """Pseudo-labelling in rounds, filtered by agreement between rounds (what FLARE22's winner, Huang et al., did by hand).
 
-In every round a network that stands still labels the unlabelled patches, and the student learns from these labels and
-from the true ones; then the student labels for the next round. From the second round on, voxels on which the last two
-rounds disagree do not count, nor do patches that they disagree on altogether. Shapes: B batch, C channels, K classes,
-D H W voxels.
+In every round a network that stands still labels the unlabelled patches, as they are drawn or in whole scans before,
+and the student learns from these labels and from the true ones; then the student labels for the next round. From the
+second round on, voxels on which the last two rounds disagree do not count, nor do patches that they disagree on
+altogether (where patches are labelled). Shapes: B batch, C channels, K classes, D H W voxels.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch import Tensor
 from semiseg.errors import ConfigError
 from semiseg.losses import supervised_loss
 from semiseg.methods.agreement import contradicted
-from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.learner import HIDDEN, StudentMethod, label_images
+from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
+from semiseg.methods.learner import StudentMethod, label_images
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.unet import UNet3d
@@ -47,6 +48,15 @@ class PseudoRounds(StudentMethod):
         self._starts = [phases.warmup_stop, *phases.cuts(settings.rounds - 1)]
         self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
         self.networks |= self._teachers
+        if settings.labels_whole_scans:
+            self.scans_labelled_anew = self._starts[1:]
+
+    def scan_labellers(self, step: int) -> Sequence[str]:
+        """As `Method.scan_labellers`; before the first step of a round the student is not its teacher yet."""
+        if not self.settings.labels_whole_scans:
+            return ()
+        now = (self.evaluated, "teacher") if step in self._starts else ("teacher", "teacher_before")
+        return now[: 1 + any(step >= start for start in self._starts[1:])]
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
@@ -54,8 +64,10 @@ class PseudoRounds(StudentMethod):
             self._begin_round(first=draw.step == self._starts[0])
         if unlabelled is None:
             return self.labelled_step(labelled)
-        with torch.no_grad():
-            labels = self._taught(unlabelled.weak, draw.step)
+        labels = unlabelled.labels
+        if labels is None:
+            with torch.no_grad():
+                labels = self._taught(unlabelled.weak, draw.step)
         count = len(labelled.images)
         logits = self.student.logits(torch.cat([labelled.images, unlabelled.strong]))
         loss = supervised_loss(labelled.labels, logits[:count], ignore=self.ignore)

@@ -102,9 +102,10 @@ class MethodSettings:
     teacher_mode: TeacherMode = "eval"
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     label_scope: Literal["auto", "patch", "scan"] = "auto"
-    """What pseudo_label's teacher labels: each augmented patch as it is drawn, or unlabelled scans once, whole, after
-    the warm-up, with hard labels (all, or `label_scans`). A patch by itself is labelled worse near its faces, the more
-    so the smaller it is against the organs. auto is scan where nothing needs the teacher's probabilities or moves it.
+    """What the teacher of pseudo_label and pseudo_rounds labels: each augmented patch as it is drawn, or unlabelled
+    scans once, whole, after the warm-up, with hard labels (all, or `label_scans`). A patch by itself is labelled worse
+    near its faces, the more so the smaller it is against the organs. auto is scan for pseudo_label where nothing needs
+    the teacher's probabilities or moves it. pseudo_rounds labels anew in every round; its filter is of voxels then.
     With scan, temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
     label_scans: int = 0
     """Where whole scans are labelled: so many, drawn by the seed, and no other is learnt from. 0 is all, or with
@@ -241,6 +242,8 @@ class MethodSettings:
     @property
     def labels_whole_scans(self) -> bool:
         """Whether `label_scope` comes to scan."""
+        if self.name == "pseudo_rounds":
+            return self.label_scope == "scan"
         return self.name == "pseudo_label" and self.label_scope != "patch" and not self._needs_patch_labels
 
     @property

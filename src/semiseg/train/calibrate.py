@@ -82,10 +82,10 @@ def _labelling_seconds(session: Session) -> tuple[float, int]:
     are. From one alone, if it plainly takes too long for enough scans to be labelled."""
     phases = Phases.of(session.method, session.train.steps)
     method, data = session.build(phases), session.open_data()
-    labeller = method.scan_labeller(phases.warmup_stop)
-    if not labeller or not data.unlabelled:
+    labellers = method.scan_labellers(phases.warmup_stop)
+    if not labellers or not data.unlabelled:
         return 0.0, 0
-    engine = TorchEngine(method.networks[labeller], session.device, session.place.autocast)
+    engine = TorchEngine(method.networks[labellers[0]], session.device, session.place.autocast)
     window, times, scans = session.place.labelling_window(), 1 + len(method.scans_labelled_anew), len(data.unlabelled)
 
     def seconds(cases: Sequence[Path]) -> float:

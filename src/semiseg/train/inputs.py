@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.io.store import open_labels
+from semiseg.io.store import StoredCase, open_labels
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.predict.engines.torch_engine import TorchEngine
@@ -25,7 +25,7 @@ from semiseg.predict.window import Window
 from semiseg.randomness import Draw
 from semiseg.train.progress import every_so_often
 from semiseg.train.refresh import predicted_locations
-from semiseg.train.scan_labels import folder_of, label_file, label_scans
+from semiseg.train.scan_labels import AgreedLabels, folders_of, label_file, label_scans
 from semiseg.train.settings import TrainSettings
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray, Shape
@@ -79,13 +79,13 @@ def step_inputs(
 ) -> Iterator[StepInputs]:
     """Step and augmented batches for all steps from `start` on, phase by phase.
 
-    A method's `scan_labeller` labels the unlabelled scans before the first of their patches. Else, where
+    A method's `scan_labellers` label the unlabelled scans before the first of their patches. Else, where
     `refresh_steps` asks for it, its labeller predicts some of them in between, into `locations`. say: told how far
     labelling is.
     """
     locations = {} if locations is None else locations
     cuts = {start, phases.warmup_stop, phases.train_stop, phases.total, *method.scans_labelled_anew}
-    labels_scans = method.scan_labeller(phases.warmup_stop) is not None
+    labels_scans = bool(method.scan_labellers(phases.warmup_stop))
     refreshes: set[int] = set()
     if settings.refresh_steps and data.unlabelled and not labels_scans:
         refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps)) - {0}  # knows nothing yet
@@ -96,9 +96,13 @@ def step_inputs(
     for begin, end in pairwise(stops):
         unlabelled = method.needs_unlabelled(begin)
         if unlabelled and (begin in method.scans_labelled_anew or not labelled_scans):
-            if labeller := method.scan_labeller(begin):
-                window = place.labelling_window(renewed=any(step <= begin for step in method.scans_labelled_anew))
-                _label_scans(data, method.networks[labeller], window, settings, place, begin, say)
+            renewals = sum(step <= begin for step in method.scans_labelled_anew)
+            labellers = [
+                (method.networks[name], place.labelling_window(renewed=renewals > age))
+                for age, name in enumerate(method.scan_labellers(begin))
+            ]
+            if labellers:
+                _label_scans(data, labellers, settings, place, begin, say)
             labelled_scans = True
         if unlabelled and method.labeller and begin in refreshes:
             turn = (begin - phases.warmup_stop) // settings.refresh_steps
@@ -114,23 +118,29 @@ def step_inputs(
 
 def _label_scans(
     data: TrainingData,
-    network: nn.Module,
-    window: Window,
+    labellers: Sequence[tuple[nn.Module, Window]],
     settings: TrainSettings,
     place: Place,
     step: int,
     say: Callable[[str], None],
 ) -> None:
-    """From `step` on unlabelled patches come with the network's labels, and some lie on the classes that it found."""
+    """From `step` on unlabelled patches come with the first network's labels, hidden where the second contradicts it,
+    and some lie on the classes that the first found."""
     if data.scan_labels is None:
         data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
         return
-    folder = folder_of(data.scan_labels, network, window, data.unlabelled)
-    engine = TorchEngine(network, place.device, place.autocast)
+    folders = folders_of(data.scan_labels, labellers, data.unlabelled)
     progress = every_so_often(say, "The teacher labels unlabelled scans: {} of {}.")
-    found = label_scans(data.unlabelled, folder, engine, window, place.plan, seed=settings.seed, progress=progress)
+    for (network, window), folder in reversed(list(zip(labellers, folders, strict=True))):
+        engine = TorchEngine(network, place.device, place.autocast)
+        found = label_scans(data.unlabelled, folder, engine, window, place.plan, seed=settings.seed, progress=progress)
     data.source.publish(found, from_step=step)
-    data.source.publish_labels(lambda case: open_labels(label_file(folder, case.id), case.shape_zyx))
+
+    def labels_of(case: StoredCase) -> Any:
+        maps = [open_labels(label_file(folder, case.id), case.shape_zyx) for folder in folders]
+        return maps[0] if len(maps) == 1 else AgreedLabels(*maps)
+
+    data.source.publish_labels(labels_of)
 
 
 def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, UnlabelledBatch | None]:

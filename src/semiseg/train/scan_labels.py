@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from semiseg.data.plan import Plan
@@ -20,6 +22,7 @@ from semiseg.errors import DataError
 from semiseg.files import remove_leftovers
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case, open_labels, read_case_meta, write_labels
+from semiseg.methods.base import HIDDEN
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.predictor import body_margin
 from semiseg.predict.sliding import blended_rows
@@ -119,17 +122,33 @@ def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, l
     return places
 
 
-def folder_of(kept: Path, network: nn.Module, window: Window, cases: Sequence[Path]) -> Path:
-    """The folder under `kept` for labels of these stored cases by this network and window; all others are removed.
+@dataclass(frozen=True)
+class AgreedLabels:
+    """Two label maps of a scan as one, read like an array: `HIDDEN` where they differ."""
+
+    labels: Any
+    others: Any
+    dtype: ClassVar[np.dtype[np.int16]] = np.dtype(np.int16)
+
+    def __getitem__(self, where: Any) -> NDArray[np.int16]:
+        labels, others = np.asarray(self.labels[where]), np.asarray(self.others[where])
+        return np.where(labels == others, labels.astype(np.int16), np.int16(HIDDEN))
+
+
+def folders_of(kept: Path, labellers: Sequence[tuple[nn.Module, Window]], cases: Sequence[Path]) -> list[Path]:
+    """The folders under `kept` for labels of these stored cases by each network with its window; all others are
+    removed.
 
     So a run that is resumed finds its labels again, and never those of an attempt whose teacher came out otherwise.
     """
     hashes = [read_case_meta(case).hash for case in cases]
-    digest = hashlib.sha256(repr((window.patch, tuple(window.mirror_axes), hashes)).encode())
-    for value in network.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    folder = kept / digest.hexdigest()[:16]
+    folders = []
+    for network, window in labellers:
+        digest = hashlib.sha256(repr((window.patch, tuple(window.mirror_axes), hashes)).encode())
+        for value in network.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        folders.append(kept / digest.hexdigest()[:16])
     for other in kept.glob("*"):
-        if other != folder and other.is_dir():
+        if other not in folders and other.is_dir():
             shutil.rmtree(other)
-    return folder
+    return folders
