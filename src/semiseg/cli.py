@@ -210,6 +210,8 @@ class Compare:
     """Two or more run folders, or one study file (.toml): methods by label budgets by seeds."""
     names: tuple[str, ...] = ()
     """Column titles of runs, for example Baseline "Baseline + MPL"."""
+    page: Path | None = None
+    """Write a page with the comparison of runs to this HTML file, besides."""
     data: Path | None = None
     """Dataset folder of a study."""
     output: Path | None = None
@@ -225,13 +227,15 @@ class Compare:
         from semiseg import workflows
 
         studies = [path for path in self.runs if path.suffix == ".toml"]
-        if studies and (len(self.runs) > 1 or self.names):
-            raise ConfigError(f"{studies[0]}: a study file is compared alone, and names its methods itself.")
+        if studies and (len(self.runs) > 1 or self.names or self.page):
+            raise ConfigError(f"{studies[0]}: a study file is compared alone; it names its methods and pages itself.")
         given = {"data": self.data, "output": self.output, "results": self.results}
         if not studies and (useless := [name for name, value in given.items() if value is not None]):
             raise ConfigError(f"--{useless[0]} is for a study file (.toml); runs have it in their folders.")
         if len(self.runs) != 1:
-            workflows.compare(self.runs, names=self.names)
+            workflows.compare(self.runs, names=self.names, page=self.page)
+            if self.page:
+                print(self.page)
             return 0
         (file,) = self.runs
         if file.suffix != ".toml":

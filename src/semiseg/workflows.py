@@ -50,7 +50,7 @@ from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores, warn_of_other_programs
-from semiseg.report import write_report
+from semiseg.report import write_comparison_report, write_report
 from semiseg.run_folder import alone_in, budget, prepared_settings, settle
 from semiseg.settings import RunSettings, write_settings
 
@@ -422,8 +422,11 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
     return summary
 
 
-def compare(runs: Sequence[AnyPath], *, names: Sequence[str] = (), quiet: bool = False) -> Comparison:
-    """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables."""
+def compare(
+    runs: Sequence[AnyPath], *, names: Sequence[str] = (), page: AnyPath | None = None, quiet: bool = False
+) -> Comparison:
+    """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables. page: an HTML file
+    to write them to besides."""
     folders = [Path(run) for run in runs]
     for run in folders:
         if run.is_dir() and not (run / "summary.json").exists():
@@ -433,6 +436,8 @@ def compare(runs: Sequence[AnyPath], *, names: Sequence[str] = (), quiet: bool =
         [read_summary(run / "summary.json") for run in folders],
         budgets=[budget(run) for run in folders],
     )
+    if page is not None:
+        write_comparison_report(folders, Path(page), names=comparison.names)
     if not quiet:
         print_comparison(comparison)
     return comparison

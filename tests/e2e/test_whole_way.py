@@ -214,6 +214,20 @@ def test_compare_names_runs_and_budgets(runs: dict[str, Path], semiseg_command: 
     assert semiseg_command("compare", pair[0]).code == 2
 
 
+def test_compare_leaves_a_page_and_takes_scores_alone(
+    runs: dict[str, Path], semiseg_command: Command, tmp_path: Path
+) -> None:
+    """Scores of another program's labels have no settings beside them."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(runs["mpl-dense"] / "summary.json", other)
+    page = tmp_path / "pages" / "compare.html"
+    answer = semiseg_command("compare", runs["supervised"], other, "--page", page)
+    assert answer.code == 0, answer
+    assert str(page) in answer.out
+    assert "other" in page.read_text(encoding="utf-8")
+
+
 # Hidden labels.
 
 

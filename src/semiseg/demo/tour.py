@@ -18,7 +18,6 @@ from semiseg.errors import DataError
 from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
-from semiseg.report import write_comparison_report
 from semiseg.settings import RunSettings
 from semiseg.train.settings import TrainSettings
 from semiseg.types import Shape
@@ -85,8 +84,8 @@ def run_demo(
         workflows.run_all(folder / name, settings, quiet=quiet)
     console.rule("4. Both side by side")
     folders = [folder / name for name in runs]
-    workflows.compare(folders, names=["Baseline", "Baseline + MPL"], quiet=quiet)
-    page = write_comparison_report(folders, folder / "report.html")
+    page = folder / "report.html"
+    workflows.compare(folders, names=["Baseline", "Baseline + MPL"], page=page, quiet=quiet)
     minutes = (time.monotonic() - began) / 60
     console.print(f"\nDone in {minutes:.1f} minutes. Open these in a browser:")
     for path in (page, *(run / "report.html" for run in folders)):

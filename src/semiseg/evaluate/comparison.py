@@ -14,7 +14,7 @@ from rich.console import Console
 from semiseg.errors import DataError
 from semiseg.evaluate.statistics import Interval, PairedDifference, mean_interval, paired_difference
 from semiseg.evaluate.summary import METRICS, Metric, Summary, case_means, organ_values
-from semiseg.evaluate.tables import DECIMALS, TITLES, interval_text, markdown_table, print_table
+from semiseg.evaluate.tables import DECIMALS, TITLES, UNDEFINED, interval_text, markdown_table, p_text, print_table
 from semiseg.randomness import Draw
 
 MEAN = "mean"
@@ -153,7 +153,10 @@ def comparison_rows(comparison: Comparison, metric: Metric) -> tuple[list[str], 
     for row in comparison.tables[metric]:
         cells = [row.organ, *(interval_text(value, decimals) for value in row.values)]
         for paired in row.differences:
-            cells += [interval_text(paired.difference, decimals, signed=True), _p_text(paired.p_value)]
+            cells += [
+                interval_text(paired.difference, decimals, signed=True),
+                p_text(paired.p_value, undefined=UNDEFINED),
+            ]
         rows.append(cells)
     return header, rows
 
@@ -162,15 +165,9 @@ def _subtitle(comparison: Comparison) -> str:
     baseline = comparison.names[0]
     return (
         f"{comparison.case_count} cases, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
-        f"paired difference to {baseline}, Wilcoxon signed-rank p"
+        f"paired difference to {baseline}, Wilcoxon signed-rank p of each by itself"
     )
 
 
 def _budget_lines(comparison: Comparison) -> list[str]:
     return [f"{n}: {budget}" for n, budget in zip(comparison.names, comparison.budgets, strict=False) if budget]
-
-
-def _p_text(p_value: float | None) -> str:
-    if p_value is None:
-        return "–"
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"

@@ -39,6 +39,13 @@ def interval_text(interval: Interval, decimals: int, *, signed: bool = False) ->
     return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
 
 
+def p_text(p_value: float | None, *, undefined: str = "") -> str:
+    """`0.034`, `<0.001`."""
+    if p_value is None:
+        return undefined
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def print_table(
     title: str,
     header: Sequence[str],

@@ -18,8 +18,9 @@ from semiseg.report.run_data import RunData, read_run
 _EFFORT = ("Steps", "Training time", "Budget", "Seed")
 
 
-def write_comparison_report(runs: Sequence[Path], path: Path) -> Path:
-    """Write a page that compares evaluated runs with the first of them, and return `path`.
+def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence[str] = ()) -> Path:
+    """Write a page that compares evaluated runs with the first of them, and return `path`. names: of the runs, in the
+    place of their folders'.
 
     Raises `DataError` for a run without summary.json, and for runs that were not scored on the same cases, organs,
     rules and tolerances.
@@ -30,7 +31,7 @@ def write_comparison_report(runs: Sequence[Path], path: Path) -> Path:
         if run.summary is None:
             raise DataError(f"{run.folder}: there is no summary.json. Run `semiseg evaluate` on it first.")
         summaries.append(run.summary)
-    names = [run.folder.resolve().name for run in data]
+    names = list(names) or [run.folder.resolve().name for run in data]
     comparison = compare_summaries(names, summaries)
     means = comparison.tables["dice"][-1].values
     page = load_template("comparison.html").render(

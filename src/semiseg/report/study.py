@@ -23,7 +23,7 @@ from semiseg.evaluate.label_efficiency import (
 )
 from semiseg.evaluate.statistics import Interval
 from semiseg.evaluate.summary import Metric, read_summary
-from semiseg.evaluate.tables import TITLES, markdown_table
+from semiseg.evaluate.tables import TITLES, markdown_table, p_text
 from semiseg.files import write_text
 from semiseg.io.nifti import read_label, read_volume
 from semiseg.report.figures import efficiency_plot, organ_colours, series_variable, words
@@ -66,7 +66,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         reference_title=reference_title(study),
         against=against_reference(study),
         signed=_signed,
-        p_text=_p_text,
+        p_text=p_text,
         cases=_drawn_cases(study, runs) if runs else [],
         colours=organ_colours(organs),
     )
@@ -111,7 +111,7 @@ def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 _plain(nsd["mean"]),
                 _signed_interval(point.difference.get("dice")),
                 _signed_range(point.over_cases),
-                _p_text(point.p_value),
+                p_text(point.p_value),
                 f"{point.better[0]}/{point.better[1]}" if point.better[1] else "",
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
                 str(point.steps),
@@ -138,7 +138,7 @@ def reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
             str(row.runs),
             _signed_interval(row.difference),
             _signed_range(row.over_cases),
-            _p_text(row.p_value),
+            p_text(row.p_value),
         ]
         for row in against_reference(study)
     ]
@@ -248,9 +248,3 @@ def _signed_interval(interval: Interval | None) -> str:
 
 def _signed_range(interval: Interval | None) -> str:
     return "" if interval is None else f"[{_signed(interval['low'])}, {_signed(interval['high'])}]"
-
-
-def _p_text(p_value: float | None) -> str:
-    if p_value is None:
-        return ""
-    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
