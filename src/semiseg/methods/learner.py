@@ -143,7 +143,7 @@ class StudentMethod:
             name: network for learner in self.learners.values() for name, network in learner.networks.items()
         }
         self.evaluated = self.student.evaluated
-        self.labeller: str | None = self.evaluated
+        self.labeller: str | None = self.evaluated if settings.uses_unlabelled else None
         self.scans_labelled_anew: Sequence[int] = ()
         self.learning_rate_factor = 1.0
 
