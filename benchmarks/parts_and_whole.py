@@ -2,8 +2,12 @@
 
     python benchmarks/parts_and_whole.py --data FOLDER RUN [RUN ...]
 
-Of each run's scored cases: mean Dice of both parts as one organ; of its voxels that reference and prediction share, the
-share that is given to the other part; and the volume of the posterior part relative to the reference's.
+The reference's parts meet at a coronal slice: the border of a label map is the slice that divides it best. Printed of
+each run's scored cases, on average: Dice of the two parts; the same with the run's outline divided at the reference's
+border (what is left is the outline's), and with the last run's outline divided at this run's border (if that one has
+all labels: what this border allows). Then Dice of both parts as one; of its voxels that reference and prediction share,
+the share that is given to the other part; the slices from the reference's border to this one, their standard deviation
+over cases, and their correlation over cases with those of the first and of the last run.
 """
 
 from __future__ import annotations
@@ -12,9 +16,33 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semiseg.evaluate import read_summary
 from semiseg.io.nifti import read_label
+
+Labels = NDArray[np.integer]
+ANTERIOR, POSTERIOR = 1, 2
+CORONAL = 1
+"""The axis of `(Z, Y, X)` from back to front."""
+
+
+def border(labels: Labels) -> int:
+    """The first slice of the anterior part, if it begins where fewest voxels of both are on the wrong side."""
+    posterior, anterior = ((labels == part).sum((0, 2)) for part in (POSTERIOR, ANTERIOR))
+    return int(np.argmax(np.concatenate([[0], np.cumsum(posterior - anterior)])))
+
+
+def divided(labels: Labels, at: int) -> Labels:
+    """The same outline with the border at another slice."""
+    slices = np.arange(labels.shape[CORONAL])[None, :, None]
+    return np.where(labels > 0, np.where(slices < at, POSTERIOR, ANTERIOR), 0)
+
+
+def dice(labels: Labels, reference: Labels, *parts: int) -> float:
+    """Mean Dice of the parts."""
+    pairs = [(labels == part, reference == part) for part in parts]
+    return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]))
 
 
 def main() -> None:
@@ -22,19 +50,28 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     arguments = parser.parse_args()
-    folders = [arguments.data / name for name in ("labelsTr", "labelsTs")]
-    references = {file.name: file for folder in folders for file in folder.iterdir()}
-    print(f"{'run':<40} whole   other part  posterior volume")
-    for run in arguments.runs:
-        rows = []
-        for case in read_summary(run / "summary.json")["cases"]:
-            reference, _ = read_label(references[f"{case['id']}.nii.gz"])
-            labels, _ = read_label(run / "predictions" / f"{case['id']}.nii.gz")
-            both = (reference > 0) & (labels > 0)
-            whole = 2 * both.sum() / ((reference > 0).sum() + (labels > 0).sum())
-            rows.append((whole, (reference[both] != labels[both]).mean(), (labels == 2).sum() / (reference == 2).sum()))
-        whole, other, volume = np.mean(rows, axis=0)
-        print(f"{run.name:<40} {whole:.4f}  {100 * other:.1f} %       {volume:.2f}")
+    files = {file.name: file for name in ("labelsTr", "labelsTs") for file in (arguments.data / name).iterdir()}
+    names = [f"{case['id']}.nii.gz" for case in read_summary(arguments.runs[-1] / "summary.json")["cases"]]
+    truth = [read_label(files[name])[0] for name in names]
+    found = [[read_label(run / "predictions" / name)[0] for name in names] for run in arguments.runs]
+    off = np.array([[border(a) - border(b) for a, b in zip(labels, truth, strict=True)] for labels in found])
+    alike = np.corrcoef(off)
+    print(f"{'run':<32} Dice    true border  last outline  whole   other part  slices off    like first, last")
+    for i, (run, labels) in enumerate(zip(arguments.runs, found, strict=True)):
+        rows = [
+            (
+                dice(mine, true, ANTERIOR, POSTERIOR),
+                dice(divided(mine, border(true)), true, ANTERIOR, POSTERIOR),
+                dice(divided(last, border(mine)), true, ANTERIOR, POSTERIOR),
+                dice(mine > 0, true > 0, True),
+                (true != mine)[(true > 0) & (mine > 0)].mean(),
+            )
+            for mine, last, true in zip(labels, found[-1], truth, strict=True)
+        ]
+        parts, outline, allowed, whole, other = np.mean(rows, axis=0)
+        dices = f"{parts:.4f}  {outline:.4f}       {allowed:.4f}        {whole:.4f}"
+        slices = f"{off[i].mean():+.2f} ± {off[i].std():.2f}  {alike[i, 0]:.2f}, {alike[i, -1]:.2f}"
+        print(f"{run.name:<32} {dices}  {100 * other:.1f} %       {slices}")
 
 
 if __name__ == "__main__":
