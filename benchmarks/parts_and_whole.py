@@ -63,7 +63,7 @@ def main() -> None:
                 dice(mine, true, ANTERIOR, POSTERIOR),
                 dice(divided(mine, border(true)), true, ANTERIOR, POSTERIOR),
                 dice(divided(last, border(mine)), true, ANTERIOR, POSTERIOR),
-                dice(mine > 0, true > 0, True),
+                dice(divided(mine, 0), divided(true, 0), ANTERIOR),
                 (true != mine)[(true > 0) & (mine > 0)].mean(),
             )
             for mine, last, true in zip(labels, found[-1], truth, strict=True)

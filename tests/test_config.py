@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.config import load_settings
+from semiseg.config import load_settings, without_effect
 from semiseg.errors import ConfigError, DataError
 from semiseg.settings import RunSettings
 
@@ -48,6 +48,14 @@ def test_set_comes_after_the_recipe_and_the_last_one_wins(tmp_path: Path) -> Non
     recipe = write(tmp_path, "[train]\nsteps = 5\nseed = 3\n")
     settings = load_settings(recipe, ["train.steps=6", "train.steps=7"])
     assert (settings.train.steps, settings.train.seed) == (7, 3)
+
+
+def test_what_the_method_does_not_look_at_is_named() -> None:
+    overrides = ["method.rounds=5", "method.label_scope=scan", "method.momentum=0.8", "train.steps=5"]
+    assert without_effect(load_settings(None, overrides), overrides) == [
+        "--set method.rounds=5: pseudo_label does not look at it, it is for pseudo_rounds."
+    ]
+    assert not without_effect(load_settings(None, [*overrides, "method.name=pseudo_rounds"]), overrides)
 
 
 def test_steps_beside_a_recipes_minutes_are_refused(tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
 
 def _settings(arguments: _RunArguments) -> RunSettings:
     """The recipe with the flags on top; an existing run is its own recipe where none is named."""
-    from semiseg.config import load_settings
+    from semiseg.config import load_settings, without_effect
 
     given = {
         # A JSON string is a TOML string: a folder's name may hold quotes or look like a number.
@@ -432,7 +432,10 @@ def _settings(arguments: _RunArguments) -> RunSettings:
     recipe, existing = arguments.recipe, arguments.run / "run.toml"
     if recipe is None and existing.exists():
         recipe = existing
-    return load_settings(recipe, [*flags, *arguments.set])
+    settings = load_settings(recipe, [*flags, *arguments.set])
+    for sentence in without_effect(settings, arguments.set):
+        print(f"semiseg: {sentence}", file=sys.stderr)
+    return settings
 
 
 def _show_scores(summary: Summary, quiet: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml
+from semiseg.methods.settings_by_method import USED_BY
 from semiseg.settings import RunSettings, settings_from
 
 
@@ -35,6 +36,17 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] = ()) -> R
             "steps. Add --set train.budget_minutes=0, or leave the steps out."
         )
     return settings
+
+
+def without_effect(settings: RunSettings, overrides: Sequence[str]) -> list[str]:
+    """A sentence for each override of section `[method]` that the run's method does not look at."""
+    found = []
+    for override in overrides:
+        section, _, key = override.partition("=")[0].strip().partition(".")
+        users = USED_BY.get(key) if section == "method" else None
+        if users and settings.method.name not in users:
+            found.append(f"--set {override}: {settings.method.name} does not look at it, it is for {', '.join(users)}.")
+    return found
 
 
 DATA_PATHS = ("root", "teacher", "label_list", "exclude")

@@ -1,0 +1,46 @@
+"""Which methods look at which setting of section `[method]`."""
+
+from __future__ import annotations
+
+_WITH_A_TEACHER = ("mpl", "pseudo_label")
+_OF_FEEDBACK = (
+    "feedback",
+    "feedback_normalise",
+    "feedback_ratio",
+    "feedback_floor",
+    "feedback_cap",
+    "feedback_weight",
+    "probe",
+    "probe_rate",
+    "clip_factor",
+    "directional_derivative",
+    "central_epsilon",
+    "baseline_decay",
+)
+_OF_A_TEACHER = (
+    "teacher_rate",
+    "teacher_every",
+    "teacher_renewals",
+    "renewal_filter",
+    "student_start",
+    "temperature",
+    "pseudo_label",
+    "confidence_threshold",
+    "student_supervised_weight",
+    "student_dice",
+    "cutmix_fraction",
+    "cutmix_ways",
+    "consistency_weight",
+)
+USED_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_OF_FEEDBACK, ("mpl",)),
+    **dict.fromkeys(_OF_A_TEACHER, _WITH_A_TEACHER),
+    **dict.fromkeys(("label_scope", "label_scans", "label_mirror"), ("pseudo_label", "pseudo_rounds")),
+    "teacher_mode": (*_WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
+    "round_agreement": (*_WITH_A_TEACHER, "pseudo_rounds"),
+    "rounds": ("pseudo_rounds",),
+    "unlabelled_weight": ("pseudo_rounds", "mean_teacher", "cross_pseudo", "copy_paste"),
+    "ramp_fraction": ("mean_teacher", "cross_pseudo"),
+    "uncertainty_passes": ("mean_teacher",),
+}
+"""Methods by setting. Settings that are not here concern all of them."""
