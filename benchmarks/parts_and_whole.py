@@ -2,12 +2,13 @@
 
     python benchmarks/parts_and_whole.py --data FOLDER RUN [RUN ...]
 
-The reference's parts meet at a coronal slice: the border of a label map is the slice that divides it best. Printed of
-each run's scored cases, on average: Dice of the two parts; the same with the run's outline divided at the reference's
-border (what is left is the outline's), and with the last run's outline divided at this run's border (if that one has
-all labels: what this border allows). Then Dice of both parts as one; of its voxels that reference and prediction share,
-the share that is given to the other part; the slices from the reference's border to this one, their standard deviation
-over cases, and their correlation over cases with those of the first and of the last run.
+The reference's parts meet at a coronal slice (how nearly is printed first): the border of a label map is the slice
+that divides it best. Printed of each run's scored cases, on average: Dice of the two parts; the same with the run's
+outline divided at the reference's border (what is left is the outline's), and with the last run's outline divided at
+this run's border (if that one has all labels: what this border allows). Then Dice of both parts as one; of its voxels
+that reference and prediction share, the share that is given to the other part; the slices from the reference's border
+to this one, their standard deviation over cases, and their correlation over cases with those of the first and of the
+last run.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def main() -> None:
     found = [[read_label(run / "predictions" / name)[0] for name in names] for run in arguments.runs]
     off = np.array([[border(a) - border(b) for a, b in zip(labels, truth, strict=True)] for labels in found])
     alike = np.corrcoef(off)
+    wrong = [(divided(true, border(true)) != true).sum() / (true > 0).sum() for true in truth]
+    print(f"reference: its border leaves {100 * np.mean(wrong):.2f} % of the voxels on the wrong side")
     print(f"{'run':<32} Dice    true border  last outline  whole   other part  slices off    like first, last")
     for i, (run, labels) in enumerate(zip(arguments.runs, found, strict=True)):
         rows = [
