@@ -10,7 +10,7 @@ from typing import Any
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml
-from semiseg.methods.settings_by_method import USED_BY
+from semiseg.methods.settings_by_method import others_that_use
 from semiseg.settings import RunSettings, settings_from
 
 
@@ -39,14 +39,12 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] = ()) -> R
 
 
 def without_effect(settings: RunSettings, overrides: Sequence[str]) -> list[str]:
-    """A sentence for each override of section `[method]` that the run's method does not look at."""
-    found = []
-    for override in overrides:
-        section, _, key = override.partition("=")[0].strip().partition(".")
-        users = USED_BY.get(key) if section == "method" else None
-        if users and settings.method.name not in users:
-            found.append(f"--set {override}: {settings.method.name} does not look at it, it is for {', '.join(users)}.")
-    return found
+    """A sentence for each override of section `[method]` that the run's method does not use."""
+    method = settings.method.name
+    found = [(override, others_that_use(override.partition("=")[0].strip(), method)) for override in overrides]
+    return [
+        f"--set {override}: {method} does not use it, {', '.join(users)} would." for override, users in found if users
+    ]
 
 
 DATA_PATHS = ("root", "teacher", "label_list", "exclude")

@@ -84,6 +84,11 @@ def with_reference(text: str) -> tuple[str, str]:
         ("labelled = 160", "labelled = 0", "labelled = 0: give 1 label"),
         ("labelled = 160", 'labelled = "all"', r"study\.toml: budgets\.1\.labelled = 'all'"),
         ("ceiling = 160", "ceiling = 7", r"ceiling = 7: no \[\[budgets\]\] table has so many labels"),
+        (
+            '"method.ema_decay" = 0.9',
+            '"method.rounds" = 2',
+            r'\[methods\.dense\] "method\.rounds": mpl does not use it, pseudo_rounds would',
+        ),
         ('"data.development" = 40', '"train.threads" = 2', r'\[common\] "train.threads": is set by --jobs'),
         (
             '"method.name" = "mpl"',

@@ -1,4 +1,4 @@
-"""Which methods look at which setting of section `[method]`."""
+"""Which methods use which setting of section `[method]`."""
 
 from __future__ import annotations
 
@@ -43,4 +43,11 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "ramp_fraction": ("mean_teacher", "cross_pseudo"),
     "uncertainty_passes": ("mean_teacher",),
 }
-"""Methods by setting. Settings that are not here concern all of them."""
+"""Methods by setting. All of them use what is not here."""
+
+
+def others_that_use(key: str, method: str) -> tuple[str, ...]:
+    """The methods that use the setting `section.key`, where this one does not; otherwise none."""
+    section, _, name = key.partition(".")
+    users = USED_BY.get(name, ()) if section == "method" else ()
+    return () if method in users else users
