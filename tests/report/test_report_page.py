@@ -167,6 +167,11 @@ def test_supervised_training_does_not_claim_the_unlabelled_scans(run_folder: Pat
     assert "Trained on 4 labelled scans (24 unlabelled ones unused), measured on 7 test cases." in text
 
 
+def test_cases_that_were_held_back_are_not_called_test_cases(run_folder: Path) -> None:
+    write_text(run_folder / "run.toml", "[data]\ndevelopment = 7\n")
+    assert "measured on 7 training cases that were held back." in Page(write_report(run_folder)).text
+
+
 def test_scans_that_no_teacher_labelled_are_not_claimed(run_folder: Path) -> None:
     write_text(run_folder / "run.toml", '[method]\nname = "pseudo_label"\nlabel_scans = 20\n')
     assert "Trained on 4 labelled and 20 of 24 unlabelled scans" in Page(write_report(run_folder)).text

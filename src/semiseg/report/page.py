@@ -156,7 +156,8 @@ def trained_on(data: RunData) -> str:
         text += f" ({count(roles['unlabelled'])} unlabelled ones unused)"
     if roles.get("validation"):
         text += f", watched on {count(roles['validation'])} validation cases"
-    return text + (f", measured on {count(roles['test'])} test cases." if roles.get("test") else ".")
+    measured = "training cases that were held back" if data.setting("data.development") else "test cases"
+    return text + (f", measured on {count(roles['test'])} {measured}." if roles.get("test") else ".")
 
 
 def facts(data: RunData) -> list[tuple[str, str]]:
