@@ -220,6 +220,8 @@ class Compare:
     """Folder for a study's small files (results.json, table.md, figures), which hold no scan; by default the output."""
     jobs: int = 1
     """Runs of a study at a time, which share the cores."""
+    known: bool = False
+    """Make no run of a study: print those that results.json has, and write their table and page."""
     quiet: Quiet = False
     """Print results and errors only."""
 
@@ -229,7 +231,8 @@ class Compare:
         studies = [path for path in self.runs if path.suffix == ".toml"]
         if studies and (len(self.runs) > 1 or self.names or self.page):
             raise ConfigError(f"{studies[0]}: a study file is compared alone; it names its methods and pages itself.")
-        given = {"data": self.data, "output": self.output, "results": self.results}
+        given: dict[str, object] = {"data": self.data, "output": self.output, "results": self.results}
+        given["known"] = self.known or None
         if not studies and (useless := [name for name, value in given.items() if value is not None]):
             raise ConfigError(f"--{useless[0]} is for a study file (.toml); runs have it in their folders.")
         if len(self.runs) != 1:
@@ -241,15 +244,20 @@ class Compare:
         if file.suffix != ".toml":
             raise ConfigError(f"{file}: one run alone. Name two runs or more, or a study file (.toml).")
         from semiseg.study.outputs import print_study, write_pages, write_table
-        from semiseg.study.runner import made_runs
+        from semiseg.study.runner import known_runs, made_runs
 
         output = self.output or Path("runs") / file.stem
         results = self.results or output
         study = None
-        try:
-            for study in made_runs(
+        made = (
+            iter([known_runs(file, results, data=self.data)])
+            if self.known
+            else made_runs(
                 file, output, results, data=self.data, jobs=self.jobs, say=lambda text: _say(text, self.quiet)
-            ):
+            )
+        )
+        try:
+            for study in made:
                 write_table(study, results)
         finally:  # a study that is stopped, or of which a run failed, is shown as far as it got
             if study:

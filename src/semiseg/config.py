@@ -43,7 +43,9 @@ def without_effect(settings: RunSettings, overrides: Sequence[str]) -> list[str]
     method = settings.method.name
     found = [(override, others_that_use(override.partition("=")[0].strip(), method)) for override in overrides]
     return [
-        f"--set {override}: {method} does not use it, {', '.join(users)} would." for override, users in found if users
+        f"--set {override}: {method} does not use it, {' and '.join(users)} would."
+        for override, users in found
+        if users
     ]
 
 

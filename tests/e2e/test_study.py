@@ -97,6 +97,25 @@ def test_runs_that_are_known_are_not_made_again(
     assert page.count("data:image/png") == 1  # of the run that was made here; the other folders are gone
 
 
+def test_what_is_known_is_shown_without_any_run(
+    study: Path, compared: Any, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(study.parent / "results", tmp_path / "results")
+    known = read_study(tmp_path / "results" / "results.json")
+    del known["runs"][1]
+    (tmp_path / "results" / "results.json").write_text(json.dumps(known))
+    (tmp_path / "results" / "table.md").unlink()
+    flags = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--known"]
+    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags)
+    assert answer.code == 0, answer
+    assert "pseudo_rounds" in answer.out
+    assert "pseudo_rounds" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["compare.html"]
+    assert read_study(tmp_path / "results" / "results.json") == known
+    answer = semiseg_command("compare", study, "--data", "another", *flags)
+    assert (answer.code, "has no run of" in answer.err) == (2, True)
+
+
 def test_a_run_that_fails_is_named_and_the_others_are_kept(
     study: Path, compared: Any, phantoms: Path, semiseg_command: Command, tmp_path: Path
 ) -> None:

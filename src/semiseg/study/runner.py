@@ -54,13 +54,10 @@ def made_runs(
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
-    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
-    if without := [run for run, settings in runs if not settings.data.root]:
-        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
+    runs = _runs(study, file, data)
     known = _Known(results / "results.json", study, file)
     steps = _steps(study, runs, output, known, say)
-    runs = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
-    wanted = [(run, settings, run_key(run.method, settings, known.settings)) for run, settings in runs]
+    wanted = _with_keys(runs, steps, known, jobs)
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
@@ -97,9 +94,44 @@ def made_runs(
         raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
 
 
-def _steps(
-    study: StudySettings, runs: list[tuple[PlannedRun, RunSettings]], output: Path, known: _Known, say: Say
-) -> dict[str, CalibratedSteps]:
+def known_runs(file: Path, results: Path, *, data: Path | None = None) -> Study:
+    """Those runs of a study file that `results/results.json` has; none is made, and no scan is read.
+
+    data: as for `made_runs`, of which the name alone counts here. Raises `ConfigError` for a wrong study file, and
+    `DataError` where no run is known.
+    """
+    study = load_study(file)
+    runs = _runs(study, file, data)
+    known = _Known(results / "results.json", study, file)
+    timed = [(run, settings) for run, settings in runs if run.method in known.steps]
+    keys = [key for *_, key in _with_keys(timed, known.steps, known, jobs=1)]
+    if not any(known.has(key) for key in keys):
+        raise DataError(
+            f"{results}/results.json: has no run of {file} with the dataset {Path(runs[0][1].data.root).name}. Leave "
+            "out --known to make them, or name the folder that has them with --results."
+        )
+    return known.study(keys)
+
+
+_Runs = list[tuple[PlannedRun, RunSettings]]
+
+
+def _runs(study: StudySettings, file: Path, data: Path | None) -> _Runs:
+    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
+    if without := [run for run, settings in runs if not settings.data.root]:
+        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
+    return runs
+
+
+def _with_keys(
+    runs: _Runs, steps: dict[str, CalibratedSteps], known: _Known, jobs: int
+) -> list[tuple[PlannedRun, RunSettings, str]]:
+    """Runs with their steps, and the keys that they are known by."""
+    found = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
+    return [(run, settings, run_key(run.method, settings, known.settings)) for run, settings in found]
+
+
+def _steps(study: StudySettings, runs: _Runs, output: Path, known: _Known, say: Say) -> dict[str, CalibratedSteps]:
     """Steps by method in `output/steps.json`: as the study sets them, or as its minutes allow. What was found before
     stays, so that a study goes on as it began, unless its minutes or the method's settings are others now. Methods that
     differ in their labels alone have the same."""

@@ -104,9 +104,8 @@ class StudySettings:
             method = (self.common | given).get("method.name", "")
             for key in given:
                 if method and (users := others_that_use(key, method)):
-                    raise ConfigError(
-                        f'[methods.{name}] "{key}": {method} does not use it, {", ".join(users)} would. Delete it here.'
-                    )
+                    others = " and ".join(users)
+                    raise ConfigError(f'[methods.{name}] "{key}": {method} does not use it, {others} would. Delete it.')
         if self.ceiling and self.ceiling not in [budget.labelled for budget in self.budgets]:
             raise ConfigError(f"ceiling = {self.ceiling}: no [[budgets]] table has so many labels. Add one, or set 0.")
         if not self.budgets:
