@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from semiseg.predict.settings import EngineName, Precision, PredictSettings
 
 if TYPE_CHECKING:
     from semiseg.evaluate import Summary
+    from semiseg.evaluate.label_efficiency import Study
     from semiseg.settings import RunSettings
 
 Quiet = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -220,7 +222,7 @@ class Compare:
     """Folder for a study's small files (results.json, table.md, figures), which hold no scan; by default the output."""
     jobs: int = 1
     """Runs of a study at a time, which share the cores."""
-    known: bool = False
+    known: Quiet = False
     """Make no run of a study: print those that results.json has, and write their table and page."""
     quiet: Quiet = False
     """Print results and errors only."""
@@ -231,8 +233,8 @@ class Compare:
         studies = [path for path in self.runs if path.suffix == ".toml"]
         if studies and (len(self.runs) > 1 or self.names or self.page):
             raise ConfigError(f"{studies[0]}: a study file is compared alone; it names its methods and pages itself.")
-        given: dict[str, object] = {"data": self.data, "output": self.output, "results": self.results}
-        given["known"] = self.known or None
+        known = self.known or None
+        given = {"data": self.data, "output": self.output, "results": self.results, "known": known}
         if not studies and (useless := [name for name, value in given.items() if value is not None]):
             raise ConfigError(f"--{useless[0]} is for a study file (.toml); runs have it in their folders.")
         if len(self.runs) != 1:
@@ -248,21 +250,24 @@ class Compare:
 
         output = self.output or Path("runs") / file.stem
         results = self.results or output
-        study = None
-        made = (
-            iter([known_runs(file, results, data=self.data)])
-            if self.known
-            else made_runs(
-                file, output, results, data=self.data, jobs=self.jobs, say=lambda text: _say(text, self.quiet)
-            )
-        )
+
+        def show(study: Study) -> None:
+            print_study(study)
+            print(write_pages(study, output, results))
+
+        if self.known:
+            study = known_runs(file, results, data=self.data)
+            write_table(study, results)
+            show(study)
+            return 0
+        so_far: Study | None = None
+        say = partial(_say, quiet=self.quiet)
         try:
-            for study in made:
-                write_table(study, results)
+            for so_far in made_runs(file, output, results, data=self.data, jobs=self.jobs, say=say):
+                write_table(so_far, results)
         finally:  # a study that is stopped, or of which a run failed, is shown as far as it got
-            if study:
-                print_study(study)
-                print(write_pages(study, output, results))
+            if so_far:
+                show(so_far)
         return 0
 
 
