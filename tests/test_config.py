@@ -50,7 +50,7 @@ def test_set_comes_after_the_recipe_and_the_last_one_wins(tmp_path: Path) -> Non
     assert (settings.train.steps, settings.train.seed) == (7, 3)
 
 
-def test_what_the_method_does_not_look_at_is_named() -> None:
+def test_what_the_method_does_not_use_is_named() -> None:
     overrides = ["method.rounds=5", "method.label_scope=scan", "method.momentum=0.8", "train.steps=5"]
     assert without_effect(load_settings(None, overrides), overrides) == [
         "--set method.rounds=5: pseudo_label does not use it, pseudo_rounds would."

@@ -236,7 +236,7 @@ class Compare:
         known = self.known or None
         given = {"data": self.data, "output": self.output, "results": self.results, "known": known}
         if not studies and (useless := [name for name, value in given.items() if value is not None]):
-            raise ConfigError(f"--{useless[0]} is for a study file (.toml); runs have it in their folders.")
+            raise ConfigError(f"--{useless[0]} is for a study file (.toml), and these are runs. Leave it out.")
         if len(self.runs) != 1:
             workflows.compare(self.runs, names=self.names, page=self.page)
             if self.page:

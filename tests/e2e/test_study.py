@@ -114,6 +114,10 @@ def test_what_is_known_is_shown_without_any_run(
     assert read_study(tmp_path / "results" / "results.json") == known
     answer = semiseg_command("compare", study, "--data", "another", *flags)
     assert (answer.code, "has no run of" in answer.err) == (2, True)
+    edited = study.with_name("edited.toml")  # runs of other steps are not shown as this file's
+    edited.write_text(re.sub(r'("train.steps" = )\d+', r"\g<1>77", study.read_text(encoding="utf-8")))
+    answer = semiseg_command("compare", edited, "--data", phantoms.name, *flags)
+    assert (answer.code, "as it is now" in answer.err) == (2, True)
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_kept(

@@ -1,4 +1,4 @@
-"""Which methods look at which settings: the table says what their files do."""
+"""Which methods use which settings: the table says what their files do."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ BY_PROPERTY = {
     "normalises_feedback": "feedback_normalise",
 }
 """Settings that methods read by a property of another name."""
+OF_THE_SESSION = {"label_scans", "label_mirror"}
+"""Settings of methods that the session reads for them."""
 
 
 def test_names_are_those_of_settings_and_methods() -> None:
@@ -33,15 +35,13 @@ def test_names_are_those_of_settings_and_methods() -> None:
 @pytest.mark.parametrize("method", [name for name in get_args(MethodName) if name not in ("mpl", "pseudo_label")])
 def test_what_a_method_reads_is_said_to_be_used_by_it(method: str) -> None:
     """mpl and pseudo_label share a file, which does not tell one from the other."""
-    assert _read_by(method) == {name for name, users in USED_BY.items() if method in users} - {
-        "label_scans",
-        "label_mirror",
-    }
+    used = {name for name, users in USED_BY.items() if method in users}
+    assert _read_by(method) == used - OF_THE_SESSION
 
 
 def test_what_mpl_and_pseudo_labels_read_is_used_by_one_of_them() -> None:
     used = {name for name, users in USED_BY.items() if {"mpl", "pseudo_label"} & set(users)}
-    assert _read_by("mpl") == used - {"label_scans", "label_mirror"}
+    assert _read_by("mpl") == used - OF_THE_SESSION
 
 
 def _read_by(method: str) -> set[str]:

@@ -103,11 +103,13 @@ def known_runs(file: Path, results: Path, *, data: Path | None = None) -> Study:
     study = load_study(file)
     runs = _runs(study, file, data)
     known = _Known(results / "results.json", study, file)
-    timed = [(run, settings) for run, settings in runs if run.method in known.steps]
-    keys = [key for *_, key in _with_keys(timed, known.steps, known, jobs=1)]
+    before = {method: _steps_before(study, method, key, known.steps) for method, _, key in _timed(study, runs, known)}
+    steps = {method: found for method, found in before.items() if found}
+    runs = [(run, settings) for run, settings in runs if run.method in steps]
+    keys = [key for *_, key in _with_keys(runs, steps, known, jobs=1)]
     if not any(known.has(key) for key in keys):
         raise DataError(
-            f"{results}/results.json: has no run of {file} with the dataset {Path(runs[0][1].data.root).name}. Leave "
+            f"{results}/results.json: has no run of {file} as it is now, with a dataset of the name of --data. Leave "
             "out --known to make them, or name the folder that has them with --results."
         )
     return known.study(keys)
@@ -137,16 +139,9 @@ def _steps(study: StudySettings, runs: _Runs, output: Path, known: _Known, say: 
     differ in their labels alone have the same."""
     file = output / "steps.json"
     steps: dict[str, CalibratedSteps] = read_json(file) if file.exists() else known.steps
-    for method in study.methods:
-        settings = next((settings for run, settings in runs if run.method == method), None)
-        if settings is None:
-            continue
-        settings = replace(settings, train=replace(settings.train, budget_minutes=study.minutes, calibrated=False))
-        key = steps_key(settings, known.settings)
-        found = next((one for one in steps.values() if one["key"] == key), None)
-        if (told := study.steps(method)) is not None:
-            found = CalibratedSteps(steps=told, minutes=0.0, key=key)
-        elif found is None:
+    for method, settings, key in _timed(study, runs, known):
+        found = _steps_before(study, method, key, steps)
+        if found is None:
             count = _calibrated(output / "calibration" / f"{method}-{key}", settings, say)
             found = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
             say(f"{method}: {count} steps in {study.minutes:g} minutes")
@@ -154,6 +149,25 @@ def _steps(study: StudySettings, runs: _Runs, output: Path, known: _Known, say: 
         write_json(file, steps)
     known.steps = steps
     return steps
+
+
+def _timed(study: StudySettings, runs: _Runs, known: _Known) -> Iterator[tuple[str, RunSettings, str]]:
+    """Methods that are run, with the settings that their minutes become steps by, and the key of these."""
+    for method in study.methods:
+        settings = next((settings for run, settings in runs if run.method == method), None)
+        if settings is not None:
+            train = replace(settings.train, budget_minutes=study.minutes, calibrated=False)
+            settings = replace(settings, train=train)
+            yield method, settings, steps_key(settings, known.settings)
+
+
+def _steps_before(
+    study: StudySettings, method: str, key: str, steps: dict[str, CalibratedSteps]
+) -> CalibratedSteps | None:
+    """What the study sets, or else what was timed before."""
+    if (told := study.steps(method)) is not None:
+        return CalibratedSteps(steps=told, minutes=0.0, key=key)
+    return next((one for one in steps.values() if one["key"] == key), None)
 
 
 def _calibrated(folder: Path, settings: RunSettings, say: Say) -> int:
