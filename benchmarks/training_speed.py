@@ -49,7 +49,7 @@ METHODS: dict[str, MethodSettings] = {
     "mean_teacher": MethodSettings(name="mean_teacher"),
     "cross_pseudo": MethodSettings(name="cross_pseudo"),
     "copy_paste": MethodSettings(name="copy_paste"),
-    "pseudo_rounds": MethodSettings(name="pseudo_rounds"),
+    "pseudo_rounds": MethodSettings(name="pseudo_rounds", label_scope="patch"),
 }
 RESULTS = Path(__file__).parent / "results"
 

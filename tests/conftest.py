@@ -80,7 +80,6 @@ def tiny(request: pytest.FixtureRequest) -> list[str]:
         "plan.base_features": 4,
         "plan.max_levels": 2,
         "method.finetune_fraction": 0.1,
-        "method.teacher_every": 1,
         "train.steps": 6,
         "train.threads": 1,
         "train.device": device,

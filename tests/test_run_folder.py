@@ -46,13 +46,13 @@ def test_steps_from_minutes_are_found_anew_where_what_they_were_timed_for_change
     timed = replace(
         made,
         train=replace(made.train, steps=77, calibrated=True),
-        method=replace(made.method, label_scope="scan", label_scans=20),
+        method=replace(made.method, label_scope="scan", label_scans=20, rounds=2),
     )
     write_settings(tmp_path / "run.toml", timed)
     assert settle(tmp_path, made) == timed
     longer = settle(tmp_path, replace(made, train=replace(made.train, budget_minutes=8)))
     assert (longer.train.budget_minutes, longer.train.calibrated) == (8, False)
-    assert (longer.method.label_scope, longer.method.label_scans) == ("auto", 0)
+    assert (longer.method.label_scope, longer.method.label_scans, longer.method.rounds) == ("auto", 0, None)
 
 
 def test_what_was_labelled_is_a_difference_where_it_was_said(tmp_path: Path) -> None:
@@ -67,6 +67,8 @@ def test_what_was_labelled_is_a_difference_where_it_was_said(tmp_path: Path) -> 
     assert settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan"))).method == said.method
     with pytest.raises(ConfigError, match=r"method.label_scans"):
         settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan", label_scans=30)))
+    with pytest.raises(ConfigError, match=r"method.rounds"):
+        settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan", rounds=2)))
 
 
 def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:

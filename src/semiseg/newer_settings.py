@@ -1,5 +1,9 @@
 """Settings that are newer than some runs and studies, and what they have to be for all to be as it was before them."""
 
+from __future__ import annotations
+
+from typing import Any
+
 AS_BEFORE = {
     "augment.elastic_probability": 0.0,
     "method.cutmix_ways": "both",
@@ -7,3 +11,10 @@ AS_BEFORE = {
     "sampling.reach_outside": False,
 }
 """By `section.key`, where that is not the default: settings that are not here came with one that changes nothing."""
+_BEFORE_OPEN = {"method.rounds": 3}
+"""What settings were that may be left open since (None), and still are where nothing settles them otherwise."""
+
+
+def with_open_ones_as_before(flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings by `section.key`, those that may be left open since as they were written before."""
+    return flat | {key: value for key, value in _BEFORE_OPEN.items() if flat.get(key, value) is None}

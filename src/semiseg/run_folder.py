@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -44,7 +45,7 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         return settings
     before = _with_absolute_root(read_settings(path), run)
     # What was settled on some machine since (device and its memory, precision, threads, kind of derivative, steps and
-    # what is labelled, from the budget) is no difference.
+    # what is labelled how often, from the budget) is no difference.
     if settings.plan.device == "auto":
         settings = replace(settings, plan=replace(settings.plan, device=before.plan.device))
     if settings.plan.memory_budget_gb is None:
@@ -58,12 +59,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         train = replace(train, threads=before.train.threads)
     if before.train.calibrated:
         train = replace(train, steps=before.train.steps, calibrated=True)
-        left_open = before.method
-        if method.label_scope == "auto":
-            left_open = replace(left_open, label_scope="auto")
-        if not method.label_scans:
-            left_open = replace(left_open, label_scans=0)
-        if method == left_open:
+        left_open = {key: value for key, value in _LEFT_TO_MINUTES.items() if getattr(method, key) == value}
+        if method == replace(before.method, **left_open):
             method = before.method
     now = replace(settings, train=train, method=method)
     trained = (run / "checkpoints").exists()
@@ -82,6 +79,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
     return now
 
 
+_LEFT_TO_MINUTES: dict[str, Any] = {"label_scope": "auto", "label_scans": 0, "rounds": None}
+"""What calibration settles of section `[method]`, and how it is said that it may."""
 _FREE = ("predict.", "evaluate.")
 """What an existing run may change: how it predicts and is scored."""
 _FREE_UNTIL_TRAINED = ("data.exclude", "sampling.", "augment.", "method.", "train.")

@@ -188,8 +188,8 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     """The training steps that `train.budget_minutes` allows on this machine, timed in a scratch run that is prepared
     in `run` and trains nothing that is kept. Meaningful only while nothing else is running.
 
-    Raises `ConfigError` where they do not allow to label all unlabelled scans, and the settings do not say how many or
-    that patches are to be labelled: the steps alone would not tell.
+    Raises `ConfigError` where they do not allow to label all unlabelled scans as often as is usual, and the settings do
+    not say how many, how often, or that patches are to be labelled: the steps alone would not tell.
     """
     from semiseg.predict.device import choose_device
     from semiseg.train.calibrate import calibrated
@@ -211,11 +211,15 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
             f"{minutes} is too short for the teacher to label enough whole scans. Give more minutes, or say "
             'method.label_scope = "patch".'
         )
-    if (count := session.method.label_scans) != settings.method.label_scans:
+    settled = {"label_scans": session.method.label_scans, "rounds": session.method.rounds}
+    if fewer := {key: value for key, value in settled.items() if value != getattr(settings.method, key)}:
+        scans = str(session.method.label_scans or "all of them")
+        rounds = f" in {session.method.rounds} round(s)" if session.method.rounds else ""
         raise ConfigError(
-            f"{minutes} is too short for the teacher to label all unlabelled scans: a quarter of it suffices for "
-            f'{count}. Runs of these steps are to know their number: say "method.label_scans" = {count} where the '
-            "method is set, another number, or give more minutes."
+            f"{minutes} is too short for the teacher to label all unlabelled scans each time: a quarter of it suffices "
+            f"for {scans}{rounds}. Runs of these steps are to know that: say "
+            + " and ".join(f'"method.{key}" = {value}' for key, value in fewer.items())
+            + " where the method is set, other numbers, or give more minutes."
         )
     return session.train.steps
 

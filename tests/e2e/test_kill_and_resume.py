@@ -48,7 +48,7 @@ VARIANTS = {
         ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0", "method.teacher_renewals=1"],
     ),
     # Labels of two rounds, of which each hides what the other contradicts.
-    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.label_scope=scan", "method.rounds=3"]),
+    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds"]),
     # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
     "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
 }

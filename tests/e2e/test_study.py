@@ -276,7 +276,7 @@ def test_steps_alone_are_not_given_where_the_budget_settles_what_is_labelled(
     """A study's runs have the steps and not the minutes: they would label all scans on top."""
     flags = [flag for flag in tiny[1::2] if not flag.startswith("train.steps")]
     flags.append(f"data.root={json.dumps(str(phantoms))}")
-    settings = load_settings(None, [*flags, "method.teacher_every=0", "train.budget_minutes=1"])
+    settings = load_settings(None, [*flags, "train.budget_minutes=1"])
     monkeypatch.setattr(
         calibrate, "calibrated", lambda session: replace(session, method=replace(session.method, **settled))
     )

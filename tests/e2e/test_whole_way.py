@@ -30,14 +30,17 @@ from semiseg.settings import RunSettings, read_settings
 
 Command = Callable[..., Any]
 TEST_CASE = "phantom_004"
+IN_EVERY_STEP = ["--set", "method.teacher_every=1"]
 METHODS = {
     "supervised": ["--method", "supervised"],
-    "pseudo-label": ["--method", "pseudo_label"],
-    "mpl-scalar": ["--method", "mpl", "--set", "method.feedback=scalar"],
-    "mpl-dense": ["--method", "mpl", "--set", "method.feedback=dense"],
+    "default": [],
+    "pseudo-label": ["--method", "pseudo_label", *IN_EVERY_STEP],
+    "mpl-scalar": ["--method", "mpl", "--set", "method.feedback=scalar", *IN_EVERY_STEP],
+    "mpl-dense": ["--method", "mpl", "--set", "method.feedback=dense", *IN_EVERY_STEP],
 }
 SCALARS = {
     "supervised": set(),
+    "default": {"pseudo_loss", "counted"},
     "pseudo-label": {"pseudo_loss", "confidence"},
     "mpl-scalar": {"pseudo_loss", "confidence", "feedback", "feedback_ratio"},
     "mpl-dense": {"pseudo_loss", "confidence", "feedback", "feedback_ratio"},
@@ -75,7 +78,7 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
     run = runs[name]
     files = {"run.toml", "fingerprint.json", "plan.toml", "cases.jsonl", "store", "checkpoints", "metrics.jsonl"}
     files |= {"model", "predictions", "summary.json", "summary.csv", "report.html"}
-    files |= {"feedback"} if name == "mpl-dense" else set()
+    files |= {"mpl-dense": {"feedback"}, "default": {"scan_labels"}}.get(name, set())
     assert set(names(run)) == files
     assert read_settings(run / "run.toml").data.root == str(phantoms.resolve())
     assert read_plan(run / "plan.toml").patch == (16, 16, 16)
@@ -90,11 +93,11 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
 def test_a_run_learns_from_the_scans_that_are_drawn(
     phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
 ) -> None:
-    settings = ("method.teacher_every=0", "method.label_scans=1")
-    flags = [flag for setting in settings for flag in ("--set", setting)]
-    answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny, *flags)
+    answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny, "--set", "method.label_scans=1")
     assert answer.code == 0, answer
-    assert len(list((tmp_path / "run").glob("scan_labels/*/*.b2nd"))) == 1
+    labelled = sorted((tmp_path / "run").glob("scan_labels/*/*.b2nd"))
+    assert len({file.name for file in labelled}) == 1
+    assert len(labelled) == 2, "by the last round and the one before"
     assert read_json(tmp_path / "run" / "model" / "card.json")["unlabelled_cases"] == 1
     assert "2 labelled and 1 of 2 unlabelled scans" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 

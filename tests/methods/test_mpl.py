@@ -395,7 +395,7 @@ def test_a_filter_without_renewals_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"renewal_filter compares .* method.teacher_renewals = 0"):
         MethodSettings(renewal_filter=True)
     with pytest.raises(ConfigError, match=r'label_scope = "scan" .* renewal_filter = true needs labels of each patch'):
-        MethodSettings(renewal_filter=True, teacher_renewals=1, label_scope="scan")
+        MethodSettings(name="pseudo_label", renewal_filter=True, teacher_renewals=1, label_scope="scan")
 
 
 def test_a_student_of_another_size_cannot_become_the_teacher() -> None:

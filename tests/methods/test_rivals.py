@@ -351,14 +351,14 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
     assert seen == [True, False, True, False, True, False]  # steps 2, 4 and 6 begin rounds
 
 
-def test_rounds_may_label_whole_scans() -> None:
+def test_rounds_label_whole_scans() -> None:
     """By who is the teacher from then on; after the first round the teacher before may contradict it."""
-    method = built("pseudo_rounds", Phases(2, 8, 8), rounds=3, label_scope="scan")
+    method = built("pseudo_rounds", Phases(2, 8, 8), rounds=3)
     assert list(method.scans_labelled_anew) == [4, 6]
     found = [method.scan_labellers(step) for step in range(2, 8)]
     new, old = "student_average", ("teacher", "teacher_before")
     assert found == [(new,), old[:1], (new, "teacher"), old, (new, "teacher"), old]
-    assert built("pseudo_rounds", Phases(2, 8, 8)).scan_labellers(2) == ()
+    assert built("pseudo_rounds", Phases(2, 8, 8), label_scope="patch").scan_labellers(2) == ()
     labelled, unlabelled = batches(3)
     labels = torch.full_like(labelled.labels, HIDDEN)
     labels[:, :1] = 1
@@ -396,7 +396,14 @@ def test_agreement_is_the_mean_dice_of_organs_that_are_there() -> None:
 
 def test_more_rounds_than_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="rounds = 3, but only 2 steps follow the warm-up"):
-        built("pseudo_rounds", Phases(2, 4, 4))
+        built("pseudo_rounds", Phases(2, 4, 4), rounds=3)
+    with pytest.raises(ConfigError, match="rounds = 1, but only 0 steps follow the warm-up"):
+        built("pseudo_rounds", Phases(2, 2, 4))
+
+
+def test_rounds_that_are_not_said_are_three_or_as_many_as_there_are_steps() -> None:
+    found = {steps: len(built("pseudo_rounds", Phases(2, 2 + steps, 9)).scans_labelled_anew) for steps in (1, 2, 3, 7)}
+    assert found == {1: 0, 2: 1, 3: 2, 7: 2}  # beside the first
 
 
 # A teacher's labels.

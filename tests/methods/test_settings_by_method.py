@@ -17,6 +17,7 @@ FILES = {name: f"{name}.py" for name in get_args(MethodName)} | {"pseudo_label":
 BY_PROPERTY = {
     "weight_of_unlabelled": "unlabelled_weight",
     "labels_whole_scans": "label_scope",
+    "rounds_of": "rounds",
     "teacher_moves_every": "teacher_every",
     "used_cutmix_ways": "cutmix_ways",
     "derivative_on": "directional_derivative",

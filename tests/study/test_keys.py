@@ -30,6 +30,13 @@ def test_a_run_is_known_by_method_and_settings() -> None:
     assert key != run_key("mpl", RunSettings(data=DataSettings(label_seed=3)), ALL)
 
 
+def test_a_setting_that_may_be_open_since_counts_as_what_it_was() -> None:
+    assert RunSettings().method.rounds is None
+    key = run_key("rounds", RunSettings(), ALL)
+    assert key == run_key("rounds", RunSettings(method=MethodSettings(rounds=3)), ALL)
+    assert key != run_key("rounds", RunSettings(method=MethodSettings(rounds=2)), ALL)
+
+
 def test_a_setting_that_is_newer_than_the_study_counts_where_it_is_not_at_its_default() -> None:
     """At its default the runs of before stay known, and only there."""
     assert "method.temperature" in ALL

@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, object]] = {
     "cross_pseudo": {"method.name": "cross_pseudo"},
     "copy_paste": {"method.name": "copy_paste"},
     "pseudo_rounds": {"method.name": "pseudo_rounds", "method.rounds": 2},
+    "pseudo_rounds, patches": {"method.name": "pseudo_rounds", "method.rounds": 2, "method.label_scope": "patch"},
     "adamw": {"method.name": "mpl", "method.optimiser": "adamw"},
 }
 TENSOR_FLOAT_32 = 2e-2

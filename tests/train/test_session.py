@@ -153,12 +153,16 @@ def test_as_many_scans_are_labelled_as_a_quarter_of_the_budget_suffices_for(
     labelled, unlabelled = store("a", shown, shown), tuple(store(f"u{n}", shown) for n in range(40))
     source = BatchSource([labelled], unlabelled, patch=(4, 4, 4), batch=2, seed=0)
 
-    def settled(minutes: float, **method: object) -> MethodSettings:
-        made = replace(session(name="pseudo_label", **method), data=TrainingData(source, unlabelled, ()))
+    def settled(minutes: float, name: str = "pseudo_label", **method: object) -> MethodSettings:
+        made = replace(session(name=name, **method), data=TrainingData(source, unlabelled, ()))
         return calibrated(replace(made, train=replace(made.train, budget_minutes=minutes))).method
 
+    def timed(session: Session) -> tuple[float, int, int]:
+        rounds = session.method.rounds_of(9) if session.method.name == "pseudo_rounds" else 1
+        return seconds, rounds, len(session.open_data().unlabelled)
+
     seconds = 7.5  # a scan: 5 minutes for all 40
-    monkeypatch.setattr(calibrate, "_labelling_seconds", lambda session: (seconds, len(session.open_data().unlabelled)))
+    monkeypatch.setattr(calibrate, "_labelling_seconds", timed)
     assert (settled(20.0).label_scope, settled(20.0).label_scans) == ("scan", 0)  # all
     assert (settled(10.0).label_scope, settled(10.0).label_scans) == ("scan", 20)
     assert settled(10.0, label_scope="scan").label_scans == 20
@@ -167,6 +171,22 @@ def test_as_many_scans_are_labelled_as_a_quarter_of_the_budget_suffices_for(
     assert settled(12.0, label_scans=40).label_scans == 40, "all, in more than a quarter of the minutes"
     with pytest.raises(ConfigError, match=r"would take 5.0 minutes to label unlabelled scans, more than half"):
         settled(7.0, label_scope="scan")
+    by_minutes = {
+        60.0: (0, None),  # all, three times
+        40.0: (26, None),  # 600 s / 7.5 s / 3
+        30.0: (30, 2),  # three times would be 20
+        20.0: (0, 1),  # twice 20
+        9.0: (18, 1),
+        7.0: (0, None),
+    }
+    for minutes, (scans, rounds) in by_minutes.items():
+        method = settled(minutes, "pseudo_rounds")
+        scope = "patch" if minutes == 7.0 else "scan"
+        assert (method.label_scope, method.label_scans, method.rounds) == (scope, scans, rounds), minutes
+    assert settled(20.0, "pseudo_rounds", rounds=2).label_scans == 20, "so many were said"
+    assert settled(40.0, "pseudo_rounds", label_scans=40).rounds == 2, "as many rounds as there is time for"
+    with pytest.raises(ConfigError, match=r"would take 10.0 minutes to label unlabelled scans, more than half"):
+        settled(15.0, "pseudo_rounds", rounds=2, label_scans=40)
     seconds, unlabelled = 15.0, unlabelled[:20]  # half of 10 minutes suffices, a quarter only for 10
     assert (settled(10.0).label_scope, settled(10.0).label_scans) == ("scan", 0)
 
@@ -183,9 +203,9 @@ def test_one_scan_alone_is_timed_where_enough_can_never_be_labelled(
     monkeypatch.setattr(calibrate, "label_scans", lambda cases, *more, **options: timed.append(len(cases)))
     minute = itertools.count()
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: 60.0 * next(minute))
-    assert calibrate._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=3.0))) == (60.0, 20)
+    assert calibrate._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=3.0))) == (60.0, 1, 20)
     assert timed == [1]  # 16 minutes for 16 scans are more than 4 times 3
-    assert calibrate._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=5.0))) == (15.0, 20)
+    assert calibrate._labelling_seconds(replace(made, train=replace(made.train, budget_minutes=5.0))) == (15.0, 1, 20)
     assert timed == [1, 1, 4]
 
 

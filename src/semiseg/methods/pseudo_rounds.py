@@ -41,11 +41,12 @@ class PseudoRounds(StudentMethod):
     ) -> None:
         super().__init__(student, settings, phases, ignore=ignore, autocast=autocast)
         length = phases.train_stop - phases.warmup_stop
-        if length < settings.rounds:
+        rounds = settings.rounds_of(length)
+        if length < rounds:
             raise ConfigError(
-                f"method.rounds = {settings.rounds}, but only {length} steps follow the warm-up. Raise train.steps."
+                f"method.rounds = {rounds}, but only {length} steps follow the warm-up. Raise train.steps."
             )
-        self._starts = [phases.warmup_stop, *phases.cuts(settings.rounds - 1)]
+        self._starts = [phases.warmup_stop, *phases.cuts(rounds - 1)]
         self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
         self.networks |= self._teachers
         if settings.labels_whole_scans:
@@ -56,7 +57,7 @@ class PseudoRounds(StudentMethod):
         if not self.settings.labels_whole_scans:
             return ()
         now = (self.evaluated, "teacher") if step in self._starts else ("teacher", "teacher_before")
-        return now[: 1 + any(step >= start for start in self._starts[1:])]
+        return now[: 1 + self._after_the_first_round(step)]
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
@@ -81,6 +82,9 @@ class PseudoRounds(StudentMethod):
             "gradient_norm": norm,
         }
 
+    def _after_the_first_round(self, step: int) -> bool:
+        return any(step >= start for start in self._starts[1:])
+
     def _begin_round(self, *, first: bool) -> None:
         teacher, before = self._teachers["teacher"], self._teachers["teacher_before"]
         before.load_state_dict(teacher.state_dict())
@@ -91,7 +95,7 @@ class PseudoRounds(StudentMethod):
     def _taught(self, images: Tensor, step: int) -> Tensor:
         """The labels `(B, D, H, W)` of this round, `HIDDEN` where they do not count."""
         labels, classes = self._labels("teacher", images)
-        if self.settings.rounds < 2 or step < self._starts[1]:
+        if not self._after_the_first_round(step):
             return labels
         before, _ = self._labels("teacher_before", images)
         return labels.masked_fill(contradicted(labels, before, classes, self.settings.round_agreement), HIDDEN)

@@ -14,6 +14,7 @@ _WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0
 _UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.2, "cross_pseudo": 1.5, "copy_paste": 0.5}
 """Of what is learnt from unlabelled patches, as published (0.1 for mean_teacher, beside half of cross-entropy + Dice).
 1 for methods that are not named."""
+_USUAL_ROUNDS = 3
 _LEARNING_RATE = {"sgd": 0.1, "adamw": 0.003}
 _WEIGHT_DECAY = {"sgd": 3e-5, "adamw": 0.01}
 
@@ -52,9 +53,10 @@ _SHARES = (
 class MethodSettings:
     """Section `[method]` of a run file."""
 
-    name: MethodName = "pseudo_label"
-    """supervised: labelled cases only. pseudo_label: no feedback (the default: decision 0016). mpl: Meta Pseudo Labels.
-    mean_teacher, cross_pseudo (CPS), copy_paste (BCP), pseudo_rounds: the published rivals, one file each."""
+    name: MethodName = "pseudo_rounds"
+    """supervised: labelled cases only. pseudo_rounds: pseudo-labels of whole scans in rounds (the default: decision
+    0023). pseudo_label: a teacher and a student, without feedback. mpl: Meta Pseudo Labels. mean_teacher, cross_pseudo
+    (CPS), copy_paste (BCP): published rivals, one file each."""
     feedback: Literal["scalar", "dense"] = "dense"
     """How mpl's teacher learns from the student: one number (the paper), or one value per voxel and class."""
 
@@ -104,8 +106,8 @@ class MethodSettings:
     label_scope: Literal["auto", "patch", "scan"] = "auto"
     """What the teacher of pseudo_label and pseudo_rounds labels: each augmented patch as it is drawn, or unlabelled
     scans once, whole, after the warm-up, with hard labels (all, or `label_scans`). A patch by itself is labelled worse
-    near its faces, the more so the smaller it is against the organs. auto is scan for pseudo_label where nothing needs
-    the teacher's probabilities or moves it. pseudo_rounds labels anew in every round; its filter is of voxels then.
+    near its faces, the more so the smaller it is against the organs. auto is scan where nothing needs the teacher's
+    probabilities or moves it. pseudo_rounds labels anew in every round; its filter is of voxels then.
     With scan, temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
     label_scans: int = 0
     """Where whole scans are labelled: so many, drawn by the seed, and no other is learnt from. 0 is all, or with
@@ -138,11 +140,12 @@ class MethodSettings:
     it."""
     uncertainty_passes: int = 0
     """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
-    rounds: int = 3
-    """pseudo_rounds: rounds after the warm-up."""
+    rounds: int | None = None
+    """pseudo_rounds: rounds after the warm-up. None is 3, or fewer where `train.budget_minutes` have no time to label
+    enough scans in each, or where there are fewer steps."""
     round_agreement: float = 0.7
-    """pseudo_rounds and `renewal_filter`: patches count on which the last two teachers' labels have at least this mean
-    Dice."""
+    """`renewal_filter`, and pseudo_rounds where it labels patches: those count on which the last two teachers' labels
+    have at least this mean Dice."""
 
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
@@ -188,7 +191,7 @@ class MethodSettings:
             value = getattr(self, field)
             if value is not None and value < 0:
                 raise ConfigError(f"method.{field} = {value}: give 0 or more.")
-        if self.rounds < 1:
+        if self.rounds is not None and self.rounds < 1:
             raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
         for field in ("teacher_every", "teacher_rate"):
             if self.name == "mpl" and getattr(self, field) == 0:
@@ -242,20 +245,24 @@ class MethodSettings:
     @property
     def labels_whole_scans(self) -> bool:
         """Whether `label_scope` comes to scan."""
-        if self.name == "pseudo_rounds":
-            return self.label_scope == "scan"
-        return self.name == "pseudo_label" and self.label_scope != "patch" and not self._needs_patch_labels
+        labels = self.name in ("pseudo_label", "pseudo_rounds")
+        return labels and self.label_scope != "patch" and not self._needs_patch_labels
 
     @property
     def _needs_patch_labels(self) -> str:
         """The setting by which a teacher must label each patch anew, or nothing."""
+        if self.name == "mpl":
+            return 'name = "mpl"'
         needs = {
-            'name = "mpl"': self.name == "mpl",
-            f"teacher_every = {self.teacher_every}": self.name == "pseudo_label" and self.teacher_moves_every > 0,
+            f"teacher_every = {self.teacher_every}": self.teacher_moves_every > 0,
             f"confidence_threshold = {self.confidence_threshold}": self.confidence_threshold > 0,
             "renewal_filter = true": self.renewal_filter,
         }
-        return next((setting for setting, given in needs.items() if given), "")
+        return next((setting for setting, given in needs.items() if given and self.name == "pseudo_label"), "")
+
+    def rounds_of(self, steps: int) -> int:
+        """`rounds`, or as many as are usual in so many steps after the warm-up."""
+        return max(1, min(_USUAL_ROUNDS, steps)) if self.rounds is None else self.rounds
 
     @property
     def weight_of_unlabelled(self) -> float:

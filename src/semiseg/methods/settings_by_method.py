@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_WITH_A_TEACHER = ("mpl", "pseudo_label")
+WITH_A_TEACHER = ("mpl", "pseudo_label")
+"""Methods whose teacher is a network of its own beside the student."""
 _OF_FEEDBACK = (
     "feedback",
     "feedback_normalise",
@@ -34,10 +35,10 @@ _OF_A_TEACHER = (
 )
 USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_OF_FEEDBACK, ("mpl",)),
-    **dict.fromkeys(_OF_A_TEACHER, _WITH_A_TEACHER),
+    **dict.fromkeys(_OF_A_TEACHER, WITH_A_TEACHER),
     **dict.fromkeys(("label_scope", "label_scans", "label_mirror"), ("pseudo_label", "pseudo_rounds")),
-    "teacher_mode": (*_WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
-    "round_agreement": (*_WITH_A_TEACHER, "pseudo_rounds"),
+    "teacher_mode": (*WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
+    "round_agreement": (*WITH_A_TEACHER, "pseudo_rounds"),
     "rounds": ("pseudo_rounds",),
     "unlabelled_weight": ("pseudo_rounds", "mean_teacher", "cross_pseudo", "copy_paste"),
     "ramp_fraction": ("mean_teacher", "cross_pseudo"),

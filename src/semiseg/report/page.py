@@ -25,6 +25,7 @@ from semiseg.types import LabelArray
 METRIC_NAMES: dict[Metric, str] = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95"}
 METHOD_NAMES = {
     "supervised": "supervised training",
+    "pseudo_rounds": "pseudo-labels in rounds",
     "pseudo_label": "pseudo-labels without feedback",
     "mpl": "Meta Pseudo Labels",
 }

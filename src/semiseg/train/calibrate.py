@@ -31,13 +31,15 @@ USUAL_LABELLING = 0.25
 """Share of the budget in which unlabelled scans are labelled, if nothing is said of their number."""
 LEAST_SCANS = 16
 """Fewer scans are too few for a student to learn from."""
+SCANS_A_ROUND = 24
+"""Where there is time for fewer in each of several rounds, there are fewer rounds."""
 PLAINLY_MORE = 4
 """So many budgets for the fewest scans that suffice, by the first one, and no other is timed."""
 
 
 def calibrated(session: Session) -> Session:
-    """The session with the number of steps that the budget in minutes allows here, and with `method.label_scope` and
-    `label_scans` settled where they are open. A scratch copy is trained for some seconds.
+    """The session with the number of steps that the budget in minutes allows here, and with `method.label_scope`,
+    `label_scans` and `rounds` settled where they are open. A scratch copy is trained for some seconds.
 
     Validations are not in it: they come on top. Raises `ConfigError` where scans are to be labelled and cannot be.
     """
@@ -59,32 +61,41 @@ def calibrated(session: Session) -> Session:
 
 
 def _with_labelling(session: Session) -> tuple[Session, float]:
-    """The session with `method.label_scope` and `label_scans` settled, and the seconds that labelling takes.
+    """The session with `method.label_scope`, `label_scans` and `rounds` settled, and the seconds that labelling takes.
 
-    All scans are labelled if a quarter of the budget suffices, else as many as that does for. Where these are too few
-    to learn from, all are, in half of the budget at most, or patches.
+    All scans are labelled if a quarter of the budget suffices, else as many as that does for, in as many rounds, up to
+    the usual number, as leave `SCANS_A_ROUND` for each. Where one round has too few to learn from, all scans are
+    labelled, in half of the budget at most, or patches.
     """
-    method, (each, scans) = session.method, _labelling_seconds(session)
+    method, (once, times, scans) = session.method, _labelling_seconds(session)
     if not method.labels_whole_scans:
         return session, 0.0
-    budget, seconds = 60 * session.train.budget_minutes, each * scans
-    if seconds > budget * USUAL_LABELLING and not method.label_scans:
-        count = int(budget * USUAL_LABELLING / each)
+    budget = 60 * session.train.budget_minutes
+
+    def affordable(times: int) -> int:
+        return int(budget * USUAL_LABELLING / (once * times)) if once else scans
+
+    if method.name == "pseudo_rounds" and method.rounds is None:
+        enough = scans if method.label_scans else min(scans, SCANS_A_ROUND)
+        usual, times = times, next((fewer for fewer in range(times, 1, -1) if affordable(fewer) >= enough), 1)
+        method = replace(method, rounds=times if times < usual else None)
+    seconds = once * times * scans
+    if not method.label_scans and (count := affordable(times)) < scans:
         if count >= LEAST_SCANS:
-            method, seconds = replace(method, label_scans=count), each * count
+            method, seconds = replace(method, label_scans=count), once * times * count
         elif method.label_scope == "auto" and seconds > budget * MOST_LABELLING:
-            return replace(session, method=replace(method, label_scope="patch")), 0.0
+            return replace(session, method=replace(session.method, label_scope="patch")), 0.0
     return replace(session, method=replace(method, label_scope="scan")), seconds
 
 
-def _labelling_seconds(session: Session) -> tuple[float, int]:
-    """What it takes to label a scan, as often as it is labelled, from some of them by a new network; and how many there
-    are. From one alone, if it plainly takes too long for enough scans to be labelled."""
+def _labelling_seconds(session: Session) -> tuple[float, int, int]:
+    """What it takes to label a scan once, from some of them by a new network; how often each is labelled, and how many
+    there are. From one alone, if it plainly takes too long for enough scans to be labelled."""
     phases = Phases.of(session.method, session.train.steps)
     method, data = session.build(phases), session.open_data()
     labellers = method.scan_labellers(phases.warmup_stop)
     if not labellers or not data.unlabelled:
-        return 0.0, 0
+        return 0.0, 1, 0
     engine = TorchEngine(method.networks[labellers[0]], session.device, session.place.autocast)
     window, times, scans = session.place.labelling_window(), 1 + len(method.scans_labelled_anew), len(data.unlabelled)
 
@@ -92,12 +103,12 @@ def _labelling_seconds(session: Session) -> tuple[float, int]:
         with TemporaryDirectory() as folder:
             began = time.perf_counter()
             label_scans(cases, Path(folder), engine, window, session.plan, seed=session.train.seed)
-            return (time.perf_counter() - began) / len(cases) * times
+            return (time.perf_counter() - began) / len(cases)
 
     first = seconds(data.unlabelled[:1])  # finds nothing loaded: more than the others take
     if first * min(scans, LEAST_SCANS) > 60 * session.train.budget_minutes * PLAINLY_MORE:
-        return first, scans
-    return seconds(data.unlabelled[:: math.ceil(scans / TIMED_SCANS)]), scans
+        return first, times, scans
+    return seconds(data.unlabelled[:: math.ceil(scans / TIMED_SCANS)]), times, scans
 
 
 def _refresh_seconds(session: Session) -> float:

@@ -13,7 +13,7 @@ from semiseg.data.plan import Plan
 from semiseg.data.roles import RunCase
 from semiseg.data.sampling import SamplingSettings
 from semiseg.methods.settings import MethodSettings
-from semiseg.newer_settings import AS_BEFORE
+from semiseg.newer_settings import AS_BEFORE, with_open_ones_as_before
 
 Origin = dict[str, Any]
 """By `section.key`, as JSON has it."""
@@ -59,4 +59,5 @@ def _changed(before: Origin, now: Origin) -> Iterator[str]:
 
 def _flat(**sections: Any) -> Origin:
     tables: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(one) for name, one in sections.items()}))
-    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return with_open_ones_as_before(flat)

@@ -155,7 +155,8 @@ def scratch_teacher_every(settings: MethodSettings) -> int:
 def scratch_steps(session: Session, phases: Phases, before: Callable[[int], None], *, settled: bool = False) -> None:
     """Train a scratch copy through the phases, without refreshes. before: called before each step. settled: cases are
     in memory before the first, as in a run after one pass; else each step reads unlabelled ones that are new."""
-    rounds = min(session.method.rounds, phases.train_stop - phases.warmup_stop)  # each takes a step at least
+    length = phases.train_stop - phases.warmup_stop
+    rounds = min(session.method.rounds_of(length), length)  # each takes a step at least
     method_settings = replace(session.method, teacher_every=scratch_teacher_every(session.method), rounds=rounds)
     scratch = replace(session, method=method_settings, train=replace(session.train, refresh_steps=0))
     with named_out_of_memory(scratch.place):
