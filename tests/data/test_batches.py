@@ -210,6 +210,15 @@ def test_published_predictions_hold_from_their_step_on(cases: tuple[list[Path], 
     assert all(np.array_equal(images, resumed.unlabelled(step)) for step, images in enumerate(seen))
 
 
+def test_unlabelled_patches_are_of_the_cases_that_were_published(cases: tuple[list[Path], list[Path]]) -> None:
+    """From the step on, each once a pass."""
+    source = _source(cases)
+    source.publish({}, from_step=2, among={"case4", "case6"})
+    seen = [set(np.unique(source.unlabelled(step)[:, 0].max(axis=(1, 2, 3)) // 10_000)) for step in range(6)]
+    assert set.union(*seen[:2]) == {3, 4, 5, 6, 7}
+    assert seen[2:] == [{4, 6}] * 4
+
+
 def test_what_cannot_work_is_refused(cases: tuple[list[Path], list[Path]]) -> None:
     with pytest.raises(ConfigError, match="no labelled"):
         BatchSource([], patch=PATCH, batch=1, seed=0)

@@ -47,8 +47,8 @@ VARIANTS = {
         3,
         ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0", "method.teacher_renewals=1"],
     ),
-    # Labels of two rounds, of which each hides what the other contradicts.
-    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds"]),
+    # Labels of two rounds, of which each hides what the other contradicts, and one of two scans is left.
+    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.round_share=0.5"]),
     # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
     "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
 }

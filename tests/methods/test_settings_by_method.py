@@ -24,7 +24,7 @@ BY_PROPERTY = {
     "normalises_feedback": "feedback_normalise",
 }
 """Settings that methods read by a property of another name."""
-OF_THE_SESSION = {"label_scans", "label_mirror"}
+OF_THE_SESSION = {"label_scans", "label_mirror", "round_share"}
 """Settings of methods that the session reads for them."""
 
 

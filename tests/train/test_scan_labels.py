@@ -12,11 +12,11 @@ import torch
 
 from semiseg.data.plan import Plan
 from semiseg.geometry import Box
-from semiseg.io.store import open_case, open_labels
+from semiseg.io.store import open_case, open_labels, write_labels
 from semiseg.methods.base import HIDDEN
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.window import Window
-from semiseg.train.scan_labels import AgreedLabels, around_body, folders_of, label_file, label_scans
+from semiseg.train.scan_labels import AgreedLabels, agreed_most, around_body, folders_of, label_file, label_scans
 
 Store = Callable[..., Path]
 WINDOW = Window(patch=(4, 4, 4))
@@ -100,3 +100,21 @@ def test_two_maps_are_one_that_hides_where_they_differ() -> None:
     assert np.array_equal(agreed[where], expected[where])
     assert np.array_equal(np.asarray(agreed[:]), expected)
     assert agreed[where].dtype == agreed.dtype
+
+
+def test_the_scans_that_two_rounds_agree_on_most(store: Store, tmp_path: Path) -> None:
+    """By the mean Dice of the organs that either finds; a scan in which nothing is found is agreed on the least."""
+    empty, one, two = (np.zeros((4, 4, 4), dtype=np.uint8) for _ in range(3))
+    one[0, 0, :2] = 1
+    two[0, 0, :2] = two[1, 0, :2] = 1
+    other = one.copy()
+    other[3, 3, 3] = 2
+    maps = {"same": (one, one), "half": (one, two), "missed": (one, other), "nothing": (empty, empty)}  # 1, 2/3, 1/2, 0
+    cases = [store(name, first) for name, (first, _) in maps.items()]
+    folders = [tmp_path / "now", tmp_path / "before"]
+    for name, labels in maps.items():
+        for folder, values in zip(folders, labels, strict=True):
+            write_labels(label_file(folder, name), values)
+    assert agreed_most(cases, folders, 1.0) == ["same", "half", "missed", "nothing"]
+    assert agreed_most(cases[::-1], folders, 0.5) == ["same", "half"]
+    assert agreed_most(cases, folders, 0.0) == ["same"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +89,7 @@ class BatchSource:
         self._outside = reach(every, patch) if shown else (0, 0, 0)
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
-        self._predicted: list[tuple[int, PredictedLocations]] = [(0, {})]
+        self._published: list[_Published] = [_Published(0, {}, range(len(self._unlabelled.metas)))]
         self._asked = -1
 
     def labelled(self, step: int, patch: Shape | None = None) -> tuple[FloatArray, NDArray[np.int64]]:
@@ -117,14 +117,15 @@ class BatchSource:
         return self._unlabelled_part(step)[0]
 
     def _unlabelled_part(self, step: int) -> tuple[FloatArray, NDArray[np.int64] | None]:
-        predicted = next(found for start, found in reversed(self._predicted) if start <= step)
+        published = next(one for one in reversed(self._published) if one.from_step <= step)
+        metas = [self._unlabelled.metas[index] for index in published.among]
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step, self._unlabelled_batch):
                 patch = unlabelled_patch(
-                    self._unlabelled.metas, predicted, self._patch, draw, self._unlabelled_batch, self._settings
+                    metas, published.predicted, self._patch, draw, self._unlabelled_batch, self._settings
                 )
-                case = self._unlabelled.open(patch.case, self._memory)
+                case = self._unlabelled.open(published.among[patch.case], self._memory)
                 images.append(case.read_image(patch.box))
                 if self._unlabelled.have_labels:
                     labels.append(case.read_label(patch.box))
@@ -140,17 +141,18 @@ class BatchSource:
             if unlabelled:
                 self._unlabelled.fill(self._memory)
 
-    def publish(self, predicted: PredictedLocations, *, from_step: int) -> None:
+    def publish(self, predicted: PredictedLocations, *, from_step: int, among: Collection[str] | None = None) -> None:
         """Place unlabelled patches on what the teacher predicts, from a step on; earlier steps stay as they were.
 
-        from_step: must not have been read yet; while `iterate` is running, at least the current step + 1 +
-        `depth`. To resume exactly, keep what was published with the checkpoint. Raises `ValueError` for a step
-        that is too early.
+        among: ids of the cases that are read from then on; None is all. from_step: must not have been read yet; while
+        `iterate` is running, at least the current step + 1 + `depth`. To resume exactly, keep what was published with
+        the checkpoint. Raises `ValueError` for a step that is too early.
         """
-        first = max(self._asked + 1, self._predicted[-1][0])
+        first = max(self._asked + 1, self._published[-1].from_step)
         if from_step < first:
             raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
-        self._predicted.append((from_step, predicted))
+        drawn = [i for i, meta in enumerate(self._unlabelled.metas) if among is None or meta.id in among]
+        self._published.append(_Published(from_step, predicted, drawn))
 
     def publish_labels(self, labels_of: Callable[[StoredCase], Any]) -> None:
         """Give unlabelled cases pseudo-labels, which come with their patches from the next batch on. Not while
@@ -198,6 +200,15 @@ class BatchSource:
         """Keys of this rank's part of the global batch."""
         share = batch // self._world
         return [Draw(self._seed, step, self._rank * share + i) for i in range(share)]
+
+
+@dataclass(frozen=True)
+class _Published:
+    """What unlabelled patches are placed on from a step on, and among which of the cases."""
+
+    from_step: int
+    predicted: PredictedLocations
+    among: Sequence[int]
 
 
 def _check(labelled: int, batches: tuple[int, int], world: int) -> None:

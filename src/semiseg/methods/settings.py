@@ -46,6 +46,7 @@ _SHARES = (
     "confidence_threshold",
     "ramp_fraction",
     "round_agreement",
+    "round_share",
 )
 
 
@@ -146,6 +147,10 @@ class MethodSettings:
     round_agreement: float = 0.7
     """`renewal_filter`, and pseudo_rounds where it labels patches: those count on which the last two teachers' labels
     have at least this mean Dice."""
+
+    round_share: float = 1.0
+    """pseudo_rounds where it labels whole scans, from the second round on: share of these that is learnt from, those on
+    whose labels the last two rounds agree most."""
 
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""

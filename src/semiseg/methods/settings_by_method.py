@@ -39,7 +39,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("label_scope", "label_scans", "label_mirror"), ("pseudo_label", "pseudo_rounds")),
     "teacher_mode": (*WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
     "round_agreement": (*WITH_A_TEACHER, "pseudo_rounds"),
-    "rounds": ("pseudo_rounds",),
+    **dict.fromkeys(("rounds", "round_share"), ("pseudo_rounds",)),
     "unlabelled_weight": ("pseudo_rounds", "mean_teacher", "cross_pseudo", "copy_paste"),
     "ramp_fraction": ("mean_teacher", "cross_pseudo"),
     "uncertainty_passes": ("mean_teacher",),

@@ -25,7 +25,7 @@ from semiseg.predict.window import Window
 from semiseg.randomness import Draw
 from semiseg.train.progress import every_so_often
 from semiseg.train.refresh import predicted_locations
-from semiseg.train.scan_labels import AgreedLabels, folders_of, label_file, label_scans
+from semiseg.train.scan_labels import AgreedLabels, agreed_most, folders_of, label_file, label_scans
 from semiseg.train.settings import TrainSettings
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray, Shape
@@ -47,7 +47,8 @@ class TrainingData:
 @dataclass(frozen=True)
 class Place:
     """Where and how batches are made ready: the same for every step. warmup_patch: size of labelled patches in
-    the warm-up; None is the plan's. label_mirror: whether whole scans are labelled with their mirror image."""
+    the warm-up; None is the plan's. label_mirror: whether whole scans are labelled with their mirror image.
+    round_share: share of these that counts, where two networks label them."""
 
     plan: Plan
     augment: AugmentSettings
@@ -55,6 +56,7 @@ class Place:
     autocast: torch.dtype | None
     warmup_patch: Shape | None = None
     label_mirror: bool = False
+    round_share: float = 1.0
 
     def labelling_window(self, *, renewed: bool = False) -> Window:
         """By which the teacher labels whole scans: the patch that it was trained on, and what `label_mirror` says.
@@ -125,7 +127,8 @@ def _label_scans(
     say: Callable[[str], None],
 ) -> None:
     """From `step` on unlabelled patches come with the first network's labels, hidden where the second contradicts it,
-    and some lie on the classes that the first found."""
+    and some lie on the classes that the first found; with `round_share`, from the scans alone on which both agree most.
+    """
     if data.scan_labels is None:
         data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
         return
@@ -134,7 +137,9 @@ def _label_scans(
     for (network, window), folder in reversed(list(zip(labellers, folders, strict=True))):
         engine = TorchEngine(network, place.device, place.autocast)
         found = label_scans(data.unlabelled, folder, engine, window, place.plan, seed=settings.seed, progress=progress)
-    data.source.publish(found, from_step=step)
+    filtered = len(folders) > 1 and place.round_share < 1
+    among = agreed_most(data.unlabelled, folders, place.round_share) if filtered else None
+    data.source.publish(found, from_step=step, among=among)
 
     def labels_of(case: StoredCase) -> Any:
         maps = [open_labels(label_file(folder, case.id), case.shape_zyx) for folder in folders]

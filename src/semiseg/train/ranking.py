@@ -24,7 +24,7 @@ from semiseg.predict.model import load_model
 from semiseg.predict.window import Window
 from semiseg.randomness import Draw
 from semiseg.train.checkpoint import load_latest
-from semiseg.train.scan_labels import scan_logits
+from semiseg.train.scan_labels import mean_dice, scan_logits
 from semiseg.train.session import Session
 from semiseg.types import DoubleArray, FloatArray
 
@@ -67,13 +67,10 @@ def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan)
         counts = [np.bincount(labels.ravel(), minlength=classes) for labels in (a, b)]
         voxels += counts[0]
         sizes += counts[0] + counts[1]
-    present = sizes[1:] > 0
-    dice = 2 * overlap[1:][present] / sizes[1:][present]
-    disagreement = 1 - float(dice.mean()) if present.any() else 1.0
     return Doubt(
         id=case.meta.id,
         entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,
-        disagreement=round(disagreement, 6) if second else math.nan,
+        disagreement=round(1 - mean_dice(overlap, sizes), 6) if second else math.nan,
         organs=int((voxels[1:] > 0).sum()),
         organ_voxels=int(voxels[1:].sum()),
     )

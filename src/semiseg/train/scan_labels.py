@@ -122,6 +122,27 @@ def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, l
     return places
 
 
+def agreed_most(cases: Sequence[Path], folders: Sequence[Path], share: float) -> list[str]:
+    """Ids of that share of the stored cases, one at least, whose label maps in two folders agree most."""
+    agreement: dict[str, float] = {}
+    for path in cases:
+        meta = read_case_meta(path)
+        a, b = (np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]).ravel() for folder in folders)
+        classes = int(max(a.max(), b.max())) + 1
+        overlap, *sizes = (np.bincount(labels, minlength=classes) for labels in (a[a == b], a, b))
+        agreement[meta.id] = mean_dice(overlap, sizes[0] + sizes[1])
+    return sorted(agreement, key=lambda case: (-agreement[case], case))[: max(1, round(share * len(agreement)))]
+
+
+def mean_dice(overlap: NDArray[Any], sizes: NDArray[Any]) -> float:
+    """Mean Dice over the organs that one of two label maps has, 0 where neither has any.
+
+    overlap, sizes: by class, the background first, voxels that both maps give to it, and the sum of each map's.
+    """
+    present = sizes[1:] > 0
+    return float((2 * overlap[1:][present] / sizes[1:][present]).mean()) if present.any() else 0.0
+
+
 @dataclass(frozen=True)
 class AgreedLabels:
     """Two label maps of a scan as one, read like an array: `HIDDEN` where they differ."""

@@ -74,6 +74,7 @@ class Session:
             autocast_dtype(self.train.precision),
             self.sampling.warmup_patch,
             self.method.label_mirror,
+            self.method.round_share,
         )
 
     def open_data(self) -> TrainingData:
