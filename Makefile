@@ -39,6 +39,9 @@ bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/against_peers.py --data $(DATA)
 	$(BIN)/python benchmarks/hard_limit.py
 	$(BIN)/python benchmarks/demo_difficulty.py
+	$(call study,hippocampus_elastic,Dataset004_Hippocampus)
+	$(call study,head_neck_elastic,Dataset101_HeadNeckCT)
+	$(call study,left_atrium_elastic,Dataset102_LeftAtriumHalf)
 	$(call study,hippocampus,Dataset004_Hippocampus)
 	$(call study,hippocampus_small_patches,Dataset004_Hippocampus)
 	$(call study,head_neck,Dataset101_HeadNeckCT)
