@@ -71,6 +71,17 @@ def test_what_was_labelled_is_a_difference_where_it_was_said(tmp_path: Path) -> 
         settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan", rounds=2)))
 
 
+def test_a_run_of_an_older_version_has_the_rounds_that_are_usual(tmp_path: Path) -> None:
+    """They were written where nothing was said of them."""
+    older = RunSettings(method=MethodSettings(rounds=3), train=TrainSettings(device="cpu"))
+    settle(tmp_path, older)
+    for name in ("plan.toml", "checkpoints"):
+        (tmp_path / name).touch()
+    assert settle(tmp_path, replace(older, method=MethodSettings())).method.rounds == 3
+    with pytest.raises(ConfigError, match=r"method.rounds = 3 in the run, 2 now"):
+        settle(tmp_path, replace(older, method=MethodSettings(rounds=2)))
+
+
 def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:
     settled = settle(tmp_path, RunSettings(plan=PlanSettings(device="cuda"), train=TrainSettings(device="cpu"))).plan
     assert settled.memory_budget_gb is None

@@ -17,7 +17,7 @@ from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
 from semiseg.evaluate import EvaluateSettings
-from semiseg.methods.settings import MethodName, MethodSettings
+from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.train.settings import TrainSettings
@@ -107,14 +107,3 @@ def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("momentum = 0.9\n", "momentum = 1.99\n"))
     with pytest.raises(ConfigError, match=r"run\.toml: method\.momentum = 1\.99"):
         read_settings(path)
-
-
-@pytest.mark.parametrize("name", ["pseudo_rounds", "mean_teacher"])
-def test_a_student_of_another_size_is_refused_where_no_teacher_is_beside_it(name: MethodName) -> None:
-    """It would be trained without the teacher that it was to be smaller than."""
-    small = PlanSettings(base_features=16, student_base_features=8)
-    with pytest.raises(ConfigError, match=rf'^plan.student_base_features = 8: {name} .* "pseudo_label" or "mpl"'):
-        RunSettings(plan=small, method=MethodSettings(name=name))
-    assert RunSettings(plan=small, method=MethodSettings(name="pseudo_label")).plan == small
-    same = PlanSettings(base_features=16, student_base_features=16)
-    assert RunSettings(plan=same, method=MethodSettings(name=name)).plan == same

@@ -15,6 +15,10 @@ _BEFORE_OPEN = {"method.rounds": 3}
 """What settings were that may be left open since (None), and still are where nothing settles them otherwise."""
 
 
-def with_open_ones_as_before(flat: dict[str, Any]) -> dict[str, Any]:
-    """Settings by `section.key`, those that may be left open since as they were written before."""
-    return flat | {key: value for key, value in _BEFORE_OPEN.items() if flat.get(key, value) is None}
+def as_they_come_to(flat: dict[str, Any]) -> dict[str, Any]:
+    """Settings by `section.key`, open ones as what they come to where that would not be told otherwise from runs and
+    studies that older versions began: `auto` was patch for rounds."""
+    told: dict[str, Any] = {key: value for key, value in _BEFORE_OPEN.items() if flat.get(key, value) is None}
+    if (flat.get("method.name"), flat.get("method.label_scope")) == ("pseudo_rounds", "auto"):
+        told["method.label_scope"] = "scan"
+    return flat | told

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
+from semiseg.methods.settings import USUAL_ROUNDS
 from semiseg.settings import RunSettings, read_settings, write_settings
 
 
@@ -55,6 +56,8 @@ def settle(run: Path, settings: RunSettings) -> RunSettings:
         train = replace(train, precision=before.train.precision)
     if method.directional_derivative == "auto":
         method = replace(method, directional_derivative=before.method.directional_derivative)
+    if method.rounds is None and before.method.rounds == USUAL_ROUNDS:  # as older versions wrote it
+        method = replace(method, rounds=USUAL_ROUNDS)
     if train.threads == 0:
         train = replace(train, threads=before.train.threads)
     if before.train.calibrated:

@@ -17,7 +17,6 @@ from semiseg.errors import ConfigError
 from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.files import read_toml, write_toml
 from semiseg.methods.settings import MethodSettings
-from semiseg.methods.settings_by_method import WITH_A_TEACHER
 from semiseg.predict.settings import PredictSettings
 from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.train.settings import TrainSettings
@@ -44,17 +43,6 @@ class RunSettings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     """How predictions are scored."""
 
-    def __post_init__(self) -> None:
-        student = self.plan.student_base_features
-        if student not in (None, self.plan.base_features) and self.method.name not in _ANY_STUDENT:
-            raise ConfigError(
-                f"plan.student_base_features = {student}: {self.method.name} has no teacher of another size. Choose "
-                'method.name = "pseudo_label" or "mpl", or leave it out.'
-            )
-
-
-_ANY_STUDENT = ("supervised", *WITH_A_TEACHER)
-"""Methods that train a student of any size."""
 
 _ADAPTER: TypeAdapter[RunSettings] = TypeAdapter(RunSettings)
 

@@ -41,6 +41,8 @@ from semiseg.io.layouts.folders import read_object, scans
 from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.io.nifti import read_grid, read_label
+from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings_by_method import ANY_STUDENT
 from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.ensemble import EnsembleEngine, joined
 from semiseg.predict.inputs import Scan, find_scans
@@ -86,6 +88,12 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     root = Path(settings.data.root).resolve()
     if run.resolve().is_relative_to(root):
         raise ConfigError(f"{run}: lies in the dataset {root}. Name a run folder outside of it.")
+    student = settings.plan.student_base_features
+    if student not in (None, settings.plan.base_features) and settings.method.name not in ANY_STUDENT:
+        raise ConfigError(
+            f"plan.student_base_features = {student}: {settings.method.name} has no teacher of another size. Choose "
+            'method.name = "pseudo_label" or "mpl", or leave it out.'
+        )
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
         try:
@@ -179,9 +187,23 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
         if device.type == "cpu" and not quiet:
             warn_of_other_programs(print, threads=threads)
         session = calibrated(session)
+        if not quiet:
+            labelling = _labelling(method, session.method, session.train.steps)
+            print(f"{settled.budget_minutes:g} minutes become {session.train.steps} steps{labelling}.")
     write_settings(run / "run.toml", replace(settings, train=session.train, method=session.method))
     train_session(session, quiet=quiet)
     return run / "model"
+
+
+def _labelling(asked: MethodSettings, settled: MethodSettings, steps: int) -> str:
+    """What minutes have come to besides steps, as the rest of a sentence."""
+    if not asked.labels_whole_scans:
+        return ""
+    if not settled.labels_whole_scans:
+        return ". There is no time to label whole scans: patches are labelled"
+    scans = settled.label_scans or "all"
+    rounds = settled.rounds_of(steps) if settled.name == "pseudo_rounds" else 1
+    return f", with labels of {scans} unlabelled scans" + (f" in each of {rounds} rounds" if rounds > 1 else "")
 
 
 def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
@@ -209,15 +231,15 @@ def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
     if session.method.label_scope == "patch" != settings.method.label_scope:
         raise ConfigError(
             f"{minutes} is too short for the teacher to label enough whole scans. Give more minutes, or say "
-            'method.label_scope = "patch".'
+            'method.label_scope = "patch", or fewer method.rounds where you said how many.'
         )
     settled = {"label_scans": session.method.label_scans, "rounds": session.method.rounds}
     if fewer := {key: value for key, value in settled.items() if value != getattr(settings.method, key)}:
         scans = str(session.method.label_scans or "all of them")
         rounds = f" in {session.method.rounds} round(s)" if session.method.rounds else ""
         raise ConfigError(
-            f"{minutes} is too short for the teacher to label all unlabelled scans each time: a quarter of it suffices "
-            f"for {scans}{rounds}. Runs of these steps are to know that: say "
+            f"{minutes} is too short for the teacher to label all unlabelled scans each time: it suffices for "
+            f"{scans}{rounds}. Runs of these steps are to know that: say "
             + " and ".join(f'"method.{key}" = {value}' for key, value in fewer.items())
             + " where the method is set, other numbers, or give more minutes."
         )
@@ -280,9 +302,9 @@ def rank(
     """Order the unlabelled cases of a trained run by how doubtful their pseudo-labels are, the most doubtful first.
 
     Writes `run/ranking.csv` and, where `exclude_worst` names a share of the cases, `run/exclude.txt`, a list for
-    `data.exclude`. by: disagreement of the run's two networks (teacher and student, partners, or a network and its
-    average), or of its model with that of another run (against: the round before, say); entropy; or random, the
-    baseline.
+    `data.exclude`. by: disagreement of the run's two networks (teacher and student, partners, the network of the last
+    round's labels and the one that learnt them, or a network and its average), or of its model with that of another run
+    (against: the round before, say); entropy; or random, the baseline.
 
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
     networks do not fit this run's or there is none to disagree with.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,7 @@ from semiseg.study.settings import load_study, planned_runs, run_settings
 from semiseg.train.settings import TrainSettings
 
 ALL = setting_names()
+SCOPES: tuple[Literal["auto", "patch", "scan"], ...] = ("auto", "patch", "scan")
 BEFORE = [name for name in ALL if name != "method.temperature"]
 """The settings of a semiseg that had no temperature yet."""
 
@@ -35,6 +37,14 @@ def test_a_setting_that_may_be_open_since_counts_as_what_it_was() -> None:
     key = run_key("rounds", RunSettings(), ALL)
     assert key == run_key("rounds", RunSettings(method=MethodSettings(rounds=3)), ALL)
     assert key != run_key("rounds", RunSettings(method=MethodSettings(rounds=2)), ALL)
+
+
+def test_rounds_whose_labels_are_auto_count_as_of_scans() -> None:
+    """When they were of patches, it was written so, too."""
+    keys = {scope: run_key("r", RunSettings(method=MethodSettings(label_scope=scope)), ALL) for scope in SCOPES}
+    assert keys["auto"] == keys["scan"] != keys["patch"]
+    other = {scope: MethodSettings(name="pseudo_label", label_scope=scope) for scope in SCOPES}
+    assert len({run_key("r", RunSettings(method=one), ALL) for one in other.values()}) == 3
 
 
 def test_a_setting_that_is_newer_than_the_study_counts_where_it_is_not_at_its_default() -> None:

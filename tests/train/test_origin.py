@@ -64,7 +64,7 @@ def test_a_newer_setting_is_no_difference_where_all_is_as_before_it(plan: Plan, 
     """Its default, or the value that it would have had then."""
     older = {key: value for key, value in origin.items() if key not in ("method.rounds", "method.label_scope")}
     (told,) = changed(older, origin)
-    assert told == "method.label_scope = 'auto' now; it is newer than the run, which was made as with 'patch'"
+    assert told == "method.label_scope = 'scan' now; it is newer than the run, which was made as with 'patch'"
     assert changed(older, made(plan, method=MethodSettings(label_scope="patch"))) == []
     (told,) = changed(older, made(plan, method=MethodSettings(label_scope="patch", rounds=9)))
     assert told.startswith("method.rounds = 9 now")

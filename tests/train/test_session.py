@@ -184,7 +184,8 @@ def test_as_many_scans_are_labelled_as_a_quarter_of_the_budget_suffices_for(
         scope = "patch" if minutes == 7.0 else "scan"
         assert (method.label_scope, method.label_scans, method.rounds) == (scope, scans, rounds), minutes
     assert settled(20.0, "pseudo_rounds", rounds=2).label_scans == 20, "so many were said"
-    assert settled(40.0, "pseudo_rounds", label_scans=40).rounds == 2, "as many rounds as there is time for"
+    assert settled(30.0, "pseudo_rounds", label_scans=40).rounds is None, "three times in half of the minutes"
+    assert settled(20.0, "pseudo_rounds", label_scans=40).rounds == 2, "as many rounds as there is time for"
     with pytest.raises(ConfigError, match=r"would take 10.0 minutes to label unlabelled scans, more than half"):
         settled(15.0, "pseudo_rounds", rounds=2, label_scans=40)
     seconds, unlabelled = 15.0, unlabelled[:20]  # half of 10 minutes suffices, a quarter only for 10

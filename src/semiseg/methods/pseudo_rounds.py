@@ -41,6 +41,11 @@ class PseudoRounds(StudentMethod):
     ) -> None:
         super().__init__(student, settings, phases, ignore=ignore, autocast=autocast)
         length = phases.train_stop - phases.warmup_stop
+        if not length:
+            raise ConfigError(
+                "method.warmup_fraction and method.finetune_fraction leave no step to learn from unlabelled scans in. "
+                "Lower one of them."
+            )
         rounds = settings.rounds_of(length)
         if length < rounds:
             raise ConfigError(

@@ -14,7 +14,7 @@ _WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0
 _UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.2, "cross_pseudo": 1.5, "copy_paste": 0.5}
 """Of what is learnt from unlabelled patches, as published (0.1 for mean_teacher, beside half of cross-entropy + Dice).
 1 for methods that are not named."""
-_USUAL_ROUNDS = 3
+USUAL_ROUNDS = 3
 _LEARNING_RATE = {"sgd": 0.1, "adamw": 0.003}
 _WEIGHT_DECAY = {"sgd": 3e-5, "adamw": 0.01}
 
@@ -267,7 +267,7 @@ class MethodSettings:
 
     def rounds_of(self, steps: int) -> int:
         """`rounds`, or as many as are usual in so many steps after the warm-up."""
-        return max(1, min(_USUAL_ROUNDS, steps)) if self.rounds is None else self.rounds
+        return max(1, min(USUAL_ROUNDS, steps)) if self.rounds is None else self.rounds
 
     @property
     def weight_of_unlabelled(self) -> float:

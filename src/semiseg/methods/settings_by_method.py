@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-WITH_A_TEACHER = ("mpl", "pseudo_label")
-"""Methods whose teacher is a network of its own beside the student."""
+_WITH_A_TEACHER = ("mpl", "pseudo_label")
+ANY_STUDENT = ("supervised", *_WITH_A_TEACHER)
+"""Methods that have no teacher, or one of its own size beside the student."""
 _OF_FEEDBACK = (
     "feedback",
     "feedback_normalise",
@@ -35,10 +36,10 @@ _OF_A_TEACHER = (
 )
 USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_OF_FEEDBACK, ("mpl",)),
-    **dict.fromkeys(_OF_A_TEACHER, WITH_A_TEACHER),
+    **dict.fromkeys(_OF_A_TEACHER, _WITH_A_TEACHER),
     **dict.fromkeys(("label_scope", "label_scans", "label_mirror"), ("pseudo_label", "pseudo_rounds")),
-    "teacher_mode": (*WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
-    "round_agreement": (*WITH_A_TEACHER, "pseudo_rounds"),
+    "teacher_mode": (*_WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
+    "round_agreement": (*_WITH_A_TEACHER, "pseudo_rounds"),
     **dict.fromkeys(("rounds", "round_share"), ("pseudo_rounds",)),
     "unlabelled_weight": ("pseudo_rounds", "mean_teacher", "cross_pseudo", "copy_paste"),
     "ramp_fraction": ("mean_teacher", "cross_pseudo"),

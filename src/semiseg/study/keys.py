@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.data.roles import DataSettings, read_ids
-from semiseg.newer_settings import AS_BEFORE, with_open_ones_as_before
+from semiseg.newer_settings import AS_BEFORE, as_they_come_to
 from semiseg.settings import RunSettings
 
 _OF_THE_MACHINE = (
@@ -59,6 +59,4 @@ def steps_key(settings: RunSettings, known: Collection[str]) -> str:
 
 def _flat(settings: RunSettings) -> dict[str, Any]:
     tables = asdict(settings).items()
-    return with_open_ones_as_before(
-        {f"{section}.{k}": value for section, table in tables for k, value in table.items()}
-    )
+    return as_they_come_to({f"{section}.{k}": value for section, table in tables for k, value in table.items()})

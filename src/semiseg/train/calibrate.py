@@ -43,6 +43,7 @@ def calibrated(session: Session) -> Session:
 
     Validations are not in it: they come on top. Raises `ConfigError` where scans are to be labelled and cannot be.
     """
+    asked = session.method.rounds
     session, labelling = _with_labelling(session)
 
     def waited_for(before: Callable[[int], None], step: int) -> None:
@@ -50,14 +51,18 @@ def calibrated(session: Session) -> Session:
             torch.cuda.synchronize(session.device)
         before(step)
 
-    steps = calibrated_steps(
+    count = calibrated_steps(
         session.train.budget_minutes,
         session.method,
         lambda phases, before: scratch_steps(session, phases, partial(waited_for, before), settled=True),
         refresh_seconds=_refresh_seconds(session),
         labelling_seconds=labelling,
     )
-    return replace(session, train=replace(session.train, steps=steps, calibrated=True))
+    phases = Phases.of(session.method, count)
+    if session.method.rounds and asked is None:  # each takes a step at least
+        fewer = max(1, min(session.method.rounds, phases.train_stop - phases.warmup_stop))
+        session = replace(session, method=replace(session.method, rounds=fewer))
+    return replace(session, train=replace(session.train, steps=count, calibrated=True))
 
 
 def _with_labelling(session: Session) -> tuple[Session, float]:
@@ -72,12 +77,14 @@ def _with_labelling(session: Session) -> tuple[Session, float]:
         return session, 0.0
     budget = 60 * session.train.budget_minutes
 
-    def affordable(times: int) -> int:
-        return int(budget * USUAL_LABELLING / (once * times)) if once else scans
+    def affordable(times: int, share: float = USUAL_LABELLING) -> int:
+        return int(budget * share / (once * times)) if once else scans
 
     if method.name == "pseudo_rounds" and method.rounds is None:
-        enough = scans if method.label_scans else min(scans, SCANS_A_ROUND)
-        usual, times = times, next((fewer for fewer in range(times, 1, -1) if affordable(fewer) >= enough), 1)
+        enough, share = min(scans, SCANS_A_ROUND), USUAL_LABELLING
+        if method.label_scans:  # so many were asked for
+            enough, share = scans, MOST_LABELLING
+        usual, times = times, next((fewer for fewer in range(times, 1, -1) if affordable(fewer, share) >= enough), 1)
         method = replace(method, rounds=times if times < usual else None)
     seconds = once * times * scans
     if not method.label_scans and (count := affordable(times)) < scans:
@@ -150,7 +157,7 @@ def calibrated_steps(
         raise ConfigError(
             f"train.budget_minutes = {minutes:g}: the teacher would take {labelling_seconds / 60:.1f} minutes to label "
             "unlabelled scans, more than half of them. Give more minutes, have it label fewer scans "
-            '(method.label_scans), or patches (method.label_scope = "patch").'
+            '(method.label_scans), in fewer rounds (method.rounds), or patches (method.label_scope = "patch").'
         )
     seconds_for_steps = 60 * minutes - labelling_seconds
     length = WARM + TIMED + 1  # the last step's time holds the first, cold, read of the next phase

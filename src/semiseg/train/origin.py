@@ -13,7 +13,7 @@ from semiseg.data.plan import Plan
 from semiseg.data.roles import RunCase
 from semiseg.data.sampling import SamplingSettings
 from semiseg.methods.settings import MethodSettings
-from semiseg.newer_settings import AS_BEFORE, with_open_ones_as_before
+from semiseg.newer_settings import AS_BEFORE, as_they_come_to
 
 Origin = dict[str, Any]
 """By `section.key`, as JSON has it."""
@@ -60,4 +60,4 @@ def _changed(before: Origin, now: Origin) -> Iterator[str]:
 def _flat(**sections: Any) -> Origin:
     tables: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(one) for name, one in sections.items()}))
     flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
-    return with_open_ones_as_before(flat)
+    return as_they_come_to(flat)
