@@ -174,6 +174,16 @@ def test_what_cannot_be_scored_is_said_before_training(
     refused(answer, "organ_tolerance_mm names livr", kind="settings")
 
 
+def test_a_smaller_student_is_refused_where_there_is_no_teacher_beside_it(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    """It would be trained alone."""
+    arguments = ["prepare", tmp_path / "run", "--data", phantoms, *tiny, "--set", "plan.student_base_features=2"]
+    refused(semiseg_command(*arguments), "pseudo_rounds has no teacher of another size", kind="settings")
+    for method in ("pseudo_label", "supervised"):
+        assert semiseg_command(*arguments, "--method", method, "--quiet").code == 0
+
+
 def test_a_dataset_is_no_run_folder(semiseg_command: Command, phantoms: Path, tiny: list[str]) -> None:
     for run in (phantoms, phantoms / "runs" / "first"):
         refused(semiseg_command("prepare", run, "--data", phantoms, *tiny), "lies in the dataset", kind="settings")
