@@ -58,7 +58,10 @@ def test_what_is_there_is_not_labelled_again(
     first = label_scans(cases, kept, engine, WINDOW, plan, seed=0)
     label_file(kept, "b").unlink()
     written = label_file(kept, "a").stat().st_mtime_ns
-    assert label_scans(cases, kept, engine, WINDOW, plan, seed=0) == first
+    told: list[tuple[int, int]] = []
+    progress = lambda done, count: told.append((done, count))  # noqa: E731
+    assert label_scans(cases, kept, engine, WINDOW, plan, seed=0, progress=progress) == first
+    assert told == [(2, 2)]
     assert label_file(kept, "a").stat().st_mtime_ns == written
     assert label_file(kept, "b").is_file()
 

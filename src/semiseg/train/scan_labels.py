@@ -47,20 +47,20 @@ def label_scans(
     made anew if they are damaged.
 
     Returns up to 64 voxels of every class that is found in it, by case. window: its patch is the labelling network's.
-    progress: told how many of how many are done.
+    progress: told how many of how many are done, after each that was made.
     """
     found: dict[str, Locations] = {}
     remove_leftovers(folder)
     for index, path in enumerate(cases):
         case = open_case(path)
         file = label_file(folder, case.meta.id)
-        labels = _kept(file, case.meta.shape_zyx)
-        if labels is None:
-            labels = scan_labels(case, engine, around_body(window, case, plan))
+        kept = _kept(file, case.meta.shape_zyx)
+        labels = scan_labels(case, engine, around_body(window, case, plan)) if kept is None else kept
+        if kept is None:
             write_labels(file, labels)
         draw = Draw(seed=seed, sample=index)
         found[case.meta.id] = places_of_classes(labels, plan, draw)
-        if progress:
+        if progress and kept is None:
             progress(index + 1, len(cases))
     return found
 
