@@ -127,11 +127,16 @@ def agreed_most(cases: Sequence[Path], folders: Sequence[Path], share: float) ->
     agreement: dict[str, float] = {}
     for path in cases:
         meta = read_case_meta(path)
-        a, b = (np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]).ravel() for folder in folders)
-        classes = int(max(a.max(), b.max())) + 1
-        overlap, *sizes = (np.bincount(labels, minlength=classes) for labels in (a[a == b], a, b))
-        agreement[meta.id] = mean_dice(overlap, sizes[0] + sizes[1])
+        a, b = (np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]) for folder in folders)
+        agreement[meta.id] = scan_agreement(a, b)
     return sorted(agreement, key=lambda case: (-agreement[case], case))[: max(1, round(share * len(agreement)))]
+
+
+def scan_agreement(a: LabelArray, b: LabelArray) -> float:
+    """`mean_dice` of two label maps `(Z, Y, X)`."""
+    classes = int(max(a.max(), b.max())) + 1
+    overlap, *sizes = (np.bincount(labels.ravel(), minlength=classes) for labels in (a[a == b], a, b))
+    return mean_dice(overlap, sizes[0] + sizes[1])
 
 
 def mean_dice(overlap: NDArray[Any], sizes: NDArray[Any]) -> float:
