@@ -48,8 +48,12 @@ bench: .venv/installed .peers/installed
 	$(call study,head_neck_ten_minutes,Dataset101_HeadNeckCT)
 	$(call study,left_atrium,Dataset102_LeftAtriumHalf)
 	$(call study,hippocampus_ablation,Dataset004_Hippocampus)
-	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus_study/pseudo_label-4-first-seed0
-	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck_study/supervised-8-first-seed0 --data $(DATA)/Dataset101_HeadNeckCT
+	$(call study,hippocampus_annotation,Dataset004_Hippocampus)
+	$(call study,hippocampus_upright,Dataset004_Hippocampus)
+	$(BIN)/semiseg run runs/hippocampus --recipe recipes/hippocampus.toml --data $(DATA)/Dataset004_Hippocampus --method pseudo_label
+	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus
+	$(BIN)/semiseg run runs/head_neck --recipe recipes/head_neck.toml --data $(DATA)/Dataset101_HeadNeckCT --method supervised
+	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck --data $(DATA)/Dataset101_HeadNeckCT
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

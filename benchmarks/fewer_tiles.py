@@ -1,6 +1,6 @@
 """What fewer tiles cost: real CTs predicted with every tile of the usual window, and with fewer.
 
-    python benchmarks/fewer_tiles.py --run runs/head_neck_study/supervised-8-first-seed0 --data FOLDER
+    python benchmarks/fewer_tiles.py --run RUN --data FOLDER
 
 The cases are the last 40 training cases of the run whose labels were hidden from it: the step between tiles is chosen
 on them, and nothing on test cases. Prints the Dice of each way, its paired difference to the usual window (steps of

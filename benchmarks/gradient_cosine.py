@@ -1,6 +1,6 @@
 """How well each feedback points along the true teacher gradient, on a real network and real scans.
 
-    python benchmarks/gradient_cosine.py --run runs/hippocampus_study/pseudo_label-4-first-seed0
+    python benchmarks/gradient_cosine.py --run RUN
 
 The run must have been trained with unlabelled cases; its last checkpoint is the starting point. Then, for `--steps`
 steps of training with dense feedback (without cut-mix, so that all labels are the teacher's), the teacher's meta

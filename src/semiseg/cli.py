@@ -224,6 +224,8 @@ class Compare:
     """Runs of a study at a time, which share the cores."""
     known: Quiet = False
     """Make no run of a study: print those that results.json has, and write their table and page."""
+    baseline: str | None = None
+    """With --known: the method that the others are compared with, in the place of the study's; nothing is written."""
     quiet: Quiet = False
     """Print results and errors only."""
 
@@ -233,9 +235,8 @@ class Compare:
         studies = [path for path in self.runs if path.suffix == ".toml"]
         if studies and (len(self.runs) > 1 or self.names or self.page):
             raise ConfigError(f"{studies[0]}: a study file is compared alone; it names its methods and pages itself.")
-        known = self.known or None
-        given = {"data": self.data, "output": self.output, "results": self.results, "known": known}
-        if not studies and (useless := [name for name, value in given.items() if value is not None]):
+        of_a_study = ("data", "output", "results", "known", "baseline")
+        if not studies and (useless := [name for name in of_a_study if getattr(self, name)]):
             raise ConfigError(f"--{useless[0]} is for a study file (.toml), and these are runs. Leave it out.")
         if len(self.runs) != 1:
             workflows.compare(self.runs, names=self.names, page=self.page)
@@ -255,8 +256,13 @@ class Compare:
             print_study(study)
             print(write_pages(study, output, results))
 
+        if self.baseline and not self.known:
+            raise ConfigError(f"--baseline {self.baseline}: for what is known. Add --known, or change it in {file}.")
         if self.known:
-            study = known_runs(file, results, data=self.data)
+            study = known_runs(file, results, data=self.data, baseline=self.baseline)
+            if self.baseline:
+                print_study(study)
+                return 0
             write_table(study, results)
             show(study)
             return 0

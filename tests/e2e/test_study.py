@@ -109,9 +109,17 @@ def test_what_is_known_is_shown_without_any_run(
     answer = semiseg_command("compare", study, "--data", phantoms.name, *flags)
     assert answer.code == 0, answer
     assert "pseudo_rounds" in answer.out
-    assert "pseudo_rounds" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    assert "Mean DSC by organ, and minus supervised on the runs of both" in answer.out
+    table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
+    assert "pseudo_rounds" in table
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["compare.html"]
     assert read_study(tmp_path / "results" / "results.json") == known
+    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "pseudo_rounds")
+    assert answer.code == 0, answer
+    assert "DSC - pseudo_rounds [95 %]" in answer.out
+    assert (tmp_path / "results" / "table.md").read_text(encoding="utf-8") == table  # it keeps the study's baseline
+    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "nobody")
+    assert (answer.code, "baseline = 'nobody': name one of [methods]: supervised" in answer.err) == (2, True)
     answer = semiseg_command("compare", study, "--data", "another", *flags)
     assert (answer.code, "has no run of" in answer.err) == (2, True)
     edited = study.with_name("edited.toml")  # runs of other steps are not shown as this file's
@@ -193,7 +201,7 @@ def made(study: Path, method: str) -> Path:
     return model.parent
 
 
-@pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo"])
+@pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo", "pseudo_rounds"])
 def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     study: Path, compared: Any, phantoms: Path, semiseg_command: Command, method: str, tmp_path: Path
 ) -> None:
@@ -231,6 +239,8 @@ def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command,
     assert (answer.code, "a study file is compared alone" in answer.err) == (2, True)
     answer = semiseg_command("compare", tmp_path, tmp_path, "--output", tmp_path)
     assert (answer.code, "--output is for a study file" in answer.err) == (2, True)
+    answer = semiseg_command("compare", study, "--baseline", "mpl")
+    assert (answer.code, "--baseline mpl: for what is known. Add --known" in answer.err) == (2, True)
     answer = semiseg_command("compare", study, "--jobs", 0)
     assert (answer.code, "jobs = 0: give 1 or more" in answer.err) == (2, True)
 

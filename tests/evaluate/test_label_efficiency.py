@@ -22,6 +22,7 @@ from semiseg.evaluate.label_efficiency import (
 )
 from semiseg.evaluate.statistics import crossed_interval, holm, signed_rank_p
 from semiseg.randomness import Draw
+from semiseg.report.study import study_tables
 
 
 def a_run(
@@ -196,6 +197,19 @@ def test_an_organ_is_compared_on_the_runs_of_both() -> None:
     assert liver.difference == pytest.approx(np.mean(BETTER) - np.mean(BASE))
     assert liver.mean == pytest.approx((np.mean(BETTER) + 1.0) / 2)
     assert organ_scores(study, "mine", 4, "nsd")["spleen"].difference is None
+
+
+def test_the_table_has_the_difference_of_both_metrics_and_what_a_gpu_had() -> None:
+    study = a_study(a_run("base", 4, BASE), a_run("mine", 4, [v + 0.1 for v in BASE]))
+    (_, header, rows), *_ = study_tables(study)
+    # Of one subset all cases gain alike: the interval has no width. NSD is Dice here.
+    gains = [row[header.index(f"{metric} - base [95 %]")] for metric in ("DSC", "NSD") for row in rows]
+    assert gains == ["", "+0.1000 [+0.1000, +0.1000]"] * 2
+    assert "GPU MB" not in header
+    study["runs"].append(a_run("mine", 4, BASE, subset=1) | {"gpu_peak_mb": 900.0})
+    study["runs"].append(a_run("mine", 4, BASE, subset=2) | {"gpu_peak_mb": 800.0})
+    (_, header, rows), *_ = study_tables(study)
+    assert (header[-1], [row[-1] for row in rows]) == ("GPU MB", ["", "900"])
 
 
 def test_runs_on_other_cases_are_refused() -> None:

@@ -182,16 +182,45 @@ def test_the_mean_teacher_is_the_students_moving_average() -> None:
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_of_mean_teacher_is_labels_and_squared_differences() -> None:
-    settings = MethodSettings(name="mean_teacher", learning_rate=0.01, unlabelled_weight=3.0, ramp_fraction=0.0)
-    method = built("mean_teacher", Phases(0, 9, 9), unlabelled_weight=3.0, ramp_fraction=0.0)
-    labelled, unlabelled = batches(0)
+@pytest.mark.parametrize(("ramp_fraction", "ramp"), [(0.0, 1.0), (1.0, math.exp(-5 * (7 / 9) ** 2))])
+def test_a_step_of_mean_teacher_is_labels_and_squared_differences(ramp_fraction: float, ramp: float) -> None:
+    """At step 2 of 9."""
+    changes: dict[str, Any] = {"unlabelled_weight": 3.0, "ramp_fraction": ramp_fraction}
+    settings = MethodSettings(name="mean_teacher", learning_rate=0.01, **changes)
+    method = built("mean_teacher", Phases(0, 9, 9), **changes)
+    labelled, unlabelled = batches(2)
     student = tiny_unet(1, torch.float32).train()
     q = copy.deepcopy(student).eval()(unlabelled.weak).softmax(1).detach()
     logits = student(torch.cat([labelled.images, unlabelled.strong]))
-    loss = supervised_loss(labelled.labels, logits[:2]) + 3.0 * ((logits[2:].softmax(1) - q) ** 2).mean()
+    loss = supervised_loss(labelled.labels, logits[:2]) + 3.0 * ramp * ((logits[2:].softmax(1) - q) ** 2).mean()
     expected = stepped(student, loss, settings)
-    run(method, 0, 1)
+    run(method, 2, 3)
+    assert_same(weights(method.networks["student"]), expected)
+
+
+def test_an_uncertainty_aware_step_follows_the_teacher_where_it_is_sure() -> None:
+    changes: dict[str, Any] = {"uncertainty_passes": 4, "ramp_fraction": 1.0}
+    settings = MethodSettings(name="mean_teacher", learning_rate=0.01, **changes)
+    method = built("mean_teacher", Phases(0, 9, 9), **changes)
+    student = tiny_unet(1, torch.float32).train()
+    for network in (student, *method.networks.values()):  # decided on some voxels, which it is not as it begins
+        network.get_submodule("head").weight.data.mul_(8.0)  # type: ignore[union-attr, operator]
+    labelled, unlabelled = batches(0)
+    teacher = copy.deepcopy(student).eval()
+    generator = torch.Generator().manual_seed(Draw(seed=4, step=0).torch_seed("uncertainty"))
+    noise = [(0.1 * torch.randn(unlabelled.weak.shape, generator=generator)).clamp(-0.2, 0.2) for _ in range(4)]
+    with torch.no_grad():
+        q = teacher(unlabelled.weak).softmax(1)
+        mean = torch.stack([teacher(unlabelled.weak + one).softmax(1) for one in noise]).mean(0)
+    sure = torch.special.entr(mean).sum(1) < (0.75 + 0.25 * math.exp(-5)) * math.log(CLASSES)
+    assert 0.1 < sure.float().mean() < 0.9
+    logits = student(torch.cat([labelled.images, unlabelled.strong]))
+    squares = ((logits[2:].softmax(1) - q) ** 2).mean(1)
+    loss = supervised_loss(labelled.labels, logits[:2])
+    loss = loss + settings.weight_of_unlabelled * math.exp(-5) * squares[sure].mean()
+    expected = stepped(student, loss, settings)
+    (row,) = run(method, 0, 1)
+    assert float(row["sure"]) == pytest.approx(float(sure.float().mean()))
     assert_same(weights(method.networks["student"]), expected)
 
 
@@ -224,18 +253,20 @@ def test_uncertainty_is_the_entropy_of_noisy_passes() -> None:
 # Cross pseudo supervision.
 
 
-def test_each_network_learns_the_hard_labels_of_the_other() -> None:
+@pytest.mark.parametrize(("ramp_fraction", "ramp"), [(0.0, 1.0), (1.0, math.exp(-5 * (7 / 9) ** 2))])
+def test_each_network_learns_the_hard_labels_of_the_other(ramp_fraction: float, ramp: float) -> None:
+    """At step 2 of 9."""
     settings = MethodSettings(name="cross_pseudo", learning_rate=0.01)
-    method = built("cross_pseudo", Phases(0, 9, 9), unlabelled_weight=2.0, ramp_fraction=0.0)
-    labelled, unlabelled = batches(0)
+    method = built("cross_pseudo", Phases(0, 9, 9), unlabelled_weight=2.0, ramp_fraction=ramp_fraction)
+    labelled, unlabelled = batches(2)
     pair = [tiny_unet(1, torch.float32).train(), tiny_unet(2, torch.float32).train()]
     logits = [network(torch.cat([labelled.images, unlabelled.strong])) for network in pair]
     expected = []
     for mine, other, network in ((0, 1, pair[0]), (1, 0, pair[1])):
         taught = logits[other].argmax(1)
-        loss = supervised_loss(labelled.labels, logits[mine][:2]) + 2.0 * supervised_loss(taught, logits[mine])
+        loss = supervised_loss(labelled.labels, logits[mine][:2]) + 2.0 * ramp * supervised_loss(taught, logits[mine])
         expected.append(stepped(network, loss, settings))
-    run(method, 0, 1)
+    run(method, 2, 3)
     assert_same(weights(method.networks["student"]), expected[0])
     assert_same(weights(method.networks["partner"]), expected[1])
 
@@ -349,6 +380,26 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
         teacher = weights(method.networks["teacher"])
         seen.append(all(torch.equal(value, settled[name]) for name, value in teacher.items()))
     assert seen == [True, False, True, False, True, False]  # steps 2, 4 and 6 begin rounds
+
+
+def test_a_step_of_rounds_learns_true_labels_and_those_that_two_rounds_agree_on() -> None:
+    """Step 4 of a training phase of 2 to 8: the second of three rounds, whose teacher is the student as it is."""
+    changes: dict[str, Any] = {"label_scope": "patch", "round_agreement": 0.0, "ema_decay": 0.0}
+    settings = MethodSettings(name="pseudo_rounds", learning_rate=0.01, unlabelled_weight=2.0, **changes)
+    method = built("pseudo_rounds", Phases(2, 8, 8), unlabelled_weight=2.0, rounds=3, **changes)
+    labelled, unlabelled = batches(4)
+    before, student = tiny_unet(9, torch.float32), tiny_unet(1, torch.float32).train()
+    method.networks["teacher"].load_state_dict(before.state_dict())  # of the first round
+    teachers = [copy.deepcopy(student).eval(), before.eval()]
+    a, b = (teacher(unlabelled.weak).argmax(1) for teacher in teachers)
+    labels = a.masked_fill(a != b, HIDDEN)
+    assert 0 < (labels == HIDDEN).float().mean() < 1
+    logits = student(torch.cat([labelled.images, unlabelled.strong]))
+    loss = supervised_loss(labelled.labels, logits[:2])
+    loss = loss + 2.0 * supervised_loss(labels, logits[2:], ignore=HIDDEN)
+    expected = stepped(student, loss, settings)
+    run(method, 4, 5)
+    assert_same(weights(method.networks["student"]), expected)
 
 
 def test_rounds_label_whole_scans() -> None:

@@ -26,7 +26,8 @@ Scores = dict[Metric, float | None]
 
 
 class StudyRun(TypedDict):
-    """One run and its scores. label_seed: None is the first labels of `splits.json`. key: of all its settings."""
+    """One run and its scores. label_seed: None is the first labels of `splits.json`. key: of all its settings.
+    peak_memory_mb: of its process; gpu_peak_mb: of the GPU that it was trained on, if it was."""
 
     method: str
     labelled: int
@@ -36,6 +37,7 @@ class StudyRun(TypedDict):
     steps: int
     minutes: float
     peak_memory_mb: float
+    gpu_peak_mb: NotRequired[float]
     cases: dict[str, dict[str, Scores]]
 
 
@@ -114,6 +116,7 @@ class Point:
     gap_closed: float | None
     minutes: float
     peak_memory_mb: float
+    gpu_peak_mb: float | None
     steps: int
 
 
@@ -236,6 +239,7 @@ def _point(
         gap_closed=None,
         minutes=float(np.mean([run["minutes"] for run in runs])),
         peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
+        gpu_peak_mb=max((run["gpu_peak_mb"] for run in runs if "gpu_peak_mb" in run), default=None),
         steps=runs[0]["steps"],
     )
     pairs = _pairs(baseline, runs)

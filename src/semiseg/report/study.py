@@ -54,6 +54,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         study=study,
         budget=budget_text(study),
         points=found,
+        on_gpu=any(point.gpu_peak_mb is not None for point in found),
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
         plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
@@ -93,14 +94,52 @@ def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(point.method for point in found if point.labelled != study["ceiling"]))
 
 
-def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the study's table as text, a row for each method and label budget."""
+StudyTable = tuple[str, list[str], list[list[str]]]
+"""Title, header and rows as text."""
+
+
+def study_tables(study: Study) -> list[StudyTable]:
+    """Methods by label budgets, the mean over organs first; then against the study's reference, where one is run; then
+    Dice and NSD by organ."""
+    tables = [("Mean over organs", *_mean_rows(study)), (reference_title(study), *_reference_rows(study))]
+    minus = f"minus {study['baseline']} on the runs of both"
+    tables += [(f"Mean {TITLES[metric]} by organ, and {minus}", *_organ_rows(study, metric)) for metric in _METRICS]
+    return [table for table in tables if table[2]]
+
+
+def study_markdown(study: Study) -> str:
+    """What was run, and the tables, in Markdown."""
+    machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
+    head = (
+        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
+        f"Machine: {machine}."
+    )
+    tables = (f"{title}:\n\n{markdown_table(header, rows)}" for title, header, rows in study_tables(study))
+    return "\n\n".join([head, *tables]) + "\n"
+
+
+def budget_text(study: Study) -> str:
+    """How long runs are: the minutes, or the steps that the study sets."""
+    return f"{study['minutes']:g} minutes a run" if study["minutes"] else "steps as the study sets them"
+
+
+def reference_title(study: Study) -> str:
+    """What is compared with the study's reference."""
+    reference = study.get("reference")
+    return f"Against {reference['method']} with {reference['labelled']} labels" if reference else ""
+
+
+def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """A row for each method and label budget."""
+    minus = f"- {study['baseline']} [95 %]"
+    found = sorted(points(study), key=lambda point: point.labelled)
+    on_gpu = any(point.gpu_peak_mb is not None for point in found)
     header = [
-        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC - {study['baseline']} [95 %]", "over cases [95 %]",
-        "p over cases (Holm)", "better runs", "gap closed", "steps", "min", "peak MB",
+        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC {minus}", "over cases [95 %]", "p over cases (Holm)",
+        f"NSD {minus}", "better runs", "gap closed", "steps", "min", "peak MB", *(["GPU MB"] if on_gpu else []),
     ]  # fmt: skip
     rows = []
-    for point in sorted(points(study), key=lambda point: point.labelled):
+    for point in found:
         dice, nsd = point.values["dice"], point.values["nsd"]
         rows.append(
             [
@@ -112,24 +151,20 @@ def study_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 _signed_interval(point.difference.get("dice")),
                 _signed_range(point.over_cases),
                 p_text(point.p_value),
+                _signed_interval(point.difference.get("nsd")),
                 f"{point.better[0]}/{point.better[1]}" if point.better[1] else "",
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
                 str(point.steps),
                 f"{point.minutes:.1f}",
-                f"{point.peak_memory_mb:.0f}",
+                _megabytes(point.peak_memory_mb),
+                *([_megabytes(point.gpu_peak_mb)] if on_gpu else []),
             ]
         )
     return header, rows
 
 
-def reference_title(study: Study) -> str:
-    """What is compared with the study's reference."""
-    reference = study.get("reference")
-    return f"Against {reference['method']} with {reference['labelled']} labels" if reference else ""
-
-
-def reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of methods with fewer labels than the reference; no rows where there is none."""
+def _reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Methods with fewer labels than the reference; no rows where there is none."""
     header = ["labels", "method", "runs", "DSC - reference [95 %]", "over cases [95 %]", "p over cases (Holm)"]
     return header, [
         [
@@ -144,7 +179,7 @@ def reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]]]:
+def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]]]:
     """Mean of each organ, and what it is more than the baseline's: a row for each method and label budget (the paper's
     table, turned)."""
     rows = []
@@ -156,30 +191,6 @@ def organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]]
         ]
         rows.append([str(point.labelled), point.method, *cells])
     return ["labels", "method", *map(words, study["organs"])], rows
-
-
-def study_markdown(study: Study) -> str:
-    """The tables, and what was run, in Markdown."""
-    machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
-    header, rows = reference_rows(study)
-    reference = f"\n\n{reference_title(study)}:\n\n{markdown_table(header, rows)}" if rows else ""
-    return (
-        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
-        f"Machine: {machine}.\n\n"
-        + markdown_table(*study_rows(study))
-        + reference
-        + "".join(
-            f"\n\nMean {TITLES[metric]} by organ, and minus {study['baseline']} on the runs of both:\n\n"
-            + markdown_table(*organ_rows(study, metric))
-            for metric in _METRICS
-        )
-        + "\n"
-    )
-
-
-def budget_text(study: Study) -> str:
-    """How long runs are: the minutes, or the steps that the study sets."""
-    return f"{study['minutes']:g} minutes a run" if study["minutes"] else "steps as the study sets them"
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
@@ -232,6 +243,10 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
     )
     dice: Mapping[str, float] = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
     return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
+
+
+def _megabytes(number: float | None) -> str:
+    return "" if number is None else f"{number:.0f}"
 
 
 def _plain(number: float | None) -> str:

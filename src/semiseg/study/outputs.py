@@ -7,15 +7,15 @@ from pathlib import Path
 from semiseg.evaluate.label_efficiency import Study
 from semiseg.evaluate.tables import print_table
 from semiseg.files import write_text
-from semiseg.report.study import reference_rows, reference_title, study_markdown, study_rows, write_study_page
+from semiseg.report.study import study_markdown, study_tables, write_study_page
 
 
 def print_study(study: Study) -> None:
-    """The table of methods by label budgets, and that against the study's reference."""
-    print_table(f"{study['name']}, {study['test_cases']} cases", *study_rows(study), total=False)
-    header, rows = reference_rows(study)
-    if rows:
-        print_table(reference_title(study), header, rows, total=False)
+    """The tables of methods by label budgets."""
+    print(f"{study['name']}, {study['test_cases']} cases, {len(study['runs'])} runs")
+    for table in study_tables(study):
+        print()
+        print_table(*table, total=False)
 
 
 def write_table(study: Study, results: Path) -> None:

@@ -94,13 +94,15 @@ def made_runs(
         raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
 
 
-def known_runs(file: Path, results: Path, *, data: Path | None = None) -> Study:
+def known_runs(file: Path, results: Path, *, data: Path | None = None, baseline: str | None = None) -> Study:
     """Those runs of a study file that `results/results.json` has; none is made, and no scan is read.
 
-    data: as for `made_runs`, of which the name alone counts here. Raises `ConfigError` for a wrong study file, and
-    `DataError` where no run is known.
+    data: as for `made_runs`, of which the name alone counts here. baseline: the method that the others are compared
+    with, in the place of the study's. Raises `ConfigError` for a wrong study file, and `DataError` where no run is
+    known.
     """
     study = load_study(file)
+    study = replace(study, baseline=baseline or study.baseline)
     runs = _runs(study, file, data)
     known = _Known(results / "results.json", study, file)
     before = {method: _steps_before(study, method, key, known.steps) for method, _, key in _timed(study, runs, known)}
@@ -217,8 +219,9 @@ def _result(
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
     summary = read_summary(folder / "summary.json")
-    seconds = [float(row["seconds"]) for row in read_jsonl(folder / "metrics.jsonl") if "seconds" in row]
-    return StudyRun(
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    seconds = [float(row["seconds"]) for row in metrics if "seconds" in row]
+    made = StudyRun(
         method=run.method,
         labelled=run.labelled,
         label_seed=run.label_seed,
@@ -229,6 +232,9 @@ def _result(
         peak_memory_mb=round(peak_bytes / 1e6, 1),
         cases=scores_of(summary),
     )
+    if on_gpu := [float(line["gpu_peak_mb"]) for line in metrics if "gpu_peak_mb" in line]:
+        made["gpu_peak_mb"] = max(on_gpu)
+    return made
 
 
 def _reason(log: str, code: int) -> str:

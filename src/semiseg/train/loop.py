@@ -78,7 +78,7 @@ def train_method(
                 rate = method_settings.first_learning_rate * method.learning_rate_factor
                 seconds = round(state.clock.seconds(), 2)
                 head = {"step": done, "phase": phases.name(step), "seconds": seconds, "learning_rate": rate}
-                journal.write(head | row)
+                journal.write(head | row | _gpu_peak(place.device))
             if saves:
                 checkpoint = state.checkpoint(done, method, origin)
                 _check_finite_state(checkpoint, checkpoints)
@@ -112,6 +112,11 @@ def _resume(checkpoints: Path, state: LoopState, method: Method, origin: Origin)
         )
     state.restore(checkpoint, method)
     return checkpoint.step
+
+
+def _gpu_peak(device: torch.device) -> dict[str, int]:
+    """What this process has had of a GPU's memory at most, in MB; nothing of a CPU."""
+    return {"gpu_peak_mb": round(torch.cuda.max_memory_reserved(device) / 1e6)} if device.type == "cuda" else {}
 
 
 def _validates(done: int, settings: TrainSettings) -> bool:
