@@ -70,6 +70,11 @@ def test_every_method_has_the_losses_of_the_cpu(
     assert len(rows["cpu"]) == len(rows[DEVICE]) == 6
     for expected, found in zip(rows["cpu"], rows[DEVICE], strict=True):
         assert losses(found) == pytest.approx(losses(expected), rel=TENSOR_FLOAT_32, abs=1e-3)
+    # What torch holds of a GPU comes in blocks of 2 MiB and more (its allocator's); the most of it never shrinks.
+    held = [row["gpu_peak_mb"] for row in rows[DEVICE]]
+    assert held[0] >= 2
+    assert held == sorted(held)
+    assert "gpu_peak_mb" not in rows["cpu"][0]
 
 
 @pytest.mark.parametrize("name", ["supervised", "dense", "scalar"])
