@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semiseg.report.figures import ORGAN_COLOURS, learning_curves, organ_colours, running_mean
+from semiseg.report.figures import (
+    ORGAN_COLOURS,
+    SERIES,
+    learning_curves,
+    organ_colours,
+    running_mean,
+    series_key,
+)
 
 
 def test_a_running_mean_keeps_constants_and_is_the_mean_inside() -> None:
@@ -48,3 +55,10 @@ def test_a_long_run_does_not_make_a_heavy_figure() -> None:
     rng = np.random.default_rng(0)
     rows = [{"step": n, "phase": "train", "labelled_loss": float(rng.random())} for n in range(20_000)]
     assert len(learning_curves(rows)[0].svg) < 100_000
+
+
+def test_lines_of_one_colour_have_signs_of_their_own() -> None:
+    keys = [series_key(n) for n in range(2 * len(SERIES))]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == ("series-1", "●")
+    assert keys[len(SERIES)] == ("series-1", "■")

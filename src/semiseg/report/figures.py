@@ -140,7 +140,7 @@ def efficiency_plot(
         figure = Figure(figsize=(width, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for n, (_, found) in enumerate(lines):
-            colour, marker = SERIES[n % len(SERIES)], "os^Dvp"[n // len(SERIES) % 6]
+            colour, (marker, _) = SERIES[n % len(SERIES)], _marker(n)
             shift = 2 ** (0.32 * ((n + 0.5) / len(lines) - 0.5))
             x = np.array([labels for labels, *_ in found]) * shift
             mean, low, high = (np.array([row[i] for row in found]) for i in (1, 2, 3))
@@ -157,9 +157,17 @@ def efficiency_plot(
         return _svg(figure, f"{name} by number of labelled scans")
 
 
-def series_variable(number: int) -> str:
-    """The CSS variable of the n-th line of a plot."""
-    return _VARIABLES[SERIES[number % len(SERIES)]]
+def series_key(number: int) -> tuple[str, str]:
+    """The CSS variable and the sign of the n-th line of `efficiency_plot`."""
+    return _VARIABLES[SERIES[number % len(SERIES)]], _marker(number)[1]
+
+
+_MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("p", "⬟"))
+"""Where colours begin anew, signs differ: matplotlib's, and as text."""
+
+
+def _marker(number: int) -> tuple[str, str]:
+    return _MARKERS[number // len(SERIES) % len(_MARKERS)]
 
 
 def _limits(values: Sequence[float], metric: str) -> tuple[float, float]:

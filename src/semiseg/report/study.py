@@ -26,7 +26,7 @@ from semiseg.evaluate.summary import Metric, read_summary
 from semiseg.evaluate.tables import TITLES, markdown_table, p_text
 from semiseg.files import write_text
 from semiseg.io.nifti import read_label, read_volume
-from semiseg.report.figures import efficiency_plot, organ_colours, series_variable, words
+from semiseg.report.figures import efficiency_plot, organ_colours, series_key, words
 from semiseg.report.overlays import Panel, method_panels
 from semiseg.report.page import load_template
 from semiseg.types import LabelArray
@@ -58,7 +58,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
         plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
-        legend=[(series_variable(n), method) for n, method in enumerate(_drawn_methods(study, found))],
+        legend=[(*series_key(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_tables=[
             (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
             for metric in _METRICS
