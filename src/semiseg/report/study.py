@@ -194,10 +194,13 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
-    """The cases that the methods differ most on, at the budget with the most methods, in its first common runs."""
+    """The cases that the methods differ most on, at the budget with the most methods, in its first common runs: those
+    that have left predictions here, where there are several."""
     group = _widest_group(study)
     if len(group) < 2:
         return []
+    here = [run for run in group if (_folder(run, runs) / "predictions").is_dir()]
+    group = here if len(here) > 1 else group
     ids = sorted(group[0]["cases"])
     spread = {}
     for case in ids:
@@ -205,6 +208,10 @@ def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
         spread[case] = float(np.nanmax(means) - np.nanmin(means)) if np.isfinite(means).any() else 0.0
     chosen = sorted(ids, key=lambda case: -spread[case])[:_CASES]
     return [_drawn(case, group, runs) for case in chosen]
+
+
+def _folder(run: StudyRun, runs: Path) -> Path:
+    return runs / folder_name(name_of(run), run["key"])
 
 
 def _widest_group(study: Study) -> list[StudyRun]:
@@ -215,7 +222,7 @@ def _widest_group(study: Study) -> list[StudyRun]:
 
 
 def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
-    folders = {run["method"]: runs / folder_name(name_of(run), run["key"]) for run in group}
+    folders = {run["method"]: _folder(run, runs) for run in group}
     # Runs of earlier sittings, and of other programs, may have left no folder here.
     folders = {method: path for method, path in folders.items() if (path / "predictions" / f"{case}.nii.gz").exists()}
     if not folders:
