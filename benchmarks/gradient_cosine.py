@@ -78,7 +78,9 @@ def main() -> None:
 def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
     """The method of a trained run at its last checkpoint, about to train `steps` steps with dense feedback."""
     settings = read_settings(run / "run.toml")
-    method_settings = replace(settings.method, name="mpl", feedback="dense", teacher_every=1, cutmix_fraction=0.0)
+    method_settings = replace(
+        settings.method, name="mpl", feedback="dense", teacher_every=1, cutmix_fraction=0.0, label_scope="patch"
+    )
     settings = replace(settings, method=method_settings, train=replace(settings.train, precision="float32"))
     session = open_session(run, settings, torch.device("cpu"))
     method = session.build(Phases(0, steps, steps))
