@@ -22,7 +22,7 @@ from semiseg.evaluate.label_efficiency import (
 )
 from semiseg.evaluate.statistics import crossed_interval, holm, signed_rank_p
 from semiseg.randomness import Draw
-from semiseg.report.study import study_tables
+from semiseg.report.study import efficiency_lines, most_different, study_tables
 
 
 def a_run(
@@ -226,3 +226,31 @@ def test_the_file_comes_back_and_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"name": 3}')
     with pytest.raises(DataError, match=r"results\.json: name: .*string.*delete it to begin anew"):
         read_study(tmp_path / "results.json")
+
+
+def test_the_curve_has_each_methods_budgets_in_order_and_no_ceiling() -> None:
+    study = a_study(
+        a_run("mine", 8, BETTER),
+        a_run("mine", 4, BASE),
+        a_run("mine", 4, BETTER, subset=1),
+        a_run("base", 4, BASE),
+        a_run("base", 100, [1.0] * 4),
+        ceiling=100,
+    )
+    found = points(study)
+    lines = dict(efficiency_lines(study, found, "dice"))
+    assert [row[0] for row in lines["mine"]] == [4, 8]
+    assert [row[0] for row in lines["base"]] == [4]
+    assert lines["mine"][0][1] == pytest.approx(np.mean([*BASE, *BETTER]))
+    for _, mean, low, high in lines["mine"]:
+        assert low < mean < high
+
+
+def test_cases_that_the_methods_differ_most_on_come_first() -> None:
+    group = [
+        a_run("base", 4, [0.5, 0.5, 0.5, None, 0.5]),
+        a_run("mine", 4, [0.6, 0.1, 0.5, None, 0.7]),
+        a_run("other", 4, [0.5, 0.5, 0.5, None, 0.9]),
+    ]
+    # Spreads of 0.1, 0.4, 0, none and 0.4; of equal ones the name decides.
+    assert most_different(group) == ["case1", "case4", "case0", "case2", "case3"]

@@ -77,6 +77,15 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
 
 def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, width: float = 5.4) -> str:
     """SVG of a metric against the number of labels, a line for each method, the ceiling dashed."""
+    ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
+    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric], width=width)
+
+
+def efficiency_lines(
+    study: Study, found: Sequence[Point], metric: Metric
+) -> list[tuple[str, list[tuple[int, float, float, float]]]]:
+    """Each method's points by rising labels: labels, mean, and the ends of its interval, which are the mean where one run
+    has none. The ceiling is no point."""
     lines = []
     for method in _drawn_methods(study, found):
         rows = []
@@ -86,8 +95,7 @@ def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, w
                 low, high = (value[end] if value[end] is not None else value["mean"] for end in ("low", "high"))
                 rows.append((point.labelled, value["mean"], float(low or 0.0), float(high or 0.0)))
         lines.append((method, sorted(rows)))
-    ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
-    return efficiency_plot(lines, ceiling, name=TITLES[metric], width=width)
+    return lines
 
 
 def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
@@ -201,13 +209,16 @@ def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
         return []
     here = [run for run in group if (_folder(run, runs) / "predictions").is_dir()]
     group = here if len(here) > 1 else group
-    ids = sorted(group[0]["cases"])
+    return [_drawn(case, group, runs) for case in most_different(group)[:_CASES]]
+
+
+def most_different(group: Sequence[StudyRun]) -> list[str]:
+    """Ids of the runs' cases, those first whose mean Dice lies furthest apart between the runs."""
     spread = {}
-    for case in ids:
+    for case in sorted(group[0]["cases"]):
         means = [case_mean(run["cases"][case], "dice") for run in group]
         spread[case] = float(np.nanmax(means) - np.nanmin(means)) if np.isfinite(means).any() else 0.0
-    chosen = sorted(ids, key=lambda case: -spread[case])[:_CASES]
-    return [_drawn(case, group, runs) for case in chosen]
+    return sorted(spread, key=lambda case: -spread[case])
 
 
 def _folder(run: StudyRun, runs: Path) -> Path:
