@@ -308,13 +308,13 @@ class Run(_RunArguments):
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """Order a trained run's unlabelled scans by how doubtful their pseudo-labels are: which to look at or to exclude."""
+    """Order a trained run's unlabelled scans by how doubtful their pseudo-labels are: what to look at or exclude."""
 
     run: tyro.conf.Positional[Path]
     """Run that was trained."""
     by: Literal["disagreement", "entropy", "random"] = "disagreement"
-    """Of the run's two networks; the mean entropy of its labels; or random, the better choice of what to label next while
-    labels are few."""
+    """Of the run's two networks; the mean entropy of its labels; or random, the better choice of what to label next
+    while labels are few."""
     against: Path | None = None
     """Disagreement with this run's model instead, such as that of the round before."""
     exclude_worst: float = 0.0

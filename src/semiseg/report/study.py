@@ -84,8 +84,8 @@ def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, w
 def efficiency_lines(
     study: Study, found: Sequence[Point], metric: Metric
 ) -> list[tuple[str, list[tuple[int, float, float, float]]]]:
-    """Each method's points by rising labels: labels, mean, and the ends of its interval, which are the mean where one run
-    has none. The ceiling is no point."""
+    """Each method's points by rising labels: labels, mean, and the ends of its interval, which are the mean where one
+    run has none. The ceiling is no point."""
     lines = []
     for method in _drawn_methods(study, found):
         rows = []
