@@ -82,6 +82,17 @@ def test_the_process_speaks_the_same(tmp_path: Path) -> None:
     assert done.stderr == f"semiseg: error: {tmp_path}/none: there is no such folder.\n"
 
 
+def test_who_reads_may_stop_before_the_end() -> None:
+    """`semiseg ... | head`, whose head has gone before a line is written."""
+    code = "import sys; from semiseg.cli import run_command; sys.exit(run_command(lambda: print('a table') or 0))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (said, process.returncode) == (b"", 1)
+
+
 def test_check_answers_0_or_1(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
     assert semiseg_command("check", phantoms).code == 0
     broken = shutil.copytree(phantoms, tmp_path / "broken")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -510,9 +511,14 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def run_command(execute: Callable[[], int]) -> int:
     """Run a command; an error of the user's making, or a file that cannot be read or written, is one message on stderr
-    and exit code 2."""
+    and exit code 2. Who reads the output may stop before its end (`| head`): that is 1, as where rich prints."""
     try:
-        return execute()
+        code = execute()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 1
     except SemisegError as error:
         kind = "settings" if isinstance(error, ConfigError) else "error"
         print(f"semiseg: {kind}: {error}", file=sys.stderr)
@@ -528,3 +534,15 @@ def run_command(execute: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("semiseg: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
+    return code
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is what is broken, and no other pipe; then what is left in it goes nowhere, so that Python's end
+    says nothing."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
