@@ -124,8 +124,12 @@ def organ_plot(cases: Sequence[CaseScores], organs: Sequence[str], metric: Metri
         return _svg(figure, f"{metric} of every case, by organ")
 
 
+EfficiencyLine = tuple[str, Sequence[tuple[int, float, float, float]]]
+"""A method, and its points: labels, mean, and the ends of its interval."""
+
+
 def efficiency_plot(
-    lines: Sequence[tuple[str, Sequence[tuple[int, float, float, float]]]],
+    lines: Sequence[EfficiencyLine],
     ceiling: float | None,
     *,
     name: str,

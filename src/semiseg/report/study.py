@@ -26,7 +26,7 @@ from semiseg.evaluate.summary import Metric, read_summary
 from semiseg.evaluate.tables import TITLES, markdown_table, p_text
 from semiseg.files import write_text
 from semiseg.io.nifti import read_label, read_volume
-from semiseg.report.figures import efficiency_plot, organ_colours, series_key, words
+from semiseg.report.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
 from semiseg.report.overlays import Panel, method_panels
 from semiseg.report.page import load_template
 from semiseg.types import LabelArray
@@ -81,12 +81,10 @@ def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, w
     return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric], width=width)
 
 
-def efficiency_lines(
-    study: Study, found: Sequence[Point], metric: Metric
-) -> list[tuple[str, list[tuple[int, float, float, float]]]]:
-    """Each method's points by rising labels: labels, mean, and the ends of its interval, which are the mean where one
-    run has none. The ceiling is no point."""
-    lines = []
+def efficiency_lines(study: Study, found: Sequence[Point], metric: Metric) -> list[EfficiencyLine]:
+    """Each method's points by rising labels; an interval that one run does not have is its mean. The ceiling is no
+    point."""
+    lines: list[EfficiencyLine] = []
     for method in _drawn_methods(study, found):
         rows = []
         for point in found:
