@@ -48,7 +48,6 @@ UNUSUAL = RunSettings(
         predicted_fraction=0.0,
         jitter_fraction=0.125,
         warmup_patch=(8, 16, 24),
-        reach_outside=False,
         cache_gb=0.0,
     ),
     augment=AugmentSettings(enabled=False, coarse_axis=0, mirror_axes=(), zoom=(0.5, 1.0), gamma=(1.0, 1.0)),

@@ -11,6 +11,7 @@ The whole way in Python, as on the command line:
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
         run_all,
         train,
     )
+
+# Threads that wait for each other are to sleep: torch's (libgomp) spin, and two programs on the same cores then take ten
+# times as long as one. It is read when torch is loaded, so a program that loads torch first has to set it itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "RunSettings": "semiseg.settings",

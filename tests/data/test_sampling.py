@@ -16,8 +16,6 @@ from semiseg.data.sampling import (
     is_forced,
     labelled_patch,
     place_box,
-    reach,
-    uniform_box,
     unlabelled_patch,
 )
 from semiseg.errors import ConfigError
@@ -41,7 +39,7 @@ def _case(
         source_spacing_mm=(1, 1, 1),
         hash="0",
         labelled=classes is not None,
-        channel_minimum=(0.0,),
+        channels=1,
         class_voxels={},
         class_locations=classes or {},
         body_locations=((10, 12, 3),) if body else (),
@@ -124,24 +122,6 @@ def test_unforced_patches_reach_all_of_the_volume() -> None:
     assert {p.box.start[0] for p in patches} == set(range(20 - 8 + 1))
     assert {p.box.start[2] for p in patches} == {-1}
     assert {p.case for p in patches} == {0, 1}
-
-
-def test_unforced_patches_reach_out_of_large_volumes_as_far_as_out_of_the_smallest() -> None:
-    """Cases of 20 x 24 x 6 beside one of 5 x 8 x 20: a patch of 8 misses 3, 0 and 2 voxels. So it does of a case that
-    just holds it."""
-    outside = reach([*LABELLED, _case("c", shape=(5, 8, 20))], PATCH)
-    assert outside == (3, 0, 2)
-    chosen = SamplingSettings(foreground_fraction=0)
-    draws = [Draw(0, step, 0) for step in range(400)]
-    starts = np.array(
-        [labelled_patch(LABELLED, cases_by_class(LABELLED), PATCH, d, 2, chosen, outside).box.start for d in draws]
-    )
-    assert starts.min(0).tolist() == [-3, 0, -2]
-    assert starts.max(0).tolist() == [20 - 8 + 3, 24 - 8, 0]
-    assert reach(LABELLED[:1], (8, 8, 6)) == (0, 0, 0)
-    just = [uniform_box(PATCH, PATCH, d.generator("just"), 0.25, outside).start for d in draws]
-    assert np.min(just, axis=0).tolist() == [-3, 0, -2]
-    assert np.max(just, axis=0).tolist() == [3, 0, 2]
 
 
 def test_labelled_cases_without_foreground_are_sampled_uniformly() -> None:

@@ -51,7 +51,7 @@ def test_tiles_computed_together_give_the_same() -> None:
     assert sum(four.batches) == sum(one.batches)
 
 
-def test_a_small_scan_is_padded_with_the_smallest_value_of_each_channel() -> None:
+def test_a_small_scan_goes_on_beyond_its_borders() -> None:
     x = image(2, 2, 11, 5)
     seen: list[np.ndarray] = []
 
@@ -61,12 +61,27 @@ def test_a_small_scan_is_padded_with_the_smallest_value_of_each_channel() -> Non
             return super().logits(tiles)
 
     sliding_window(x, Watching(), Window(patch=PATCH))
-    for channel in range(2):
-        low = x[channel].min()
-        for tile in seen:
-            outside = np.ones(PATCH, bool)
-            outside[1:3, :, 1:6] = False  # evenly on both sides, the odd voxel at the end
-            assert (tile[0, channel][outside] == low).all()
+    # Evenly on both sides, the odd voxel at the end.
+    grown = np.pad(x, [(0, 0), (1, 1), (0, 0), (1, 2)], mode="edge")
+    expected = [grown[:, :, start : start + 6] for start in (0, 2, 5)]
+    assert len(seen) == len(expected)
+    for (tile,), wanted in zip(seen, expected, strict=True):
+        np.testing.assert_array_equal(tile, wanted)
+
+
+@pytest.mark.parametrize("slices", [1, 3, 7, 40])
+def test_any_number_of_slices_gives_one_label_map(slices: int) -> None:
+    """A network that tells whether a voxel is brighter than its patch's mean finds the bright half in all of them."""
+
+    class Brighter(Identity):
+        def logits(self, tiles: np.ndarray) -> np.ndarray:
+            above = tiles[:, :1] - tiles.mean(axis=(1, 2, 3, 4), keepdims=True)
+            return np.concatenate([-above, above], axis=1)
+
+    x = np.zeros((1, slices, 24, 32), np.float32)
+    x[..., 16:] = 1.0
+    logits = sliding_window(x, Brighter(), Window(patch=(12, 24, 32)))
+    np.testing.assert_array_equal(logits.argmax(axis=0), x[0] > 0)
 
 
 def test_progress_counts_the_tiles() -> None:
@@ -129,7 +144,7 @@ def test_rolled_along_any_axis_it_is_the_same(shape: tuple[int, int, int], axes:
 
     window = Window(patch=PATCH, axes=axes)
     size = along.shape[1:]
-    parts = [part.copy() for part in blended_rows(read, size, lambda: x.min(axis=(1, 2, 3)), Sides(2), window)]
+    parts = [part.copy() for part in blended_rows(read, size, Sides(2), window)]
     rolled = np.concatenate(parts, axis=1)
     back = rolled.transpose(0, *(list(axes).index(axis) + 1 for axis in range(3)))
     # The same tiles summed in another order: float32 rounding of up to 27 of them.
@@ -264,7 +279,7 @@ def test_blended_on_a_device_it_is_the_same(
 
     def rows(engine: Sides) -> list[np.ndarray]:
         size = along.shape[1:]
-        parts = blended_rows(lambda a, b: along[:, a:b], size, lambda: x.min(axis=(1, 2, 3)), engine, window)
+        parts = blended_rows(lambda a, b: along[:, a:b], size, engine, window)
         return [part.copy() for part in parts]
 
     host, device_rows = rows(Sides(2)), rows(OnDevice(2, device))
@@ -280,7 +295,7 @@ def test_rows_that_were_computed_ahead_are_read_after_the_next_were_begun() -> N
     x = image(1, 16, 6, 8)
     begun = []
     window = Window(patch=PATCH, step=1.0)
-    for _ in blended_rows(lambda a, b: x[:, a:b], (16, 6, 8), lambda: x.min(axis=(1, 2, 3)), engine, window):
+    for _ in blended_rows(lambda a, b: x[:, a:b], (16, 6, 8), engine, window):
         begun.append(len(engine.batches))
     assert begun == [2, 3, 4, 4]
 

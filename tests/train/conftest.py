@@ -65,7 +65,7 @@ def store(tmp_path: Path) -> Store:
             source_spacing_mm=(1.0, 1.0, 1.0),
             hash="0",
             labelled=label is not None,
-            channel_minimum=(float(shown.min()),),
+            channels=1,
             class_voxels={},
             class_locations={},
             body_locations=((0, 0, 0),),

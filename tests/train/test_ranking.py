@@ -51,7 +51,7 @@ def case(tmp_path: Path) -> Path:
     image = np.arange(300, dtype=np.float32).reshape(1, *SHAPE)
     meta = StoredCase(
         id="c", shape_zyx=SHAPE, spacing_mm=(1, 1, 1), source_shape_zyx=SHAPE, source_spacing_mm=(1, 1, 1), hash="h",
-        labelled=False, channel_minimum=(0.0,), class_voxels={}, class_locations={}, body_locations=(),
+        labelled=False, channels=1, class_voxels={}, class_locations={}, body_locations=(),
     )  # fmt: skip
     write_case(tmp_path / "c", image=image, label=None, meta=meta)
     return tmp_path / "c"

@@ -21,7 +21,6 @@ from semiseg.data.sampling import (
     SamplingSettings,
     cases_by_class,
     labelled_patch,
-    reach,
     unlabelled_patch,
 )
 from semiseg.errors import ConfigError
@@ -51,8 +50,7 @@ class BatchSource:
 
     labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the
     second may be empty. patch: size in voxels. batch, unlabelled_batch: samples of a step over all ranks (the
-    second equals the first if None), of which rank r of `world` reads the r-th part. outside_label: label of
-    voxels outside of a scan that is smaller than the patch.
+    second equals the first if None), of which rank r of `world` reads the r-th part.
 
     Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for
     a damaged case, here or when it is read.
@@ -71,11 +69,10 @@ class BatchSource:
         seed: int,
         unlabelled_batch: int | None = None,
         settings: SamplingSettings | None = None,
-        outside_label: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self._patch, self._seed, self._outside_label = patch, seed, outside_label
+        self._patch, self._seed = patch, seed
         self._batch = batch
         self._unlabelled_batch = batch if unlabelled_batch is None else unlabelled_batch
         self._settings = SamplingSettings() if settings is None else settings
@@ -84,9 +81,6 @@ class BatchSource:
         self._labelled = _Cases(labelled)
         self._unlabelled = _Cases(unlabelled)
         self._holders = cases_by_class(self._labelled.metas)
-        every = [*self._labelled.metas, *self._unlabelled.metas]
-        shown = self._settings.reach_outside and outside_label == 0
-        self._outside = reach(every, patch) if shown else (0, 0, 0)
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
         self._published: list[_Published] = [_Published(0, {}, range(len(self._unlabelled.metas)))]
@@ -98,16 +92,13 @@ class BatchSource:
         patch: its size; None is the source's.
         """
         size = self._patch if patch is None else patch
-        z, y, x = (min(out, edge // 2) for out, edge in zip(self._outside, size, strict=True))
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step, self._batch):
-                found = labelled_patch(
-                    self._labelled.metas, self._holders, size, draw, self._batch, self._settings, (z, y, x)
-                )
+                found = labelled_patch(self._labelled.metas, self._holders, size, draw, self._batch, self._settings)
                 case = self._labelled.open(found.case, self._memory)
                 images.append(case.read_image(found.box))
-                labels.append(case.read_label(found.box, fill=self._outside_label))
+                labels.append(case.read_label(found.box))
         return np.stack(images), np.stack(labels).astype(np.int64)
 
     def unlabelled(self, step: int) -> FloatArray:
@@ -293,7 +284,7 @@ class _Cases:
 def _decompressed_bytes(case: OpenCase) -> int:
     voxels = int(np.prod(case.meta.shape_zyx))
     label = 0 if case.label is None else case.label.dtype.itemsize
-    return voxels * (4 * len(case.meta.channel_minimum) + label)
+    return voxels * (4 * case.meta.channels + label)
 
 
 def _decompressed(case: OpenCase) -> OpenCase:

@@ -30,7 +30,7 @@ from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
 MAX_LOCATIONS = 512
 Progress = Callable[[int, int, str], None]
@@ -217,7 +217,7 @@ def _describe(
         source_spacing_mm=volume.grid.spacing_mm,
         hash=digest,
         labelled=label is not None,
-        channel_minimum=tuple(float(channel.min()) for channel in image),
+        channels=len(image),
         class_voxels=voxels,
         class_locations=locations,
         body_locations=body,

@@ -45,10 +45,6 @@ class SamplingSettings:
     """Patch `(Z, Y, X)` in voxels of the warm-up, in which the teacher learns from labels alone; None is the plan's.
     From few labels a teacher learns more on small patches, its student more on larger ones. Without a warm-up it has no
     effect."""
-    reach_outside: bool = True
-    """Labelled patches that are not forced reach out of scans that could hold them as far as patches reach out of the
-    smallest scan of the run, by half of their edge at most, so that networks learn what padding is. Nothing changes
-    where all scans are larger than the patch, nor where a label is ignored: padding is ignored then too."""
     cache_gb: float = 2.0
     """Memory for decompressed cases in gigabytes (1e9 bytes), which saves most of the reading time of small
     data sets; cases beyond it are read patch by patch."""
@@ -88,15 +84,12 @@ def labelled_patch(
     draw: Draw,
     batch: int,
     settings: SamplingSettings,
-    outside: Shape = (0, 0, 0),
 ) -> Patch:
     """The patch of one sample of a labelled batch.
 
-    holders: `cases_by_class(cases)`. outside: voxels by which patches that are not forced may reach out of a volume
-    that could hold them. draw: its sample is the position in the global batch. A forced sample
-    draws the class first and then a case and a voxel of it, so that rare classes are seen as often as common
-    ones; the others are uniform over cases and over the places in the volume, since the network has to learn
-    the empty parts too.
+    holders: `cases_by_class(cases)`. draw: its sample is the position in the global batch. A forced sample draws the
+    class first and then a case and a voxel of it, so that rare classes are seen as often as common ones; the others are
+    uniform over cases and over the places in the volume, since the network has to learn the empty parts too.
     """
     generator = draw.generator("patch/labelled")
     if holders and is_forced(draw.step * batch + draw.sample, settings.foreground_fraction):
@@ -105,14 +98,7 @@ def labelled_patch(
         centre = _choice(generator, cases[case].class_locations[value])
         return Patch(case, place_box(centre, cases[case].shape_zyx, patch, generator, settings.jitter_fraction))
     case = int(generator.integers(len(cases)))
-    return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator, settings.jitter_fraction, outside))
-
-
-def reach(cases: Sequence[StoredCase], patch: Shape) -> Shape:
-    """Voxels along each axis by which a patch reaches out of the smallest case; 0 where all hold it."""
-    smallest = np.min([case.shape_zyx for case in cases], axis=0)
-    z, y, x = (max(0, p - int(n)) for p, n in zip(patch, smallest, strict=True))
-    return z, y, x
+    return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator, settings.jitter_fraction))
 
 
 def unlabelled_patch(
@@ -171,15 +157,13 @@ def place_box(centre: Shape, shape: Shape, patch: Shape, generator: np.random.Ge
     return _box(starts, patch)
 
 
-def uniform_box(
-    shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float, outside: Shape = (0, 0, 0)
-) -> Box:
-    """A box of the patch's size, uniform over the places inside of the volume, and up to `outside` voxels out of it,
-    where it holds the patch; else as `place_box`."""
+def uniform_box(shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float) -> Box:
+    """A box of the patch's size, uniform over the places inside of the volume where it holds the patch; else as
+    `place_box`."""
     where, offsets = generator.random(3), generator.uniform(-jitter, jitter, size=3) * np.array(patch)
     starts = [
-        int(w * (n - p + 1 + 2 * out)) - out if n >= p else _start(n // 2, offset, n, p)
-        for w, offset, n, p, out in zip(where, offsets, shape, patch, outside, strict=True)
+        int(w * (n - p + 1)) if n >= p else _start(n // 2, offset, n, p)
+        for w, offset, n, p in zip(where, offsets, shape, patch, strict=True)
     ]
     return _box(starts, patch)
 

@@ -84,11 +84,6 @@ class ScanRows:
                     target[first - start : last - start] = made[first - where.start : last - where.start]
         return out
 
-    def minimum(self) -> FloatArray:
-        """The smallest value of each channel, `(C,)`; looks through the whole scan."""
-        smallest = [[made.min() for made in self._block(block)] for block in range(self._channels[0].blocks)]
-        return np.asarray(np.min(smallest, axis=0), dtype=np.float32)
-
     def _block(self, block: int) -> list[FloatArray]:
         """A block of all channels; the last one is kept, since the next rows may begin within it."""
         if self._last is None or self._last[0] != block:

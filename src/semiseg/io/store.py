@@ -33,7 +33,7 @@ class StoredCase:
     canonical orientation. hash: of the files and of all that preparation depends on. class_voxels: voxels
     of each class that occurs, background and ignore value included. class_locations: up to 512 voxels `(z,
     y, x)` of each class that occurs, without the background and the ignore value. body_locations: up to 512
-    voxels of the body. channel_minimum: smallest value of each channel, the fill outside of the image.
+    voxels of the body.
     """
 
     id: str
@@ -43,7 +43,7 @@ class StoredCase:
     source_spacing_mm: Spacing
     hash: str
     labelled: bool
-    channel_minimum: tuple[float, ...]
+    channels: int
     class_voxels: dict[int, int]
     class_locations: dict[int, tuple[Shape, ...]]
     body_locations: tuple[Shape, ...]
@@ -62,19 +62,11 @@ class OpenCase:
     label: Any
 
     def read_image(self, box: Box) -> FloatArray:
-        """The image in `box`, `(C, d, h, w)` float32; outside of the scan each channel has its smallest
-        value.
-        """
-        inside, place = _clip(box, self.meta.shape_zyx)
-        out = np.empty((len(self.meta.channel_minimum), *box.shape), dtype=np.float32)
-        if inside.shape != box.shape:
-            out[:] = np.asarray(self.meta.channel_minimum, dtype=np.float32)[:, None, None, None]
-        if min(inside.shape) > 0:
-            out[:, *place.slices()] = self._read(self.image, (slice(None), *inside.slices()))
-        return out
+        """The image in `box`, `(C, d, h, w)` float32; outside of the scan its border goes on, as in prediction."""
+        return self._continued(self.image, box)
 
-    def read_label(self, box: Box, *, fill: int = 0) -> LabelArray:
-        """The label map in `box`, `(d, h, w)`; `fill` outside of the scan (0, or the dataset's ignore value).
+    def read_label(self, box: Box) -> LabelArray:
+        """The label map in `box`, `(d, h, w)`; outside of the scan its border goes on, as that of the image does.
 
         Raises `DataError` for an unlabelled case.
         """
@@ -82,11 +74,15 @@ class OpenCase:
             raise DataError(
                 f"{self.folder}: the case has no label. Prepare it again with one, or use it as unlabelled."
             )
-        inside, place = _clip(box, self.meta.shape_zyx)
-        out = np.full(box.shape, fill, dtype=self.label.dtype)
-        if min(inside.shape) > 0:
-            out[place.slices()] = self._read(self.label, inside.slices())
-        return out
+        return self._continued(self.label, box)
+
+    def _continued(self, stored: Any, box: Box) -> AnyArray:
+        """`(..., Z, Y, X)` in `box`, which may reach outside."""
+        inside, padding = _within(box, self.meta.shape_zyx)
+        values = self._read(stored, (..., *inside.slices()))
+        if not any(map(any, padding)):
+            return values
+        return np.pad(values, [(0, 0)] * (values.ndim - 3) + padding, mode="edge")
 
     def _read(self, stored: Any, slices: tuple[slice, ...]) -> AnyArray:
         try:
@@ -148,7 +144,7 @@ def read_case_meta(folder: Path) -> StoredCase:
 def open_case(folder: Path) -> OpenCase:
     """Open a stored case for reading patches; raises `DataError` naming the folder if it is damaged."""
     meta = read_case_meta(folder)
-    image = _open_array(folder, "image.b2nd", (len(meta.channel_minimum), *meta.shape_zyx), ("float32",))
+    image = _open_array(folder, "image.b2nd", (meta.channels, *meta.shape_zyx), ("float32",))
     label = _open_array(folder, "label.b2nd", meta.shape_zyx, ("uint8", "uint16")) if meta.labelled else None
     return OpenCase(folder, meta, image, label)
 
@@ -182,13 +178,15 @@ def _open_array(folder: Path, name: str, shape: tuple[int, ...], dtypes: tuple[s
     return stored
 
 
-def _clip(box: Box, shape: Shape) -> tuple[Box, Box]:
-    """The part of `box` inside of an array, and the place of that part within the box."""
-    start = [min(max(a, 0), n) for a, n in zip(box.start, shape, strict=True)]
-    stop = [max(min(b, n), a) for a, b, n in zip(start, box.stop, shape, strict=True)]
-    place = [a - origin for a, origin in zip(start, box.start, strict=True)]
-    end = [p + b - a for p, a, b in zip(place, start, stop, strict=True)]
-    return Box(_triple(start), _triple(stop)), Box(_triple(place), _triple(end))
+def _within(box: Box, shape: Shape) -> tuple[Box, list[tuple[int, int]]]:
+    """The part of `box` inside of an array, a voxel along each axis at least, and how far the box reaches beyond that
+    part on either side of each axis."""
+    start = [min(max(a, 0), n - 1) for a, n in zip(box.start, shape, strict=True)]
+    stop = [max(min(b, n), a + 1) for a, b, n in zip(start, box.stop, shape, strict=True)]
+    if any(a >= n or b <= 0 for a, b, n in zip(box.start, box.stop, shape, strict=True)):
+        raise ValueError(f"{box} lies outside of an array of shape {shape}.")
+    beyond = zip(box.start, start, stop, box.stop, strict=True)
+    return Box(_triple(start), _triple(stop)), [(a - first, last - b) for first, a, b, last in beyond]
 
 
 def _triple(values: list[int]) -> Shape:

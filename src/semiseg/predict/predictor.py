@@ -80,7 +80,7 @@ def predict_labels(
     }
     labels = LabelExport(scan.shape, shape_out, plan.labels.count, **options)
     maps = ProbabilityExport(scan.shape, shape_out, plan.labels.count, **options) if settings.probabilities else None
-    for logits in blended_rows(scan.rows, scan.shape, scan.minimum, engine, window):
+    for logits in blended_rows(scan.rows, scan.shape, engine, window):
         labels.add(logits)
         if maps:
             maps.add(logits)

@@ -20,29 +20,26 @@ from semiseg.types import FloatArray, Shape
 def sliding_window(image: FloatArray, engine: Engine, window: Window) -> FloatArray:
     """Gaussian-weighted mean of the tiles' logits: `(C, Z, Y, X)` to `(K, Z, Y, X)`, float32; axes canonical.
 
-    A scan smaller than the patch is padded with each channel's smallest value, as in training.
+    A scan smaller than the patch goes on beyond its borders with their values, as in training.
     """
-    channels, z, y, x = image.shape
-    minimum = image.reshape(channels, -1).min(axis=1)
-    rows = blended_rows(lambda start, stop: image[:, start:stop], (z, y, x), lambda: minimum, engine, window)
+    _, z, y, x = image.shape
+    rows = blended_rows(lambda start, stop: image[:, start:stop], (z, y, x), engine, window)
     return np.concatenate([part.copy() for part in rows], axis=1)
 
 
 def blended_rows(
     read: Callable[[int, int], FloatArray],
     shape: Shape,
-    minimum: Callable[[], FloatArray],
     engine: Engine,
     window: Window,
 ) -> Iterator[FloatArray]:
     """Yield the blended logits `(K, rows, ., .)` of a scan from its first row to its last, in the order of `axes`.
 
     What is yielded is valid until the next is asked for. read: gives rows `[start, stop)` of the image `(C, rows, .,
-    .)`, asked for one after the other. shape: of the image, in the order of `axes`. minimum: gives each channel's
-    smallest value, to pad with where the scan is smaller than the patch.
+    .)`, asked for one after the other. shape: of the image, in the order of `axes`.
     """
     patch = turned(window.patch, window.axes)
-    image = _PaddedRows(read, shape, patch, minimum)
+    image = _PaddedRows(read, shape, patch)
     starts = [
         [low + start for start in tile_starts(high - low, p, window.step)]
         for p, (low, high) in zip(patch, image.region(patch, window.region), strict=True)
@@ -79,18 +76,15 @@ def blended_rows(
 
 
 class _PaddedRows:
-    """Rows of an image that is grown to at least the patch, evenly on both sides, with each channel's minimum."""
+    """Rows of an image that is grown to at least the patch, evenly on both sides, by going on with its borders."""
 
-    def __init__(
-        self, read: Callable[[int, int], FloatArray], shape: Shape, patch: Shape, minimum: Callable[[], FloatArray]
-    ) -> None:
+    def __init__(self, read: Callable[[int, int], FloatArray], shape: Shape, patch: Shape) -> None:
         self._read, self._shape = read, shape
         self._before = [max(0, p - n) // 2 for n, p in zip(shape, patch, strict=True)]
         z, y, x = (max(n, p) for n, p in zip(shape, patch, strict=True))
         self.size: Shape = (z, y, x)
         self.columns = tuple(slice(b, b + n) for b, n in zip(self._before[1:], shape[1:], strict=True))
         """Where the image lies in a padded row."""
-        self._padding = minimum() if self.size != shape else None
         self._held: FloatArray | None = None
         self._held_stop = 0
 
@@ -128,11 +122,13 @@ class _PaddedRows:
         known = max(0, self._held_stop - first)
         own = self.inside(first + known, stop)
         read = self._read(first + known + own.start - self._before[0], first + known + own.stop - self._before[0])
+        beyond = [(own.start, stop - first - known - own.stop)]
+        beyond += [(c.start, n - c.stop) for c, n in zip(self.columns, self.size[1:], strict=True)]
+        if any(map(any, beyond)):
+            read = np.pad(read, [(0, 0), *beyond], mode="edge")
         rows = np.empty((len(read), stop - first, *self.size[1:]), dtype=np.float32)
         if self._held is not None and known:
             rows[:, :known] = self._held[:, -known:]
-        if self._padding is not None:
-            rows[:, known:] = self._padding[:, None, None, None]
-        rows[:, known:][:, own, *self.columns] = read
+        rows[:, known:] = read
         self._held, self._held_stop = rows, stop
         return rows

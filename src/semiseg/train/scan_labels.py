@@ -99,13 +99,12 @@ def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
 
 def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[FloatArray]:
     """A network's logits `(K, rows, Y, X)` of a stored case, a few rows at a time."""
-    minimum = np.array(case.meta.channel_minimum, dtype=np.float32)
     _, high, wide = case.meta.shape_zyx
 
     def read(start: int, stop: int) -> FloatArray:
         return case.read_image(Box((start, 0, 0), (stop, high, wide)))
 
-    return blended_rows(read, case.meta.shape_zyx, lambda: minimum, engine, window)
+    return blended_rows(read, case.meta.shape_zyx, engine, window)
 
 
 def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, list[Shape]]:

@@ -97,7 +97,6 @@ class Session:
             batch=self.plan.batch,
             seed=self.train.seed,
             settings=self.sampling,
-            outside_label=0 if self.plan.labels.ignore is None else self.plan.labels.ignore,
         )
         return TrainingData(source, unlabelled, validation, self.run / "scan_labels")
 
