@@ -98,7 +98,7 @@ def _patches(cases: list[OpenCase], patch: Shape, generator: np.random.Generator
         z, y, x = (int(generator.integers(max(0, n - p) + 1)) for n, p in zip(case.meta.shape_zyx, patch, strict=True))
         box = Box((z, y, x), (z + patch[0], y + patch[1], x + patch[2]))
         images.append(case.read_image(box))
-        labels.append(case.read_label(box, fill=0))
+        labels.append(case.read_label(box))
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
 

@@ -39,8 +39,9 @@ from semiseg.models.unet import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings
 from semiseg.train.checkpoint import load_latest
-from semiseg.train.inputs import step_inputs
+from semiseg.train.inputs import Feed
 from semiseg.train.session import Session
+from semiseg.train.settled import read_settled
 from semiseg.workflows import open_session
 
 Gradients = dict[str, Tensor]
@@ -58,8 +59,8 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     baseline = 0.0
     data = session.open_data()
-    phases = method.phases
-    for step, labelled, unlabelled in step_inputs(data, method, phases, session.train, session.place):
+    feed = Feed(data, method, session.train, session.place)
+    for step, labelled, unlabelled in feed.steps(0, arguments.steps, method.phases):
         assert unlabelled is not None
         found, h = all_gradients(method, labelled, unlabelled, baseline)
         baseline = 0.9 * baseline + 0.1 * h
@@ -81,15 +82,15 @@ def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
     method_settings = replace(
         settings.method, name="mpl", feedback="dense", teacher_every=1, cutmix_fraction=0.0, label_scope="patch"
     )
-    settings = replace(settings, method=method_settings, train=replace(settings.train, precision="float32"))
-    session = open_session(run, settings, torch.device("cpu"))
-    method = session.build(Phases(0, steps, steps))
+    settled = replace(read_settled(run), precision="float32")
+    session = open_session(run, replace(settings, method=method_settings), settled, torch.device("cpu"))
+    method = session.build(Phases.of_steps(0, steps, steps))
     checkpoint = load_latest(run / "checkpoints")
     assert checkpoint is not None
     assert isinstance(method, MetaPseudoLabels)
     numbers = {k.removeprefix("method/"): v for k, v in checkpoint.numbers.items() if k.startswith("method/")}
     method.load_state(checkpoint.tensors, numbers)
-    method.phases = Phases(-1, steps, steps)  # the student goes on as it is
+    method.phases = replace(method.phases, warmup_stop=-1)  # the student goes on as it is
     method.learning_rate_factor = 0.1
     return method, session
 

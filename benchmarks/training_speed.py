@@ -112,7 +112,7 @@ def _runner(
     z, y, x = arguments.patch
     plan = _plan(arguments, batch)
     autocast = autocast_dtype(arguments.precision)
-    method = build_method(plan, settings, Phases(0, 10**6, 10**6), seed=0, device=device, autocast=autocast)
+    method = build_method(plan, settings, Phases.of_steps(0, 10**6, 10**6), seed=0, device=device, autocast=autocast)
     augment = AugmentSettings()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch, 1, z, y, x), generator=generator).to(device)

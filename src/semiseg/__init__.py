@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         train,
     )
 
-# Threads that wait for each other are to sleep: torch's (libgomp) spin, and two programs on the same cores then take ten
-# times as long as one. It is read when torch is loaded, so a program that loads torch first has to set it itself.
+# Threads that wait for each other are to sleep: torch's (libgomp) spin, and two programs on the same cores then take
+# ten times as long as one. It is read when torch is loaded, so a program that loads torch first has to set it itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {

@@ -40,6 +40,9 @@ class _RunArguments:
     """A TOML file of settings (recipes/*.toml are runs that we stand behind)."""
     data: Path | None = None
     """Dataset folder; overrides the recipe's data.root."""
+    minutes: float | None = None
+    """How long training may take, an hour by default: the plan and the number of steps follow; overrides
+    train.minutes."""
     labelled: int | None = None
     """Keep only so many labels and hide all others; overrides data.labelled."""
     method: MethodName | None = None
@@ -260,7 +263,7 @@ class Compare:
         if self.baseline and not self.known:
             raise ConfigError(f"--baseline {self.baseline}: for what is known. Add --known, or change it in {file}.")
         if self.known:
-            study = known_runs(file, results, data=self.data, baseline=self.baseline)
+            study = known_runs(file, results, baseline=self.baseline)
             if self.baseline:
                 print_study(study)
                 return 0
@@ -447,6 +450,7 @@ def _settings(arguments: _RunArguments) -> RunSettings:
         # A JSON string is a TOML string: a folder's name may hold quotes or look like a number.
         "data.root": None if arguments.data is None else json.dumps(str(arguments.data.resolve()), ensure_ascii=False),
         "data.labelled": arguments.labelled,
+        "train.minutes": arguments.minutes,
         "method.name": arguments.method,
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]

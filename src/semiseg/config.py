@@ -28,14 +28,7 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] = ()) -> R
         tables = _with_override(tables, override)
         _resolve_paths(tables, [key for key in DATA_PATHS if override.strip().startswith(f"data.{key}")], Path())
     source = str(recipe) if recipe else "settings"
-    settings = settings_from(tables, source=f"{source} with --set" if overrides else source)
-    steps_given = any(override.partition("=")[0].strip() == "train.steps" for override in overrides)
-    if steps_given and settings.train.budget_minutes:
-        raise ConfigError(
-            f"--set train.steps: {source} has train.budget_minutes = {settings.train.budget_minutes:g}, which becomes "
-            "steps. Add --set train.budget_minutes=0, or leave the steps out."
-        )
-    return settings
+    return settings_from(tables, source=f"{source} with --set" if overrides else source)
 
 
 def without_effect(settings: RunSettings, overrides: Sequence[str]) -> list[str]:

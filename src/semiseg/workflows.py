@@ -6,22 +6,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from semiseg.data.anatomy import measured_anatomy
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
-from semiseg.data.fingerprint import compute_fingerprint, write_fingerprint
+from semiseg.data.fingerprint import Fingerprint, compute_fingerprint, write_fingerprint
 from semiseg.data.labels import read_checked_label
-from semiseg.data.laterality import measured_mirror_axis
 from semiseg.data.plan import Plan, read_plan, write_plan
-from semiseg.data.planner import make_plan
+from semiseg.data.planner import GPU_SHARE, Device, make_plan
 from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.roles import RunCase, assign_roles, of_role, read_run_cases, taught, with_hashes, write_run_cases
+from semiseg.data.round_trip import grid_ceilings
+from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import (
     Comparison,
@@ -34,14 +35,13 @@ from semiseg.evaluate import (
     read_summary,
 )
 from semiseg.files import remove_leftovers
-from semiseg.io.dataset import LabelScheme
+from semiseg.io.dataset import Case, LabelScheme
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.folders import read_object, scans
 from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.io.nifti import read_grid, read_label
-from semiseg.methods.settings import MethodSettings
 from semiseg.methods.settings_by_method import ANY_STUDENT
 from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.ensemble import EnsembleEngine, joined
@@ -51,10 +51,12 @@ from semiseg.predict.model import load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
 from semiseg.predict.settings import PredictSettings
-from semiseg.processes import usable_cores, warn_of_other_programs
+from semiseg.processes import processor_name, usable_cores, warn_of_other_programs
 from semiseg.report import write_comparison_report, write_report
-from semiseg.run_folder import alone_in, budget, prepared_settings, settle
-from semiseg.settings import RunSettings, write_settings
+from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
+from semiseg.settings import RunSettings
+from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
+from semiseg.words import counted
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
@@ -97,7 +99,7 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
         try:
-            return _prepare(run, settle(run, settings), quiet=quiet)
+            return _prepare(run, keep_asked(run, settings), quiet=quiet)
         except (ConfigError, DataError):
             if not (run / "plan.toml").exists():  # what was refused is not to be read back as the run's settings
                 (run / "run.toml").unlink(missing_ok=True)
@@ -123,9 +125,15 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
                 dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
             )
         write_fingerprint(run / "fingerprint.json", fingerprint)
-        axis = measured_mirror_axis(dataset.labels, [case.label for case in training if case.label])
-        labels = replace(dataset.labels, mirror_axis=axis)
-        write_plan(run / "plan.toml", make_plan(fingerprint, labels, settings.plan))
+        anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
+        plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
+        plan = replace(
+            plan,
+            mirror_axes=anatomy.mirror_axes,
+            turned_about=anatomy.turned_about,
+            reasons=(*plan.reasons, *anatomy.reasons),
+        )
+        write_plan(run / "plan.toml", plan)
     plan = read_plan(run / "plan.toml")
 
     remove_leftovers(run)
@@ -141,6 +149,52 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
             + "\nMend them, or name a file that lists their ids with --set data.exclude=FILE, and run the same again."
         )
     write_recipe(run / "store", plan)
+    return plan
+
+
+def _sized_plan(
+    run: Path,
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    training: Sequence[Case],
+    settings: RunSettings,
+    *,
+    quiet: bool,
+) -> Plan:
+    """The plan for the minutes that were asked for, on this machine; or as large as `settled.toml` says already."""
+    from semiseg.predict.device import gpu_bytes
+    from semiseg.train.precision import autocast_dtype
+    from semiseg.train.trial import voxel_seconds
+
+    settled, device = _settle_machine(run, settings)
+    kind: Device = "cuda" if device.type == "cuda" else "mps" if device.type == "mps" else "cpu"
+    asked = settings.plan if settings.plan.device != "auto" else replace(settings.plan, device=kind)
+    if asked.memory_budget_gb is None and (total := gpu_bytes(str(device))):
+        asked = replace(asked, memory_budget_gb=round(GPU_SHARE * total / 1e9, 1))
+    if settled.plan:
+        size = settled.plan
+        told = replace(
+            asked, spacing_mm=size.spacing_mm, patch=size.patch, base_features=size.base_features, batch=size.batch
+        )
+        return replace(make_plan(fingerprint, labels, told), reasons=size.reasons)
+    if settings.train.steps is not None:
+        return make_plan(fingerprint, labels, asked)
+    grids = candidate_grids(fingerprint, asked)
+    with _bar("what coarser grids keep of the labels", quiet) as advance:
+        kept = grid_ceilings(
+            [case.label for case in training if case.label], grids, labels, workers=usable_cores(), progress=advance
+        )
+    largest = make_plan(fingerprint, labels, asked)
+    costs = voxel_seconds(largest, features_to_try(asked), device, autocast_dtype(settled.precision or "float32"))
+    plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes)
+    size = PlanSize(
+        spacing_mm=plan.spacing_mm,
+        patch=plan.patch,
+        base_features=plan.teacher.features[0],
+        batch=plan.batch,
+        reasons=plan.reasons,
+    )
+    write_settled(run, replace(settled, plan=size))
     return plan
 
 
@@ -172,84 +226,65 @@ def train(run: AnyPath, *, quiet: bool = False) -> Path:
 
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
-    from semiseg.predict.device import choose_device
-    from semiseg.train.calibrate import calibrated
-    from semiseg.train.precision import choose_precision
-    from semiseg.train.session import set_up_torch, train_session
+    from semiseg.train.session import train_session
 
-    device = choose_device(settings.train.device)
-    threads = set_up_torch(settings.train)
-    precision = choose_precision(settings.train.precision, device)
-    settled = replace(settings.train, precision=precision, threads=threads)
-    method = replace(settings.method, directional_derivative=settings.method.derivative_on(device.type))
-    session = open_session(run, replace(settings, train=settled, method=method), device)
-    if settled.budget_minutes and not settled.calibrated:
-        if device.type == "cpu" and not quiet:
-            warn_of_other_programs(print, threads=threads)
-        session = calibrated(session)
-        if not quiet:
-            labelling = _labelling(method, session.method, session.train.steps)
-            print(f"{settled.budget_minutes:g} minutes become {session.train.steps} steps{labelling}.")
-    write_settings(run / "run.toml", replace(settings, train=session.train, method=session.method))
+    settled, device = _settle_machine(run, settings)
+    session = open_session(run, settings, settled, device)
+    if not quiet:
+        if device.type == "cpu":
+            warn_of_other_programs(print, threads=settled.threads or 1)
+        print(_announcement(session, settled))
     train_session(session, quiet=quiet)
     return run / "model"
 
 
-def _labelling(asked: MethodSettings, settled: MethodSettings, steps: int) -> str:
-    """What minutes have come to besides steps, as the rest of a sentence."""
-    if not asked.labels_whole_scans:
-        return ""
-    if not settled.labels_whole_scans:
-        return ". There is no time to label whole scans: patches are labelled"
-    scans = settled.label_scans or "all"
-    rounds = settled.rounds_of(steps) if settled.name == "pseudo_rounds" else 1
-    return f", with labels of {scans} unlabelled scans" + (f" in each of {rounds} rounds" if rounds > 1 else "")
+def _announcement(session: Session, settled: Settled) -> str:
+    """What training is going to do."""
+    train = session.train
+    length = f"for {train.minutes:g} minutes" if train.steps is None else f"{counted(train.steps, 'step')}"
+    on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
+    return f"Trains {length} on {on}."
 
 
-def calibrate(run: Path, settings: RunSettings, *, quiet: bool = False) -> int:
-    """The training steps that `train.budget_minutes` allows on this machine, timed in a scratch run that is prepared
-    in `run` and trains nothing that is kept. Meaningful only while nothing else is running.
+def _settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.device]:
+    """Device, threads and precision as asked, or as trials of this machine show them to be best; kept in
+    `settled.toml`, so that a run goes on as it began."""
+    import torch
 
-    Raises `ConfigError` where they do not allow to label all unlabelled scans as often as is usual, and the settings do
-    not say how many, how often, or that patches are to be labelled: the steps alone would not tell.
-    """
     from semiseg.predict.device import choose_device
-    from semiseg.train.calibrate import calibrated
     from semiseg.train.precision import choose_precision
     from semiseg.train.session import set_up_torch
+    from semiseg.train.trial import fastest_threads
 
-    prepare(run, settings, quiet=quiet)
-    device = choose_device(settings.train.device)
-    threads = set_up_torch(settings.train)
-    train_settings = replace(
-        settings.train, precision=choose_precision(settings.train.precision, device), threads=threads
+    train, settled = settings.train, read_settled(run)
+    device = choose_device(train.device if train.device != "auto" else settled.device or "auto")
+    threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())
+    set_up_torch(threads, deterministic=train.deterministic)
+    precision = settled.precision if train.precision == "auto" else None
+    settled = replace(
+        settled,
+        device=device.type if settings.train.device == "auto" else settings.train.device,
+        processor=processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        threads=threads,
+        precision=precision or choose_precision(train.precision, device),
+        directional_derivative=settled.directional_derivative or settings.method.derivative_on(device.type),
+        torch=str(torch.__version__),
     )
-    if device.type == "cpu":
-        warn_of_other_programs(partial(print, file=sys.stderr), threads=threads)
-    session = calibrated(open_session(run, replace(settings, train=train_settings), device))
-    minutes = f"train.budget_minutes = {settings.train.budget_minutes:g}"
-    if session.method.label_scope == "patch" != settings.method.label_scope:
-        raise ConfigError(
-            f"{minutes} is too short for the teacher to label enough whole scans. Give more minutes, or say "
-            'method.label_scope = "patch", or fewer method.rounds where you said how many.'
-        )
-    settled = {"label_scans": session.method.label_scans, "rounds": session.method.rounds}
-    if fewer := {key: value for key, value in settled.items() if value != getattr(settings.method, key)}:
-        scans = str(session.method.label_scans or "all of them")
-        rounds = f" in {session.method.rounds} round(s)" if session.method.rounds else ""
-        raise ConfigError(
-            f"{minutes} is too short for the teacher to label all unlabelled scans each time: it suffices for "
-            f"{scans}{rounds}. Runs of these steps are to know that: say "
-            + " and ".join(f'"method.{key}" = {value}' for key, value in fewer.items())
-            + " where the method is set, other numbers, or give more minutes."
-        )
-    return session.train.steps
+    write_settled(run, settled)
+    return settled, device
 
 
-def open_session(run: Path, settings: RunSettings, device: torch.device) -> Session:
-    """A prepared run, to be trained with these settings; their precision must be settled."""
+def open_session(run: Path, settings: RunSettings, settled: Settled, device: torch.device) -> Session:
+    """A prepared run, to be trained with these settings and what is settled of them."""
     from semiseg.train.session import Session
 
+    settings = replace(
+        settings,
+        train=replace(
+            settings.train, precision=settled.precision or "float32", threads=settled.threads or settings.train.threads
+        ),
+        method=replace(settings.method, directional_derivative=settled.directional_derivative or "auto"),
+    )
     return Session(
         run=run,
         cases=read_run_cases(run / "cases.jsonl"),
@@ -320,7 +355,7 @@ def rank(
     if exclude_worst and by == "random":
         raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
     settings = prepared_settings(run)
-    session = open_session(run, settings, choose_device(settings.train.device))
+    session = open_session(run, settings, read_settled(run), choose_device(settings.train.device))
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
     if not cases:
         raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to rank.")

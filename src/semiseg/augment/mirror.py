@@ -23,7 +23,7 @@ def sample_flips(draw: Draw, n: int, settings: AugmentSettings, purpose: str = "
     """Which of the axes Z, Y, X each of the n samples is mirrored along, (n, 3) bool."""
     flips = np.zeros((n, 3), dtype=bool)
     if settings.enabled:
-        allowed = np.isin(np.arange(3), settings.mirror_axes)
+        allowed = np.isin(np.arange(3), settings.mirror_axes or ())
         for i, generator in enumerate(generators(draw, n, purpose)):
             flips[i] = (generator.random(3) < 0.5) & allowed
     return flips

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from semiseg.errors import ConfigError
 
+TURNED_PROBABILITY = 0.5
+"""That a sample is rotated, where scans lie in any way in a plane."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
@@ -40,9 +43,9 @@ class AugmentSettings:
     """Range of the standard deviation of a node's displacement along each axis, in voxels."""
     elastic_spacing: float = 8.0
     """Largest distance between neighbouring nodes, in voxels; they lie closer where the patch's edge asks for it."""
-    mirror_axes: tuple[int, ...] = (0, 1, 2)
-    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; the plan's
-    `labels.mirror_axis` swaps the mirror pairs."""
+    mirror_axes: tuple[int, ...] | None = None
+    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; None is what the labelled scans
+    show (the plan's). Left and right are exchanged in mirror pairs."""
 
     noise_probability: float = 0.1
     """Probability of additive Gaussian noise."""
@@ -101,7 +104,8 @@ class AugmentSettings:
         self._check_axes()
 
     def _check_axes(self) -> None:
-        if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
+        axes = self.mirror_axes or ()
+        if not set(axes) <= {0, 1, 2} or len(set(axes)) != len(axes):
             raise ConfigError(
                 f"augment.mirror_axes = {self.mirror_axes} must name axes once each: 0 (Z), 1 (Y), 2 (X)."
             )
@@ -109,6 +113,22 @@ class AugmentSettings:
             raise ConfigError(
                 f"augment.coarse_axis = {self.coarse_axis} is no axis; give 0 (Z), 1 (Y), 2 (X) or nothing."
             )
+
+    def suited_to(
+        self, coarse_axis: int | None, mirror_axes: tuple[int, ...], turned_about: int | None
+    ) -> AugmentSettings:
+        """The settings with what the plan says filled in: the axis that is not interpolated along, those to mirror
+        along where nothing else is asked for, and the one about which scans are turned by any angle."""
+        angles = list(self.rotation_radians)
+        if turned_about is not None:
+            angles[turned_about] = math.pi
+        return replace(
+            self,
+            coarse_axis=coarse_axis,
+            mirror_axes=mirror_axes if self.mirror_axes is None else self.mirror_axes,
+            rotation_radians=(angles[0], angles[1], angles[2]),
+            rotation_probability=self.rotation_probability if turned_about is None else TURNED_PROBABILITY,
+        )
 
     @classmethod
     def none(cls) -> AugmentSettings:

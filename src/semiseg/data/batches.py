@@ -145,14 +145,15 @@ class BatchSource:
         drawn = [i for i, meta in enumerate(self._unlabelled.metas) if among is None or meta.id in among]
         self._published.append(_Published(from_step, predicted, drawn))
 
-    def publish_labels(self, labels_of: Callable[[StoredCase], Any]) -> None:
+    def publish_labels(self, labels_of: Callable[[StoredCase], Any], *, among: Collection[str] | None = None) -> None:
         """Give unlabelled cases pseudo-labels, which come with their patches from the next batch on. Not while
         `iterate` is running.
 
-        labels_of: an array, or what is sliced as one, `(Z, Y, X)` of the case's shape.
+        labels_of: an array, or what is sliced as one, `(Z, Y, X)` of the case's shape. among: ids of the cases that get
+        some; None is all.
         """
         with self._reading:
-            self._unlabelled.label(labels_of)
+            self._unlabelled.label(labels_of, among)
 
     def iterate(
         self, start_step: int, stop_step: int, *, unlabelled: bool = True, patch: Shape | None = None
@@ -242,14 +243,19 @@ class _Cases:
         self._kept: dict[int, OpenCase] = {}
         self._recent: OrderedDict[int, OpenCase] = OrderedDict()
         self._labels_of: Callable[[StoredCase], Any] | None = None
+        self._among: Collection[str] | None = None
 
-    def label(self, labels_of: Callable[[StoredCase], Any]) -> None:
-        """Cases have these labels from now on."""
-        self._labels_of = labels_of
+    def label(self, labels_of: Callable[[StoredCase], Any], among: Collection[str] | None) -> None:
+        """Cases have these labels from now on; those that are not among these have none."""
+        self._labels_of, self._among = labels_of, among
         self._recent.clear()
         self._kept = {
-            index: replace(case, label=np.asarray(labels_of(case.meta)[:])) for index, case in self._kept.items()
+            index: replace(case, label=np.asarray(labels_of(case.meta)[:]) if self._is_labelled(case.meta) else None)
+            for index, case in self._kept.items()
         }
+
+    def _is_labelled(self, meta: StoredCase) -> bool:
+        return self._among is None or meta.id in self._among
 
     @property
     def have_labels(self) -> bool:
@@ -271,7 +277,9 @@ class _Cases:
 
     def _opened(self, index: int) -> OpenCase:
         case = open_case(self._folders[index])
-        return replace(case, label=self._labels_of(case.meta)) if self._labels_of else case
+        if self._labels_of is None or not self._is_labelled(case.meta):
+            return case
+        return replace(case, label=self._labels_of(case.meta))
 
     def fill(self, memory: _Memory) -> None:
         """Open one after the other, until one is not kept."""

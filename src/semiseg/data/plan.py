@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml, write_toml
+from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import LabelScheme
 from semiseg.tables import refuse_unknown_keys
 from semiseg.types import Shape, Spacing
@@ -50,7 +51,8 @@ class Plan:
     """The agreement of a run. `(Z, Y, X)` order throughout; spacings in mm.
 
     anisotropic_axis: the axis whose spacing is more than 3 times that of the others (resampled with order 0 along it),
-    or None.
+    or None. mirror_axes, turned_about: axes along which mirrored scans, and about which turned ones, could be scans
+    (`semiseg.data.anatomy`). reasons: sentences that say why it is as it is.
     """
 
     dataset: str
@@ -63,6 +65,9 @@ class Plan:
     normalisation: tuple[ChannelNormalisation, ...]
     teacher: NetworkPlan
     student: NetworkPlan
+    mirror_axes: tuple[int, ...] = (LEFT_RIGHT_AXIS,)
+    turned_about: int | None = None
+    reasons: tuple[str, ...] = ()
 
 
 _ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
@@ -79,7 +84,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """Read and check a plan; raises `ConfigError` that names the key."""
     value = read_toml(path)
-    value.setdefault("anisotropic_axis", None)
+    value = {"anisotropic_axis": None, "turned_about": None} | value
     refuse_unknown_keys(value, Plan, str(path))
     try:
         plan = _ADAPTER.validate_python(value)

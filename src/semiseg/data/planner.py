@@ -27,19 +27,21 @@ Device = Literal["cpu", "cuda", "mps"]
 
 SMALLEST_BOTTLENECK = 4
 """Voxels that an axis keeps at the coarsest level: with fewer, 3-voxel kernels see padding more than image."""
-HELD_BACK_RATIO = 4.0
-"""An axis is not pooled while its voxels are more than 4 times as long as the finest: nnU-Net's factor of
-2, held against the spacing that the finest axis has after the pooling. So the paper's 2.5 x 0.8 x 0.8 mm
-pools in all axes.
+HELD_BACK_RATIO = 3.2
+"""An axis whose voxels are so many times as long as the finest is neither pooled nor convolved until it no longer is:
+slices that lie so far apart have little to do with each other at the first levels. nnU-Net's factor of 2 would hold
+back the paper's 2.5 x 0.8 x 0.8 mm, too, which pools in all axes.
 """
-_BATCHES = {"cpu": (2, 2), "cuda": (2, 8), "mps": (2, 8)}
+BATCHES = {"cpu": (2, 2), "cuda": (2, 8), "mps": (2, 8)}
 """Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for
 more.
 """
-_BASE_FEATURES = {"cpu": 16, "cuda": 32, "mps": 32}
+FEATURES = {"cpu": 16, "cuda": 32, "mps": 32}
 _SMALLEST_BASE = 8
+GPU_SHARE = 0.85
+"""Of a GPU's memory that is planned with; the rest is for its context, its libraries' workspaces and fragments."""
 _BUDGET_GB = {"cpu": 4.0, "cuda": 48.0, "mps": 16.0}
-_PATCH_VOXELS = {"cpu": 64 * 64 * 80, "cuda": 64 * 160 * 160, "mps": 64 * 160 * 160}
+PATCH_VOXELS = {"cpu": 64 * 64 * 80, "cuda": 64 * 160 * 160, "mps": 64 * 160 * 160}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
     units = _triple(prod(stride[axis] for stride in strides) for axis in range(3))
     limit = _triple(ceil(n / unit) * unit for n, unit in zip(median, units, strict=True))
     smallest = _triple(min(n, SMALLEST_BOTTLENECK * unit) for n, unit in zip(limit, units, strict=True))
-    least_batch, most_batch = (settings.batch, settings.batch) if settings.batch else _BATCHES[settings.planned_for]
+    least_batch, most_batch = (settings.batch, settings.batch) if settings.batch else BATCHES[settings.planned_for]
 
     def plan(base: int, patch: Shape, batch: int) -> Plan:
         return Plan(
@@ -137,7 +139,7 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
     base = settings.base_features or _affordable_base(
         lambda base: plan(base, settings.patch or smallest, least_batch), fits, settings
     )
-    most_voxels = settings.max_patch_voxels or _PATCH_VOXELS[settings.planned_for]
+    most_voxels = settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for]
     patch = settings.patch or _grow(
         smallest,
         limit,
@@ -197,7 +199,7 @@ def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple
     give.
 
     A level is added while at least two axes have room for it. An axis that would fall under 4 voxels is left
-    alone; one that is more than 4 times as coarse as the finest is held back, and convolved with kernel 1
+    alone; one that is more than 3.2 times as coarse as the finest is held back, and convolved with kernel 1
     until it no longer is.
     """
     shape, given = settings.patch or median, settings.patch is not None
@@ -237,7 +239,7 @@ def _can_pool(size: int, unit: int, given: bool) -> bool:
 
 def _affordable_base(plan: Callable[[int], Plan], fits: Callable[[Plan], bool], settings: PlanSettings) -> int:
     """The device's usual number of features, halved until the smallest patch fits into the memory."""
-    base = _BASE_FEATURES[settings.planned_for]
+    base = FEATURES[settings.planned_for]
     while not fits(plan(base)):
         if base <= _SMALLEST_BASE:
             raise ConfigError(

@@ -14,7 +14,7 @@ from semiseg.randomness import Draw
 
 Role = Literal["labelled", "taught", "unlabelled", "validation", "test"]
 """Taught is an unlabelled case that was labelled by an earlier model, to learn from as if the labels were true."""
-FEWEST_TO_VALIDATE = 8
+FEWEST_TO_VALIDATE = 20
 """Below so many labelled cases none is held out: they are too few to give away."""
 
 
@@ -73,7 +73,7 @@ class RunCase:
 def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fraction: float, seed: int) -> list[RunCase]:
     """One `RunCase` per case of the dataset, in its order; no test cases where `development` takes their place.
 
-    validation_fraction: share of the labelled training cases that is held out, if there are at least 8 (0: none).
+    validation_fraction: share of the labelled training cases that is held out, if there are at least 20 (0: none).
     seed: of the held-out choice. Raises `ConfigError` where the label budget cannot be met, and `DataError` where
     nothing is labelled.
     """

@@ -31,7 +31,7 @@ adds to a baseline. Methods in equal time are compared in docs/accuracy.md."""
 def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:
     """Settings of the demo's MPL run: sizes for two CPU cores. steps: instead of the minutes."""
     train = TrainSettings(seed=seed, validation_every=0)
-    train = replace(train, budget_minutes=MPL_MINUTES) if steps is None else replace(train, steps=steps)
+    train = replace(train, minutes=MPL_MINUTES) if steps is None else replace(train, steps=steps)
     return RunSettings(
         data=DataSettings(root=str(data.resolve())),
         plan=PlanSettings(base_features=8, patch=(24, 40, 48), batch=2, max_levels=4),
@@ -73,7 +73,7 @@ def run_demo(
     baseline = replace(
         with_mpl,
         method=replace(with_mpl.method, name="supervised"),
-        train=with_mpl.train if steps else replace(with_mpl.train, budget_minutes=BASELINE_MINUTES),
+        train=with_mpl.train if steps else replace(with_mpl.train, minutes=BASELINE_MINUTES),
     )
     runs = {BASELINE: baseline, MPL: with_mpl}
     for number, (name, settings) in enumerate(runs.items(), start=2):

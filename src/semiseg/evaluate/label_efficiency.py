@@ -41,14 +41,6 @@ class StudyRun(TypedDict):
     cases: dict[str, dict[str, Scores]]
 
 
-class CalibratedSteps(TypedDict):
-    """What minutes came to on a machine, or with 0 minutes what the study sets. key: of the method's settings."""
-
-    steps: int
-    minutes: float
-    key: str
-
-
 class Reference(TypedDict):
     """A method with more labels, another program's say, that all methods with fewer are compared with."""
 
@@ -57,15 +49,12 @@ class Reference(TypedDict):
 
 
 class Study(TypedDict):
-    """results.json. steps: by method. settings: names of all that keys were made of when the study began, as
-    `section.key`. ceiling: the label budget of full supervision."""
+    """results.json. ceiling: the label budget of full supervision."""
 
     name: str
     dataset: str
     machine: dict[str, str]
     minutes: float
-    steps: dict[str, CalibratedSteps]
-    settings: list[str]
     baseline: str
     ceiling: int | None
     reference: NotRequired[Reference | None]

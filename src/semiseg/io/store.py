@@ -84,7 +84,7 @@ class OpenCase:
             return values
         return np.pad(values, [(0, 0)] * (values.ndim - 3) + padding, mode="edge")
 
-    def _read(self, stored: Any, slices: tuple[slice, ...]) -> AnyArray:
+    def _read(self, stored: Any, slices: tuple[Any, ...]) -> AnyArray:
         try:
             return np.asarray(stored[slices])
         except (RuntimeError, ValueError, OSError) as error:

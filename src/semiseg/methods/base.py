@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from semiseg.methods.phases import Phases
 from semiseg.randomness import Draw
 
 HIDDEN = -100
@@ -52,8 +53,8 @@ class Method(Protocol):
     """Name of the network that is shipped."""
     labeller: str | None
     """Name of the network that labels unlabelled scans, if there is one."""
-    scans_labelled_anew: Sequence[int]
-    """Steps before which another network than before labels all unlabelled scans, beside the first that needs them."""
+    phases: Phases
+    """Set by the loop where minutes are laid down anew; steps that are past stay in the phase that they were in."""
     learning_rate_factor: float
     """Set by the loop before a step: the schedule's fraction of the first learning rate."""
 
@@ -69,9 +70,15 @@ class Method(Protocol):
         """Whether a step looks at unlabelled patches."""
         ...
 
+    @property
+    def scans_labelled_anew(self) -> Sequence[int]:
+        """Steps before which unlabelled scans are labelled anew, beside the first that needs them."""
+        ...
+
     def scan_labellers(self, step: int) -> Sequence[str]:
         """Names of the network whose labels of whole unlabelled scans the patches of a step come with, and of one that
-        may contradict it; none where patches come without."""
+        may contradict it; none where patches come without. Where the two contradict each other too much, the step gets
+        no unlabelled patches."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -144,7 +144,6 @@ class StudentMethod:
         }
         self.evaluated = self.student.evaluated
         self.labeller: str | None = self.evaluated if settings.uses_unlabelled else None
-        self.scans_labelled_anew: Sequence[int] = ()
         self.learning_rate_factor = 1.0
 
     @property
@@ -159,6 +158,11 @@ class StudentMethod:
     def needs_unlabelled(self, step: int) -> bool:
         """As `Method.needs_unlabelled`."""
         return self.phases.name(step) == "train"
+
+    @property
+    def scans_labelled_anew(self) -> Sequence[int]:
+        """As `Method.scans_labelled_anew`."""
+        return ()
 
     def scan_labellers(self, step: int) -> Sequence[str]:
         """As `Method.scan_labellers`."""

@@ -92,8 +92,6 @@ class MetaPseudoLabels(StudentMethod):
                 f"method.teacher_renewals = {settings.teacher_renewals}, but the student is of another size than the "
                 "teacher, which cannot take its weights: set it to 0."
             )
-        self._renewals = [step for step in phases.cuts(settings.teacher_renewals) if step > phases.warmup_stop]
-        self.scans_labelled_anew = self._renewals if settings.labels_whole_scans else ()
         if settings.renewal_filter:
             self.networks["teacher_before"] = copy.deepcopy(teacher).requires_grad_(False)
 
@@ -101,6 +99,15 @@ class MetaPseudoLabels(StudentMethod):
     def teacher(self) -> Learner:
         """The one whose labels the student learns."""
         return self.learners["teacher"]
+
+    @property
+    def _renewals(self) -> list[int]:
+        return [step for step in self.phases.cuts(self.settings.teacher_renewals) if step > self.phases.warmup_stop]
+
+    @property
+    def scans_labelled_anew(self) -> Sequence[int]:
+        """As `Method.scans_labelled_anew`."""
+        return self._renewals if self.settings.labels_whole_scans else ()
 
     def judged(self, step: int) -> Judged:
         """As `Method.judged`."""
@@ -337,7 +344,7 @@ class MetaPseudoLabels(StudentMethod):
         Where the warm-up decays on its own, the teacher too goes on from its averaged weights.
         """
         settled = self.teacher.settled
-        if self.settings.ema_decay and self.settings.restart_rate:
+        if self.settings.ema_decay and self.settings.used_restart_rate:
             self.teacher.restart(settled)
         if self._same_size and self.settings.student_start != "fresh":
             self.student.restart(settled)

@@ -1,4 +1,4 @@
-"""The three stretches of a run: teacher warm-up, training, fine-tuning on labels."""
+"""The three parts of a run: teacher warm-up, training, fine-tuning on labels."""
 
 from __future__ import annotations
 
@@ -7,38 +7,58 @@ from typing import Literal
 
 from semiseg.errors import ConfigError
 from semiseg.methods.settings import MethodSettings
+from semiseg.methods.timeline import Timeline
 
 PhaseName = Literal["warmup", "train", "finetune"]
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Warm-up is steps [0, warmup_stop), training [warmup_stop, train_stop), fine-tuning [train_stop, total)."""
+    """Warm-up is steps [0, warmup_stop), training [warmup_stop, train_stop), fine-tuning [train_stop, total).
+
+    shares: of the run at which training begins and ends. timeline: which step comes at which share.
+    """
 
     warmup_stop: int
     train_stop: int
     total: int
+    shares: tuple[float, float]
+    timeline: Timeline
 
     @staticmethod
-    def of(settings: MethodSettings, steps: int) -> Phases:
-        """The phases of a run of `steps` steps; supervised training has one phase only.
+    def of(settings: MethodSettings, timeline: Timeline) -> Phases:
+        """The phases of a run; supervised training has one phase only.
 
         Raises `ConfigError` where the warm-up leaves the student no step.
         """
+        warmup, stop = settings.warmup_share, 1 - settings.finetune_fraction
         if not settings.uses_unlabelled:
-            return Phases(0, steps, steps)
-        warmup = round(steps * settings.warmup_share)
-        if warmup >= steps:
+            warmup, stop = 0.0, 1.0
+        phases = Phases.at(timeline, warmup, stop)
+        if settings.uses_unlabelled and phases.warmup_stop >= phases.total:
             raise ConfigError(
-                f"method.warmup_fraction = {settings.warmup_share} takes all of the {steps} steps: none is left "
-                "to train the student. Lower it, or raise train.steps."
+                f"method.warmup_fraction = {settings.warmup_share} takes all of the {phases.total} steps: none is left "
+                "to train the student. Lower it, or give more steps or minutes."
             )
-        return Phases(warmup, max(warmup, steps - round(steps * settings.finetune_fraction)), steps)
+        return phases
+
+    @staticmethod
+    def at(timeline: Timeline, warmup: float, stop: float) -> Phases:
+        """With training from one share of the run to another."""
+        start, end = timeline.step_at(warmup), timeline.step_at(stop)
+        return Phases(start, max(start, end), timeline.total, (warmup, stop), timeline)
+
+    @staticmethod
+    def of_steps(warmup_stop: int, train_stop: int, total: int) -> Phases:
+        """With phases of so many steps."""
+        return Phases(
+            warmup_stop, train_stop, total, (warmup_stop / total, train_stop / total), Timeline.of_steps(total)
+        )
 
     def cuts(self, count: int) -> list[int]:
         """The steps at which the training phase is cut into `count + 1` parts of one length."""
-        length = self.train_stop - self.warmup_stop
-        return [self.warmup_stop + length * i // (count + 1) for i in range(1, count + 1)]
+        begin, end = self.shares
+        return [self.timeline.step_at(begin + (end - begin) * i / (count + 1)) for i in range(1, count + 1)]
 
     def name(self, step: int) -> PhaseName:
         if step < self.warmup_stop:

@@ -14,7 +14,6 @@ _WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0
 _UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.2, "cross_pseudo": 1.5, "copy_paste": 0.5}
 """Of what is learnt from unlabelled patches, as published (0.1 for mean_teacher, beside half of cross-entropy + Dice).
 1 for methods that are not named."""
-USUAL_ROUNDS = 3
 _LEARNING_RATE = {"sgd": 0.1, "adamw": 0.003}
 _WEIGHT_DECAY = {"sgd": 3e-5, "adamw": 0.01}
 
@@ -46,7 +45,6 @@ _SHARES = (
     "confidence_threshold",
     "ramp_fraction",
     "round_agreement",
-    "round_share",
 )
 
 
@@ -79,9 +77,10 @@ class MethodSettings:
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
     """Learning rate of the fine-tuning as a fraction of `learning_rate`; it decays to zero within the phase."""
-    restart_rate: float = 0.5
+    restart_rate: float | None = None
     """If above 0, the warm-up decays to zero on its own and training starts anew at this fraction of `learning_rate`,
-    so that the teacher labels with settled weights; 0 is one decay over both."""
+    so that the teacher labels with settled weights; 0 is one decay over both. None is 0 for pseudo_rounds, whose
+    network goes on as it is, and 0.5 for others."""
     teacher_rate: float = 0.2
     """Learning rate of the teacher in the training phase as a fraction of the student's."""
     teacher_every: int | None = None
@@ -106,16 +105,12 @@ class MethodSettings:
     """Batch norm of the teacher's labelling pass: running statistics (eval), or those of the batch (train)."""
     label_scope: Literal["auto", "patch", "scan"] = "auto"
     """What the teacher of pseudo_label and pseudo_rounds labels: each augmented patch as it is drawn, or unlabelled
-    scans once, whole, after the warm-up, with hard labels (all, or `label_scans`). A patch by itself is labelled worse
+    scans once, whole, after the warm-up, with hard labels (`label_scans`). A patch by itself is labelled worse
     near its faces, the more so the smaller it is against the organs. auto is scan where nothing needs the teacher's
     probabilities or moves it. pseudo_rounds labels anew in every round; its filter is of voxels then.
     With scan, temperature, pseudo_label, teacher_mode and train.refresh_steps have no effect."""
-    label_scans: int = 0
-    """Where whole scans are labelled: so many, drawn by the seed, and no other is learnt from. 0 is all, or with
-    `train.budget_minutes` as many as a quarter of them has the time for; the number of all has them all labelled."""
-    label_mirror: bool = True
-    """Labels of whole scans are by the mean logits of the scan and of its mirror image along the last axis that
-    training mirrors; twice as long."""
+    label_scans: int = 24
+    """Where whole scans are labelled: so many at a time, drawn anew each time. 0 is all of them."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
     student_dice: Literal["soft", "semimetric", "true_labels", "off"] = "semimetric"
@@ -141,16 +136,11 @@ class MethodSettings:
     it."""
     uncertainty_passes: int = 0
     """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
-    rounds: int | None = None
-    """pseudo_rounds: rounds after the warm-up. None is 3, or fewer where `train.budget_minutes` have no time to label
-    enough scans in each, or where there are fewer steps."""
+    rounds: int = 2
+    """pseudo_rounds: rounds after the warm-up, of one length."""
     round_agreement: float = 0.7
     """`renewal_filter`, and pseudo_rounds where it labels patches: those count on which the last two teachers' labels
     have at least this mean Dice."""
-
-    round_share: float = 1.0
-    """pseudo_rounds where it labels whole scans, from the second round on: share of these that is learnt from, those on
-    whose labels the last two rounds agree most."""
 
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
@@ -196,7 +186,7 @@ class MethodSettings:
             value = getattr(self, field)
             if value is not None and value < 0:
                 raise ConfigError(f"method.{field} = {value}: give 0 or more.")
-        if self.rounds is not None and self.rounds < 1:
+        if self.rounds < 1:
             raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
         for field in ("teacher_every", "teacher_rate"):
             if self.name == "mpl" and getattr(self, field) == 0:
@@ -265,9 +255,12 @@ class MethodSettings:
         }
         return next((setting for setting, given in needs.items() if given and self.name == "pseudo_label"), "")
 
-    def rounds_of(self, steps: int) -> int:
-        """`rounds`, or as many as are usual in so many steps after the warm-up."""
-        return max(1, min(USUAL_ROUNDS, steps)) if self.rounds is None else self.rounds
+    @property
+    def used_restart_rate(self) -> float:
+        """`restart_rate`, or the method's own."""
+        if self.restart_rate is not None:
+            return self.restart_rate
+        return 0.0 if self.name == "pseudo_rounds" else 0.5
 
     @property
     def weight_of_unlabelled(self) -> float:

@@ -37,10 +37,10 @@ _OF_A_TEACHER = (
 USED_BY: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_OF_FEEDBACK, ("mpl",)),
     **dict.fromkeys(_OF_A_TEACHER, _WITH_A_TEACHER),
-    **dict.fromkeys(("label_scope", "label_scans", "label_mirror"), ("pseudo_label", "pseudo_rounds")),
+    **dict.fromkeys(("label_scope", "label_scans"), ("pseudo_label", "pseudo_rounds")),
     "teacher_mode": (*_WITH_A_TEACHER, "pseudo_rounds", "mean_teacher", "copy_paste"),
     "round_agreement": (*_WITH_A_TEACHER, "pseudo_rounds"),
-    **dict.fromkeys(("rounds", "round_share"), ("pseudo_rounds",)),
+    "rounds": ("pseudo_rounds",),
     "unlabelled_weight": ("pseudo_rounds", "mean_teacher", "cross_pseudo", "copy_paste"),
     "ramp_fraction": ("mean_teacher", "cross_pseudo"),
     "uncertainty_passes": ("mean_teacher",),

@@ -1,11 +1,10 @@
-"""Running a study: minutes become steps once for each method, then run by run, each in a process of its own."""
+"""Running a study: run by run, each in a process of its own."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from semiseg.data.plan import read_plan
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.label_efficiency import (
-    CalibratedSteps,
     Reference,
     Study,
     StudyRun,
@@ -31,10 +29,10 @@ from semiseg.evaluate.label_efficiency import (
     write_study,
 )
 from semiseg.evaluate.summary import read_summary
-from semiseg.files import read_json, read_jsonl, write_json, write_text
+from semiseg.files import read_jsonl
 from semiseg.processes import processor_name, usable_cores
 from semiseg.settings import RunSettings, read_settings, write_settings
-from semiseg.study.keys import run_key, setting_names, steps_key
+from semiseg.study.keys import run_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
 
 Say = Callable[[str], None]
@@ -47,17 +45,18 @@ def made_runs(
     after every run.
 
     output: for the run folders, which may be deleted afterwards. results: for the small file, which is written after
-    each run. jobs: runs at a time, which share the cores; their steps stay those of a run with all cores.
+    each run. jobs: runs at a time, which share the cores, and so have fewer steps in their minutes.
 
     Raises `ConfigError` for a wrong study file, and at the end `DataError` where runs failed; the others are made.
     """
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
-    runs = _runs(study, file, data)
     known = _Known(results / "results.json", study, file)
-    steps = _steps(study, runs, output, known, say)
-    wanted = _with_keys(runs, steps, known, jobs)
+    wanted = [
+        (run, _with_threads(settings, jobs), run_key(run.method, settings))
+        for run, settings in _runs(study, file, data)
+    ]
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
@@ -94,106 +93,34 @@ def made_runs(
         raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
 
 
-def known_runs(file: Path, results: Path, *, data: Path | None = None, baseline: str | None = None) -> Study:
-    """Those runs of a study file that `results/results.json` has; none is made, and no scan is read.
+def known_runs(file: Path, results: Path, *, baseline: str | None = None) -> Study:
+    """Those runs of a study file that `results/results.json` has, by name; none is made, and no scan is read.
 
-    data: as for `made_runs`, of which the name alone counts here. baseline: the method that the others are compared
-    with, in the place of the study's. Raises `ConfigError` for a wrong study file, and `DataError` where no run is
-    known.
+    baseline: the method that the others are compared with, in the place of the study's. Raises `ConfigError` for a
+    wrong study file, and `DataError` where no run is known.
     """
     study = load_study(file)
     study = replace(study, baseline=baseline or study.baseline)
-    runs = _runs(study, file, data)
     known = _Known(results / "results.json", study, file)
-    before = {method: _steps_before(study, method, key, known.steps) for method, _, key in _timed(study, runs, known)}
-    steps = {method: found for method, found in before.items() if found}
-    runs = [(run, settings) for run, settings in runs if run.method in steps]
-    keys = [key for *_, key in _with_keys(runs, steps, known, jobs=1)]
-    if not any(known.has(key) for key in keys):
+    keys = known.keys([run.name for run in planned_runs(study)])
+    if not keys:
         raise DataError(
-            f"{results}/results.json: has no run of {file} as it is now, with a dataset of the name of --data. Leave "
-            "out --known to make them, or name the folder that has them with --results."
+            f"{results}/results.json: has no run of {file}. Leave out --known to make them, or name the folder that "
+            "has them with --results."
         )
     return known.study(keys)
 
 
-_Runs = list[tuple[PlannedRun, RunSettings]]
-
-
-def _runs(study: StudySettings, file: Path, data: Path | None) -> _Runs:
+def _runs(study: StudySettings, file: Path, data: Path | None) -> list[tuple[PlannedRun, RunSettings]]:
     runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
     if without := [run for run, settings in runs if not settings.data.root]:
         raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
     return runs
 
 
-def _with_keys(
-    runs: _Runs, steps: dict[str, CalibratedSteps], known: _Known, jobs: int
-) -> list[tuple[PlannedRun, RunSettings, str]]:
-    """Runs with their steps, and the keys that they are known by."""
-    found = [(run, _with_steps(settings, steps[run.method]["steps"], jobs)) for run, settings in runs]
-    return [(run, settings, run_key(run.method, settings, known.settings)) for run, settings in found]
-
-
-def _steps(study: StudySettings, runs: _Runs, output: Path, known: _Known, say: Say) -> dict[str, CalibratedSteps]:
-    """Steps by method in `output/steps.json`: as the study sets them, or as its minutes allow. What was found before
-    stays, so that a study goes on as it began, unless its minutes or the method's settings are others now. Methods that
-    differ in their labels alone have the same."""
-    file = output / "steps.json"
-    steps: dict[str, CalibratedSteps] = read_json(file) if file.exists() else known.steps
-    for method, settings, key in _timed(study, runs, known):
-        found = _steps_before(study, method, key, steps)
-        if found is None:
-            count = _calibrated(output / "calibration" / f"{method}-{key}", settings, say)
-            found = CalibratedSteps(steps=count, minutes=study.minutes, key=key)
-            say(f"{method}: {count} steps in {study.minutes:g} minutes")
-        steps[method] = found
-        write_json(file, steps)
-    known.steps = steps
-    return steps
-
-
-def _timed(study: StudySettings, runs: _Runs, known: _Known) -> Iterator[tuple[str, RunSettings, str]]:
-    """Methods that are run, with the settings that their minutes become steps by, and the key of these."""
-    for method in study.methods:
-        settings = next((settings for run, settings in runs if run.method == method), None)
-        if settings is not None:
-            train = replace(settings.train, budget_minutes=study.minutes, calibrated=False)
-            settings = replace(settings, train=train)
-            yield method, settings, steps_key(settings, known.settings)
-
-
-def _steps_before(
-    study: StudySettings, method: str, key: str, steps: dict[str, CalibratedSteps]
-) -> CalibratedSteps | None:
-    """What the study sets, or else what was timed before."""
-    if (told := study.steps(method)) is not None:
-        return CalibratedSteps(steps=told, minutes=0.0, key=key)
-    return next((one for one in steps.values() if one["key"] == key), None)
-
-
-def _calibrated(folder: Path, settings: RunSettings, say: Say) -> int:
-    """Steps of a method, timed in a process of its own: its memory would count as that of the runs. What it warns of is
-    said."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a timing that was cut off, perhaps with other labels
-    folder.mkdir(parents=True)
-    write_settings(folder / "recipe.toml", settings)
-    command = [sys.executable, "-m", "semiseg.study.calibration", str(folder / "run"), str(folder / "recipe.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    write_text(folder / "log", done.stderr)
-    if done.returncode:
-        raise DataError(
-            f"{folder}: could not be timed: {_reason(done.stderr, done.returncode)} All of it is in {folder}/log."
-        )
-    for warning in done.stderr.splitlines():
-        say(warning)
-    return int(done.stdout.split()[-1])
-
-
-def _with_steps(settings: RunSettings, steps: int, jobs: int) -> RunSettings:
+def _with_threads(settings: RunSettings, jobs: int) -> RunSettings:
     threads = max(1, usable_cores() // jobs)
-    train = replace(settings.train, steps=steps, budget_minutes=0.0, calibrated=False, threads=threads)
-    return replace(settings, train=train)
+    return replace(settings, train=replace(settings.train, threads=threads))
 
 
 def _result(
@@ -227,7 +154,7 @@ def _result(
         label_seed=run.label_seed,
         seed=run.seed,
         key=key,
-        steps=settings.train.steps,
+        steps=int(metrics[-1]["step"]),
         minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,
         peak_memory_mb=round(peak_bytes / 1e6, 1),
         cases=scores_of(summary),
@@ -265,8 +192,6 @@ class _Known:
             dataset="",
             machine={},
             minutes=study.minutes,
-            steps={},
-            settings=setting_names(),
             baseline=study.baseline,
             ceiling=study.ceiling or None,
             reference=_reference(study),
@@ -277,26 +202,17 @@ class _Known:
         )
         if path.exists():
             before = read_study(path)
-            for name in ("dataset", "machine", "steps", "settings", "organs", "tolerance_mm", "test_cases", "runs"):
+            for name in ("dataset", "machine", "organs", "tolerance_mm", "test_cases", "runs"):
                 self._study[name] = before[name]
-
-    @property
-    def settings(self) -> list[str]:
-        """Names of all settings that there were when the study began."""
-        return self._study["settings"]
-
-    @property
-    def steps(self) -> dict[str, CalibratedSteps]:
-        """By method, as they were calibrated last."""
-        return self._study["steps"]
-
-    @steps.setter
-    def steps(self, steps: dict[str, CalibratedSteps]) -> None:
-        self._study["steps"] = steps
 
     def has(self, key: str) -> bool:
         """Whether a run is known."""
         return any(run["key"] == key for run in self._study["runs"])
+
+    def keys(self, names: list[str]) -> list[str]:
+        """Of the runs that are known by one of these names, in their order."""
+        by_name = {name_of(run): run["key"] for run in self._study["runs"]}
+        return [by_name[name] for name in names if name in by_name]
 
     def reference_missing(self, keys: list[str]) -> Reference | None:
         """The study's reference, if none of its runs is known."""

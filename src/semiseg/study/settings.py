@@ -28,7 +28,7 @@ _OF_THE_STUDY = {
     "data.labelled": "labelled of [[budgets]]",
     "data.label_seed": "label_seeds of [[budgets]]",
     "train.seed": "seeds of [[budgets]]",
-    "train.budget_minutes": "minutes",
+    "train.minutes": "minutes",
     "train.threads": "--jobs",
 }
 """Settings that no method of a study has for itself, and where they come from."""
@@ -64,14 +64,12 @@ class ReferenceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    """A study file. All methods have the recipe in common, and the minutes, which become steps once for each method
-    that does not set `train.steps`."""
+    """A study file. All methods have the recipe in common, and the minutes, but for one that sets `train.steps`."""
 
-    recipe: str
-    """The run file that all runs start from; a relative path starts from the study file's folder."""
+    recipe: str = ""
+    """The run file that all runs start from; a relative path starts from the study file's folder. By default none."""
     minutes: float = 0.0
-    """Training time of every run, on all cores of this machine with nothing else running; 0 where all methods set
-    `train.steps`."""
+    """Training time of every run; 0 where all methods set `train.steps`."""
     baseline: str = "supervised"
     """The method that the others are compared with."""
     ceiling: int = 0
@@ -190,8 +188,8 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     paths = {f"data.{key}" for key in DATA_PATHS} & given.keys()
     given |= {key: str((file.parent / given[key]).resolve()) for key in paths if given[key]}
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
-    if "train.steps" in given:  # the study's own, in the place of a recipe's minutes
-        given["train.budget_minutes"] = 0.0
+    if "train.steps" not in given:
+        given["train.minutes"] = study.minutes
     if run.label_seed is not None:
         given["data.label_seed"] = run.label_seed
     if data is not None:
@@ -199,7 +197,7 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     # A JSON value is a TOML value.
     overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
     try:
-        settings = load_settings((file.parent / study.recipe).resolve(), overrides)
+        settings = load_settings((file.parent / study.recipe).resolve() if study.recipe else None, overrides)
     except ConfigError as error:
         raise ConfigError(f"{file}, methods.{run.method}: {error}") from None
     # TOML has no null: the first subset, whatever the recipe says.

@@ -1,9 +1,10 @@
-"""What a step is given: augmented batches on the device, phase by phase."""
+"""What a step is given: augmented batches on the device, and labels of whole unlabelled scans for methods with them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,135 +18,190 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.io.store import StoredCase, open_labels
+from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.io.store import open_labels
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.predict.engines.torch_engine import TorchEngine
-from semiseg.predict.window import Window
 from semiseg.randomness import Draw
 from semiseg.train.progress import every_so_often
 from semiseg.train.refresh import predicted_locations
-from semiseg.train.scan_labels import AgreedLabels, agreed_most, folders_of, label_file, label_scans
+from semiseg.train.scan_labels import label_file, label_scans, labels_folder, remove_other_labels
 from semiseg.train.settings import TrainSettings
+from semiseg.train.trust import LOOKED_AT, Found, looked_at, verdict
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray, Shape
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
+ROUNDS_FILE = "rounds.jsonl"
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """The source of a run's batches, and the stored cases (folders) that the loop itself looks at. scan_labels: folder
-    for labels of whole unlabelled scans; None gives them blank ones, for steps that are only timed."""
+    for labels of whole unlabelled scans; None gives them blank ones, for steps that are only timed. label_scans: how
+    many are labelled at a time, drawn anew each time."""
 
     source: BatchSource
+    labelled: tuple[Path, ...]
     unlabelled: tuple[Path, ...]
     validation: tuple[Path, ...]
     scan_labels: Path | None = None
+    label_scans: int = 0
 
 
 @dataclass(frozen=True)
 class Place:
     """Where and how batches are made ready: the same for every step. warmup_patch: size of labelled patches in
-    the warm-up; None is the plan's. label_mirror: whether whole scans are labelled with their mirror image.
-    round_share: share of these that counts, where two networks label them."""
+    the warm-up; None is the plan's."""
 
     plan: Plan
     augment: AugmentSettings
     device: torch.device
     autocast: torch.dtype | None
     warmup_patch: Shape | None = None
-    label_mirror: bool = False
-    round_share: float = 1.0
 
-    def labelling_window(self, *, renewed: bool = False) -> Window:
-        """By which the teacher labels whole scans: the patch that it was trained on, and what `label_mirror` says.
 
-        renewed: the teacher has the weights of a student.
+@dataclass
+class Feed:
+    """Gives steps their inputs, stretch by stretch, and remembers between stretches what it has labelled.
+
+    locations: where the labeller found organs in unlabelled scans, by case and class. say: told how far labelling is.
+    pausing: seconds that went into labelling, for whoever counts; set it back to 0.
+    """
+
+    data: TrainingData
+    method: Method
+    settings: TrainSettings
+    place: Place
+    locations: dict[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
+    pausing: float = 0.0
+    _round_of: int | None = None
+    """The first step of the round whose labels are published."""
+    _trusted: bool = True
+
+    def steps(self, start: int, stop: int, phases: Phases) -> Iterator[StepInputs]:
+        """Step and augmented batches of the steps [start, stop).
+
+        A method's `scan_labellers` label unlabelled scans before the first of their patches, and it gets none of them
+        where the labels are not to be trusted. Else, where `refresh_steps` asks for it, its labeller predicts some
+        scans in between, into `locations`.
         """
-        trained = self.augment.mirror_axes if self.augment.enabled else ()
-        mirrored = trained[-1:] if self.label_mirror else ()
-        patch = self.plan.patch if renewed else self.warmup_patch or self.plan.patch
-        return Window(patch=patch, mirror_axes=mirrored, labels=self.plan.labels)
+        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.scans_labelled_anew}
+        labels_scans = bool(self.method.scan_labellers(phases.warmup_stop))
+        refreshes: set[int] = set()
+        if self.settings.refresh_steps and self.data.unlabelled and not labels_scans:
+            first = phases.warmup_stop
+            refreshes = set(range(first, phases.train_stop, self.settings.refresh_steps)) - {0}  # knows nothing yet
+        if self.locations and self._round_of is None:
+            self.data.source.publish(dict(self.locations), from_step=start)
+            self._round_of = start
+        for begin, end in pairwise(sorted(cut for cut in cuts | refreshes if start <= cut <= stop)):
+            unlabelled = self.method.needs_unlabelled(begin)
+            if unlabelled and labels_scans:
+                unlabelled = self._with_labels(begin, phases)
+            if unlabelled and self.method.labeller and begin in refreshes:
+                self._refresh(begin, phases)
+            patch = self.place.warmup_patch if phases.name(begin) == "warmup" else None
+            for stored in self.data.source.iterate(begin, end, unlabelled=unlabelled, patch=patch):
+                yield stored.step, *_views(stored, Draw(seed=self.settings.seed, step=stored.step), self.place)
 
+    def _refresh(self, step: int, phases: Phases) -> None:
+        turn = (step - phases.warmup_stop) // self.settings.refresh_steps
+        labeller = self.method.networks[str(self.method.labeller)]
+        engine = TorchEngine(labeller, self.place.device, self.place.autocast)
+        self.locations |= predicted_locations(
+            self.data.unlabelled, turn, self.settings.refresh_cases, engine, self.place.plan, self.settings.seed
+        )
+        self.data.source.publish(dict(self.locations), from_step=step)
 
-def step_inputs(
-    data: TrainingData,
-    method: Method,
-    phases: Phases,
-    settings: TrainSettings,
-    place: Place,
-    start: int = 0,
-    locations: dict[str, Any] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Iterator[StepInputs]:
-    """Step and augmented batches for all steps from `start` on, phase by phase.
+    def _with_labels(self, step: int, phases: Phases) -> bool:
+        """See to it that the scans of the step's round are labelled; whether they are to be learnt from."""
+        rounds = sorted({phases.warmup_stop, *self.method.scans_labelled_anew})
+        first = max(one for one in rounds if one <= step)
+        if self._round_of != first:
+            began = time.perf_counter()
+            self._trusted = self._label(step, first, rounds.index(first) + 1)
+            self._round_of = first
+            self.pausing += time.perf_counter() - began
+        return self._trusted
 
-    A method's `scan_labellers` label the unlabelled scans before the first of their patches. Else, where
-    `refresh_steps` asks for it, its labeller predicts some of them in between, into `locations`. say: told how far
-    labelling is.
-    """
-    locations = {} if locations is None else locations
-    cuts = {start, phases.warmup_stop, phases.train_stop, phases.total, *method.scans_labelled_anew}
-    labels_scans = bool(method.scan_labellers(phases.warmup_stop))
-    refreshes: set[int] = set()
-    if settings.refresh_steps and data.unlabelled and not labels_scans:
-        refreshes = set(range(phases.warmup_stop, phases.train_stop, settings.refresh_steps)) - {0}  # knows nothing yet
-    if locations:
-        data.source.publish(dict(locations), from_step=start)
-    labelled_scans = False
-    stops = sorted(cut for cut in cuts | refreshes if cut >= start)
-    for begin, end in pairwise(stops):
-        unlabelled = method.needs_unlabelled(begin)
-        if unlabelled and (begin in method.scans_labelled_anew or not labelled_scans):
-            renewals = sum(step <= begin for step in method.scans_labelled_anew)
-            labellers = [
-                (method.networks[name], place.labelling_window(renewed=renewals > age))
-                for age, name in enumerate(method.scan_labellers(begin))
-            ]
-            if labellers:
-                _label_scans(data, labellers, settings, place, begin, say)
-            labelled_scans = True
-        if unlabelled and method.labeller and begin in refreshes:
-            turn = (begin - phases.warmup_stop) // settings.refresh_steps
-            engine = TorchEngine(method.networks[method.labeller], place.device, place.autocast)
-            locations |= predicted_locations(
-                data.unlabelled, turn, settings.refresh_cases, engine, place.plan, settings.seed
+    def _label(self, step: int, first: int, number: int) -> bool:
+        """From `step` on unlabelled patches come with the first labeller's labels, and some lie on the classes that it
+        found; unless the second one, a state of the network before, contradicts it on a few of them."""
+        data, place, method = self.data, self.place, self.method
+        if data.scan_labels is None:
+            data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
+            return True
+        drawn = self._drawn(number)
+        few = drawn[:LOOKED_AT]
+        networks = [method.networks[name] for name in method.scan_labellers(step)]
+        folders = [labels_folder(data.scan_labels, network) for network in networks]
+        remove_other_labels(data.scan_labels, folders)
+
+        def label(cases: Sequence[Path], network: nn.Module, folder: Path) -> dict[str, Any]:
+            """The places that are found."""
+            progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} unlabelled scans are labelled.")
+            engine = TorchEngine(network, place.device, place.autocast)
+            return label_scans(cases, folder, engine, place.plan, seed=self.settings.seed, progress=progress)
+
+        found, trusted, why = None, True, ""
+        places: dict[str, Any] = {}
+        if len(networks) > 1:
+            for network, folder in zip(networks, folders, strict=True):
+                places = label(few, network, folder)
+            found = looked_at(few, folders, place.plan, data.labelled)
+            trusted, why = verdict(found)
+        if trusted:
+            places = label(drawn, networks[0], folders[0])
+            data.source.publish(places, from_step=step, among=set(places))
+            data.source.publish_labels(
+                lambda case: open_labels(label_file(folders[0], case.id), case.shape_zyx), among=set(places)
             )
-            data.source.publish(dict(locations), from_step=begin)
-        patch = place.warmup_patch if phases.name(begin) == "warmup" else None
-        for stored in data.source.iterate(begin, end, unlabelled=unlabelled, patch=patch):
-            yield stored.step, *_views(stored, Draw(seed=settings.seed, step=stored.step), place)
+        self._write_round(number, first, len(drawn), found, trusted, why, places)
+        return trusted
 
+    def _drawn(self, number: int) -> tuple[Path, ...]:
+        """The unlabelled scans of a round: so many as the settings say, each drawn by its id, or all."""
+        cases, count = self.data.unlabelled, self.data.label_scans
+        if not 0 < count < len(cases):
+            return cases
 
-def _label_scans(
-    data: TrainingData,
-    labellers: Sequence[tuple[nn.Module, Window]],
-    settings: TrainSettings,
-    place: Place,
-    step: int,
-    say: Callable[[str], None],
-) -> None:
-    """From `step` on unlabelled patches come with the first network's labels, hidden where the second contradicts it,
-    and some lie on the classes that the first found; with `round_share`, from the scans alone on which both agree most.
-    """
-    if data.scan_labels is None:
-        data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
-        return
-    folders = folders_of(data.scan_labels, labellers, data.unlabelled)
-    progress = every_so_often(say, "The teacher labels unlabelled scans: {} of {}.")
-    for (network, window), folder in reversed(list(zip(labellers, folders, strict=True))):
-        engine = TorchEngine(network, place.device, place.autocast)
-        found = label_scans(data.unlabelled, folder, engine, window, place.plan, seed=settings.seed, progress=progress)
-    filtered = len(folders) > 1 and place.round_share < 1
-    among = agreed_most(data.unlabelled, folders, place.round_share) if filtered else None
-    data.source.publish(found, from_step=step, among=among)
+        def lot(case: Path) -> float:
+            draw = Draw(seed=self.settings.seed, step=number)
+            return float(draw.generator(f"whether {case.name} is labelled").random())
 
-    def labels_of(case: StoredCase) -> Any:
-        maps = [open_labels(label_file(folder, case.id), case.shape_zyx) for folder in folders]
-        return maps[0] if len(maps) == 1 else AgreedLabels(*maps)
+        return tuple(sorted(sorted(cases, key=lot)[:count]))
 
-    data.source.publish_labels(labels_of)
+    def _write_round(
+        self,
+        number: int,
+        step: int,
+        scans: int,
+        found: Found | None,
+        trusted: bool,
+        why: str,
+        places: dict[str, Any],
+    ) -> None:
+        """Tell the log, the report and the person what became of a round."""
+        assert self.data.scan_labels is not None  # nothing is labelled otherwise
+        file = self.data.scan_labels.parent / ROUNDS_FILE
+        organs = self.place.plan.labels.organs
+        row = {
+            "round": number,
+            "step": step,
+            "scans": scans if trusted else 0,
+            "agreement": None if found is None else round(found.agreement, 4),
+            "found": {name: sum(value in one for one in places.values()) for value, name in organs.items()},
+            "trusted": trusted,
+            "why": why,
+        }
+        before = [one for one in read_jsonl(file) if one["step"] < step]
+        write_jsonl(file, before)
+        append_jsonl(file, row)
+        if why:
+            self.say(f"Round {number}: {why}")
 
 
 def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, UnlabelledBatch | None]:

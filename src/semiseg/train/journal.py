@@ -10,22 +10,28 @@ import torch
 from torch import Tensor
 
 from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.train.pace import Pace
 from semiseg.train.progress import TrainingProgress
 from semiseg.train.settings import TrainSettings
 from semiseg.train.tensorboard import open_tensorboard
+
+LEAST_ROWS = 100
+"""Of a run that has so many steps."""
 
 
 class Journal:
     """A context that collects the metrics of steps and writes rows.
 
-    start: the step that training goes on from; rows of later steps, from before a kill, are removed.
+    start: the step that training goes on from; rows of later steps, from before a kill, are removed. pace: tells how
+    many steps there will be.
     """
 
-    def __init__(self, run: Path, settings: TrainSettings, *, start: int, quiet: bool) -> None:
+    def __init__(self, run: Path, settings: TrainSettings, *, start: int, pace: Pace, quiet: bool) -> None:
+        self._every, self._pace = settings.log_every, pace
         self._log = run / "metrics.jsonl"
         write_jsonl(self._log, [row for row in read_jsonl(self._log) if row["step"] <= start] if start else [])
         self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
-        self._progress = TrainingProgress(start, settings.steps, quiet=quiet)
+        self._progress = TrainingProgress(start, pace, quiet=quiet)
         self._pending: list[dict[str, Tensor]] = []
         self.note = self._progress.note
 
@@ -37,6 +43,10 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
+
+    def is_due(self, done: int) -> bool:
+        """Whether a row is due after so many steps: a hundred in all at least."""
+        return done % max(1, min(self._every, self._pace.timeline.total // LEAST_ROWS)) == 0
 
     def collect(self, metrics: dict[str, Tensor]) -> None:
         self._pending.append(metrics)

@@ -7,6 +7,9 @@ weights, bit for bit on a CPU.
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,14 +22,18 @@ from semiseg.methods.settings import MethodSettings
 from semiseg.predict.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
-from semiseg.train.inputs import Place, TrainingData, step_inputs
+from semiseg.train.inputs import Feed, Place, TrainingData
 from semiseg.train.journal import Journal
 from semiseg.train.loop_state import LoopState
 from semiseg.train.origin import Origin, changed
 from semiseg.train.out_of_memory import named_out_of_memory
+from semiseg.train.pace import Pace
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 from semiseg.train.validate import validate
+
+VALIDATION_SHARE = 0.05
+"""Of the time of a run by minutes that validation may take."""
 
 
 def train_method(
@@ -39,88 +46,130 @@ def train_method(
     method_settings: MethodSettings,
     origin: Origin,
     quiet: bool = False,
-) -> None:
-    """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one.
+) -> int:
+    """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one; the number of
+    steps of the whole run.
 
     origin: what the run is made of; a checkpoint of another one is refused with `ConfigError`. Leaves
     checkpoints and `metrics.jsonl`. Raises `TrainingError` where a loss is not finite (the last good checkpoint
     stays) or the device's memory does not suffice.
     """
-    phases = Phases.of(method_settings, settings.steps)
-    state = LoopState(Schedule(settings, phases, method_settings))
     checkpoints = run / "checkpoints"
-    start = _resume(checkpoints, state, method, origin)
-    with Journal(run, settings, start=start, quiet=quiet) as journal, named_out_of_memory(place):
-        if start:
-            journal.note(f"Going on from step {start} of {settings.steps}.")
-        inputs = step_inputs(data, method, phases, settings, place, start, state.locations, journal.note)
-        for step, labelled, unlabelled in state.clock.timed(inputs):
-            if state.schedule.begin(step):
-                state.epoch_losses = []
-            method.learning_rate_factor = state.schedule.factor(step)
-            journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=step)))
-
-            done = step + 1
-            last, ends_epoch = done == settings.steps, done % settings.epoch_steps == 0
-            saves = last or done % settings.checkpoint_every == 0
-            row: dict[str, float] = {}
-            if done % settings.log_every == 0 or ends_epoch or saves:
-                row = _finite(journal.means(), done, checkpoints) | {"input_share": round(state.clock.input_share(), 3)}
-            judged = method.judged(step)
-            if judged.loss in row:
-                state.epoch_losses.append(row[judged.loss])
-            if data.validation and (last or (ends_epoch and _validates(done, settings))):
-                engine = TorchEngine(method.networks[judged.network], place.device, place.autocast)
-                row |= validate(data.validation, engine, place.plan)
-            if ends_epoch and _rate_was_reduced(state, row.get("validation_loss")):
-                journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
-            if row:
-                rate = method_settings.first_learning_rate * method.learning_rate_factor
-                seconds = round(state.clock.seconds(), 2)
-                head = {"step": done, "phase": phases.name(step), "seconds": seconds, "learning_rate": rate}
-                journal.write(head | row | _gpu_peak(place.device))
-            if saves:
-                checkpoint = state.checkpoint(done, method, origin)
-                _check_finite_state(checkpoint, checkpoints)
-                save_checkpoint(checkpoints, checkpoint)
+    checkpoint = _latest(checkpoints, origin, settings)
+    step = checkpoint.step if checkpoint else 0
+    pace = Pace(run, settings, step=step, seconds=checkpoint.numbers["seconds"] if checkpoint else 0.0)
+    state = LoopState(Schedule(settings, Phases.of(method_settings, pace.timeline), method_settings))
+    if checkpoint:
+        method.phases = state.schedule.phases
+        state.restore(checkpoint, method)
+    validation = ValidationClock(settings)
+    with Journal(run, settings, start=step, pace=pace, quiet=quiet) as journal, named_out_of_memory(place):
+        if step:
+            journal.note(f"Going on from step {step} of about {pace.timeline.total}.")
+        feed = Feed(data, method, settings, place, state.locations, journal.note)
+        while step < pace.timeline.total:
+            method.phases = state.schedule.phases = Phases.of(method_settings, pace.timeline)
+            stop = pace.stop_after(step)
+            for number, labelled, unlabelled in state.clock.timed(feed.steps(step, stop, state.schedule.phases)):
+                if state.schedule.begin(number):
+                    state.epoch_losses = []
+                method.learning_rate_factor = state.schedule.factor(number)
+                journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=number)))
+                step = number + 1
+                _log(step, stop, state, method, place, data, journal, validation, checkpoints)
+            pace.look(step, state.clock.seconds(), feed.pausing)
+            feed.pausing = 0.0
+            saved = state.checkpoint(step, method, origin)
+            _check_finite_state(saved, checkpoints)
+            save_checkpoint(checkpoints, saved)
+        pace.finish()
+    return step
 
 
-def _resume(checkpoints: Path, state: LoopState, method: Method, origin: Origin) -> int:
-    """The steps that were made before: loop and method are put where the newest checkpoint left them."""
+def _log(
+    done: int,
+    stop: int,
+    state: LoopState,
+    method: Method,
+    place: Place,
+    data: TrainingData,
+    journal: Journal,
+    validation: ValidationClock,
+    checkpoints: Path,
+) -> None:
+    """After a step: a row of metrics where one is due, validation with it, and the end of an epoch."""
+    settings, schedule = state.schedule.settings, state.schedule
+    last, ends_epoch = done == schedule.phases.total, done % settings.epoch_steps == 0
+    row: dict[str, float] = {}
+    if journal.is_due(done) or ends_epoch or done == stop:
+        row = _finite(journal.means(), done, checkpoints) | {"input_share": round(state.clock.input_share(), 3)}
+    judged = method.judged(done - 1)
+    if judged.loss in row:
+        state.epoch_losses.append(row[judged.loss])
+    if data.validation and (last or (ends_epoch and validation.is_due(done))):
+        engine = TorchEngine(method.networks[judged.network], place.device, place.autocast)
+        with validation.timed():
+            row |= validate(data.validation, engine, place.plan)
+    if ends_epoch and _rate_was_reduced(state, row.get("validation_loss")):
+        journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
+    if row:
+        rate = schedule.method.first_learning_rate * method.learning_rate_factor
+        seconds = round(state.clock.seconds(), 2)
+        head = {"step": done, "phase": schedule.phases.name(done - 1), "seconds": seconds, "learning_rate": rate}
+        journal.write(head | row | _gpu_peak(place.device))
+
+
+class ValidationClock:
+    """When validation is due: every so many epochs, and in a run by minutes not before twenty times the time that the
+    last one took."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self._settings = settings
+        self._took, self._ended = 0.0, time.perf_counter()
+
+    def is_due(self, done: int) -> bool:
+        """After so many steps, at the end of an epoch."""
+        every = self._settings.validation_every
+        if not every or (done // self._settings.epoch_steps) % every:
+            return False
+        waited = time.perf_counter() - self._ended >= self._took / VALIDATION_SHARE
+        return self._settings.steps is not None or waited
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Within: a validation."""
+        began = time.perf_counter()
+        yield
+        self._ended = time.perf_counter()
+        self._took = self._ended - began
+
+
+def _latest(checkpoints: Path, origin: Origin, settings: TrainSettings) -> Checkpoint | None:
+    """The newest checkpoint, if there is one; raises `ConfigError` where it is of another run than this."""
     remove_leftovers(checkpoints)
     checkpoint = load_latest(checkpoints)
     if checkpoint is None:
-        return 0
+        return None
     before = checkpoint.card.get("origin")
     if not isinstance(before, dict):
         raise ConfigError(
-            f"{checkpoints}: made by a version of semiseg that did not keep what it was trained with. Go on with that "
-            "version, use another run folder, or delete the checkpoints to train anew."
+            f"{checkpoints}: does not say what it was trained with. Use another run folder, or delete the checkpoints "
+            "to train anew."
         )
-    if lines := changed(before, origin):
+    length = {"train.steps": settings.steps, "train.minutes": settings.minutes if settings.steps is None else None}
+    if lines := changed(before, origin | length):
         raise ConfigError(
             f"{checkpoints}: trained with another plan, other cases or other settings than the run has now:\n  "
             + "\n  ".join(lines)
             + "\nUndo the change in run.toml or plan.toml, use another run folder, or delete the checkpoints to train "
             "anew."
         )
-    wanted, begun = state.schedule.phases.total, checkpoint.card.get("steps")
-    if begun not in (None, wanted):
-        raise ConfigError(
-            f"{checkpoints}: begun as a run of {begun} steps, but train.steps = {wanted} now, and phases and learning "
-            "rate go by the number of steps. Set it back, or use another run folder."
-        )
-    state.restore(checkpoint, method)
-    return checkpoint.step
+    return checkpoint
 
 
 def _gpu_peak(device: torch.device) -> dict[str, int]:
     """What this process has had of a GPU's memory at most, in MB; nothing of a CPU."""
     return {"gpu_peak_mb": round(torch.cuda.max_memory_reserved(device) / 1e6)} if device.type == "cuda" else {}
-
-
-def _validates(done: int, settings: TrainSettings) -> bool:
-    return settings.validation_every > 0 and (done // settings.epoch_steps) % settings.validation_every == 0
 
 
 def _rate_was_reduced(state: LoopState, validation_loss: float | None) -> bool:

@@ -64,9 +64,10 @@ class LoopState:
         numbers = _named("method", numbers) | _named("schedule", self.schedule.state)
         numbers |= _named("epoch_loss", {f"{i:06d}": loss for i, loss in enumerate(self.epoch_losses)})
         numbers["seconds"] = self.clock.seconds()
+        settings = self.schedule.settings
+        minutes = settings.minutes if settings.steps is None else None
         card = {
-            "origin": origin,
-            "steps": self.schedule.phases.total,
+            "origin": origin | {"train.steps": settings.steps, "train.minutes": minutes},
             "evaluated": method.evaluated,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,6 @@ from semiseg.data.plan import Plan
 from semiseg.data.roles import RunCase
 from semiseg.data.sampling import SamplingSettings
 from semiseg.methods.settings import MethodSettings
-from semiseg.newer_settings import AS_BEFORE, as_they_come_to
 
 Origin = dict[str, Any]
 """By `section.key`, as JSON has it."""
@@ -37,27 +36,16 @@ def origin_of(
 
 
 def changed(before: Origin, now: Origin) -> list[str]:
-    """A line for each difference. A setting that is newer than `before` is one where it is not as if it were not
-    there."""
-    return list(_changed(before, now))
-
-
-def _changed(before: Origin, now: Origin) -> Iterator[str]:
-    without = _flat(sampling=SamplingSettings(), augment=AugmentSettings(), method=MethodSettings()) | AS_BEFORE
+    """A line for each difference."""
+    lines = []
     for key in sorted(before.keys() | now.keys()):
-        if key not in now:
-            yield f"{key} = {before[key]!r} then; this version of semiseg has no such setting"
-        elif key not in before and key not in without:
-            yield f"{key} = {now[key]!r} now; the version of semiseg that began it did not have it"
-        elif key not in before and now[key] != without[key]:
-            yield f"{key} = {now[key]!r} now; it is newer than the run, which was made as with {without[key]!r}"
-        elif key == "cases" and before[key] != now[key]:
-            yield "cases.jsonl: other cases, roles or contents than then"
-        elif key in before and before[key] != now[key]:
-            yield f"{key} = {before[key]!r} then, {now[key]!r} now"
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            other = "cases.jsonl: other cases, roles or contents than then"
+            lines.append(other if key == "cases" else f"{key} = {old!r} then, {new!r} now")
+    return lines
 
 
 def _flat(**sections: Any) -> Origin:
     tables: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(one) for name, one in sections.items()}))
-    flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
-    return as_they_come_to(flat)
+    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from semiseg.train.pace import Pace
+
 SHOWN = {
     "labelled_loss": "loss",
     "pseudo_loss": "pseudo",
@@ -23,9 +25,10 @@ PLAIN_SECONDS = 20.0
 class TrainingProgress:
     """A context that is told every logged row."""
 
-    def __init__(self, start: int, total: int, *, quiet: bool, console: Console | None = None) -> None:
+    def __init__(self, start: int, pace: Pace, *, quiet: bool, console: Console | None = None) -> None:
+        """pace: tells how many steps there will be."""
         self.console = console or Console()
-        self.start, self.total, self.quiet = start, total, quiet
+        self.start, self.pace, self.quiet = start, pace, quiet
         self._began = self._printed = time.monotonic()
         self._seen: dict[str, float] = {}
         self._bar: Progress | None = None
@@ -34,7 +37,7 @@ class TrainingProgress:
         if not self.quiet and self.console.is_terminal:
             columns = (TextColumn("[bold]{task.fields[phase]:8}"), BarColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=self.console, transient=False)
-            self._task = self._bar.add_task("", total=self.total, completed=self.start, phase="")
+            self._task = self._bar.add_task("", total=self.pace.timeline.total, completed=self.start, phase="")
             self._bar.start()
         return self
 
@@ -48,8 +51,8 @@ class TrainingProgress:
         step, phase = int(row["step"]), str(row["phase"])
         text = self._line(step)
         if self._bar:
-            self._bar.update(self._task, completed=step, phase=phase, description=text)
-        elif not self.quiet and (time.monotonic() - self._printed > PLAIN_SECONDS or step == self.total):
+            self._bar.update(self._task, completed=step, total=self.pace.timeline.total, phase=phase, description=text)
+        elif not self.quiet and (time.monotonic() - self._printed > PLAIN_SECONDS or step == self.pace.timeline.total):
             self._printed = time.monotonic()
             self.console.print(f"{phase:8} {text}", highlight=False)
 
@@ -60,9 +63,11 @@ class TrainingProgress:
 
     def _line(self, step: int) -> str:
         values = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in self._seen.items())
-        done = max(1, step - self.start)
-        left = (time.monotonic() - self._began) / done * (self.total - step)
-        return f"step {step}/{self.total}  {values}  {_clock(left)} left"
+        total, share = self.pace.timeline.total, self.pace.timeline.share
+        done = max(1e-9, share(step) - share(self.start))
+        left = (time.monotonic() - self._began) / done * (1 - share(step))
+        about = "about " if self.pace.by_minutes and step < total else ""
+        return f"step {step} of {about}{total}  {values}  {_clock(left)} left"
 
 
 def every_so_often(say: Callable[[str], None], text: str) -> Callable[[int, int], None]:

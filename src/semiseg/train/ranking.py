@@ -147,8 +147,7 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
 
     Raises `DataError` without a checkpoint, and `ConfigError` where the other model is of another plan.
     """
-    phases = Phases.of(session.method, session.train.steps)
-    method = session.build(phases)
+    method = session.build(Phases.of_steps(0, 1, 1))
     checkpoint = load_latest(session.run / "checkpoints")
     if checkpoint is None:
         raise DataError(f"{session.run}: no checkpoint here. Train the run first: semiseg train {session.run}")

@@ -9,12 +9,8 @@ from typing import Any
 from semiseg.data.plan import Plan
 from semiseg.io.store import open_case
 from semiseg.predict.engines.base import Engine
-from semiseg.predict.window import Window
 from semiseg.randomness import Draw
-from semiseg.train.scan_labels import places_of_classes, scan_labels
-
-TILE_STEP = 1.0
-"""Tiles side by side: a place to draw a patch from may be a voxel or two off, and it is half of the tiles or fewer."""
+from semiseg.train.scan_labels import places_of_classes, scan_labels, scan_window
 
 
 def predicted_locations(
@@ -27,6 +23,6 @@ def predicted_locations(
     found: dict[str, Any] = {}
     for index in range(turn * count, turn * count + min(count, len(cases))):
         case = open_case(cases[index % len(cases)])
-        labels = scan_labels(case, engine, Window(patch=plan.patch, step=TILE_STEP))
+        labels = scan_labels(case, engine, scan_window(case, plan))
         found[case.meta.id] = places_of_classes(labels, plan, Draw(seed=seed, step=turn, sample=index))
     return found

@@ -6,11 +6,13 @@ A teacher that sees a patch alone errs near its faces; a sliding window blends t
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,7 @@ from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
 from semiseg.files import remove_leftovers
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, open_labels, read_case_meta, write_labels
-from semiseg.methods.base import HIDDEN
+from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.predictor import body_margin
 from semiseg.predict.sliding import blended_rows
@@ -31,13 +32,15 @@ from semiseg.randomness import Draw
 from semiseg.types import FloatArray, LabelArray, Shape
 
 KEPT_PER_CLASS = 64
+TILE_VOXELS = 1_000_000
+TILE_STEP = 0.75
+"""Of tiles that are mostly larger than patches: faces count less."""
 
 
 def label_scans(
     cases: Sequence[Path],
     folder: Path,
     engine: Engine,
-    window: Window,
     plan: Plan,
     *,
     seed: int,
@@ -46,8 +49,8 @@ def label_scans(
     """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid; those that are there are kept, and
     made anew if they are damaged.
 
-    Returns up to 64 voxels of every class that is found in it, by case. window: its patch is the labelling network's.
-    progress: told how many of how many are done, after each that was made.
+    Returns up to 64 voxels of every class that is found in it, by case. progress: told how many of how many are done,
+    after each that was made.
     """
     found: dict[str, Locations] = {}
     remove_leftovers(folder)
@@ -55,7 +58,7 @@ def label_scans(
         case = open_case(path)
         file = label_file(folder, case.meta.id)
         kept = _kept(file, case.meta.shape_zyx)
-        labels = scan_labels(case, engine, around_body(window, case, plan)) if kept is None else kept
+        labels = scan_labels(case, engine, scan_window(case, plan)) if kept is None else kept
         if kept is None:
             write_labels(file, labels)
         draw = Draw(seed=seed, sample=index)
@@ -78,8 +81,10 @@ def label_file(folder: Path, case: str) -> Path:
     return folder / f"{case}.b2nd"
 
 
-def around_body(window: Window, case: OpenCase, plan: Plan) -> Window:
-    """The window over the part of a CT that holds the body, as predicting has it; outside of it is background."""
+def scan_window(case: OpenCase, plan: Plan) -> Window:
+    """Large tiles, laid thin: they see more than a patch, and are computed once or little more. Of a CT over the part
+    that holds the body, as predicting has it; outside of it is background."""
+    window = Window(patch=scan_tile(case.meta.shape_zyx, plan), step=TILE_STEP)
     if plan.normalisation[0].scheme != "ct" or not case.meta.body_locations:
         return window
     low, high = np.min(case.meta.body_locations, axis=0), np.max(case.meta.body_locations, axis=0) + 1
@@ -89,6 +94,20 @@ def around_body(window: Window, case: OpenCase, plan: Plan) -> Window:
     z, y, x = start
     to_z, to_y, to_x = stop
     return replace(window, region=Box((z, y, x), (to_z, to_y, to_x)))
+
+
+def scan_tile(shape: Shape, plan: Plan) -> Shape:
+    """A tile for a stored scan: the patch, grown by what the network divides along the axis of which the scan needs
+    most tiles, up to a size that takes little memory without gradients."""
+    units = [prod(level[axis] for level in plan.student.strides) for axis in range(3)]
+    tile = list(plan.patch)
+    while True:
+        room = [n / t for n, t in zip(shape, tile, strict=True)]
+        axis = room.index(max(room))
+        tile[axis] += units[axis]
+        if room[axis] <= 1 or prod(tile) > max(TILE_VOXELS, prod(plan.patch)):
+            tile[axis] -= units[axis]
+            return (tile[0], tile[1], tile[2])
 
 
 def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
@@ -121,16 +140,6 @@ def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, l
     return places
 
 
-def agreed_most(cases: Sequence[Path], folders: Sequence[Path], share: float) -> list[str]:
-    """Ids of that share of the stored cases, one at least, whose label maps in two folders agree most."""
-    agreement: dict[str, float] = {}
-    for path in cases:
-        meta = read_case_meta(path)
-        a, b = (np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]) for folder in folders)
-        agreement[meta.id] = scan_agreement(a, b)
-    return sorted(agreement, key=lambda case: (-agreement[case], case))[: max(1, round(share * len(agreement)))]
-
-
 def scan_agreement(a: LabelArray, b: LabelArray) -> float:
     """`mean_dice` of two label maps `(Z, Y, X)`."""
     classes = int(max(a.max(), b.max())) + 1
@@ -147,33 +156,22 @@ def mean_dice(overlap: NDArray[Any], sizes: NDArray[Any]) -> float:
     return float((2 * overlap[1:][present] / sizes[1:][present]).mean()) if present.any() else 0.0
 
 
-@dataclass(frozen=True)
-class AgreedLabels:
-    """Two label maps of a scan as one, read like an array: `HIDDEN` where they differ."""
+def labels_folder(kept: Path, network: nn.Module) -> Path:
+    """The folder under `kept` for labels by a network.
 
-    labels: Any
-    others: Any
-    dtype: ClassVar[np.dtype[np.int16]] = np.dtype(np.int16)
-
-    def __getitem__(self, where: Any) -> NDArray[np.int16]:
-        labels, others = np.asarray(self.labels[where]), np.asarray(self.others[where])
-        return np.where(labels == others, labels.astype(np.int16), np.int16(HIDDEN))
-
-
-def folders_of(kept: Path, labellers: Sequence[tuple[nn.Module, Window]], cases: Sequence[Path]) -> list[Path]:
-    """The folders under `kept` for labels of these stored cases by each network with its window; all others are
-    removed.
-
-    So a run that is resumed finds its labels again, and never those of an attempt whose teacher came out otherwise.
+    So a run that is resumed finds its labels again, and never those of an attempt whose network came out otherwise.
     """
-    hashes = [read_case_meta(case).hash for case in cases]
-    folders = []
-    for network, window in labellers:
-        digest = hashlib.sha256(repr((window.patch, tuple(window.mirror_axes), hashes)).encode())
-        for value in network.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        folders.append(kept / digest.hexdigest()[:16])
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return kept / digest.hexdigest()[:16]
+
+
+def remove_other_labels(kept: Path, folders: Collection[Path]) -> None:
+    """Remove the folders under `kept` that labels were kept in, but for these."""
     for other in kept.glob("*"):
-        if other not in folders and other.is_dir():
+        if other not in folders and other.is_dir() and _IS_OURS.fullmatch(other.name):
             shutil.rmtree(other)
-    return folders
+
+
+_IS_OURS = re.compile("[0-9a-f]{16}")

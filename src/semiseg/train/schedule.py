@@ -14,10 +14,11 @@ POLY_POWER = 0.9
 
 @dataclass
 class Schedule:
-    """Poly decay over warm-up and training together, or reduction on a plateau; fine-tuning decays on its own.
+    """Poly decay by the share of the run that is done, or reduction on a plateau; fine-tuning decays on its own.
 
     With `method.restart_rate` the warm-up decays on its own too, and training starts anew. A plateau is looked for in
     each phase by itself, since each has another loss. The plateau's memory is in `state`, which a checkpoint keeps.
+    phases: as they are laid down now; the loop gives others at checkpoints.
     """
 
     settings: TrainSettings
@@ -29,25 +30,24 @@ class Schedule:
 
     def factor(self, step: int) -> float:
         """Fraction of the first learning rate for a step."""
+        done, (warmup, stop) = self.phases.timeline.share(step), self.phases.shares
         if step >= self.phases.train_stop:
-            length = self.phases.total - self.phases.train_stop
-            return self.method.finetune_rate * _poly(step - self.phases.train_stop, length)
+            return self.method.finetune_rate * _poly(done, stop, 1.0)
         if self.settings.schedule == "plateau":
             return self.state["factor"]
-        if not self.method.restart_rate or not self.phases.warmup_stop:
-            return _poly(step, self.phases.train_stop)
+        if not self.method.used_restart_rate or not self.phases.warmup_stop:
+            return _poly(done, 0.0, stop)
         if step < self.phases.warmup_stop:
-            return _poly(step, self.phases.warmup_stop)
-        length = self.phases.train_stop - self.phases.warmup_stop
-        return self.method.restart_rate * _poly(step - self.phases.warmup_stop, length)
+            return _poly(done, 0.0, warmup)
+        return self.method.used_restart_rate * _poly(done, warmup, stop)
 
     def begin(self, step: int) -> bool:
         """To be told before each step; true if a new phase begins, in which nothing that was seen before counts."""
         if step == 0 or step not in (self.phases.warmup_stop, self.phases.train_stop):
             return False
         self.state |= {"smoothed": math.inf, "best": math.inf, "waited": 0.0}
-        if step == self.phases.warmup_stop and self.method.restart_rate:
-            self.state["factor"] = self.method.restart_rate
+        if step == self.phases.warmup_stop and self.method.used_restart_rate:
+            self.state["factor"] = self.method.used_restart_rate
         return True
 
     def end_epoch(self, loss: float) -> bool:
@@ -66,5 +66,7 @@ class Schedule:
         return True
 
 
-def _poly(step: int, length: int) -> float:
-    return float((1 - step / length) ** POLY_POWER) if length else 0.0
+def _poly(done: float, begin: float, end: float) -> float:
+    """Falls from 1 at the share `begin` to 0 at `end`."""
+    left = (end - done) / (end - begin) if end > begin else 0.0
+    return float(min(1.0, max(0.0, left)) ** POLY_POWER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +13,12 @@ from semiseg.errors import ConfigError
 class TrainSettings:
     """Section `[train]` of a run file."""
 
-    steps: int = 1000
-    """Training steps in all phases together; an epoch, where the paper speaks of one, is 250 steps."""
-    budget_minutes: float = 0.0
-    """If above 0, steps is set once so that training takes this long on this machine, and kept in run.toml."""
-    calibrated: bool = False
-    """Written by semiseg: steps was set from budget_minutes on this machine."""
+    minutes: float = 60.0
+    """How long training takes: the plan is made for it, and the number of steps follows from the pace of this machine,
+    which is looked at again at every checkpoint. Labelling scans, validation and checkpoints are in it; preparing and
+    predicting are not."""
+    steps: int | None = None
+    """So many training steps in all phases together, in the place of minutes: for comparisons, and for tests."""
     seed: int = 0
     """Of weights, patches and augmentation; the same seed on the same machine gives the same weights."""
     device: str = "auto"
@@ -25,7 +26,7 @@ class TrainSettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of training passes. auto is bfloat16 on CUDA, and on a CPU where a trial shows it faster; probes are float32."""
     threads: int = 0
-    """CPU threads of torch; 0 leaves its choice. Exact resume needs the same number."""
+    """CPU threads; 0 takes the number that a trial of seconds shows to be fastest."""
     deterministic: bool = True
     """Deterministic algorithms where torch has them; on a CPU a resumed run is then equal bit for bit. On a GPU pooling
     and cross-entropy have none; off is some 8 % faster there, after cuDNN's search in the first steps."""
@@ -42,9 +43,11 @@ class TrainSettings:
     """Steps of an epoch: validation, and the plateau's clock."""
 
     validation_fraction: float = 0.2
-    """Share of the labelled training cases held out for validation; none below 8 labelled cases."""
+    """Share of the labelled training cases held out for validation; none below 20 labelled cases, which are too few to
+    give any away."""
     validation_every: int = 1
-    """Epochs between validations; 0 turns validation off and trains on all labelled cases."""
+    """Epochs between validations; 0 turns validation off and trains on all labelled cases. Where minutes are given it
+    waits longer where it would take more than a twentieth of them."""
     refresh_steps: int = 0
     """Every so many steps the teacher predicts unlabelled scans, to place patches on rare classes; 0 is off. Where the
     teacher labels whole scans (method.label_scope) they are placed on what it found there, without this."""
@@ -52,17 +55,22 @@ class TrainSettings:
     """Unlabelled scans that are predicted at each refresh, in turn."""
 
     log_every: int = 10
-    """Steps between lines in metrics.jsonl and on the console."""
+    """Steps between lines in metrics.jsonl; less where there are few steps in a minute."""
     checkpoint_every: int = 100
-    """Steps between checkpoints; the last two are kept."""
+    """Steps between checkpoints, of which the last two are kept, where steps are given. Where minutes are, there are 40
+    in all, none of them more than five minutes after the last."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs `pip install '.[tensorboard]'`)."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epoch_steps", "log_every", "checkpoint_every", "plateau_patience", "refresh_cases"):
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"train.steps = {self.steps}: give 1 or more, or leave it out and give train.minutes.")
+        if not 0 < self.minutes < math.inf:
+            raise ConfigError(f"train.minutes = {self.minutes}: give a number above 0.")
+        for name in ("epoch_steps", "log_every", "checkpoint_every", "plateau_patience", "refresh_cases"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: give 1 or more.")
-        for name in ("budget_minutes", "threads", "validation_every", "refresh_steps"):
+        for name in ("threads", "validation_every", "refresh_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: give 0 or more.")
         for name in ("validation_fraction", "plateau_smoothing"):

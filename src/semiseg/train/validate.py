@@ -15,6 +15,7 @@ from semiseg.losses import supervised_loss
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.sliding import sliding_window
 from semiseg.predict.window import Window
+from semiseg.train.scan_labels import TILE_STEP, scan_tile
 
 
 def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, float]:
@@ -28,7 +29,11 @@ def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, flo
     for case in map(open_case, cases):
         box = Box((0, 0, 0), case.meta.shape_zyx)
         label = case.read_label(box).astype(np.int64)
-        logits = torch.from_numpy(sliding_window(case.read_image(box), engine, Window(patch=plan.patch)))
+        logits = torch.from_numpy(
+            sliding_window(
+                case.read_image(box), engine, Window(patch=scan_tile(case.meta.shape_zyx, plan), step=TILE_STEP)
+            )
+        )
         losses.append(float(supervised_loss(torch.from_numpy(label)[None], logits[None], ignore=plan.labels.ignore)))
         predicted = logits.argmax(dim=0).numpy()  # torch takes all cores
         counted = np.ones(label.shape, dtype=bool) if plan.labels.ignore is None else label != plan.labels.ignore

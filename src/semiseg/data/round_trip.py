@@ -1,0 +1,91 @@
+"""What a coarser grid keeps of the labels: label maps taken there and back, against themselves. No training is needed.
+
+The ceiling of any network on that grid, organ by organ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.errors import DataError
+from semiseg.geometry import bounding_box
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.nifti import read_label
+from semiseg.ops.resample import resample_image, resample_label, target_shape
+from semiseg.processes import worker_pool
+from semiseg.types import BoolArray, Shape, Spacing
+
+MOST_CASES = 4
+"""Label maps that are looked at, evenly spread over the labelled ones."""
+_MOST_VOXELS = 400_000
+"""Of the box around an organ; larger ones are looked at by every second voxel, or fewer."""
+_MARGIN = 4
+
+
+def grid_ceilings(
+    labels: Sequence[Path],
+    grids: Sequence[Spacing],
+    scheme: LabelScheme,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[Spacing, float]:
+    """By grid the mean Dice over organs and label maps of what comes back from it; 1 where nothing can be read.
+
+    labels: files. grids: spacings in mm. progress: called with (maps done, of how many, the name of the last).
+    """
+    step = max(1, len(labels) // MOST_CASES)
+    chosen = list(labels)[::step][:MOST_CASES]
+    measure = partial(_kept_of, grids=grids, scheme=scheme)
+    found: list[list[list[float]]] = []
+
+    def note(one: list[list[float]]) -> None:
+        found.append(one)
+        if progress:
+            progress(len(found), len(chosen), chosen[len(found) - 1].name)
+
+    if workers <= 1 or len(chosen) <= 1:
+        for path in chosen:
+            note(measure(path))
+    else:
+        with worker_pool(min(workers, len(chosen))) as pool:
+            for one in pool.map(measure, chosen):
+                note(one)
+    organs = [organ for one in found for organ in one]
+    return {grid: float(np.mean([organ[i] for organ in organs])) if organs else 1.0 for i, grid in enumerate(grids)}
+
+
+def _kept_of(path: Path, grids: Sequence[Spacing], scheme: LabelScheme) -> list[list[float]]:
+    """Of each organ of a label map the Dice on each grid."""
+    try:
+        label, grid = read_label(path)
+    except DataError:
+        return []  # the check names it
+    found = []
+    for value in scheme.organs:
+        box = bounding_box(label == value, margin=_MARGIN)
+        if box is None:
+            continue
+        mask = label[box.slices()] == value
+        stride = ceil((mask.size / _MOST_VOXELS) ** (1 / 3))
+        z, y, x = (mm * stride for mm in grid.spacing_mm)
+        found.append([round_trip_dice(mask[::stride, ::stride, ::stride], (z, y, x), coarse) for coarse in grids])
+    return found
+
+
+def round_trip_dice(mask: BoolArray, spacing_mm: Spacing, coarse_mm: Spacing) -> float:
+    """Dice of a mask `(Z, Y, X)` with itself, taken to a grid as preparation does and back as export does. Axes along
+    which the grid is finer are left as they are."""
+    z, y, x = (max(mm, coarse) for mm, coarse in zip(spacing_mm, coarse_mm, strict=True))
+    shape: Shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    there = resample_label(mask.astype(np.uint8), target_shape(shape, spacing_mm, (z, y, x)))
+    if prod(there.shape) == prod(shape):
+        return 1.0
+    back = resample_image(there[None].astype(np.float32), shape, order=1)[0] > 0.5
+    both, sizes = int(np.count_nonzero(mask & back)), int(np.count_nonzero(mask)) + int(np.count_nonzero(back))
+    return 2 * both / max(1, sizes)

@@ -1,0 +1,180 @@
+"""A plan that fits the time: grid, patch, features and batch such that enough steps fit into the minutes.
+
+The score of a plan is the Dice that it is expected to lose, by four terms (docs/lab/first_hour.md): what its grid keeps
+of the labels, what few steps cost, what few features cost in the end, and what a patch misses that sees little of the
+scan. Chosen is the plan that loses least. With time enough that is the full plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import log2, prod
+
+from semiseg.data.fingerprint import Fingerprint
+from semiseg.data.plan import Plan
+from semiseg.data.planner import BATCHES, FEATURES, PATCH_VOXELS, PlanSettings, estimated_gb, make_plan, median_shape
+from semiseg.data.planner import target_spacing as usual_spacing
+from semiseg.errors import ConfigError
+from semiseg.io.dataset import LabelScheme
+from semiseg.types import Spacing
+
+FOR_STEPS = 0.85
+"""Share of the minutes that steps get; the rest goes to labelling scans, validation and checkpoints."""
+GRID_WEIGHT = 0.7
+"""Dice lost for each that a grid loses of the labels: a network does not reach the ceiling, and part of what is lost
+there it would have missed anyway."""
+FEW_STEPS = (120.0, 12.0)
+"""a and b of (a / steps)^2 + b / steps."""
+FEW_FEATURES = 0.006
+"""For each halving of the features, from 32 on."""
+SMALL_PATCH, LARGEST_LOOK, SMALLER_PATCH = 0.03, 0.25, 0.004
+"""For each halving of the share of the median scan that a patch covers: below a quarter, and above."""
+_COARSER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+_SMALLEST_PATCH_VOXELS = 8_000
+_PATCH_STEP = 1.4
+_FEWEST_LEVELS = 3
+
+
+def candidate_grids(fingerprint: Fingerprint, settings: PlanSettings) -> list[Spacing]:
+    """Target spacings in mm to choose from, the usual one first.
+
+    Coarser along the finest axes until all are alike, along all of them, and along one or two alone, since organs
+    differ in which axis they need.
+    """
+    base = settings.spacing_mm or usual_spacing(fingerprint)
+    grids = [base]
+    if settings.spacing_mm is not None:
+        return grids
+    finest = min(base)
+    for factor in _COARSER:
+        z, y, x = (max(mm, factor * finest) for mm in base)
+        grids += [(z, y, x), (factor * base[0], factor * base[1], factor * base[2])]
+        if factor <= 2:
+            grids += [(factor * base[0], base[1], base[2]), (base[0], factor * base[1], factor * base[2])]
+    rounded = [(round(z, 4), round(y, 4), round(x, 4)) for z, y, x in grids]
+    return list(dict.fromkeys(rounded))
+
+
+def features_to_try(settings: PlanSettings) -> tuple[int, ...]:
+    """Features of the finest level to choose from."""
+    if settings.base_features is not None:
+        return (settings.base_features,)
+    return tuple(base for base in (8, 16, 32) if base <= max(FEATURES[settings.planned_for], 32))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with what it is expected to lose, and why."""
+
+    plan: Plan
+    steps: float
+    step_seconds: float
+    covered: float
+    kept: float
+
+    @property
+    def loss(self) -> float:
+        """Expected loss of Dice; comparable between plans for one data set alone."""
+        square, single = FEW_STEPS
+        effective = max(1.0, self.steps * (self.plan.batch / 2) ** 0.5)
+        few_steps: float = (square / effective) ** 2 + single / effective
+        few_features = FEW_FEATURES * max(0.0, log2(32 / self.plan.teacher.features[0]))
+        halvings = -log2(max(1e-6, min(1.0, self.covered)))
+        below = max(0.0, halvings + log2(LARGEST_LOOK))
+        small_patch = SMALL_PATCH * below + SMALLER_PATCH * (halvings - below)
+        return GRID_WEIGHT * (1 - self.kept) + few_steps + few_features + small_patch
+
+
+def timed_plan(
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    settings: PlanSettings,
+    kept: Mapping[Spacing, float],
+    voxel_seconds: Mapping[int, float],
+    *,
+    seconds: float,
+) -> Plan:
+    """The plan that is expected to lose least in so many seconds of training, with its reasons.
+
+    kept: Dice of the labels there and back, by grid (`grid_ceilings`). voxel_seconds: cost of a voxel in a training
+    step, by features of the finest level. Raises `ConfigError` where no plan fits the memory.
+    """
+    found = list(_candidates(fingerprint, labels, settings, kept, voxel_seconds, seconds))
+    if not found:
+        return make_plan(fingerprint, labels, settings)  # which says why there is none
+    best = min(found, key=lambda one: (one.loss, -prod(one.plan.patch)))
+    return replace(best.plan, reasons=tuple(_reasons(best, fingerprint, seconds)))
+
+
+def _candidates(
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    settings: PlanSettings,
+    kept: Mapping[Spacing, float],
+    voxel_seconds: Mapping[int, float],
+    seconds: float,
+) -> Iterator[Candidate]:
+    seen: set[tuple[object, ...]] = set()
+    least, most = BATCHES[settings.planned_for]
+    batches = (settings.batch,) if settings.batch else tuple(sorted({least, 4, most} & set(range(least, most + 1))))
+    for grid, share in kept.items():
+        scan = prod(median_shape(fingerprint, grid))
+        for base, cost in voxel_seconds.items():
+            for batch, levels, voxels in product(batches, _levels(settings), _patch_sizes(settings)):
+                told = replace(
+                    settings,
+                    spacing_mm=grid,
+                    base_features=base,
+                    max_patch_voxels=voxels,
+                    max_levels=levels,
+                    batch=batch,
+                )
+                try:
+                    plan = make_plan(fingerprint, labels, told)
+                except ConfigError:
+                    continue
+                key = (grid, base, plan.patch, batch)
+                if key in seen or estimated_gb(plan, settings.planned_for) > settings.budget_gb:
+                    continue
+                seen.add(key)
+                step = cost * prod(plan.patch) * batch
+                yield Candidate(plan, FOR_STEPS * seconds / step, step, min(1.0, prod(plan.patch) / scan), share)
+
+
+def _levels(settings: PlanSettings) -> Sequence[int]:
+    """Numbers of levels: with fewer, patches may be smaller."""
+    return list(range(settings.max_levels, _FEWEST_LEVELS - 1, -1)) or [settings.max_levels]
+
+
+def _patch_sizes(settings: PlanSettings) -> Sequence[int]:
+    most = settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for]
+    sizes = [most]
+    while sizes[-1] / _PATCH_STEP >= _SMALLEST_PATCH_VOXELS:
+        sizes.append(int(sizes[-1] / _PATCH_STEP))
+    return sizes[:1] if settings.patch else sizes
+
+
+def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Iterator[str]:
+    plan = best.plan
+    own, grid = usual_spacing(fingerprint), plan.spacing_mm
+    minutes = f"{seconds / 60:g} minutes"
+    yield f"Time: about {best.steps:,.0f} training steps fit into {minutes}, of {best.step_seconds:.2g} s each."
+    if all(abs(a - b) < 1e-3 for a, b in zip(own, grid, strict=True)):
+        yield f"Grid: {_mm(grid)}, that of the median scan."
+    else:
+        yield (
+            f"Grid: {_mm(grid)}, coarser than the median scan's {_mm(own)}: labels taken there and back keep a Dice of "
+            f"{best.kept:.3f}, and more steps fit."
+        )
+    patch, scan = (" x ".join(map(str, shape)) for shape in (plan.patch, median_shape(fingerprint, grid)))
+    yield (
+        f"Patch: {patch} voxels, {best.covered:.0%} of the median scan ({scan} voxels on this grid); {plan.batch} "
+        "patches a step."
+    )
+    yield f"Network: {plan.teacher.features[0]} features at the finest of {len(plan.teacher.features)} levels."
+
+
+def _mm(spacing: Spacing) -> str:
+    return " x ".join(f"{mm:.3g}" for mm in spacing) + " mm"

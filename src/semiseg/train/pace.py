@@ -1,0 +1,102 @@
+"""How minutes become steps: the pace so far is looked at again at every checkpoint.
+
+What is decided is written down before it is followed, so that a run that is killed and goes on, or is made once more
+from its `settled.toml`, takes the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from semiseg.methods.timeline import Stretch, Timeline
+from semiseg.train.settings import TrainSettings
+from semiseg.train.settled import read_settled, rows, write_settled
+
+CHECKPOINTS = 40
+"""In all of a run by minutes."""
+LONGEST_STRETCH_SECONDS = 300.0
+FIRST_STEPS = 4
+"""Before the pace is looked at for the first time."""
+LAST_SHARE = 0.03
+"""Of a run whose minutes are over before its learning rate came down: it still gets so much to settle in."""
+COLLAPSE = 2.0
+"""So many times longer than in the stretch before a step takes where other programs have begun, say."""
+_GUESS = 1e-3
+"""Of what a step adds to the share, before the first was made."""
+
+
+class Pace:
+    """The timeline of a run, laid down stretch by stretch. A run of given steps has one stretch."""
+
+    def __init__(
+        self,
+        run: Path,
+        settings: TrainSettings,
+        *,
+        step: int = 0,
+        seconds: float = 0.0,
+        fastest_threads: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """step, seconds: where training goes on. fastest_threads: tries, where the pace collapses; 0 leaves them."""
+        self._fastest_threads = fastest_threads
+        self._run, self._settings = run, settings
+        self._seconds = 60 * settings.minutes
+        self._before = (step, seconds)
+        self._known: tuple[Stretch, ...] = ()
+        self._whole = False
+        if settings.steps is not None:
+            self.timeline = Timeline.of_steps(settings.steps)
+            return
+        settled = read_settled(run)
+        if laid_down := settled.laid_down():
+            self._known, self._whole = laid_down.stretches, settled.finished
+        # What was written down for later steps, before a kill, is taken when they come.
+        self.timeline = Timeline(tuple(one for one in self._known if one.step <= step) or (Stretch(0, 0.0, _GUESS),))
+
+    @property
+    def by_minutes(self) -> bool:
+        return self._settings.steps is None
+
+    def stop_after(self, step: int) -> int:
+        """The step before which the loop comes back, to save and to look at the pace."""
+        total = self.timeline.total
+        if not self.by_minutes:
+            every = self._settings.checkpoint_every
+            return min(total, step - step % every + every)
+        if later := [one.step for one in self._known if one.step > step]:
+            return min(later)
+        if self._whole:
+            return total
+        if step == 0:
+            return min(total, FIRST_STEPS)
+        seconds = min(self._seconds / CHECKPOINTS, LONGEST_STRETCH_SECONDS)
+        steps = max(1, round(seconds / (self._seconds * self.timeline.stretches[-1].each)))
+        return total if total - step < 1.5 * steps else step + steps
+
+    def look(self, step: int, seconds: float, pausing: float) -> bool:
+        """Lay the timeline down anew from a step on, before which training took so many seconds. pausing: of them, what
+        went into labelling scans since the last look. True if it is another now."""
+        (before, then), self._before = self._before, (step, seconds)
+        if not self.by_minutes:
+            return False
+        if known := next((one for one in self._known if one.step == step), None):
+            self.timeline = self.timeline.with_stretch(known)
+            return True
+        if self._whole or step >= self.timeline.total or step <= before:
+            return False
+        each = max(1e-9, (seconds - then - pausing) / (step - before) / self._seconds)
+        done = min(seconds / self._seconds, 1.0)
+        threads = 0
+        if each > COLLAPSE * self.timeline.stretches[-1].each and len(self.timeline.stretches) > 1:
+            threads = self._fastest_threads()
+        if done > 1 - LAST_SHARE and self.timeline.share(step) < 1 - LAST_SHARE:
+            done = 1 - LAST_SHARE
+        self.timeline = self.timeline.with_stretch(Stretch(step, done, each, threads))
+        write_settled(self._run, replace(read_settled(self._run), timeline=rows(self.timeline)))
+        return True
+
+    def finish(self) -> None:
+        """Keep the timeline as one that is whole."""
+        write_settled(self._run, replace(read_settled(self._run), timeline=rows(self.timeline), finished=True))

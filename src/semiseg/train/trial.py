@@ -1,0 +1,96 @@
+"""Short trials of this machine: how many threads are fastest, and what a voxel costs in training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+
+from semiseg.data.plan import NetworkPlan, Plan
+from semiseg.losses import supervised_loss
+from semiseg.models.unet import build_unet, in_channels_last
+from semiseg.processes import usable_cores
+from semiseg.types import Shape
+
+_SIDE = 24
+_THREAD_TRIES = 3
+
+
+def fastest_threads(most: int | None = None) -> int:
+    """By training steps of a small network with one thread, half of the cores and all of them; torch is left with it.
+
+    most: cores; None is what this process may use.
+    """
+    cores = most or usable_cores()
+    network = NetworkPlan(features=(8, 16), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
+    seconds: dict[int, float] = {}
+    for threads in sorted({1, max(1, cores // 2), cores}):
+        torch.set_num_threads(threads)
+        times = _step_seconds(network, (_SIDE,) * 3, 2, torch.device("cpu"), None, _THREAD_TRIES)
+        seconds[threads] = min(times)
+    best = min(seconds, key=lambda threads: (seconds[threads], threads))
+    torch.set_num_threads(best)
+    return best
+
+
+def voxel_seconds(
+    plan: Plan, features: Iterable[int], device: torch.device, autocast: torch.dtype | None
+) -> dict[int, float]:
+    """What a voxel of a labelled patch costs in a training step, in seconds, by features of the finest level.
+
+    plan: tells levels, kernels and classes, of which the cost depends. Memory that does not suffice ends the trial at
+    the widest network that fits.
+    """
+    strides = plan.teacher.strides
+    z, y, x = (4 * _product(level[axis] for level in strides) for axis in range(3))
+    costs: dict[int, float] = {}
+    for base in features:
+        network = NetworkPlan(
+            features=tuple(min(base * 2**level, max(plan.teacher.features)) for level in range(len(strides))),
+            kernels=plan.teacher.kernels,
+            strides=strides,
+        )
+        try:
+            tries = 2 if device.type == "cpu" else 6
+            times = _step_seconds(network, (z, y, x), 2, device, autocast, tries, len(plan.channels), plan.labels.count)
+        except torch.cuda.OutOfMemoryError:
+            break
+        costs[base] = min(times) / (2 * z * y * x)
+    return costs
+
+
+def _product(values: Iterable[int]) -> int:
+    total = 1
+    for value in values:
+        total *= value
+    return total
+
+
+def _step_seconds(
+    plan: NetworkPlan,
+    patch: Shape,
+    batch: int,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    tries: int,
+    channels: int = 1,
+    classes: int = 2,
+) -> list[float]:
+    """Seconds of training steps after a first that is not counted."""
+    network = in_channels_last(build_unet(plan, channels=channels, classes=classes, seed=0).to(device))
+    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+    images = torch.zeros((batch, channels, *patch), device=device).contiguous(memory_format=torch.channels_last_3d)
+    labels = torch.zeros((batch, *patch), dtype=torch.int64, device=device)
+    times = []
+    for _ in range(tries + 1):
+        began = time.perf_counter()
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            logits = network(images)
+        torch.autograd.backward(supervised_loss(labels, logits.float()))
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return times[1:]
