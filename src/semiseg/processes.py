@@ -20,9 +20,20 @@ from threadpoolctl import threadpool_limits
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+_most_threads: list[int] = []
+
+
+def limit_threads(count: int) -> None:
+    """From now on compute with so many threads and processes at most, in whatever is asked of `usable_cores`, and in
+    libraries that are loaded later."""
+    _most_threads[:] = [count]
+    os.environ |= dict.fromkeys(THREADS, str(count))
+
+
 def usable_cores() -> int:
-    """The cores that this process may use: under SLURM or taskset fewer than the machine has."""
-    return len(_own_cores())
+    """The cores that this process may use: under SLURM or taskset fewer than the machine has, or as many as
+    `limit_threads` was told."""
+    return min(len(_own_cores()), *_most_threads) if _most_threads else len(_own_cores())
 
 
 def _own_cores() -> set[int]:

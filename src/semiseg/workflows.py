@@ -43,6 +43,7 @@ from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.io.nifti import read_grid, read_label
 from semiseg.methods.settings_by_method import ANY_STUDENT
+from semiseg.notices import add_notice
 from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.ensemble import EnsembleEngine, joined
 from semiseg.predict.inputs import Scan, find_scans
@@ -278,6 +279,7 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
     """A prepared run, to be trained with these settings and what is settled of them."""
     from semiseg.train.session import Session
 
+    tries_threads = settings.train.threads == 0
     settings = replace(
         settings,
         train=replace(
@@ -294,6 +296,7 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
         method=settings.method,
         train=settings.train,
         device=device,
+        tries_threads=tries_threads,
     )
 
 
@@ -480,7 +483,24 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
         )
     if not quiet:
         print_summary(summary)
+    missed = never_found(summary)
+    add_notice(run, "missed", missed)
+    if missed and not quiet:
+        print(f"Note: {missed}")
     return summary
+
+
+def never_found(summary: Summary) -> str:
+    """A sentence that names the organs of which no test case's prediction has anything right; empty without any."""
+    names = []
+    for organ in summary["organs"].values():
+        scores = [dice for case in summary["cases"] if (dice := case["organs"][organ]["dice"]) is not None]
+        if scores and max(scores) == 0:
+            names.append(organ)
+    if not names:
+        return ""
+    was = "was" if len(names) == 1 else "were"
+    return f"{', '.join(names)} {was} never found in {counted(len(summary['cases']), 'test case')}."
 
 
 def compare(

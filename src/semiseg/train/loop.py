@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,19 +45,21 @@ def train_method(
     settings: TrainSettings,
     method_settings: MethodSettings,
     origin: Origin,
+    retry_threads: Callable[[], int] = lambda: 0,
     quiet: bool = False,
-) -> int:
-    """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one; the number of
-    steps of the whole run.
+) -> tuple[int, float]:
+    """Train to the last step, going on from the newest checkpoint in `run/checkpoints` if there is one; returns steps
+    and seconds of the whole run.
 
     origin: what the run is made of; a checkpoint of another one is refused with `ConfigError`. Leaves
-    checkpoints and `metrics.jsonl`. Raises `TrainingError` where a loss is not finite (the last good checkpoint
-    stays) or the device's memory does not suffice.
+    checkpoints and `metrics.jsonl`. retry_threads: tries how many threads are fastest, where the pace collapses. Raises
+    `TrainingError` where a loss is not finite (the last good checkpoint stays) or the device's memory does not suffice.
     """
     checkpoints = run / "checkpoints"
     checkpoint = _latest(checkpoints, origin, settings)
     step = checkpoint.step if checkpoint else 0
-    pace = Pace(run, settings, step=step, seconds=checkpoint.numbers["seconds"] if checkpoint else 0.0)
+    before = checkpoint.numbers["seconds"] if checkpoint else 0.0
+    pace = Pace(run, settings, step=step, seconds=before, fastest_threads=retry_threads)
     state = LoopState(Schedule(settings, Phases.of(method_settings, pace.timeline), method_settings))
     if checkpoint:
         method.phases = state.schedule.phases
@@ -78,12 +80,14 @@ def train_method(
                 step = number + 1
                 _log(step, stop, state, method, place, data, journal, validation, checkpoints)
             pace.look(step, state.clock.seconds(), feed.pausing)
+            if threads := pace.timeline.stretches[-1].threads:
+                torch.set_num_threads(threads)
             feed.pausing = 0.0
             saved = state.checkpoint(step, method, origin)
             _check_finite_state(saved, checkpoints)
             save_checkpoint(checkpoints, saved)
         pace.finish()
-    return step
+    return step, state.clock.seconds()
 
 
 def _log(

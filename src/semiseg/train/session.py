@@ -25,11 +25,13 @@ from semiseg.randomness import Draw
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.feedback_maps import write_feedback_maps
 from semiseg.train.inputs import Feed, Place, TrainingData
+from semiseg.train.judgement import judge_training
 from semiseg.train.loop import train_method
 from semiseg.train.origin import Origin, origin_of
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.precision import autocast_dtype
 from semiseg.train.settings import TrainSettings
+from semiseg.train.trial import fastest_threads
 
 LARGEST_TURN = 2
 """A rehearsal's teacher moves at least this often, so that both kinds of step are taken."""
@@ -50,6 +52,8 @@ class Session:
     method: MethodSettings
     train: TrainSettings
     device: torch.device
+    tries_threads: bool = False
+    """Whether another number of threads may be tried where the pace collapses."""
 
     def __post_init__(self) -> None:
         patch = self.sampling.warmup_patch
@@ -143,7 +147,7 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
     if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
         rehearse(session)
     method, data = session.build(Phases.of_steps(0, 1, 1)), session.open_data()
-    steps = train_method(
+    steps, seconds = train_method(
         session.run,
         method,
         data,
@@ -151,8 +155,14 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         settings=session.train,
         origin=session.origin(),
         method_settings=session.method,
+        retry_threads=fastest_threads if session.device.type == "cpu" and session.tries_threads else lambda: 0,
         quiet=quiet,
     )
+    said = judge_training(
+        session.run, session.train, session.method, steps=steps, seconds=seconds, validated=bool(data.validation)
+    )
+    for text in () if quiet else said:
+        print(f"Note: {text}")
     if isinstance(method, MetaPseudoLabels) and method.feedback == "dense":
         write_feedback_maps(session.run / "feedback", method, data, session.place, step=steps)
     card = {
