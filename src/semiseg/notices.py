@@ -1,0 +1,23 @@
+"""Warnings of a run that its reader must see: each stage adds its own, and the report shows them at its top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from semiseg.files import append_jsonl, read_jsonl
+
+NOTICES = "notices.jsonl"
+
+
+def add_notice(run: Path, topic: str, text: str) -> None:
+    """Add a notice to a run folder; it takes the place of the topic's earlier one, and an empty text takes it back.
+
+    topic: what the notice is about, in a word such as `"steps"`; one notice of a topic stands at a time.
+    """
+    append_jsonl(run / NOTICES, {"topic": topic, "text": text})
+
+
+def read_notices(run: Path) -> list[str]:
+    """The texts that stand, in the order in which their topics first came up; empty where a run has none."""
+    last = {str(row["topic"]): str(row["text"]) for row in read_jsonl(run / NOTICES)}
+    return [text for text in last.values() if text]
