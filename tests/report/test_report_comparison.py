@@ -65,6 +65,13 @@ def test_a_difference_is_coloured_only_where_its_interval_leaves_out_zero(
     assert f'class="{kind}"' in difference(PairedDifference(difference=found, p_value=0.04), metric)
 
 
+def test_a_difference_of_fewer_than_six_cases_claims_nothing() -> None:
+    found = Interval(mean=0.02, low=0.01, high=0.03, count=5)
+    text = difference(PairedDifference(difference=found, p_value=None), "dice")
+    assert 'class="val">+0.020' in text
+    assert "range +0.010 to +0.030, 5 cases" in text
+
+
 def test_an_undefined_difference_is_a_dash() -> None:
     nothing = Interval(mean=None, low=None, high=None, count=0)
     assert difference(PairedDifference(difference=nothing, p_value=None), "dice") == "–"

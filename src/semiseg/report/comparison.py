@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from semiseg.errors import DataError
 from semiseg.evaluate.comparison import Comparison, ComparisonRow, compare_summaries
-from semiseg.evaluate.statistics import Interval, PairedDifference
+from semiseg.evaluate.statistics import Interval, PairedDifference, is_range
 from semiseg.evaluate.summary import METRICS, Metric
 from semiseg.files import write_text
 from semiseg.report.page import METRIC_NAMES, NOTHING, facts, load_template, method_name, trained_on
@@ -65,12 +65,17 @@ def _full(rows: Sequence[ComparisonRow], metric: Metric) -> float:
 
 
 def difference(paired: PairedDifference, metric: Metric) -> Markup | str:
-    """The signed difference with its interval and p, coloured only where the interval leaves out zero."""
+    """The signed difference with its interval and p, coloured only where the interval leaves out zero; below six cases
+    with their range, and never coloured."""
     mean, low, high = (paired.difference[key] for key in ("mean", "low", "high"))
     if mean is None:
         return NOTHING
     if low is None or high is None:
         return _signed(mean, metric)
+    if is_range(paired.difference):
+        return Markup('<span class="val">{}</span> <span class="int">range {} to {}, {} cases</span>').format(
+            _signed(mean, metric), _signed(low, metric), _signed(high, metric), paired.difference["count"]
+        )
     better = mean < 0 if metric == "hd95_mm" else mean > 0
     certain = low > 0 or high < 0
     kind = ("gain" if better else "loss") if certain else "val"
