@@ -150,3 +150,13 @@ def test_a_summary_of_an_earlier_version_is_read_with_ranges(tmp_path: Path) -> 
     write_summary(tmp_path, summary)
     liver = read_summary(tmp_path / "summary.json")["per_organ"]["liver"]["dice"]
     assert (liver["low"], liver["high"]) == (0.7, 0.9)
+
+
+def test_mean_distances_are_compared_over_the_organs_that_every_run_has() -> None:
+    """The second run misses a spleen that is far off in the first, which must not look like a gain."""
+    first, second = summary_of(SIX), summary_of(SIX)
+    first["cases"][0]["organs"]["spleen"]["hd95_mm"] = 90.0
+    second["cases"][0]["organs"]["spleen"] |= {"dice": 0.0, "nsd": 0.0, "hd95_mm": None}
+    comparison = compare_summaries(["a", "b"], [first, second])
+    assert comparison.tables["hd95_mm"][-1].differences[0].difference["mean"] == 0.0
+    assert comparison.distances == (11, 12)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from semiseg.errors import DataError
 from semiseg.evaluate.statistics import FEWEST_CASES, Interval, PairedDifference, mean_interval, paired_difference
-from semiseg.evaluate.summary import METRICS, Metric, Summary, case_means, organ_values
+from semiseg.evaluate.summary import METRICS, CaseScores, Metric, Summary, case_means, organ_values, pair_count
 from semiseg.evaluate.tables import (
     DECIMALS,
     RANGE_NOTE,
@@ -45,13 +45,15 @@ class Comparison:
     """names: of the runs, the baseline first. budgets: what each run was allowed (steps, minutes, labels), or
     empty.
 
-    tables: rows per metric, a row per organ and last the mean.
+    tables: rows per metric, a row per organ and last the mean; the mean HD95 of a case is over the organs that have one
+    in every run. distances: how many pairs of organ and case those are, of how many in all.
     """
 
     names: tuple[str, ...]
     budgets: tuple[str, ...]
     case_count: int
     rules: str
+    distances: tuple[int, int]
     tables: dict[Metric, tuple[ComparisonRow, ...]]
 
     @property
@@ -83,18 +85,33 @@ def compare_summaries(
     draw = Draw(seed=seed)
     order = [case["id"] for case in summaries[0]["cases"]]
     runs = [sorted(summary["cases"], key=lambda case: order.index(case["id"])) for summary in summaries]
+    shared = _with_shared_organs(runs)
     tables: dict[Metric, tuple[ComparisonRow, ...]] = {}
     for metric in METRICS:
         columns = {o: [organ_values(run, o, metric) for run in runs] for o in summaries[0]["organs"].values()}
-        columns[MEAN] = [case_means(run, metric) for run in runs]
+        columns[MEAN] = [case_means(run, metric) for run in (shared if metric == "hd95_mm" else runs)]
         tables[metric] = tuple(_row(o, values, metric, draw, samples) for o, values in columns.items())
     return Comparison(
         names=tuple(names),
         budgets=tuple(budgets),
         case_count=len(order),
         rules=summaries[0]["rules"],
+        distances=(pair_count(shared[0])[0], max(pair_count(run)[1] for run in runs)),
         tables=tables,
     )
+
+
+def _with_shared_organs(runs: Sequence[Sequence[CaseScores]]) -> list[list[CaseScores]]:
+    """The runs' cases with those organs alone that have an HD95 in every run: means over what each has found would
+    compare different organs, and be better the fewer are found."""
+    kept: list[list[CaseScores]] = [[] for _ in runs]
+    for cases in zip(*runs, strict=True):
+        organs = [o for o in cases[0]["organs"] if all(case["organs"][o]["hd95_mm"] is not None for case in cases)]
+        for run, case in zip(kept, cases, strict=True):
+            shared = case.copy()
+            shared["organs"] = {organ: case["organs"][organ] for organ in organs}
+            run.append(shared)
+    return kept
 
 
 def _row(organ: str, runs: Sequence[Sequence[float | None]], metric: Metric, draw: Draw, samples: int) -> ComparisonRow:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from semiseg.errors import DataError
 from semiseg.evaluate.comparison import Comparison, ComparisonRow, compare_summaries
 from semiseg.evaluate.statistics import Interval, PairedDifference, is_range
-from semiseg.evaluate.summary import METRICS, CaseScores, Metric, Summary, pair_count
+from semiseg.evaluate.summary import METRICS, CaseScores, Metric, Summary
 from semiseg.files import write_text
 from semiseg.report.figures import organ_colours
 from semiseg.report.numbers import NOTHING, value
@@ -56,7 +56,6 @@ def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence
         comparison=comparison,
         runs=[_card(name, run, mean) for name, run, mean in zip(names, data, means, strict=True)],
         tables=[_table(comparison, metric) for metric in METRICS],
-        pairs=[(name, *pair_count(summary["cases"])) for name, summary in zip(names, summaries, strict=True)],
         cases=_drawn_cases(names, data, colours),
         organs=[(organ, colour, "") for organ, colour in colours.items()],
     )

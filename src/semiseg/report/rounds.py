@@ -35,6 +35,11 @@ class Round:
     trusted: bool
     why: str
 
+    @property
+    def organs_found(self) -> int:
+        """How many organs were found in any scan."""
+        return sum(n > 0 for n in self.found.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledScans:
