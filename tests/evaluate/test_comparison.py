@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.console import Console
 from semiseg.errors import DataError
 from semiseg.evaluate import Summary, compare_summaries, comparison_markdown, print_comparison, print_summary
 from semiseg.evaluate.metrics import OrganScores
-from semiseg.evaluate.summary import CaseScores, summarise
+from semiseg.evaluate.summary import CaseScores, read_summary, summarise, write_summary
 from semiseg.randomness import Draw
 
 ORGANS = {1: "liver", 2: "spleen"}
@@ -37,6 +39,8 @@ def summary_of(dice: dict[str, Sequence[float | None]], *, tolerance_mm: float =
 
 BASELINE = {"a": (0.80, 0.50), "b": (0.70, None), "c": (0.90, 0.60)}
 BETTER = {"c": (0.95, 0.65), "a": (0.85, 0.55), "b": (0.75, None)}
+SIX = {f"case{n}": (0.70 + 0.02 * n, 0.5) for n in range(6)}
+SIX_BETTER = {case: (liver + 0.05, spleen) for case, (liver, spleen) in SIX.items()}
 
 
 def printed(console_width: int = 60, *, terminal: bool = False) -> tuple[Console, io.StringIO]:
@@ -60,12 +64,13 @@ def test_runs_are_paired_by_case_not_by_order() -> None:
 def test_the_tables_as_markdown_and_on_the_console() -> None:
     comparison = compare_summaries(
         ["Baseline", "Baseline + MPL"],
-        [summary_of(BASELINE), summary_of(BETTER)],
+        [summary_of(SIX), summary_of(SIX_BETTER)],
         budgets=["4 labels, 10 min", "4 labels and 156 unlabelled, 10 min"],
     )
     markdown = comparison_markdown(comparison)
     assert "| organ | Baseline | Baseline + MPL | difference [95 %] | p |" in markdown
-    assert "| liver | 0.8000 [0.7000, 0.9000] | 0.8500 [0.7500, 0.9500] | +0.0500 [+0.0500, +0.0500] |" in markdown
+    assert re.search(r"\| liver \| 0.7500 \[[0-9., ]+\] .* \+0.0500 \[\+0.0500, \+0.0500\] \| 0.031 \|", markdown)
+    assert "range" not in markdown
     assert markdown.count("**DSC**") == markdown.count("**NSD**") == 1
     assert "- Baseline + MPL: 4 labels and 156 unlabelled, 10 min" in markdown
     console, text = printed()
@@ -74,8 +79,23 @@ def test_the_tables_as_markdown_and_on_the_console() -> None:
     assert "Baseline: 4 labels, 10 min" in text.getvalue()
 
 
+def test_fewer_than_six_cases_are_shown_with_their_range_and_without_p() -> None:
+    comparison = compare_summaries(["Baseline", "Baseline + MPL"], [summary_of(BASELINE), summary_of(BETTER)])
+    markdown = comparison_markdown(comparison)
+    assert "| organ | Baseline | Baseline + MPL | difference (range) |\n" in markdown
+    assert (
+        "| liver | 0.8000 (0.7000 to 0.9000) | 0.8500 (0.7500 to 0.9500) | +0.0500 (+0.0500 to +0.0500) |" in markdown
+    )
+    assert "fewer than 6 cases, which are too few" in markdown
+    assert "95 %" not in markdown
+    console, text = printed()
+    print_comparison(comparison, console)
+    assert "fewer than 6 cases, which are too few" in text.getvalue()
+    assert "Wilcoxon" not in text.getvalue()
+
+
 def test_three_runs_have_a_difference_each() -> None:
-    runs = [summary_of(BASELINE), summary_of(BETTER), summary_of(BASELINE)]
+    runs = [summary_of(SIX), summary_of(SIX_BETTER), summary_of(SIX)]
     comparison = compare_summaries(["supervised", "mpl", "again"], runs)
     assert [d.difference["mean"] for d in comparison.tables["dice"][0].differences] == pytest.approx([0.05, 0.0])
     assert comparison.tables["dice"][0].differences[1].p_value == 1.0
@@ -102,13 +122,41 @@ def test_the_summary_on_a_pipe_is_plain_and_whole() -> None:
     lines = text.getvalue().splitlines()
     assert lines[0] == "3 cases, rules standard"
     assert lines[2].split()[:3] == ["liver", "1", "0.8000"]
-    assert lines[-1].startswith("mean")
-    assert lines[-1].endswith("3")
+    mean = next(line for line in lines if line.startswith("mean"))
+    assert mean.endswith("3")
+    assert lines[-1].startswith("(a to b) is the range")
     assert text.getvalue().isascii()
 
 
 def test_the_summary_in_a_terminal() -> None:
     console, text = printed(120, terminal=True)
     print_summary(summary_of(BASELINE), console)
-    assert "0.8000 [0.7000, 0.9000]" in text.getvalue()
+    assert "0.8000 (0.7000 to 0.9000)" in text.getvalue()
     assert "─" in text.getvalue()
+
+
+def test_an_hd95_that_leaves_out_missed_organs_says_so() -> None:
+    summary = summary_of(SIX)
+    summary["cases"][0]["organs"]["spleen"] |= {"dice": 0.0, "nsd": 0.0, "hd95_mm": None}
+    console, text = printed()
+    print_summary(summary, console)
+    assert "HD95 is over the 11 of 12 organs in cases that reference and prediction both have." in text.getvalue()
+
+
+def test_a_summary_of_an_earlier_version_is_read_with_ranges(tmp_path: Path) -> None:
+    summary = summary_of(BASELINE)
+    for row in (*summary["per_organ"].values(), summary["mean"]):
+        row["dice"] |= {"low": 0.01, "high": 0.99}
+    write_summary(tmp_path, summary)
+    liver = read_summary(tmp_path / "summary.json")["per_organ"]["liver"]["dice"]
+    assert (liver["low"], liver["high"]) == (0.7, 0.9)
+
+
+def test_mean_distances_are_compared_over_the_organs_that_every_run_has() -> None:
+    """The second run misses a spleen that is far off in the first, which must not look like a gain."""
+    first, second = summary_of(SIX), summary_of(SIX)
+    first["cases"][0]["organs"]["spleen"]["hd95_mm"] = 90.0
+    second["cases"][0]["organs"]["spleen"] |= {"dice": 0.0, "nsd": 0.0, "hd95_mm": None}
+    comparison = compare_summaries(["a", "b"], [first, second])
+    assert comparison.tables["hd95_mm"][-1].differences[0].difference["mean"] == 0.0
+    assert comparison.distances == (11, 12)

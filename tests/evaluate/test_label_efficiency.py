@@ -56,13 +56,13 @@ def a_study(*runs: StudyRun, ceiling: int | None = None) -> Study:
         ceiling=ceiling,
         organs=["liver", "spleen"],
         tolerance_mm={"liver": 1.0, "spleen": 1.0},
-        test_cases=4,
+        test_cases=6,
         runs=list(runs),
     )
 
 
-BASE = (0.5, 0.6, 0.7, 0.8)
-BETTER = (0.6, 0.65, 0.72, 0.83)
+BASE = (0.5, 0.6, 0.7, 0.8, 0.55, 0.65)
+BETTER = (0.6, 0.65, 0.72, 0.83, 0.59, 0.71)
 
 
 def test_a_method_is_compared_on_the_runs_that_the_baseline_has_too() -> None:
@@ -71,12 +71,12 @@ def test_a_method_is_compared_on_the_runs_that_the_baseline_has_too() -> None:
         a_run("base", 4, BASE, subset=1),
         a_run("mine", 4, BETTER),
         a_run("mine", 4, [v - 0.1 for v in BASE], subset=1),
-        a_run("mine", 4, [1.0] * 4, subset=2),  # there is no such run of the baseline
+        a_run("mine", 4, [1.0] * 6, subset=2),  # there is no such run of the baseline
     )
     base, mine = points(study)
     assert (base.method, base.runs, base.difference, base.better) == ("base", 2, {}, (0, 0))
     assert mine.runs == 3
-    assert mine.values["dice"]["mean"] == pytest.approx(np.mean([*BETTER, *(v - 0.1 for v in BASE), *[1.0] * 4]))
+    assert mine.values["dice"]["mean"] == pytest.approx(np.mean([*BETTER, *(v - 0.1 for v in BASE), *[1.0] * 6]))
     assert mine.difference["dice"]["mean"] == pytest.approx((np.mean(BETTER) - np.mean(BASE) - 0.1) / 2)
     assert mine.better == (1, 2)
 
@@ -117,7 +117,7 @@ def test_methods_with_fewer_labels_are_compared_with_the_reference() -> None:
         a_run("base", 4, BASE),
         a_run("mine", 4, BETTER),
         a_run("mine", 4, BASE, subset=1),
-        a_run("mine", 16, [1.0] * 4),
+        a_run("mine", 16, [1.0] * 6),
         a_run("theirs", 16, [v + 0.1 for v in BASE]),
     )
     assert against_reference(study) == []
@@ -128,7 +128,7 @@ def test_methods_with_fewer_labels_are_compared_with_the_reference() -> None:
     assert base.difference == base.over_cases  # of one subset
     gained = (np.mean(BETTER) - np.mean(BASE)) / 2
     assert mine.difference["mean"] == pytest.approx(gained - 0.1)
-    assert mine.p_value == 2 * 0.125  # all of four cases lie below: 2 / 2 ** 4, and two comparisons
+    assert mine.p_value == 2 * 0.03125  # all of six cases lie below: 2 / 2 ** 6, and two comparisons
     study["reference"] = {"method": "theirs", "labelled": 32}
     assert against_reference(study) == []  # it is not run yet
     study["runs"].append(a_run("theirs", 32, [0.5, 0.6]))
@@ -192,7 +192,7 @@ def test_organs_are_averaged_over_cases_and_runs() -> None:
 
 
 def test_an_organ_is_compared_on_the_runs_of_both() -> None:
-    study = a_study(a_run("base", 4, BASE), a_run("mine", 4, BETTER), a_run("mine", 4, [1.0] * 4, subset=1))
+    study = a_study(a_run("base", 4, BASE), a_run("mine", 4, BETTER), a_run("mine", 4, [1.0] * 6, subset=1))
     liver = organ_scores(study, "mine", 4, "dice")["liver"]
     assert liver.difference == pytest.approx(np.mean(BETTER) - np.mean(BASE))
     assert liver.mean == pytest.approx((np.mean(BETTER) + 1.0) / 2)
@@ -234,7 +234,7 @@ def test_the_curve_has_each_methods_budgets_in_order_and_no_ceiling() -> None:
         a_run("mine", 4, BASE),
         a_run("mine", 4, BETTER, subset=1),
         a_run("base", 4, BASE),
-        a_run("base", 100, [1.0] * 4),
+        a_run("base", 100, [1.0] * 6),
         ceiling=100,
     )
     found = points(study)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semiseg.evaluate.statistics import mean_interval, paired_difference
+from semiseg.evaluate.statistics import is_range, mean_interval, paired_difference
 from semiseg.randomness import Draw
 
 DRAW = Draw(seed=1)
@@ -78,7 +78,19 @@ def test_pairs_need_both_values() -> None:
 
 
 def test_runs_that_agree_everywhere_have_p_one() -> None:
-    assert paired_difference([0.5, 0.7], [0.5, 0.7], DRAW, "a", samples=100).p_value == 1.0
+    assert paired_difference([0.5, 0.7] * 3, [0.5, 0.7] * 3, DRAW, "a", samples=100).p_value == 1.0
+
+
+def test_fewer_than_six_cases_have_a_range_and_no_p() -> None:
+    before, after = [0.5, 0.6, 0.7, 0.8, 0.9], [0.6, 0.8, 0.75, 0.85, 0.95]
+    five = paired_difference(before, after, DRAW, "a", samples=100)
+    assert (five.difference["low"], five.difference["high"]) == pytest.approx((0.05, 0.2))
+    assert is_range(five.difference)
+    assert five.p_value is None
+    six = paired_difference([*before, 0.4], [*after, 0.5], DRAW, "a", samples=100)
+    assert six.difference["high"] < 0.2
+    assert not is_range(six.difference)
+    assert six.p_value == 0.03125  # all of six go one way: 2 / 2 ** 6
 
 
 def test_some_equal_cases_are_no_trouble() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def baseline(run_folder: Path) -> Path:
 def test_two_runs_stand_side_by_side(run_folder: Path, baseline: Path, tmp_path: Path) -> None:
     path = write_comparison_report([baseline, run_folder], tmp_path / "comparison.html")
     page = path.read_text()
-    assert page.count('<section id="') == 4
+    assert page.count('<section id="') == 5
     assert "Meta Pseudo Labels, dense feedback. Trained on 4 labelled and 24 unlabelled scans" in page
     # Every case gains 0.1 in every organ, so that each interval is a point: three organs and the mean.
     assert page.count('<span class="gain">+0.100</span>') == 4
@@ -63,6 +64,36 @@ def test_a_difference_is_coloured_only_where_its_interval_leaves_out_zero(
 ) -> None:
     found = Interval(mean=(low + high) / 2, low=low, high=high, count=9)
     assert f'class="{kind}"' in difference(PairedDifference(difference=found, p_value=0.04), metric)
+
+
+def test_the_same_slice_of_each_run_is_drawn(run_folder: Path, baseline: Path, tmp_path: Path) -> None:
+    summary = read_json(baseline / "summary.json")
+    for score in summary["cases"][2]["organs"].values():
+        score["dice"] = 0.0
+    write_json(baseline / "summary.json", summary)
+    (run_folder / "predictions" / "case_05.nii.gz").unlink()
+    page = write_comparison_report([baseline, run_folder], tmp_path / "comparison.html").read_text()
+    section = page.split('<section id="cases">')[1]
+    assert "The runs differ most" in section
+    assert section.index("case_02") < section.index("In the middle")
+    assert section.count('<figure class="panel"') == 4
+    slices = re.findall(r"<span>([a-z]+ slice \d+ of \d+)</span>", section)
+    assert slices[0] == slices[1]
+    assert "://" not in page
+
+
+def test_a_case_whose_prediction_is_gone_is_named(run_folder: Path, baseline: Path, tmp_path: Path) -> None:
+    for file in (baseline / "predictions").glob("*.nii.gz"):
+        file.unlink()
+    page = write_comparison_report([baseline, run_folder], tmp_path / "comparison.html").read_text()
+    assert page.count("This case cannot be drawn.") == 2
+
+
+def test_a_difference_of_fewer_than_six_cases_claims_nothing() -> None:
+    found = Interval(mean=0.02, low=0.01, high=0.03, count=5)
+    text = difference(PairedDifference(difference=found, p_value=None), "dice")
+    assert 'class="val">+0.020' in text
+    assert "range +0.010 to +0.030, 5 cases" in text
 
 
 def test_an_undefined_difference_is_a_dash() -> None:

@@ -79,20 +79,40 @@ def test_the_spacing_of_a_picture_leaves_out_the_axis_that_it_cuts() -> None:
     assert plane_spacing((5.0, 2.0, 1.0), "sagittal") == (5.0, 2.0)
 
 
-def test_slices_go_where_the_error_is_largest() -> None:
+def test_slices_go_where_the_error_is_largest_among_those_with_organs() -> None:
+    organs = np.zeros((20, 20, 20), dtype=np.uint8)
+    organs[5:15, 5:15, 5:15] = 1
+    error = np.zeros(organs.shape, dtype=bool)
+    error[12, 6:9, 8:12] = True
+    error[18] = True  # most errors lie in a slice without any organ
+    assert choose_slices(error, [organs], [1])[0] == 12
+    assert choose_slices(error, [np.zeros_like(organs)], [1])[0] == 18, "without organs errors alone count"
+
+
+def test_small_organs_count_as_much_as_large_ones() -> None:
+    """The large organ alone is in slices 0 to 9, two small ones with a little of it in slices 12 and 13."""
+    organs = np.zeros((20, 30, 30), dtype=np.uint8)
+    organs[0:10] = 1
+    organs[12:14, 0:2, 0:2], organs[12:14, 5:7, 5:7], organs[12:14, 20:, 20:] = 2, 3, 1
+    error = np.zeros(organs.shape, dtype=bool)
+    error[3, 0:5], error[12, 0:2, 0:2], error[13, 0, 0] = True, True, True
+    assert choose_slices(error, [organs], [1, 2, 3])[0] == 12
+
+
+def test_an_organ_counts_where_any_of_the_maps_has_it() -> None:
+    reference, prediction = np.zeros(SHAPE, dtype=np.uint8), np.zeros(SHAPE, dtype=np.uint8)
+    reference[1, 2:6, 2:6], prediction[4, 2:6, 2:6] = 1, 1
     error = np.zeros(SHAPE, dtype=bool)
-    error[4, 2:5, 3:6] = True
-    error[1, 2, 3] = True
-    organs = np.zeros(SHAPE, dtype=bool)
-    organs[0, 0, 0] = True
-    assert choose_slices(error, organs) == (4, 2, 3)
+    error[4, 2:4, 2:4] = True
+    assert choose_slices(error, [reference, prediction], [1])[0] == 4
 
 
-def test_without_any_error_slices_go_through_the_centroid_and_else_through_the_middle() -> None:
-    nothing, organs = np.zeros(SHAPE, dtype=bool), np.zeros(SHAPE, dtype=bool)
-    organs[1:4, 4:7, 6:9] = True
-    assert choose_slices(nothing, organs) == (2, 5, 7)
-    assert choose_slices(nothing, nothing) == (3, 4, 5)
+def test_without_any_error_slices_show_most_organs_and_else_the_middle() -> None:
+    nothing, organs = np.zeros(SHAPE, dtype=bool), np.zeros(SHAPE, dtype=np.uint8)
+    organs[2, 4:7, 6:9] = 1
+    organs[3, 5, 7] = 1
+    assert choose_slices(nothing, [organs], [1]) == (2, 5, 7)
+    assert choose_slices(nothing, [np.zeros_like(organs)], [1]) == (3, 4, 5)
 
 
 @given(
@@ -199,10 +219,11 @@ def test_feedback_panels_go_where_the_feedback_is_and_survive_none() -> None:
     image, label = np.zeros(SHAPE, dtype=np.float32), np.zeros(SHAPE, dtype=np.uint8)
     label[2:4, 2:4, 2:4] = 1
     feedback = np.zeros(SHAPE)
-    feedback[1, 6, 8] = -3e-9
+    feedback[3, 2, 3] = -3e-9
+    feedback[1, 6, 8] = -1e-9  # where the pseudo-label has no organ
     arguments = {"organs": {1: "a"}, "colours": {"a": "#56b4e9"}}
     panels, limit = feedback_panels(image, label, feedback, (1.0, 1.0, 1.0), **arguments)
-    assert [p.position for p in panels] == [2, 7, 9]
+    assert [p.position for p in panels] == [4, 3, 4]
     assert limit == 3e-9
     panels, _ = feedback_panels(image, label, np.zeros(SHAPE), (1.0, 1.0, 1.0), **arguments)
     assert [c.kind for c in panels[0].contours] == ["pseudo"]

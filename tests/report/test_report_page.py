@@ -12,12 +12,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from semiseg.data.plan import Plan
 from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_json, write_json, write_text
+from semiseg.notices import add_notice
 from semiseg.report import write_report
-from semiseg.report.page import chosen_cases, count, duration, interval, value
+from semiseg.report.numbers import count, duration, ends, interval, lengths, spread, value
+from semiseg.report.pictures import chosen_cases
 
-SECTIONS = ["headline", "learning", "organs", "overlays", "feedback", "failures", "reproducibility"]
+SECTIONS = ["headline", "learning", "organs", "overlays", "feedback", "reproducibility"]
 HOSTILE = "<script>alert('x')</script> & \"quoted\" $x_1$"
 
 
@@ -71,7 +74,7 @@ def test_a_complete_run_has_every_section_and_picture(run_folder: Path) -> None:
     assert page.count("figure", **{"class": "panel"}) == 12
     assert page.count("image", **{"class": "map"}) == 3
     assert page.count("path", **{"class": "prediction"}) > 9
-    assert "None: every test case has a prediction and a score." in page.text
+    assert "Scored 7 of 7 cases" in page.text
     assert "16–32 features" in page.text
     assert "32–64 features" in page.text
 
@@ -83,6 +86,9 @@ def test_the_numbers_of_the_summary_are_on_the_page(run_folder: Path) -> None:
         assert f"{intervals['dice']['mean']:.3f}" in text
         assert f"{intervals['nsd']['low']:.3f}–{intervals['nsd']['high']:.3f}" in text
         assert f"{intervals['hd95_mm']['mean']:.1f}" in text
+    worst = max(summary["per_organ"], key=lambda organ: summary["per_organ"][organ]["hd95_mm"]["mean"])
+    assert f"HD95 of the worst organ {summary['per_organ'][worst]['hd95_mm']['mean']:.1f} mm {worst}, mean over" in text
+    assert "in which both have the organ (21 of 21)" in text
 
 
 def test_the_page_is_one_small_file_without_addresses(run_folder: Path) -> None:
@@ -136,7 +142,6 @@ def test_hostile_names_are_text_only(run_folder: Path) -> None:
         (["metrics.jsonl"], "Nothing has been logged yet"),
         (["cases.jsonl"], "There is no list of cases in this run yet."),
         (["plan.toml"], "plan.toml is not in the run folder."),
-        (["run.toml", "feedback/t17.npz"], "This method gives no feedback to a teacher"),
         (["predictions/case_06.nii.gz"], "This case cannot be drawn."),
     ],
 )
@@ -151,7 +156,6 @@ def test_a_missing_part_is_said_in_a_sentence(run_folder: Path, missing: list[st
 def test_an_empty_run_folder_has_a_page(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     assert "has not been evaluated yet" in page.text
-    assert "Nothing has been predicted yet." in page.text
 
 
 def test_a_run_without_validation_says_so(run_folder: Path) -> None:
@@ -179,6 +183,55 @@ def test_scans_that_no_teacher_labelled_are_not_claimed(run_folder: Path) -> Non
     assert "Trained on 4 labelled and 24 unlabelled scans" in Page(write_report(run_folder)).text
     write_text(run_folder / "run.toml", '[method]\nname = "pseudo_label"\nlabel_scans = 30\n')
     assert "Trained on 4 labelled and 24 unlabelled scans" in Page(write_report(run_folder)).text
+
+
+def test_headings_stand_only_for_what_the_method_has(run_folder: Path) -> None:
+    write_text(run_folder / "run.toml", '[method]\nname = "supervised"\n')
+    (run_folder / "feedback" / "t17.npz").unlink()
+    page = Page(write_report(run_folder))
+    assert [a["id"] for t, a in page.tags if t == "section"] == [s for s in SECTIONS if s != "feedback"]
+    assert "What the student told the teacher" not in page.text
+
+
+def test_notices_and_organs_that_were_never_found_stand_at_the_top(run_folder: Path) -> None:
+    add_notice(run_folder, "steps", f"Only 135 training steps. {HOSTILE}")
+    summary = read_json(run_folder / "summary.json")
+    for case in summary["cases"]:
+        case["organs"]["left kidney"]["dice"] = 0.0
+    write_json(run_folder / "summary.json", summary)
+    page = Page(write_report(run_folder))
+    assert next(a["id"] for t, a in page.tags if t == "section") == "warnings"
+    told = page.text.index(f"Only 135 training steps. {HOSTILE}")
+    found = page.text.index("left kidney was never found: Dice 0 in all 7 scored cases that have it.")
+    assert told < found < page.text.index("Mean Dice")
+    assert page.count("script") == 0
+
+
+def test_fewer_than_six_cases_have_a_range_and_no_interval(run_folder: Path) -> None:
+    summary = read_json(run_folder / "summary.json")
+    summary["cases"] = summary["cases"][:4]
+    dice = [np.mean([organ["dice"] for organ in case["organs"].values()]) for case in summary["cases"]]
+    for row in (*summary["per_organ"].values(), summary["mean"]):
+        for found in row.values():
+            found["count"] = 4
+    write_json(run_folder / "summary.json", summary)
+    page = Page(write_report(run_folder))
+    assert f"range {min(dice):.3f}–{max(dice):.3f} of 4 cases, too few for an interval" in page.text
+    assert "bootstrap" not in page.text
+    assert "interval 0" not in page.text
+    assert "<b style" not in page.source.split('id="overlays"')[0], "no whisker is drawn for a range"
+
+
+def test_the_plan_is_explained_and_both_files_of_settings_are_there(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(run_folder / "settled.toml", "steps = 4321\n")
+    monkeypatch.setattr(Plan, "reasons", (f"Slices are 5 mm apart. {HOSTILE}",), raising=False)
+    page = Page(write_report(run_folder))
+    assert f"Why this plan Slices are 5 mm apart. {HOSTILE}" in page.text
+    assert "steps = 4321" in page.text
+    order = [page.text.index(name) for name in ("run.toml What was", "settled.toml What this", "plan.toml What the")]
+    assert order == sorted(order)
 
 
 def test_undefined_scores_are_dashes(run_folder: Path) -> None:
@@ -235,7 +288,13 @@ def test_fewer_than_three_cases_are_shown_once(run_folder: Path) -> None:
 
 def test_numbers_are_written_the_same_way_everywhere() -> None:
     assert [value(0.8515), value(1), value(None), value(3.14, "hd95_mm")] == ["0.852", "1.000", "–", "3.1 mm"]
+    assert [lengths([5.0, 5.0]), lengths([2.5, 10.0, 5.0])] == ["5 mm", "2.5–10 mm"]
     found = {"mean": 0.85, "low": 0.8423, "high": 0.859, "count": 7}
+    assert [ends(found), spread(found)] == ["0.842–0.859", "95\u202f% interval 0.842–0.859, 7 cases"]
+    few = found | {"count": 2}
+    assert [ends(few), spread(few)] == ["range 0.842–0.859", "range 0.842–0.859 of 2 cases, too few for an interval"]
+    one = {"mean": 0.85, "low": None, "high": None, "count": 1}
+    assert [ends(one), spread(one)] == ["", "1 case"]
     assert interval(found) == "0.842–0.859"
     assert interval(found | {"low": 3.0, "high": 4.26}, "hd95_mm") == "3.0–4.3 mm"
     assert interval(found | {"low": None}) == "–"

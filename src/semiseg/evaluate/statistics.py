@@ -14,13 +14,16 @@ from semiseg.randomness import Draw
 from semiseg.types import DoubleArray
 
 _LEVEL = 0.95
+FEWEST_CASES = 6
+"""Below it no interval and no p is given: with five cases that all go one way, the smallest two-sided p that the
+signed-rank test can give is 0.0625, and a bootstrap of so few draws intervals that are too narrow."""
 
 
 class Interval(TypedDict):
     """A mean over `count` cases with its 95 % bootstrap interval.
 
-    mean is None without a case; low and high are None below two, since one case says nothing about the
-    spread.
+    mean is None without a case. Below six cases low and high are the smallest and the largest case instead
+    (`is_range`); below two they are None, since one case says nothing about the spread.
     """
 
     mean: float | None
@@ -34,15 +37,21 @@ class PairedDifference:
     """A mean difference over the same cases, its 95 % bootstrap interval, and the Wilcoxon signed-rank
     p-value.
 
-    p_value is two-sided; None below two cases.
+    p_value is two-sided; None below six cases.
     """
 
     difference: Interval
     p_value: float | None
 
 
+def is_range(interval: Interval) -> bool:
+    """Whether the ends are those of the cases, too few for an interval, and not of a 95 % interval."""
+    return interval["count"] < FEWEST_CASES
+
+
 def mean_interval(values: Sequence[float | None], draw: Draw, purpose: str, *, samples: int) -> Interval:
-    """Mean and percentile bootstrap interval (Efron 1979) of the defined values, one value per case.
+    """Mean and percentile bootstrap interval (Efron 1979) of the defined values, one value per case; below six of them
+    their range.
 
     samples: number of bootstrap draws. purpose: names the draws, so that each interval has its own.
     """
@@ -52,7 +61,10 @@ def mean_interval(values: Sequence[float | None], draw: Draw, purpose: str, *, s
     mean = float(defined.mean())
     if defined.size == 1:
         return Interval(mean=mean, low=None, high=None, count=1)
-    low, high = _bootstrap(defined, draw, purpose, samples)
+    if defined.size < FEWEST_CASES:
+        low, high = float(defined.min()), float(defined.max())
+    else:
+        low, high = _bootstrap(defined, draw, purpose, samples)
     return Interval(mean=mean, low=low, high=high, count=int(defined.size))
 
 
@@ -63,7 +75,7 @@ def paired_difference(
     differences = [b - a for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     return PairedDifference(
         difference=mean_interval(differences, draw, purpose, samples=samples),
-        p_value=_wilcoxon(np.array(differences)) if len(differences) > 1 else None,
+        p_value=signed_rank_p(np.array(differences, dtype=np.float64)),
     )
 
 
@@ -105,9 +117,9 @@ def by_subset(values: DoubleArray, subsets: Sequence[int]) -> DoubleArray:
 
 
 def signed_rank_p(differences: DoubleArray) -> float | None:
-    """Two-sided p of the Wilcoxon signed-rank test that differences, one a case, lie around 0; None below two cases."""
+    """Two-sided p of the Wilcoxon signed-rank test that differences, one a case, lie around 0; None below six cases."""
     defined = differences[np.isfinite(differences)]
-    return _wilcoxon(defined) if defined.size > 1 else None
+    return _wilcoxon(defined) if defined.size >= FEWEST_CASES else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from semiseg.errors import DataError
 from semiseg.evaluate.metrics import OrganScores
-from semiseg.evaluate.statistics import Interval, mean_interval
+from semiseg.evaluate.statistics import Interval, is_range, mean_interval
 from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
 
@@ -90,6 +90,14 @@ def case_means(cases: Sequence[CaseScores], metric: Metric) -> list[float | None
     return means
 
 
+def pair_count(cases: Sequence[CaseScores]) -> tuple[int, int]:
+    """In how many pairs of organ and case both reference and prediction have the organ, so that there is a distance
+    (HD95), and how many pairs either has."""
+    scores = [organ for case in cases for organ in case["organs"].values()]
+    both = sum(organ["hd95_mm"] is not None for organ in scores)
+    return both, sum(organ["dice"] is not None for organ in scores)
+
+
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write `summary.json`, and `summary.csv` with a row per case and organ (empty cell: undefined)."""
     labels = {name: value for value, name in summary["organs"].items()}
@@ -105,10 +113,26 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def read_summary(path: Path) -> Summary:
-    """Read and check a summary.json; raises `DataError` that names the key."""
+    """Read and check a summary.json; raises `DataError` that names the key.
+
+    An earlier version drew bootstrap intervals from fewer than six cases; what is read has their range, as it is now.
+    """
     try:
-        return _SUMMARY.validate_python(read_json(path))
+        summary = _SUMMARY.validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {key}: {first['msg']}. Run `semiseg evaluate` again.") from None
+    cases = summary["cases"]
+    for metric in METRICS:
+        for organ, intervals in summary["per_organ"].items():
+            intervals[metric] = _ranged(intervals[metric], organ_values(cases, organ, metric))
+        summary["mean"][metric] = _ranged(summary["mean"][metric], case_means(cases, metric))
+    return summary
+
+
+def _ranged(interval: Interval, values: Sequence[float | None]) -> Interval:
+    defined = [value for value in values if value is not None]
+    if not is_range(interval) or len(defined) < 2:
+        return interval
+    return Interval(mean=interval["mean"], low=min(defined), high=max(defined), count=interval["count"])

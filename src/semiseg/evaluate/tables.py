@@ -8,17 +8,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from semiseg.evaluate.statistics import Interval
-from semiseg.evaluate.summary import METRICS, Metric, Summary
+from semiseg.evaluate.statistics import FEWEST_CASES, Interval, is_range
+from semiseg.evaluate.summary import METRICS, Metric, Summary, pair_count
 
 TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
 DECIMALS: dict[Metric, int] = {"dice": 4, "nsd": 4, "hd95_mm": 2}
 UNDEFINED = "–"
+RANGE_NOTE = f"(a to b) is the range of fewer than {FEWEST_CASES} cases, which are too few for an interval and a p."
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print a row per organ and the mean over organs: each metric with its 95 % interval over cases."""
-    header = ["organ", "tolerance (mm)", *(f"{TITLES[metric]} [95 %]" for metric in METRICS), "cases"]
+    """Print a row per organ and the mean over organs: each metric with its 95 % interval over cases, or with its range
+    where there are fewer than six."""
+    ends = "(range)" if len(summary["cases"]) < FEWEST_CASES else "[95 %]"
+    header = ["organ", "tolerance (mm)", *(f"{TITLES[metric]} {ends}" for metric in METRICS), "cases"]
     rows = []
     for organ, intervals in summary["per_organ"].items():
         cells = [interval_text(intervals[metric], DECIMALS[metric]) for metric in METRICS]
@@ -26,17 +29,32 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         rows.append([organ, f"{summary['tolerance_mm'][organ]:g}", *cells, counts])
     cells = [interval_text(summary["mean"][metric], DECIMALS[metric]) for metric in METRICS]
     rows.append(["mean", "", *cells, str(len(summary["cases"]))])
+    console = console or Console()
     print_table(f"{len(summary['cases'])} cases, rules {summary['rules']}", header, rows, console)
+    intervals_of_all = [*summary["per_organ"].values(), summary["mean"]]
+    notes = [RANGE_NOTE] if any(shows_range(row[metric]) for row in intervals_of_all for metric in METRICS) else []
+    both, there = pair_count(summary["cases"])
+    if both < there:
+        notes.append(f"HD95 is over the {both} of {there} organs in cases that reference and prediction both have.")
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def interval_text(interval: Interval, decimals: int, *, signed: bool = False) -> str:
-    """`0.8123 [0.7900, 0.8310]`; a dash where the mean is undefined."""
+    """`0.8123 [0.7900, 0.8310]`, `0.8123 (0.7900 to 0.8310)` for a range; a dash where the mean is undefined."""
     if interval["mean"] is None:
         return UNDEFINED
     form = f"{'+' if signed else ''}.{decimals}f"
     if interval["low"] is None or interval["high"] is None:
         return f"{interval['mean']:{form}}"
+    if is_range(interval):
+        return f"{interval['mean']:{form}} ({interval['low']:{form}} to {interval['high']:{form}})"
     return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
+def shows_range(interval: Interval) -> bool:
+    """Whether `interval_text` shows a range."""
+    return is_range(interval) and interval["low"] is not None
 
 
 def p_text(p_value: float | None, *, undefined: str = "") -> str:

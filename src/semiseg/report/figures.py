@@ -92,7 +92,8 @@ def words(name: str) -> str:
 
 
 def learning_curves(metrics: Sequence[dict[str, Any]]) -> list[Curve]:
-    """Curves of losses, feedback and validation Dice over steps; those that were not logged are left out."""
+    """Curves of losses, feedback and validation Dice over steps; those that were not logged, or are 0 throughout, are
+    left out."""
     parts = [
         ("Losses", LOSSES, "Smoothed; the faint lines are the logged values."),
         ("Feedback", {"feedback": "feedback"}, "How strongly the student's result steers the teacher."),
@@ -209,7 +210,7 @@ def _series(metrics: Sequence[dict[str, Any]], keys: dict[str, str]) -> list[tup
         if points:
             steps, values = np.array(points, dtype=np.float64).T
             lines.append((label, steps, values))
-    return lines
+    return lines if any(values.any() for _, _, values in lines) else []
 
 
 def _curve(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -92,19 +92,41 @@ def plane_spacing(spacing_mm: Spacing, plane: Plane) -> tuple[float, float]:
     return rows, columns
 
 
-def choose_slices(weight_zyx: AnyArray, organs_zyx: AnyArray) -> Shape:
-    """For each axis the slice that holds most of `weight_zyx`; without any weight, that through the centroid.
+def choose_slices(weight_zyx: AnyArray, labels: Sequence[LabelArray], values: Sequence[int]) -> Shape:
+    """For each axis the slice that holds most of `weight_zyx`, among those that hold much of the organs.
 
-    weight_zyx: non-negative, such as the voxels in error. organs_zyx: mask for the centroid; if it is empty too,
-    the middle slices.
+    weight_zyx: non-negative, such as the voxels in error. labels: label maps `(Z, Y, X)` that show the organs `values`.
+    Each organ counts by its area as a share of its largest area in any slice, so that small ones count as much as large
+    ones; slices with half of the best sum or more are chosen from. Without any organ all are; without any weight in
+    them it is the slice with the best sum, and without either the middle one.
     """
-    if weight_zyx.any():
-        z, y, x = (int(_profile(weight_zyx, axis).argmax()) for axis in range(3))
-    elif organs_zyx.any():
-        z, y, x = (round(float(np.mean(where))) for where in np.nonzero(organs_zyx))
-    else:
-        z, y, x = (n // 2 for n in organs_zyx.shape)
+    z, y, x = (_choose(_profile(weight_zyx, axis), areas) for axis, areas in enumerate(_organ_areas(labels, values)))
     return (z, y, x)
+
+
+def _choose(weights: DoubleArray, areas: DoubleArray) -> int:
+    """The slice of one axis. areas: `(slices, organs)`."""
+    if not areas.any():
+        return int(weights.argmax()) if weights.any() else len(weights) // 2
+    held = (areas / np.maximum(areas.max(axis=0), 1.0)).sum(axis=1)
+    inside = np.where(held >= 0.5 * held.max(), weights, 0.0)
+    return int(inside.argmax()) if inside.any() else int(held.argmax())
+
+
+def _organ_areas(labels: Sequence[LabelArray], values: Sequence[int]) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """For each axis the voxels `(slices, organs)` that one of the label maps gives to an organ."""
+    sorted_values = np.array(sorted(values))
+    shape, organs = labels[0].shape, len(sorted_values)
+    z, y, x = (np.zeros(n * organs) for n in shape)
+    for number, label in enumerate(labels):
+        seen = np.isin(label, sorted_values)
+        for earlier in labels[:number]:
+            seen &= label != earlier
+        where = np.nonzero(seen)
+        classes = np.searchsorted(sorted_values, label[where])
+        for axis, areas in enumerate((z, y, x)):
+            areas += np.bincount(where[axis] * organs + classes, minlength=areas.size)
+    return z.reshape(-1, organs), y.reshape(-1, organs), x.reshape(-1, organs)
 
 
 def _profile(volume: AnyArray, axis: int) -> DoubleArray:
@@ -160,14 +182,15 @@ def case_panels(
     colours: Mapping[str, str],
     ct: bool,
 ) -> list[Panel]:
-    """Three planes of a test case with the contours of reference and prediction, where they disagree most.
+    """Three planes of a test case with the contours of reference and prediction, where they disagree most among the
+    slices that show the organs (`choose_slices`).
 
     Voxels whose reference is neither an organ nor the background (the ignore label) are no disagreement.
     """
     values = np.array(sorted(organs))
     seen = np.isin(reference_zyx, values) | np.isin(prediction_zyx, values)
     error = (reference_zyx != prediction_zyx) & np.isin(reference_zyx, np.append(values, 0))
-    centre = choose_slices(error, seen)
+    centre = choose_slices(error, (reference_zyx, prediction_zyx), list(organs))
     labels = (("reference", reference_zyx), ("prediction", prediction_zyx))
     return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, window(image_zyx, ct=ct), None)
 
@@ -183,14 +206,15 @@ def method_panels(
     ct: bool,
 ) -> dict[str, Panel]:
     """The same slice of a case for each method, with the contours of reference and prediction: of the three planes'
-    slices on which the methods are wrong most, the one with the largest sum."""
+    slices that show the organs (`choose_slices`) and on which the methods are wrong most, the one with the largest
+    sum."""
     values = np.append(np.array(sorted(organs)), 0)
     known = np.isin(reference_zyx, values)
     errors = sum(((found != reference_zyx) & known).astype(np.int32) for found in predictions_zyx.values()) + np.zeros(
         reference_zyx.shape, np.int32
     )
     seen = np.isin(reference_zyx, values[:-1]) | (errors > 0)
-    centre = choose_slices(errors, seen)
+    centre = choose_slices(errors, (reference_zyx, *predictions_zyx.values()), list(organs))
     sums = [plane_slice(errors, plane, centre[_AXIS[plane]]).sum() for plane in PLANES]
     plane = int(np.argmax(sums))
     grey = window(image_zyx, ct=ct)
@@ -221,16 +245,37 @@ def feedback_panels(
 ) -> tuple[list[Panel], float]:
     """Three planes with the signed feedback over the scan, where it is strongest; and the scale's end.
 
-    The scale is symmetrical; it ends at `feedback_limit`. Slices are those with the largest sum of squares.
+    The scale is symmetrical; it ends at `feedback_limit`. Slices are those with the largest sum of squares among those
+    that show the pseudo-label's organs.
     """
     limit = feedback_limit(feedback_zyx)
     size = np.minimum(np.abs(feedback_zyx) / limit, 1.0)
     seen = (pseudo_label_zyx > 0) | (size > 0.25)
-    centre = choose_slices(size**2, pseudo_label_zyx > 0)
+    centre = choose_slices(size**2, (pseudo_label_zyx,), list(organs))
     labels = (("pseudo", pseudo_label_zyx),)
     grey = window(image_zyx, ct=False)
-    signed = feedback_zyx / limit
-    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, grey, signed), limit
+    overlay = (feedback_zyx / limit, signed_png)
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, grey, overlay), limit
+
+
+def label_panels(
+    image_zyx: AnyArray,
+    labels_zyx: LabelArray,
+    earlier_zyx: LabelArray | None,
+    spacing_mm: Spacing,
+    *,
+    organs: Mapping[int, str],
+    colours: Mapping[str, str],
+) -> list[Panel]:
+    """Three planes of an unlabelled scan with the contours of its pseudo-label; over the scan, where an earlier one
+    differs, on the slices on which most of it does among those that show the organs (`choose_slices`)."""
+    maps = (labels_zyx,) if earlier_zyx is None else (labels_zyx, earlier_zyx)
+    differs = np.zeros(labels_zyx.shape, dtype=bool) if earlier_zyx is None else labels_zyx != earlier_zyx
+    seen = differs | np.isin(labels_zyx, np.array(sorted(organs)))
+    centre = choose_slices(differs, maps, list(organs))
+    overlay = None if earlier_zyx is None else (differs, mask_png)
+    grey = window(image_zyx, ct=False)
+    return _panels(image_zyx, (("pseudo", labels_zyx),), seen, centre, spacing_mm, organs, colours, grey, overlay)
 
 
 def feedback_limit(feedback_zyx: AnyArray) -> float:
@@ -254,8 +299,9 @@ def _panels(
     organs: Mapping[int, str],
     colours: Mapping[str, str],
     grey: tuple[float, float],
-    signed_zyx: AnyArray | None,
+    overlay: tuple[AnyArray, Callable[[AnyArray], str]] | None,
 ) -> list[Panel]:
+    """overlay: a volume, and what makes a PNG of a slice of it."""
     box = region_of_interest(seen_zyx, spacing_mm)
     panels = []
     for plane in PLANES:
@@ -279,7 +325,7 @@ def _panels(
                 position=index + 1,
                 count=image_zyx.shape[axis],
                 image_png=grey_png(picture, *grey),
-                overlay_png=None if signed_zyx is None else signed_png(shown(signed_zyx)),
+                overlay_png=overlay[1](shown(overlay[0])) if overlay else None,
                 contours=tuple(
                     Contour(organ=name, colour=colours[name], kind=kind, path=path)
                     for kind, label in labels
@@ -311,6 +357,13 @@ def signed_png(picture: AnyArray) -> str:
     image.putpalette([channel for s in range(255) for channel in (NEGATIVE_RGB if s < 127 else POSITIVE_RGB)])
     opacity = bytes(round(235 * (abs(s - 127) / 127) ** 0.8) for s in range(255))
     return _encode(image, opacity)
+
+
+def mask_png(picture: AnyArray) -> str:
+    """A mask as a base64 PNG, half transparent in the colour for disagreement; 0 is transparent."""
+    image = Image.frombytes("P", (picture.shape[1], picture.shape[0]), picture.astype(np.uint8).tobytes())
+    image.putpalette([*NEGATIVE_RGB, *NEGATIVE_RGB])
+    return _encode(image, bytes((0, 165)))
 
 
 def _encode(image: Image.Image, opacity: bytes | None = None) -> str:

@@ -11,6 +11,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.summary import Summary, read_summary
 from semiseg.files import read_jsonl, read_toml
 from semiseg.methods.settings import MethodSettings
+from semiseg.notices import read_notices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,16 @@ class RunData:
 
     settings: the resolved run.toml. roles: number of cases by role (labelled, taught, unlabelled, validation, test).
     failures: case id and reason of predictions that failed. missing: test cases without any score or failure.
-    feedback: the feedback maps' files. run_text, plan_text: the files as they are, or None.
+    feedback: the feedback maps' files. run_text, settled_text, plan_text: the files as they are, or None. settled: what
+    this machine made of the settings. notices: the warnings that stand. rounds: a row for each labelling of unlabelled
+    scans; label_folders: of their labels, the newest first.
     """
 
     folder: Path
     settings: dict[str, Any]
     run_text: str | None
+    settled: dict[str, Any]
+    settled_text: str | None
     plan: Plan | None
     plan_text: str | None
     cases: list[dict[str, Any]]
@@ -32,6 +37,9 @@ class RunData:
     predictions: list[dict[str, Any]]
     summary: Summary | None
     feedback: tuple[Path, ...]
+    notices: tuple[str, ...]
+    rounds: list[dict[str, Any]]
+    label_folders: tuple[Path, ...]
 
     @property
     def roles(self) -> dict[str, int]:
@@ -64,6 +72,17 @@ class RunData:
             return 0
         return method.label_scans if method.labels_whole_scans else 0
 
+    @property
+    def label_values(self) -> dict[int, str]:
+        """The organs that are shown, by label value and in its order: those that were scored, else the plan's."""
+        if self.summary:
+            return {value: self.summary["organs"][str(value)] for value in sorted(map(int, self.summary["organs"]))}
+        return self.plan.labels.organs if self.plan else {}
+
+    @property
+    def is_ct(self) -> bool:
+        return bool(self.plan and self.plan.normalisation[0].scheme == "ct")
+
     def setting(self, key: str) -> Any:
         """What run.toml has under a dotted key such as `"method.feedback"`, or None."""
         value: Any = self.settings
@@ -82,10 +101,13 @@ def read_run(folder: Path) -> RunData:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such run folder. Give the folder that `semiseg train` wrote.")
     run_toml, plan_toml, summary = folder / "run.toml", folder / "plan.toml", folder / "summary.json"
+    settled = folder / "settled.toml"
     return RunData(
         folder=folder,
         settings=read_toml(run_toml) if run_toml.exists() else {},
         run_text=_text(run_toml),
+        settled=read_toml(settled) if settled.exists() else {},
+        settled_text=_text(settled),
         plan=read_plan(plan_toml) if plan_toml.exists() else None,
         plan_text=_text(plan_toml),
         cases=read_jsonl(folder / "cases.jsonl"),
@@ -97,7 +119,19 @@ def read_run(folder: Path) -> RunData:
         ],
         summary=read_summary(summary) if summary.exists() else None,
         feedback=tuple(sorted((folder / "feedback").glob("*.npz"))),
+        notices=tuple(read_notices(folder)),
+        rounds=read_jsonl(folder / "rounds.jsonl"),
+        label_folders=tuple(sorted(_folders(folder / "scan_labels"), key=_changed, reverse=True)),
     )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those below a folder that hold label maps."""
+    return [path for path in folder.glob("[!.]*") if any(path.glob("*.b2nd"))]
+
+
+def _changed(folder: Path) -> tuple[int, str]:
+    return folder.stat().st_mtime_ns, folder.name
 
 
 def _text(path: Path) -> str | None:

@@ -25,11 +25,10 @@ from semiseg.evaluate.statistics import Interval
 from semiseg.evaluate.summary import Metric, read_summary
 from semiseg.evaluate.tables import TITLES, markdown_table, p_text
 from semiseg.files import write_text
-from semiseg.io.nifti import read_label, read_volume
 from semiseg.report.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
-from semiseg.report.overlays import Panel, method_panels
+from semiseg.report.overlays import Panel
 from semiseg.report.page import load_template
-from semiseg.types import LabelArray
+from semiseg.report.pictures import one_slice
 
 _METRICS: tuple[Metric, ...] = ("dice", "nsd")
 _CASES = 3
@@ -237,26 +236,20 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
     if not folders:
         return DrawnCase(id=case, problem=f"No run in {runs} has predicted it.")
     try:
-        predictions: dict[str, LabelArray] = {}
-        for method, folder in folders.items():
-            predictions[method], grid = read_label(folder / "predictions" / f"{case}.nii.gz")
         first = next(iter(folders.values()))
         summary, plan = read_summary(first / "summary.json"), read_plan(first / "plan.toml")
         row = next(row for row in summary["cases"] if row["id"] == case)
-        reference, _ = read_label(first / row["reference"])
-        image = read_volume([first / row["image"]]).array[0] if row["image"] else np.zeros(reference.shape, np.float32)
+        organs = {int(value): name for value, name in summary["organs"].items()}
+        panels = one_slice(
+            {method: folder / "predictions" / f"{case}.nii.gz" for method, folder in folders.items()},
+            first / row["reference"],
+            first / row["image"] if row["image"] else None,
+            organs=organs,
+            colours=organ_colours(list(organs.values())),
+            ct=plan.normalisation[0].scheme == "ct",
+        )
     except DataError as error:
         return DrawnCase(id=case, problem=str(error))
-    organs = {int(value): name for value, name in summary["organs"].items()}
-    panels = method_panels(
-        image,
-        reference,
-        predictions,
-        grid.spacing_mm,
-        organs=organs,
-        colours=organ_colours(list(organs.values())),
-        ct=plan.normalisation[0].scheme == "ct",
-    )
     dice: Mapping[str, float] = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
     return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
 
