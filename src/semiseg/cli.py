@@ -31,7 +31,15 @@ Quiet = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _RunArguments:
+class _Computes:
+    """What all commands that compute share."""
+
+    threads: int = 0
+    """CPU threads and processes; by default all cores, for training what a short trial shows to be fastest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunArguments(_Computes):
     """What `prepare` and `run` share."""
 
     run: tyro.conf.Positional[Path]
@@ -54,18 +62,20 @@ class _RunArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(_Computes):
     """Open every file of a dataset folder; say what is there, and what is wrong."""
 
     folder: tyro.conf.Positional[Path]
     """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/."""
     layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
     """How the folder is laid out."""
+    minutes: float | None = None
+    """Also make the plan that so many minutes of training on this machine would get, and say why."""
 
     def execute(self) -> int:
         from semiseg import workflows
 
-        return 0 if workflows.check(self.folder, layout=self.layout).ok else 1
+        return 0 if workflows.check(self.folder, layout=self.layout, minutes=self.minutes).ok else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,24 +91,26 @@ class Prepare(_RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(_Computes):
     """Train a prepared run; a run that was cut off goes on."""
 
     run: tyro.conf.Positional[Path]
     """Run folder that `prepare` made."""
+    minutes: float | None = None
+    """How long it may take, in the place of what `prepare` was told; the plan stays."""
     quiet: Quiet = False
     """Print results and errors only."""
 
     def execute(self) -> int:
         from semiseg import workflows
 
-        model = workflows.train(self.run, quiet=self.quiet)
+        model = workflows.train(self.run, minutes=self.minutes, quiet=self.quiet)
         _say(f"Trained. Model: {model}. Next: semiseg predict {model} SCANS --output FOLDER", self.quiet)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(_Computes):
     """Segment scans with a trained model, each in its own grid; finished ones are not done again."""
 
     model: tyro.conf.Positional[Path]
@@ -165,7 +177,7 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(_Computes):
     """Score predictions: DSC, NSD, HD95 and volumes per case and organ."""
 
     run: tyro.conf.Positional[Path | None] = None
@@ -209,7 +221,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(_Computes):
     """Compare evaluated runs, the first as baseline; or make and compare the runs of a study file."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -303,15 +315,16 @@ class Run(_RunArguments):
         from semiseg import workflows
         from semiseg.evaluate import read_summary
 
-        page = workflows.run_all(self.run, _settings(self), quiet=self.quiet)
+        workflows.run_all(self.run, _settings(self), quiet=self.quiet)
         if (self.run / "summary.json").exists():
             _show_scores(read_summary(self.run / "summary.json"), self.quiet)
-        _say(f"Done. Open {page} in a browser; the model is {self.run}/model.", self.quiet)
+        for line in workflows.closing_lines(self.run):
+            _say(line, self.quiet)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank:
+class Rank(_Computes):
     """Order a trained run's unlabelled scans by how doubtful their pseudo-labels are: what to look at or exclude."""
 
     run: tyro.conf.Positional[Path]
@@ -344,7 +357,7 @@ class Rank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Postprocess:
+class Postprocess(_Computes):
     """Choose on a run's validation cases which cleaning of labels helps: largest component, hole filling, by organ."""
 
     run: tyro.conf.Positional[Path]
@@ -363,7 +376,7 @@ class Postprocess:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(_Computes):
     """Write a trained model as a file that other programs read, with its card and plan."""
 
     model: tyro.conf.Positional[Path]
@@ -406,7 +419,7 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(_Computes):
     """The whole way on a generated abdominal CT phantom set, supervised and with Meta Pseudo Labels."""
 
     folder: tyro.conf.Positional[Path] = Path("semiseg-demo")
@@ -451,6 +464,7 @@ def _settings(arguments: _RunArguments) -> RunSettings:
         "data.root": None if arguments.data is None else json.dumps(str(arguments.data.resolve()), ensure_ascii=False),
         "data.labelled": arguments.labelled,
         "train.minutes": arguments.minutes,
+        "train.threads": arguments.threads or None,
         "method.name": arguments.method,
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -492,8 +506,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
     )
     with _stopped_by_sigterm():
-        code = run_command(command.execute)
+        code = run_command(partial(_execute, command))
     sys.exit(code)
+
+
+def _execute(command: Any) -> int:
+    if threads := getattr(command, "threads", 0):
+        if threads < 0:
+            raise ConfigError(f"--threads {threads}: give 1 or more.")
+        from semiseg.processes import limit_threads
+
+        limit_threads(threads)
+    return int(command.execute())
 
 
 @contextmanager

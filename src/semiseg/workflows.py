@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,12 +20,31 @@ from semiseg.data.check_table import print_check
 from semiseg.data.fingerprint import Fingerprint, compute_fingerprint, write_fingerprint
 from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan, write_plan
-from semiseg.data.planner import GPU_SHARE, Device, make_plan
+from semiseg.data.planner import GPU_SHARE, Device, make_plan, median_shape
 from semiseg.data.prepare import prepare_cases, write_recipe
-from semiseg.data.roles import RunCase, assign_roles, of_role, read_run_cases, taught, with_hashes, write_run_cases
-from semiseg.data.round_trip import grid_ceilings
-from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
-from semiseg.errors import ConfigError, DataError
+from semiseg.data.roles import (
+    DataSettings,
+    Role,
+    RunCase,
+    assign_roles,
+    of_role,
+    read_run_cases,
+    taught,
+    with_hashes,
+    write_run_cases,
+)
+from semiseg.data.round_trip import (
+    grid_ceilings,
+)
+from semiseg.data.sizing import (
+    candidate_grids,
+    features_to_try,
+    timed_plan,
+)
+from semiseg.errors import (
+    ConfigError,
+    DataError,
+)
 from semiseg.evaluate import (
     Comparison,
     EvaluateSettings,
@@ -34,30 +55,102 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.files import remove_leftovers
-from semiseg.io.dataset import Case, LabelScheme
-from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.io.layouts import read_dataset
-from semiseg.io.layouts.folders import read_object, scans
-from semiseg.io.layouts.nnunet import dataset_labels
-from semiseg.io.layouts.plain import labels_found
-from semiseg.io.nifti import read_grid, read_label
-from semiseg.methods.settings_by_method import ANY_STUDENT
-from semiseg.notices import add_notice
-from semiseg.predict.engine_choice import choose_engine
-from semiseg.predict.ensemble import EnsembleEngine, joined
-from semiseg.predict.inputs import Scan, find_scans
-from semiseg.predict.memory import check_budget
-from semiseg.predict.model import load_model
-from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
-from semiseg.predict.predictor import Outcome, check_mirroring, predict_scans
-from semiseg.predict.settings import PredictSettings
-from semiseg.processes import processor_name, usable_cores, warn_of_other_programs
-from semiseg.report import write_comparison_report, write_report
-from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
-from semiseg.settings import RunSettings
-from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
-from semiseg.words import counted
+from semiseg.files import (
+    read_jsonl,
+    remove_leftovers,
+)
+from semiseg.io.dataset import (
+    Case,
+    Dataset,
+    LabelScheme,
+)
+from semiseg.io.flare22_labels import (
+    FLARE22_LABELS,
+)
+from semiseg.io.layouts import (
+    read_dataset,
+)
+from semiseg.io.layouts.folders import (
+    read_object,
+    scans,
+)
+from semiseg.io.layouts.nnunet import (
+    dataset_labels,
+)
+from semiseg.io.layouts.plain import (
+    labels_found,
+)
+from semiseg.io.nifti import (
+    read_grid,
+    read_label,
+)
+from semiseg.methods.settings_by_method import (
+    ANY_STUDENT,
+)
+from semiseg.notices import (
+    add_notice,
+)
+from semiseg.predict.engine_choice import (
+    choose_engine,
+)
+from semiseg.predict.ensemble import (
+    EnsembleEngine,
+    joined,
+)
+from semiseg.predict.inputs import (
+    Scan,
+    find_scans,
+)
+from semiseg.predict.memory import (
+    check_budget,
+)
+from semiseg.predict.model import (
+    load_model,
+)
+from semiseg.predict.postprocessing import (
+    Pair,
+    choose_steps,
+    write_steps,
+)
+from semiseg.predict.predictor import (
+    Outcome,
+    check_mirroring,
+    predict_scans,
+)
+from semiseg.predict.settings import (
+    PredictSettings,
+)
+from semiseg.processes import (
+    processor_name,
+    usable_cores,
+    warn_of_other_programs,
+)
+from semiseg.report import (
+    write_comparison_report,
+    write_report,
+)
+from semiseg.run_folder import (
+    alone_in,
+    budget,
+    keep_asked,
+    prepared_settings,
+)
+from semiseg.settings import (
+    RunSettings,
+    write_settings,
+)
+from semiseg.train.settings import (
+    TrainSettings,
+)
+from semiseg.train.settled import (
+    PlanSize,
+    Settled,
+    read_settled,
+    write_settled,
+)
+from semiseg.words import (
+    counted,
+)
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
@@ -69,13 +162,26 @@ if TYPE_CHECKING:  # only training waits for torch to load; prediction by anothe
 AnyPath = str | Path
 
 
-def check(folder: AnyPath, *, layout: str = "auto", quiet: bool = False) -> CheckReport:
-    """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict."""
+def check(folder: AnyPath, *, layout: str = "auto", minutes: float | None = None, quiet: bool = False) -> CheckReport:
+    """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict.
+
+    minutes: also say which plan so many minutes of training on this machine would get, and why.
+    """
     dataset = read_dataset(Path(folder), layout=layout)
     with _bar("checking", quiet) as advance:
         report = check_dataset(dataset, workers=usable_cores(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
         print_check(report)
+    if minutes is not None and report.ok:
+        settings = RunSettings(
+            data=DataSettings(root=str(folder)), train=TrainSettings(minutes=minutes, threads=usable_cores())
+        )
+        cases = assign_roles(dataset, settings.data, validation_fraction=0.0, seed=0)
+        with TemporaryDirectory() as scratch:
+            plan, _ = _made_plan(Path(scratch), dataset, cases, settings, quiet=quiet)
+        print(f"\nThe plan for {minutes:g} minutes on this machine:")
+        for reason in plan.reasons:
+            print(f"  {reason}")
     return report
 
 
@@ -118,23 +224,16 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
     if settings.data.teacher:
         cases = _teach(run, cases, dataset.labels, settings, quiet=quiet)
-    training = [case.case() for case in of_role(cases, "labelled", "taught", "unlabelled", "validation")]
+    training = [case.case() for case in of_role(cases, *_LEARNT_FROM)]
 
     if not (run / "plan.toml").exists():
-        with _bar("fingerprint", quiet) as advance:
-            fingerprint = compute_fingerprint(
-                dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
-            )
+        plan, fingerprint = _made_plan(run, dataset, cases, settings, quiet=quiet)
         write_fingerprint(run / "fingerprint.json", fingerprint)
-        anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
-        plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
-        plan = replace(
-            plan,
-            mirror_axes=anatomy.mirror_axes,
-            turned_about=anatomy.turned_about,
-            reasons=(*plan.reasons, *anatomy.reasons),
-        )
         write_plan(run / "plan.toml", plan)
+        if not quiet:
+            for reason in plan.reasons:
+                print(reason)
+            print(_what_comes(run, plan, fingerprint, cases, settings))
     plan = read_plan(run / "plan.toml")
 
     remove_leftovers(run)
@@ -151,6 +250,59 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
         )
     write_recipe(run / "store", plan)
     return plan
+
+
+_LEARNT_FROM: tuple[Role, ...] = ("labelled", "taught", "unlabelled", "validation")
+
+
+def _made_plan(
+    run: Path, dataset: Dataset, cases: Sequence[RunCase], settings: RunSettings, *, quiet: bool
+) -> tuple[Plan, Fingerprint]:
+    """The plan of a run, and the fingerprint that it is made from."""
+    training = [case.case() for case in of_role(cases, *_LEARNT_FROM)]
+    with _bar("fingerprint", quiet) as advance:
+        fingerprint = compute_fingerprint(
+            dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
+        )
+    anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
+    plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
+    reasons = (*plan.reasons, *anatomy.reasons)
+    return replace(
+        plan, mirror_axes=anatomy.mirror_axes, turned_about=anatomy.turned_about, reasons=reasons
+    ), fingerprint
+
+
+def _what_comes(
+    run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase], settings: RunSettings
+) -> str:
+    """What a run is going to do, and about how long each part takes."""
+    prepared, tests = of_role(cases, *_LEARNT_FROM), of_role(cases, "test")
+    sizes = [prod(case.shape_zyx) for case in fingerprint.cases]
+    own, on_grid = sum(sizes) / max(1, len(sizes)), prod(median_shape(fingerprint, plan.spacing_mm))
+    seconds = len(prepared) * (own + on_grid) * _PREPARED_VOXEL_SECONDS / usable_cores()
+    size = read_settled(run).plan
+    parts = [f"prepare {counted(len(prepared), 'scan')} ({_about(seconds)})"]
+    if settings.train.steps is not None:
+        parts.append(f"train {counted(settings.train.steps, 'step')}")
+    else:
+        parts.append(f"train {settings.train.minutes:g} minutes")
+    if tests:
+        # A pass without gradients is a third of a training step, and tiles overlap.
+        cost = size.voxel_seconds * on_grid * _TILES_OVERLAP / 3 if size and size.voxel_seconds else None
+        took = f" ({_about(cost * len(tests))})" if cost is not None else ""
+        parts.append(f"predict {counted(len(tests), 'test case')}{took}")
+        if any(case.label for case in tests):
+            parts.append("evaluate")
+    return "Now: " + ", ".join(parts) + "."
+
+
+_PREPARED_VOXEL_SECONDS = 3e-7
+"""Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
+_TILES_OVERLAP = 3.0
+
+
+def _about(seconds: float) -> str:
+    return "under a minute" if seconds < 45 else f"about {counted(max(1, round(seconds / 60)), 'minute')}"
 
 
 def _sized_plan(
@@ -193,6 +345,7 @@ def _sized_plan(
         patch=plan.patch,
         base_features=plan.teacher.features[0],
         batch=plan.batch,
+        voxel_seconds=costs.get(plan.teacher.features[0]),
         reasons=plan.reasons,
     )
     write_settled(run, replace(settled, plan=size))
@@ -218,11 +371,22 @@ def _teach(
     return taught(cases, output)
 
 
-def train(run: AnyPath, *, quiet: bool = False) -> Path:
-    """Train a prepared run to its last step and return its model folder; a run that was cut off goes on."""
+def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) -> Path:
+    """Train a prepared run to its last step and return its model folder; a run that was cut off goes on.
+
+    minutes: in the place of those that it was prepared for, with the same plan; not once training has begun.
+    """
     run = Path(run)
     settings = prepared_settings(run)
     with alone_in(run):
+        if minutes is not None and (settings.train.minutes, settings.train.steps) != (minutes, None):
+            if (run / "checkpoints").exists():
+                raise ConfigError(
+                    f"{run}: training has begun for {settings.train.minutes:g} minutes. Leave --minutes out to go on, "
+                    "or use another run folder."
+                )
+            settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
+            write_settings(run / "run.toml", settings)
         return _train(run, settings, quiet=quiet)
 
 
@@ -549,6 +713,26 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
         if any(case.label for case in cases):
             evaluate_run(run, quiet=quiet)
     return report(run)
+
+
+def closing_lines(run: AnyPath) -> list[str]:
+    """What a person wants to know when a run is done, in five lines: scores, length, model, page, the next command."""
+    run = Path(run)
+    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "seconds" in row]
+    scores = "no test case has a label, so nothing is scored."
+    if (run / "summary.json").exists():
+        summary = read_summary(run / "summary.json")
+        mean, organs = summary["mean"]["dice"]["mean"], len(summary["organs"])
+        value = "undefined" if mean is None else f"{mean:.3f}"
+        scores = f"mean Dice {value} of {counted(organs, 'organ')} in {counted(len(summary['cases']), 'test case')}."
+    length = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes." if rows else "unknown."
+    return [
+        f"Scores:  {scores}",
+        f"Trained: {length}",
+        f"Model:   {run / 'model'}",
+        f"Page:    {run / 'report.html'} (open it in a browser)",
+        f"Next:    semiseg predict {run} SCANS --output LABELS",
+    ]
 
 
 def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelScheme:

@@ -23,12 +23,13 @@ FILE = "settled.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSize:
-    """How large the plan was made, and why."""
+    """How large the plan was made, and why. voxel_seconds: what a voxel of a patch costs in a training step."""
 
     spacing_mm: Spacing
     patch: Shape
     base_features: int
     batch: int
+    voxel_seconds: float | None = None
     reasons: tuple[str, ...] = ()
 
 
@@ -71,6 +72,8 @@ def read_settled(run: Path) -> Settled:
 def write_settled(run: Path, settled: Settled) -> None:
     """Write what is settled; what is not is left out."""
     tables: dict[str, Any] = {key: value for key, value in asdict(settled).items() if value is not None}
+    if settled.plan:
+        tables["plan"] = {key: value for key, value in tables["plan"].items() if value is not None}
     write_toml(run / FILE, tables)
 
 
