@@ -208,7 +208,7 @@ def test_what_is_set_aside_is_named(semiseg_command: Command, phantoms: Path, tm
     (data / "imagesUn" / "other.nrrd").touch()
     answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
     assert answer.code == 0
-    for name in ("gone_0000.nii.gz: a link to", "other.nrrd: not read"):
+    for name in ("gone_0000.nii.gz: a link to", "other.nrrd: .nrrd is not read yet"):
         assert name in answer.err
     assert semiseg_command("check", data).code == 1
 
@@ -270,7 +270,7 @@ def test_prediction_goes_on_past_a_bad_scan(
     assert answer.code == 1
     assert answer.err.count("failed: ") == 2
     assert "bad_0000.nii.gz" in answer.err
-    assert "1 scans in" in answer.out
+    assert "1 scan in" in answer.out
     assert sorted(p.name for p in out.glob("*.nii.gz")) == ["phantom_004.nii.gz"]
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert {row["id"]: "error" in row for row in rows} == {"awful": True, "bad": True, "phantom_004": False}

@@ -14,13 +14,15 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.nifti import Grid, read_grid, read_label, read_volume
+from semiseg.io.modality import is_ct
+from semiseg.io.nifti import Grid, read_grid, read_label_rounded, read_volume
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 
 Severity = Literal["error", "warning", "note"]
 Role = Literal["labelled", "unlabelled", "test"]
 
 
+NO_HOUNSFIELD = "no Hounsfield units?"
 _BLOCK_BYTES = 1 << 20
 _CHECKSUM = "the file is damaged: its contents do not fit the checksum at its end. Restore it from the original."
 
@@ -121,7 +123,7 @@ def as_problem(remark: Remark, root: Path, case: str | None = None) -> Problem:
 
 def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> tuple[Grid | None, FloatArray | None]:
     """Grid and voxels `(C, Z, Y, X)` of the image, each None where it cannot be had."""
-    grids = [_header(path, remarks) for path in case.images]
+    grids = [inspect_header(path, remarks) for path in case.images]
     if any(grid is None for grid in grids):
         return next((grid for grid in grids if grid), None), None
     first = grids[0]
@@ -139,7 +141,8 @@ def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> 
     return first, image
 
 
-def _header(path: Path, remarks: list[Remark]) -> Grid | None:
+def inspect_header(path: Path, remarks: list[Remark]) -> Grid | None:
+    """The grid of a file, None where it cannot be read; adds what of its header is doubtful."""
     try:
         grid = read_grid(path)
     except DataError as error:
@@ -182,13 +185,13 @@ def _judge_intensities(image: FloatArray, case: Case, expected: Expectation, rem
         text = f"the channel {', '.join(constant)} is constant. Restore it, or leave the case out."
         remarks.append(("warning", case.images[0], text))
     for name, channel in zip(expected.channels, image, strict=True):
-        if name.upper() == "CT" and name not in constant and float(channel.min()) >= 0:
-            text = f"the channel is called CT, but its lowest value is {float(channel.min()):g}: no Hounsfield units? "
+        if is_ct(name) and name not in constant and float(channel.min()) >= 0:
+            text = f"the channel is called CT, but its lowest value is {float(channel.min()):g}: {NO_HOUNSFIELD} "
             remarks.append(
                 (
                     "warning",
                     case.images[0],
-                    text + "Apply the rescale intercept, or name the channel otherwise.",
+                    text + "Apply the rescale intercept, or say --modality mr if it is no CT.",
                 )
             )
 
@@ -198,13 +201,16 @@ def _inspect_label(
 ) -> tuple[Grid | None, dict[int, int] | None]:
     """Grid and voxel counts of a label map, each None where it cannot be had."""
     try:
-        label, grid = read_label(file)
+        label, grid, rounded = read_label_rounded(file)
     except DataError as error:
         remarks.append(("error", file, str(error)))
         return None, None
     if _fails_checksum(file):
         remarks.append(("error", file, _CHECKSUM))
         return None, None
+    if rounded:
+        text = f"label values are up to {rounded:.2g} off whole numbers: they are rounded. Store them as whole numbers."
+        remarks.append(("warning", file, text))
     counts = _voxel_counts(label)
     labels = expected.labels
     strange = {value: count for value, count in counts.items() if value not in labels.names and value != labels.ignore}
@@ -221,7 +227,7 @@ def _inspect_label(
 
 def _fails_checksum(file: Path) -> bool:
     """Whether a gzip file's contents are not those that were compressed; reading voxels alone does not look."""
-    if file.suffix != ".gz":
+    if file.suffix.lower() != ".gz":
         return False
     try:
         with gzip.open(file) as stream:

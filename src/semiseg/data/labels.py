@@ -28,7 +28,9 @@ def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme)
     """
     label, label_grid = read_label(path)
     if difference := label_grid.difference(grid):
-        raise DataError(f"{path}: not on the grid of {image}: {difference}. Resample one onto the other.")
+        raise DataError(
+            f"{path}: not on the grid of {image}: {difference}. Resample one onto the other, or restore the file."
+        )
     voxels = count_values(label)
     for value, count in voxels.items():
         if value not in labels.names and value != labels.ignore:

@@ -17,8 +17,9 @@ from semiseg.evaluate.metrics import OrganScores, score_case
 from semiseg.evaluate.summary import CaseScores, Rules, Summary, summarise, write_summary
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
-from semiseg.io.nifti import NIFTI_ENDINGS, Grid, read_label
+from semiseg.io.nifti import Grid, read_label
 from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import LabelArray
@@ -160,14 +161,14 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tup
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
-        files = sorted(path for path in references.iterdir() if _case_id(path) is not None)
-        cases: Sequence[Reference] = [(_case_id(path) or "", path, None) for path in files]
+        cases: Sequence[Reference] = [(stem(path), path, None) for path in scan_files(references)]
         origin = str(references)
     else:
         cases, origin = references, "the case list"
     if not cases:
         raise DataError(f"{origin}: no reference label maps to score against. Give a folder of .nii.gz label maps.")
-    found = [(case, reference, _prediction(predictions, case), image) for case, reference, image in cases]
+    there = {stem(path): path for path in scan_files(predictions)}  # where both are, a.nii.gz comes after a.nii
+    found = [(case, reference, there.get(case), image) for case, reference, image in cases]
     missing = [case for case, _, prediction, _ in found if prediction is None]
     if missing:
         raise DataError(
@@ -175,15 +176,6 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tup
             "A score over the rest would flatter; predict these cases first."
         )
     return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
-
-
-def _case_id(path: Path) -> str | None:
-    ending = next((ending for ending in NIFTI_ENDINGS if path.name.endswith(ending)), None)
-    return path.name.removesuffix(ending) if ending and not path.name.startswith(".") else None
-
-
-def _prediction(folder: Path, case: str) -> Path | None:
-    return next((path for ending in NIFTI_ENDINGS if (path := folder / f"{case}{ending}").is_file()), None)
 
 
 def _run(jobs: Sequence[_Job], workers: int) -> Iterator[CaseScores]:

@@ -149,7 +149,7 @@ def load_study(file: Path) -> StudySettings:
     try:
         return _ADAPTER.validate_json(json.dumps(tables, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {first_problem(error)}") from None
+        raise ConfigError(f"{file}: {first_problem(error, StudySettings)}") from None
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
