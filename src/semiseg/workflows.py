@@ -60,7 +60,7 @@ from semiseg.predict.ensemble import EnsembleEngine, joined
 from semiseg.predict.foreign import foreign_text
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.memory import check_budget
-from semiseg.predict.model import load_model
+from semiseg.predict.model import Model, load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_mirroring, check_output_file, predict_scan_to, predict_scans
 from semiseg.predict.settings import PredictSettings
@@ -98,6 +98,11 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     `ConfigError` where the run was made with other settings, and `DataError` naming every case that failed.
     """
     run = Path(run)
+    if not isinstance(settings, RunSettings):
+        raise ConfigError(
+            f"settings: RunSettings are expected, not {type(settings).__name__}. Give semiseg.RunSettings(...), or a "
+            "recipe by semiseg.config.load_settings(FILE)."
+        )
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
     root = Path(settings.data.root).resolve()
@@ -290,7 +295,7 @@ def open_session(run: Path, settings: RunSettings, device: torch.device) -> Sess
 
 
 def predict(
-    model: AnyPath,
+    model: AnyPath | Model,
     inputs: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
@@ -314,7 +319,8 @@ def predict(
             )
         check_output_file(output, settings)
     members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
-    return _predict(Path(model), scans, output, settings, ensemble=members, quiet=quiet)
+    folder = model.folder if isinstance(model, Model) else Path(model)
+    return _predict(folder, scans, output, settings, ensemble=members, quiet=quiet)
 
 
 def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
@@ -495,11 +501,11 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
 
 
 def compare(
-    runs: Sequence[AnyPath], *, names: Sequence[str] = (), page: AnyPath | None = None, quiet: bool = False
+    runs: AnyPath | Sequence[AnyPath], *, names: Sequence[str] = (), page: AnyPath | None = None, quiet: bool = False
 ) -> Comparison:
     """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables. page: an HTML file
     to write them to besides."""
-    folders = [Path(run) for run in runs]
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     for run in folders:
         if run.is_dir() and not (run / "summary.json").exists():
             raise DataError(f"{run}: has no summary.json. Score the run first: semiseg evaluate {run}")

@@ -173,7 +173,7 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"only 7 training cases have a label besides the 3 of data\.development"):
         roles(dataset(), DataSettings(labelled=8, development=3))
     for many in (10, 12, 99):
-        with pytest.raises(ConfigError, match=rf"data\.development = {many} takes all of the 10"):
+        with pytest.raises(ConfigError, match=rf"data\.development = {many} takes all of 10"):
             roles(dataset(), DataSettings(development=many))
     with pytest.raises(ConfigError, match=r"data\.development = -1"):
         DataSettings(development=-1)

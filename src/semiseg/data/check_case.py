@@ -17,6 +17,7 @@ from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.modality import is_ct
 from semiseg.io.nifti import Grid, read_grid, read_label_rounded, read_volume
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
+from semiseg.words import counted
 
 Severity = Literal["error", "warning", "note"]
 Role = Literal["labelled", "unlabelled", "test"]
@@ -170,7 +171,7 @@ def _form_fits(grids: list[Grid], case: Case, expected: Expectation, remarks: li
         text = f"4D with {channels} volumes, but a 3D scan is expected. Keep one volume, or name all channels."
     else:
         names = ", ".join(expected.channels)
-        text = f"{channels} channels, but the dataset names {wanted} ({names}). Add or remove channels."
+        text = f"{counted(channels, 'channel')}, but the dataset names {wanted} ({names}). Add or remove channels."
     remarks.append(("error", file, text))
     return False
 

@@ -10,6 +10,7 @@ from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.nifti import Grid, read_label
 from semiseg.types import LabelArray
+from semiseg.words import counted
 
 
 def count_values(label: LabelArray) -> dict[int, int]:
@@ -34,8 +35,9 @@ def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme)
     voxels = count_values(label)
     for value, count in voxels.items():
         if value not in labels.names and value != labels.ignore:
+            have = counted(count, "voxel has", "voxels have")
             raise DataError(
-                f"{path}: {count} voxels have value {value}, but the dataset's labels end at {max(labels.names)}. "
+                f"{path}: {have} value {value}, but the dataset's labels end at {max(labels.names)}. "
                 "Correct the file, or declare the label."
             )
     return label, voxels

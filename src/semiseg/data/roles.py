@@ -11,6 +11,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split
 from semiseg.randomness import Draw
+from semiseg.words import counted
 
 Role = Literal["labelled", "taught", "unlabelled", "validation", "test"]
 """Taught is an unlabelled case that was labelled by an earlier model, to learn from as if the labels were true."""
@@ -107,16 +108,14 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         order = [case for case in _label_order(everyone, settings) if case not in held_back | excluded]
     if listed and not order:
         raise ConfigError(
-            f"data.development = {settings.development} takes all of the {len(listed)} labelled training cases."
+            f"data.development = {settings.development} takes all of {counted(len(listed), 'labelled training case')}."
         )
     if not order:
         raise DataError(f"{dataset.root}: no training case has a label, but at least one is needed. Add labels.")
     if settings.labelled is not None and settings.labelled > len(order):
         besides = f" besides the {settings.development} of data.development" if settings.development else ""
-        have = "case has" if len(order) == 1 else "cases have"
-        raise ConfigError(
-            f"data.labelled = {settings.labelled}, but only {len(order)} training {have} a label{besides}."
-        )
+        have = counted(len(order), "training case has", "training cases have")
+        raise ConfigError(f"data.labelled = {settings.labelled}, but only {have} a label{besides}.")
     kept = order[: settings.labelled]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:

@@ -16,6 +16,7 @@ from semiseg.evaluate.statistics import Interval, PairedDifference, mean_interva
 from semiseg.evaluate.summary import METRICS, Metric, Summary, case_means, organ_values
 from semiseg.evaluate.tables import DECIMALS, TITLES, UNDEFINED, interval_text, markdown_table, p_text, print_table
 from semiseg.randomness import Draw
+from semiseg.words import counted
 
 MEAN = "mean"
 
@@ -162,9 +163,9 @@ def comparison_rows(comparison: Comparison, metric: Metric) -> tuple[list[str], 
 
 
 def _subtitle(comparison: Comparison) -> str:
-    baseline = comparison.names[0]
+    baseline, cases = comparison.names[0], counted(comparison.case_count, "case")
     return (
-        f"{comparison.case_count} cases, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
+        f"{cases}, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
         f"paired difference to {baseline}, Wilcoxon signed-rank p of each by itself"
     )
 

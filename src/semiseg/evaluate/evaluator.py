@@ -23,6 +23,7 @@ from semiseg.io.nifti import Grid, read_label
 from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import LabelArray
+from semiseg.words import counted, shortened
 
 Reference = tuple[str, Path, Path | None]
 """Case id, reference label map, image or None."""
@@ -171,8 +172,10 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tup
     found = [(case, reference, there.get(case), image) for case, reference, image in cases]
     missing = [case for case, _, prediction, _ in found if prediction is None]
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise DataError(
-            f"{predictions}: {len(missing)} of {len(found)} predictions are missing: {', '.join(missing)}. "
+            f"{predictions}: {len(missing)} of {counted(len(found), 'prediction')} {are} missing: "
+            f"{shortened(missing)}. "
             "A score over the rest would flatter; predict these cases first."
         )
     return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
@@ -233,7 +236,8 @@ def _check_values(path: Path, label: LabelArray, labels: LabelScheme) -> None:
     known = set(labels.names) | {labels.ignore}
     unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in known]
     if unknown:
+        have = counted(int(counts[unknown[0]]), "voxel has", "voxels have")
         raise DataError(
-            f"{path}: {int(counts[unknown[0]])} voxels have value {unknown[0]}, but the labels are "
+            f"{path}: {have} value {unknown[0]}, but the labels are "
             f"{', '.join(map(str, sorted(labels.names)))}. Correct the file, or add the label."
         )

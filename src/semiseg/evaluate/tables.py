@@ -10,6 +10,7 @@ from rich.table import Table
 
 from semiseg.evaluate.statistics import Interval
 from semiseg.evaluate.summary import METRICS, Metric, Summary
+from semiseg.words import counted
 
 TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
 DECIMALS: dict[Metric, int] = {"dice": 4, "nsd": 4, "hd95_mm": 2}
@@ -26,7 +27,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         rows.append([organ, f"{summary['tolerance_mm'][organ]:g}", *cells, counts])
     cells = [interval_text(summary["mean"][metric], DECIMALS[metric]) for metric in METRICS]
     rows.append(["mean", "", *cells, str(len(summary["cases"]))])
-    print_table(f"{len(summary['cases'])} cases, rules {summary['rules']}", header, rows, console)
+    print_table(f"{counted(len(summary['cases']), 'case')}, rules {summary['rules']}", header, rows, console)
 
 
 def interval_text(interval: Interval, decimals: int, *, signed: bool = False) -> str:

@@ -25,6 +25,7 @@ from semiseg.geometry import (
 )
 from semiseg.io.file_kinds import NIFTI_ENDINGS, is_nifti, why_unread
 from semiseg.types import AnyArray, DoubleArray, FloatArray, LabelArray, Shape, Spacing
+from semiseg.words import counted
 
 _AFFINE_TOLERANCE_MM = 1e-3
 _LARGEST_MM = 1e9
@@ -195,9 +196,8 @@ def read_raw(paths: Sequence[Path]) -> RawVolume:
         elif difference := first.difference(grid):
             raise DataError(f"{path}: not on the grid of {paths[0]}: {difference}. Resample one onto the other.")
         if bad := sum(channel.count_not_finite() for channel in found):
-            raise DataError(
-                f"{path}: {bad} voxels are NaN or infinite. Replace them (CT: by -1024), or leave the scan out."
-            )
+            are = counted(bad, "voxel is", "voxels are")
+            raise DataError(f"{path}: {are} NaN or infinite. Replace them (CT: by -1024), or leave the scan out.")
         channels += found
     if first is None:
         raise DataError("a case without image files cannot be read.")

@@ -25,7 +25,7 @@ from semiseg.predict.engines.opening import open_engine
 from semiseg.predict.export import LabelExport, ProbabilityExport
 from semiseg.predict.foreign import is_foreign
 from semiseg.predict.inputs import Scan
-from semiseg.predict.model import Model
+from semiseg.predict.model import Model, load_model
 from semiseg.predict.postprocessing import read_steps
 from semiseg.predict.settings import PredictSettings
 from semiseg.predict.sliding import blended_rows
@@ -260,7 +260,7 @@ def probabilities_file(target: Path) -> Path:
 def predict_array(
     array: FloatArray,
     spacing_mm: Spacing,
-    model: Model,
+    model: Model | str | Path,
     *,
     engine: Engine | None = None,
     settings: PredictSettings | None = None,
@@ -268,19 +268,21 @@ def predict_array(
     """The label map of a scan that is already in memory.
 
     array: `(Z, Y, X)` or `(C, Z, Y, X)`, in canonical orientation (z to the head, y to the front, x to the right) and
-    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. engine: what computes, from `open_engine`;
-    for many scans open it once. By default that of the settings, where `auto` is torch; it is not checked, and
-    `max_memory` is not looked at.
+    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. model: from `load_model`, or its folder.
+    engine: what computes, from `open_engine`; for many scans open it once. By default that of the settings, where
+    `auto` is torch; it is not checked, and `max_memory` is not looked at.
 
     Raises `DataError` for another number of channels or dimensions, for voxels that are not finite, and for a spacing
     that is not positive; `ConfigError` as `predict_scans`.
     """
+    model = model if isinstance(model, Model) else load_model(model)
+    array = np.asarray(array)
     channels = array[None] if array.ndim == 3 else array
     if channels.ndim != 4:
         raise DataError(f"array of shape {array.shape}: give (Z, Y, X), or (C, Z, Y, X) with one channel per image.")
     if not np.isfinite(channels).all():
         raise DataError("array: some voxels are NaN or infinite. Replace them first.")
-    if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
+    if np.shape(spacing_mm) != (3,) or not all(0 < mm < math.inf for mm in spacing_mm):
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
     settings = settings or PredictSettings()
     check_mirroring(model, settings)

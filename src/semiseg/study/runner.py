@@ -36,6 +36,7 @@ from semiseg.processes import processor_name, usable_cores
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key, setting_names, steps_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
+from semiseg.words import counted
 
 Say = Callable[[str], None]
 
@@ -60,7 +61,7 @@ def made_runs(
     wanted = _with_keys(runs, steps, known, jobs)
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
-    say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
+    say(f"{counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them finished before.")
     if named := known.reference_missing(keys):
         say(
             f"reference: no run of {named['method']} with {named['labelled']} labels is known yet. Its table comes "
@@ -91,7 +92,9 @@ def made_runs(
                 process.terminate()
             raise
     if failed:
-        raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
+        raise DataError(
+            f"{len(failed)} of {counted(len(missing), 'run')} failed; finished runs are kept. The first: {failed[0]}"
+        )
 
 
 def known_runs(file: Path, results: Path, *, data: Path | None = None, baseline: str | None = None) -> Study:

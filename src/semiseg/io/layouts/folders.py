@@ -136,8 +136,8 @@ def note_training_count(
     rest = [case.id for case in training if case.label is None and case.images[0].parent.name == TRAINING]
     used = f"; the other {len(rest)} are" if len(rest) > 1 else "; the other one is" if rest else ""
     used += f" used as unlabelled: {shortened(rest)}" if rest else "; the others are not there"
-    have = "scan has" if len(found) == 1 else "scans have"
-    text = f"numTraining = {said}, but {len(found)} training {have} a label{used}. Add labels, or correct the number."
+    have = counted(len(found), "training scan has", "training scans have")
+    text = f"numTraining = {said}, but {have} a label{used}. Add labels, or correct the number."
     remarks.append(("warning", file, text))
 
 
