@@ -316,8 +316,8 @@ def test_a_label_that_is_mirrored_against_its_image(tmp_path: Path, axis: int, n
     mirrored[axis, axis] *= -1
     save(root / "labelsTr" / "b.nii.gz", label(1, 2), mirrored)
     (error,) = [problem for problem in check(root).problems if problem.severity == "error"]
-    assert f"mirrored against the other along {name}: same shape and voxel size" in error.text
-    assert "copy the affine" in error.text
+    assert f"ot on the grid of its image: mirrored against it along {name} (same shape" in error.text
+    assert "give both files one affine" in error.text
 
 
 def test_a_set_without_unlabelled_scans_gets_a_note(tmp_path: Path) -> None:

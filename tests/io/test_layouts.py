@@ -226,11 +226,20 @@ def test_a_folder_of_dicom_alone_is_refused_with_the_way_out(tmp_path: Path) -> 
 
 
 def test_images_in_the_folder_of_labels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
     grey = np.arange(60 * 20, dtype=np.int16).reshape(3, 4, 100)
     for folder, name, array in (("images", "a", grey), ("labels", "a", grey), ("images", "b", grey)):
         scan(tmp_path / folder / f"{name}.nii.gz", array)
-    with pytest.raises(DataError, match=r"1200 different values, from 0 to 1199: a grey-scale image, no label map"):
+    with pytest.raises(
+        DataError, match=r"1200 different values, from 0 to 1199, that change .*: a grey-scale image, no label map"
+    ):
         read_dataset(tmp_path)
+    scan(tmp_path / "labels" / "a.nii.gz", rng.integers(0, 200, grey.shape).astype(np.uint8))
+    with pytest.raises(DataError, match=r"\d+ different values, from 0 to 199, that change .*: a grey"):
+        read_dataset(tmp_path)
+    many = np.repeat(np.arange(1, 121, dtype=np.uint8), 10).reshape(3, 4, 100)  # organs, each in one piece
+    scan(tmp_path / "labels" / "a.nii.gz", many.transpose(2, 1, 0))
+    assert read_dataset(tmp_path).labels.count == 121
     scan(tmp_path / "labels" / "a.nii.gz", grey - 1000)
     with pytest.raises(DataError, match=r"from -1000 to 199; .* a grey-scale image, no label map"):
         read_dataset(tmp_path)

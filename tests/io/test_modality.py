@@ -75,7 +75,7 @@ def test_a_mixed_set_is_named(tmp_path: Path) -> None:
     assert "no Hounsfield units in s2, unlike the other scans" in dataset.remarks[1][2]
     dataset = read_dataset(folder(tmp_path / "mostly_mr", [mr(), mr(1), ct()]))
     assert dataset.channels == ("image",)
-    assert "s2: Hounsfield units by the values, unlike the other scans" in dataset.remarks[0][2]
+    assert "Hounsfield units by the values in s2, unlike the other scans" in dataset.remarks[0][2]
 
 
 def test_few_scans_are_read(tmp_path: Path) -> None:

@@ -89,9 +89,9 @@ def inspect_case(case: Case, expected: Expectation) -> tuple[CaseFacts, list[Pro
     remarks: list[Remark] = []
     grid, image = _inspect_image(case, expected, remarks)
     label_grid, voxels = _inspect_label(case.label, expected, remarks) if case.label else (None, None)
-    if case.label and grid and label_grid and (difference := grid.difference(label_grid)):
-        text = f"not on the grid of its image: {difference}. Resample it onto the image, or restore the file."
-        remarks.append(("error", case.label, text))
+    remedy = "Resample it onto the image, or restore the file."
+    if case.label and grid and label_grid and (misfit := grid.misfit(label_grid, remedy)):
+        remarks.append(("error", case.label, f"not on the grid of its image: {misfit}"))
     facts = CaseFacts(
         id=case.id,
         role=role_of(case),
@@ -119,7 +119,9 @@ def as_problem(remark: Remark, root: Path, case: str | None = None) -> Problem:
     text = text.removeprefix(f"{file}: ")
     inside = file != root and file.is_relative_to(root)
     name = str(file.relative_to(root)) if inside else str(file)
-    return Problem(severity=severity, file=name, text=text[:1].upper() + text[1:], case=case)
+    if text.split(" ", 1)[0].isalpha():  # a word, no id or key
+        text = text[:1].upper() + text[1:]
+    return Problem(severity=severity, file=name, text=text, case=case)
 
 
 def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> tuple[Grid | None, FloatArray | None]:

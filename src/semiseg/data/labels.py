@@ -28,10 +28,8 @@ def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme)
     values that the dataset does not declare.
     """
     label, label_grid = read_label(path)
-    if difference := label_grid.difference(grid):
-        raise DataError(
-            f"{path}: not on the grid of {image}: {difference}. Resample one onto the other, or restore the file."
-        )
+    if misfit := label_grid.misfit(grid, "Resample it onto the scan, or restore the file."):
+        raise DataError(f"{path}: not on the grid of {image}: {misfit}")
     voxels = count_values(label)
     for value, count in voxels.items():
         if value not in labels.names and value != labels.ignore:

@@ -200,11 +200,9 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[CaseScores]:
 def _score_files(job: _Job) -> CaseScores:
     reference, grid = read_label(job.reference)
     prediction, prediction_grid = read_label(job.prediction)
-    if difference := grid.difference(prediction_grid):
-        raise DataError(
-            f"{job.prediction}: not on the grid of {job.reference}: {difference}. "
-            "Predict on the scan that the reference was drawn on, or resample one onto the other."
-        )
+    remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."
+    if misfit := grid.misfit(prediction_grid, remedy):
+        raise DataError(f"{job.prediction}: not on the grid of {job.reference}: {misfit}")
     if job.rules == "flare22":
         organs = _score_stored(reference, prediction, grid)
     else:

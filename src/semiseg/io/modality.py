@@ -128,7 +128,8 @@ def name_channels(
             name = "CT"
             odd = [case for case in values if case not in hounsfield]
             if odd:
-                remarks.append(("warning", root, f"no Hounsfield units in {shortened(odd)}, unlike the other scans."))
+                text = f"no Hounsfield units in {shortened(odd)}, unlike the other scans looked at."
+                remarks.append(("warning", root, f"{text} Do not mix CT with other scans in one channel."))
         elif is_ct(name) and values and all(value.minimum >= 0 for value in values.values()):
             text = (
                 f"the channel is called CT, but {counted(len(values), 'scan')} looked at {_have(len(values))} no value "
@@ -143,8 +144,8 @@ def name_channels(
             )
             remarks.append(("warning", root, text))
         elif not is_ct(name) and share > 0:
-            text = f"{shortened(hounsfield)}: Hounsfield units by the values, unlike the other scans looked at."
-            remarks.append(("warning", root, text + " Leave CT out of a set of MR, or the other way round."))
+            text = f"Hounsfield units by the values in {shortened(hounsfield)}, unlike the other scans looked at."
+            remarks.append(("warning", root, f"{text} Do not mix CT with other scans in one channel."))
         named.append(name)
     return tuple(named), remarks
 

@@ -33,8 +33,13 @@ _LARGEST_MM = 1e9
 _MAX_LABEL = 65535
 _ROUNDING = 1e-3
 """So far from a whole number a label value may be: what other programs leave of 1 when they compute in floats."""
-_MOST_LABELS = 256
-"""A map of more different values is a scan that lies in the wrong folder."""
+_MOST_SMOOTH = 32
+"""A map of more different values, most of which change from one voxel to the next, is a scan in the wrong folder."""
+_LEAST_EQUAL, _FEWEST_TO_TELL = 0.5, 1000
+_NO_LABEL_MAP = (
+    "a grey-scale image, no label map, which has one value for each class. Put the label map here; scans belong into "
+    "the folder of images."
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,8 @@ class Grid:
         """
         if axes := self.mirrored_along(other):
             return (
-                f"it is mirrored against the other along {' and '.join(axes)}: same shape and voxel size, but "
-                f"orientations {self.orientation} and {other.orientation}. If the voxels fit each other as they are "
-                "stored, copy the affine of the scan to the label"
+                f"mirrored against it along {' and '.join(axes)} (same shape and voxel size, but orientations "
+                f"{self.orientation} and {other.orientation})"
             )
         if self.shape_zyx != other.shape_zyx:
             return f"the shapes differ (Z, Y, X): {self.shape_zyx} and {other.shape_zyx}"
@@ -84,6 +88,14 @@ class Grid:
                 f"(largest difference of the affines {worst:.4g})"
             )
         return None
+
+    def misfit(self, other: Grid, remedy: str) -> str | None:
+        """The same with what to do. remedy: of grids that differ otherwise than by a mirrored axis."""
+        if (difference := self.difference(other)) is None:
+            return None
+        if self.mirrored_along(other):
+            remedy = "If the stored voxels fit each other, give both files one affine; otherwise restore the file."
+        return f"{difference}. {remedy}"
 
     def mirrored_along(self, other: Grid) -> list[str]:
         """The axes (`X`, `Y`, `Z`) along which files of one shape and voxel size store opposite directions and lie
@@ -193,8 +205,8 @@ def read_raw(paths: Sequence[Path]) -> RawVolume:
         found = [RawChannel(to_canonical(part, grid.affine), slope, inter) for part in parts]
         if first is None:
             first = grid
-        elif difference := first.difference(grid):
-            raise DataError(f"{path}: not on the grid of {paths[0]}: {difference}. Resample one onto the other.")
+        elif misfit := first.misfit(grid, "Resample one onto the other."):
+            raise DataError(f"{path}: not on the grid of {paths[0]}: {misfit}")
         if bad := sum(channel.count_not_finite() for channel in found):
             are = counted(bad, "voxel is", "voxels are")
             raise DataError(f"{path}: {are} NaN or infinite. Replace them (CT: by -1024), or leave the scan out.")
@@ -237,10 +249,10 @@ def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
         )
     dtype = np.uint8 if high < 256 else np.uint16
     label = np.ascontiguousarray(to_canonical(whole.astype(dtype), grid.affine))
-    if high >= _MOST_LABELS and (different := _different_values(label)) > _MOST_LABELS:
+    if high > _MOST_SMOOTH and (different := _different_values(label)) > _MOST_SMOOTH and not _is_smooth(label):
         raise DataError(
-            f"{path}: {different} different values, from {low:g} to {high:g}: a grey-scale image, no label map, which "
-            "has one value for each class. Put the label map here; scans belong into the folder of images."
+            f"{path}: {different} different values, from {low:g} to {high:g}, that change from voxel to voxel: "
+            f"{_NO_LABEL_MAP}"
         )
     return label, grid, worst
 
@@ -251,14 +263,21 @@ def _different_values(label: LabelArray) -> int:
     return int(np.count_nonzero(found))
 
 
+def _is_smooth(label: LabelArray) -> bool:
+    """Whether at least half of the voxels above 0 have the value of the next one along X; true for maps too small to
+    tell."""
+    if label.size < _FEWEST_TO_TELL:
+        return True
+    here, following = label[..., :-1], label[..., 1:]
+    above = here > 0
+    return int(np.count_nonzero((here == following) & above)) >= _LEAST_EQUAL * int(np.count_nonzero(above))
+
+
 def _advice(stored: FloatArray) -> str:
     """What to do about a label map of strange values: many of them are a scan's."""
     some = np.unique(stored.ravel()[:: max(1, stored.size // 100_000)])
-    if some.size > _MOST_LABELS:
-        return (
-            f"It holds {some.size} or more different values: a grey-scale image, no label map. Put the label map here; "
-            "scans belong into the folder of images."
-        )
+    if some.size > _MOST_SMOOTH:
+        return f"It holds {some.size} or more different values: {_NO_LABEL_MAP}"
     return "Correct the file; where it was resampled, do that again with nearest neighbours."
 
 
