@@ -170,6 +170,67 @@ def test_until_it_is_trained_a_run_may_still_change(
     refused(semiseg_command("train", run), "begun as a run of 4 steps", "train.steps = 8", kind="settings")
 
 
+def test_a_damaged_labelled_case_may_be_left_out(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    """What the message advises helps."""
+    data, run = shutil.copytree(phantoms, tmp_path / "data"), tmp_path / "run"
+    damaged = data / "labelsTr" / "phantom_001.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_001", "data.exclude=FILE")
+    (tmp_path / "bad.txt").write_text("phantom_001\n")
+    answer = semiseg_command("prepare", run, "--data", data, *tiny, "--set", f"data.exclude={tmp_path / 'bad.txt'}")
+    assert answer.code == 0
+    assert "phantom_001" not in (run / "cases.jsonl").read_text()
+
+
+def test_prepare_says_what_check_says(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    """Of headers, values and labels, without reading every voxel a second time."""
+    data = shutil.copytree(phantoms, tmp_path / "data")
+    (data / "dataset.json").write_text((data / "dataset.json").read_text().replace('"CT"', '"T1"'))
+    shutil.copytree(data / "imagesUn", data / "more")
+    scan = nib.load(data / "imagesUn" / "phantom_002_0000.nii.gz")
+    turned = np.diag([1.0, 1.0, 4.0, 1.0])
+    changed = nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine)
+    changed.set_sform(scan.affine, 1)
+    changed.set_qform(turned, 1)
+    nib.save(changed, data / "imagesUn" / "phantom_002_0000.nii.gz")
+    label = nib.load(data / "labelsTr" / "phantom_001.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), data / "labelsTr" / "phantom_001.nii.gz")
+    answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
+    assert answer.code == 0
+    for words in (
+        "look like Hounsfield units. If it is CT, call it CT in dataset.json",
+        "more: not read, though it holds 2 NIfTI files",
+        "phantom_002_0000.nii.gz: sform and qform disagree",
+        "phantom_001.nii.gz: the label is empty",
+    ):
+        assert words in answer.err
+    assert semiseg_command("prepare", tmp_path / "other", "--data", data, *tiny, "--modality", "ct").code == 0
+    assert 'scheme = "ct"' in (tmp_path / "other" / "plan.toml").read_text()
+    assert 'scheme = "zscore"' in (tmp_path / "run" / "plan.toml").read_text()
+    quiet = semiseg_command("prepare", tmp_path / "third", "--data", data, *tiny, "--quiet")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
+def test_a_teacher_of_unlabelled_scans_needs_a_method_of_labels(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    teacher = ["--set", f"data.teacher={tmp_path}"]
+    answer = semiseg_command("prepare", tmp_path / "run", "--data", phantoms, *tiny, *teacher)
+    refused(answer, "labels every unlabelled scan", "Add --method supervised", kind="settings")
+
+
+def test_folders_of_labels_that_are_not_there(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
+    labels = phantoms / "labelsTr"
+    answer = semiseg_command("evaluate", "--predictions", labels, "--references", tmp_path / "nope")
+    refused(answer, "nope: there is no such folder. Name the folder of the reference label maps.")
+    answer = semiseg_command("evaluate", "--predictions", tmp_path / "nope", "--references", labels)
+    refused(answer, "nope: there is no such folder. Name the folder of the predicted label maps.")
+
+
 def test_a_misspelt_list_is_not_kept(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:
     run = tmp_path / "run"
     wrong = ["--set", f"data.exclude={tmp_path / 'nofile.txt'}"]
@@ -208,7 +269,7 @@ def test_what_is_set_aside_is_named(semiseg_command: Command, phantoms: Path, tm
     (data / "imagesUn" / "other.nrrd").touch()
     answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
     assert answer.code == 0
-    for name in ("gone_0000.nii.gz: a link to", "other.nrrd: not read"):
+    for name in ("gone_0000.nii.gz: a link to", "other.nrrd: .nrrd is not read yet"):
         assert name in answer.err
     assert semiseg_command("check", data).code == 1
 
@@ -259,6 +320,20 @@ def test_no_labels_and_no_unlabelled_scans(
     refused(semiseg_command("run", other, "--data", bare, *tiny, "--quiet"), "no training case has a label")
 
 
+def test_one_file_is_named_for_one_scan(
+    semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    (scan,) = (phantoms / "imagesTs").iterdir()
+    answer = semiseg_command("predict", trained, scan, "--output", tmp_path / "seg.nii.gz", "--engine", "torch")
+    assert answer.code == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["seg.nii.gz"]
+    assert nib.load(tmp_path / "seg.nii.gz").shape == nib.load(scan).shape
+    again = semiseg_command("predict", trained, scan, "--output", tmp_path / "seg.nii.gz", "--engine", "torch")
+    refused(again, "is there already, and a file that is named is never overwritten", kind="settings")
+    several = semiseg_command("predict", trained, phantoms / "imagesTr", "--output", tmp_path / "several.nii.gz")
+    refused(several, "names one file, but there are 2 scans to predict. Name a folder.", kind="settings")
+
+
 def test_prediction_goes_on_past_a_bad_scan(
     semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path
 ) -> None:
@@ -270,7 +345,7 @@ def test_prediction_goes_on_past_a_bad_scan(
     assert answer.code == 1
     assert answer.err.count("failed: ") == 2
     assert "bad_0000.nii.gz" in answer.err
-    assert "1 scans in" in answer.out
+    assert "1 scan in" in answer.out
     assert sorted(p.name for p in out.glob("*.nii.gz")) == ["phantom_004.nii.gz"]
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert {row["id"]: "error" in row for row in rows} == {"awful": True, "bad": True, "phantom_004": False}

@@ -67,7 +67,9 @@ def test_steps_beside_a_recipes_minutes_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_to_be_in_brackets_is_shown_so() -> None:
-    with pytest.raises(ConfigError, match=r"plan.patch = '32,48,32': .* Write plan.patch = \[32,48,32\]."):
+    with pytest.raises(
+        ConfigError, match=r"plan.patch = '32,48,32': give three whole numbers, .* plan.patch=\[32,48,32\]\."
+    ):
         load_settings(None, ["plan.patch=32,48,32"])
 
 
@@ -120,8 +122,28 @@ def test_a_recipe_that_cannot_be_names_file_and_key(tmp_path: Path, text: str, k
 
 
 def test_an_unknown_key_is_told_what_is_known() -> None:
-    with pytest.raises(ConfigError, match=r"--set: unknown key train\.step\. Known here: steps, .*seed"):
+    with pytest.raises(ConfigError, match=r"--set: unknown key train\.step\. Did you mean train\.steps\?"):
         load_settings(None, ["train.step=4"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.budget_minute=5", "unknown key train.budget_minute. Did you mean train.budget_minutes?"),
+        ("method.steps=5", "unknown key method.steps. Did you mean train.steps?"),
+        ("trian.steps=3", "unknown key trian. Did you mean train?"),
+        ("predict.qqq=1", "unknown key predict.qqq. Known here: device, engine"),
+        ("plan.patch=64", "plan.patch = 64: give three whole numbers, for example plan.patch=[32, 64, 64]."),
+        ("plan.patch=[64,64]", "plan.patch: give three whole numbers, for example plan.patch=[32, 64, 64]."),
+        ("plan.patch=[1,2,3,4]", "plan.patch = [1, 2, 3, 4]: give three whole numbers"),
+        ("plan.spacing_mm=1.5", "plan.spacing_mm = 1.5: give three numbers, for example plan.spacing_mm=[2.5,"),
+        ("augment.zoom=2", "augment.zoom = 2: give two numbers, for example augment.zoom=[0.7, 1.4]."),
+    ],
+)
+def test_what_is_meant_is_asked(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings(None, [override])
+    assert words in str(refused.value)
 
 
 def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:

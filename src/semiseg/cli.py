@@ -21,6 +21,7 @@ import tyro
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.methods.settings import MethodName
 from semiseg.predict.settings import EngineName, Precision, PredictSettings
+from semiseg.words import counted
 
 if TYPE_CHECKING:
     from semiseg.evaluate import Summary
@@ -53,6 +54,8 @@ class _RunArguments(_Computes):
     train.minutes."""
     labelled: int | None = None
     """Keep only so many labels and hide all others; overrides data.labelled."""
+    modality: Literal["auto", "ct", "mr"] | None = None
+    """What the scans are, where the channel's name and their values should not count; overrides data.modality."""
     method: MethodName | None = None
     """Learning method; overrides method.name."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -71,11 +74,14 @@ class Check(_Computes):
     """How the folder is laid out."""
     minutes: float | None = None
     """Also make the plan that so many minutes of training on this machine would get, and say why."""
+    modality: Literal["auto", "ct", "mr"] = "auto"
+    """What the scans are: by default as the channel is called, or by their values where it has no name."""
 
     def execute(self) -> int:
         from semiseg import workflows
 
-        return 0 if workflows.check(self.folder, layout=self.layout, minutes=self.minutes).ok else 1
+        report = workflows.check(self.folder, layout=self.layout, modality=self.modality, minutes=self.minutes)
+        return 0 if report.ok else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +122,9 @@ class Predict(_Computes):
     model: tyro.conf.Positional[Path]
     """Model folder, or a run that was trained."""
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """Scans and folders of scans (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
+    """Scans, and folders of scans with their sub-folders (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
     output: Path
-    """Folder for ID.nii.gz and predictions.jsonl."""
+    """Folder for ID.nii.gz and predictions.jsonl; of one scan also a file that is not there yet, such as seg.nii.gz."""
     ensemble: tuple[Path, ...] = ()
     """Further models of the same plan (other seeds, say), whose logits are averaged with the first's."""
     device: str = "auto"
@@ -170,7 +176,8 @@ class Predict(_Computes):
         )
         failed = [outcome for outcome in outcomes if outcome.error]
         reused = sum(outcome.reused for outcome in outcomes)
-        _say(f"{len(outcomes) - len(failed)} scans in {self.output} ({reused} of them from before).", self.quiet)
+        before = f" ({reused} of them from before)" if reused else ""
+        _say(f"{counted(len(outcomes) - len(failed), 'scan')} in {self.output}{before}.", self.quiet)
         for outcome in failed:
             print(f"failed: {outcome.id}: {outcome.error}", file=sys.stderr)
         return 1 if failed else 0
@@ -465,6 +472,7 @@ def _settings(arguments: _RunArguments) -> RunSettings:
         "data.labelled": arguments.labelled,
         "train.minutes": arguments.minutes,
         "train.threads": arguments.threads or None,
+        "data.modality": arguments.modality,
         "method.name": arguments.method,
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]

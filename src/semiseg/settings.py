@@ -54,7 +54,7 @@ def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
         # By way of JSON, since only there strict types (no "5" or true for a number) take a list for a tuple.
         return _ADAPTER.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {first_problem(error)}") from None
+        raise ConfigError(f"{source}: {first_problem(error, RunSettings)}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 

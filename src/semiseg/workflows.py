@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,9 @@ from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.planner import GPU_SHARE, Device, make_plan, median_shape
 from semiseg.data.prepare import prepare_cases, write_recipe
+from semiseg.data.remarks import print_label_remarks, print_remarks
 from semiseg.data.roles import (
+    FEWEST_TO_VALIDATE,
     DataSettings,
     Role,
     RunCase,
@@ -33,18 +36,9 @@ from semiseg.data.roles import (
     with_hashes,
     write_run_cases,
 )
-from semiseg.data.round_trip import (
-    grid_ceilings,
-)
-from semiseg.data.sizing import (
-    candidate_grids,
-    features_to_try,
-    timed_plan,
-)
-from semiseg.errors import (
-    ConfigError,
-    DataError,
-)
+from semiseg.data.round_trip import grid_ceilings
+from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
+from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import (
     Comparison,
     EvaluateSettings,
@@ -55,102 +49,34 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.files import (
-    read_jsonl,
-    remove_leftovers,
-)
-from semiseg.io.dataset import (
-    Case,
-    Dataset,
-    LabelScheme,
-)
-from semiseg.io.flare22_labels import (
-    FLARE22_LABELS,
-)
-from semiseg.io.layouts import (
-    read_dataset,
-)
-from semiseg.io.layouts.folders import (
-    read_object,
-    scans,
-)
-from semiseg.io.layouts.nnunet import (
-    dataset_labels,
-)
-from semiseg.io.layouts.plain import (
-    labels_found,
-)
-from semiseg.io.nifti import (
-    read_grid,
-    read_label,
-)
-from semiseg.methods.settings_by_method import (
-    ANY_STUDENT,
-)
-from semiseg.notices import (
-    add_notice,
-)
-from semiseg.predict.engine_choice import (
-    choose_engine,
-)
-from semiseg.predict.ensemble import (
-    EnsembleEngine,
-    joined,
-)
-from semiseg.predict.inputs import (
-    Scan,
-    find_scans,
-)
-from semiseg.predict.memory import (
-    check_budget,
-)
-from semiseg.predict.model import (
-    load_model,
-)
-from semiseg.predict.postprocessing import (
-    Pair,
-    choose_steps,
-    write_steps,
-)
-from semiseg.predict.predictor import (
-    Outcome,
-    check_mirroring,
-    predict_scans,
-)
-from semiseg.predict.settings import (
-    PredictSettings,
-)
-from semiseg.processes import (
-    processor_name,
-    usable_cores,
-    warn_of_other_programs,
-)
-from semiseg.report import (
-    write_comparison_report,
-    write_report,
-)
-from semiseg.run_folder import (
-    alone_in,
-    budget,
-    keep_asked,
-    prepared_settings,
-)
-from semiseg.settings import (
-    RunSettings,
-    write_settings,
-)
-from semiseg.train.settings import (
-    TrainSettings,
-)
-from semiseg.train.settled import (
-    PlanSize,
-    Settled,
-    read_settled,
-    write_settled,
-)
-from semiseg.words import (
-    counted,
-)
+from semiseg.files import read_jsonl, remove_leftovers
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.file_kinds import is_nifti, scan_files
+from semiseg.io.flare22_labels import FLARE22_LABELS
+from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts.folders import read_object
+from semiseg.io.layouts.nnunet import dataset_labels
+from semiseg.io.layouts.plain import labels_found
+from semiseg.io.modality import Modality
+from semiseg.io.nifti import read_grid, read_label
+from semiseg.methods.settings_by_method import ANY_STUDENT
+from semiseg.notices import add_notice
+from semiseg.predict.engine_choice import choose_engine
+from semiseg.predict.ensemble import EnsembleEngine, joined
+from semiseg.predict.foreign import foreign_text
+from semiseg.predict.inputs import Scan, find_scans
+from semiseg.predict.memory import check_budget
+from semiseg.predict.model import Model, load_model
+from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
+from semiseg.predict.predictor import Outcome, check_mirroring, check_output_file, predict_scan_to, predict_scans
+from semiseg.predict.settings import PredictSettings
+from semiseg.processes import processor_name, usable_cores, warn_of_other_programs
+from semiseg.report import write_comparison_report, write_report
+from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
+from semiseg.settings import RunSettings, write_settings
+from semiseg.train.settings import TrainSettings
+from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
+from semiseg.words import counted
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
@@ -162,12 +88,20 @@ if TYPE_CHECKING:  # only training waits for torch to load; prediction by anothe
 AnyPath = str | Path
 
 
-def check(folder: AnyPath, *, layout: str = "auto", minutes: float | None = None, quiet: bool = False) -> CheckReport:
+def check(
+    folder: AnyPath,
+    *,
+    layout: str = "auto",
+    modality: Modality = "auto",
+    minutes: float | None = None,
+    quiet: bool = False,
+) -> CheckReport:
     """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict.
 
-    minutes: also say which plan so many minutes of training on this machine would get, and why.
+    modality: as `data.modality` of a run. minutes: also say which plan so many minutes of training on this machine
+    would get, and why.
     """
-    dataset = read_dataset(Path(folder), layout=layout)
+    dataset = read_dataset(Path(folder), layout=layout, modality=modality)
     with _bar("checking", quiet) as advance:
         report = check_dataset(dataset, workers=usable_cores(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
@@ -192,6 +126,11 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     `ConfigError` where the run was made with other settings, and `DataError` naming every case that failed.
     """
     run = Path(run)
+    if not isinstance(settings, RunSettings):
+        raise ConfigError(
+            f"settings: RunSettings are expected, not {type(settings).__name__}. Give semiseg.RunSettings(...), or a "
+            "recipe by semiseg.config.load_settings(FILE)."
+        )
     if not settings.data.root:
         raise ConfigError("data.root is not set: name the dataset folder with --data FOLDER, or in the recipe.")
     root = Path(settings.data.root).resolve()
@@ -202,6 +141,12 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
         raise ConfigError(
             f"plan.student_base_features = {student}: {settings.method.name} has no teacher of another size. Choose "
             'method.name = "pseudo_label" or "mpl", or leave it out.'
+        )
+    if settings.data.teacher and settings.method.uses_unlabelled:
+        raise ConfigError(
+            f"data.teacher = {settings.data.teacher}: it labels every unlabelled scan, so that none is left to method "
+            f"{settings.method.name}. Add --method supervised, which learns from the teacher's labels; or leave "
+            "data.teacher out."
         )
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
@@ -215,10 +160,13 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
 
 def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     dataset = read_dataset(
-        Path(settings.data.root), layout=settings.data.layout, mirror_pairs=settings.data.mirror_pairs
+        Path(settings.data.root),
+        layout=settings.data.layout,
+        mirror_pairs=settings.data.mirror_pairs,
+        modality=settings.data.modality,
     )
-    for file, problem in () if quiet else dataset.problems:
-        print(f"set aside: {file}: {problem}", file=sys.stderr)
+    if not quiet:
+        print_remarks(dataset)
     settings.evaluate.check_labels(dataset.labels)
     validation = settings.train.validation_fraction if settings.train.validation_every else 0.0
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
@@ -244,10 +192,13 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     failed = [f"{result.id}: {result.error}" for result in results if result.error]
     if failed:
         raise DataError(
-            f"{len(failed)} of {len(results)} cases could not be prepared (the others are kept):\n  "
+            f"{len(failed)} of {counted(len(results), 'case')} could not be prepared (the others are kept):\n  "
             + "\n  ".join(failed)
-            + "\nMend them, or name a file that lists their ids with --set data.exclude=FILE, and run the same again."
+            + "\nMend or remove the files; or leave the cases out: write their ids into a text file, one a line, and "
+            "give the same command with --set data.exclude=FILE."
         )
+    if not quiet:
+        print_label_remarks(training, run / "store", plan.labels)
     write_recipe(run / "store", plan)
     return plan
 
@@ -465,23 +416,32 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
 
 
 def predict(
-    model: AnyPath,
+    model: AnyPath | Model,
     inputs: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
-    ensemble: Sequence[AnyPath] = (),
+    ensemble: AnyPath | Sequence[AnyPath] = (),
     settings: PredictSettings | None = None,
     quiet: bool = False,
 ) -> list[Outcome]:
-    """Predict scans (files and folders) into `output`, each in its own grid; a bad scan does not stop the rest.
+    """Predict scans (files and folders with their sub-folders) into the folder `output`, each in its own grid; a bad
+    scan does not stop the rest. One scan may also go into a file, `output="seg.nii.gz"`, which must not be there yet.
 
     What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
     the same plan, whose logits are averaged with the first's.
     """
-    settings = settings or PredictSettings()
-    scans = find_scans([Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)])
-    members = [Path(folder) for folder in ensemble]
-    return _predict(Path(model), scans, Path(output), settings, ensemble=members, quiet=quiet)
+    settings, output = settings or PredictSettings(), Path(output)
+    paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
+    scans = find_scans(paths, output=output, say=None if quiet else partial(print, file=sys.stderr))
+    if is_nifti(output):
+        if len(scans) > 1:
+            raise ConfigError(
+                f"--output {output}: names one file, but there are {len(scans)} scans to predict. Name a folder."
+            )
+        check_output_file(output, settings)
+    members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
+    folder = model.folder if isinstance(model, Model) else Path(model)
+    return _predict(folder, scans, output, settings, ensemble=members, quiet=quiet)
 
 
 def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
@@ -550,8 +510,9 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
     if not held:
         raise DataError(
-            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has 8 "
-            "labelled ones and neither train.validation_fraction nor train.validation_every is 0."
+            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
+            f"{FEWEST_TO_VALIDATE} labelled ones or more and neither train.validation_fraction nor "
+            "train.validation_every is 0: label more scans and make a new run. Until then labels stay as predicted."
         )
     output = run / "validation"
     outcomes = _predict(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
@@ -588,7 +549,13 @@ def _predict(
     if settings.max_memory:
         check_budget(scans, loaded, engine, settings)
     with _bar("predicting", quiet) as advance:
-        return predict_scans(scans, loaded, engine, output, settings, progress=advance)
+        if is_nifti(output):
+            outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
+        else:
+            outcomes = predict_scans(scans, loaded, engine, output, settings, progress=advance)
+    if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
+        print(foreign_text(foreign, loaded.plan), file=sys.stderr)
+    return outcomes
 
 
 def evaluate(
@@ -606,11 +573,15 @@ def evaluate(
     challenge's organs under its rules.
     """
     settings = settings or EvaluateSettings()
-    references = Path(references)
+    predictions, references = Path(predictions), Path(references)
+    for folder, holds in ((predictions, "predicted"), (references, "reference")):
+        if not folder.is_dir():
+            wrong = "is a file" if folder.exists() else "there is no such folder"
+            raise DataError(f"{folder}: {wrong}. Name the folder of the {holds} label maps.")
     scheme = _label_scheme(None if labels is None else Path(labels), references, settings.rules)
     with _bar("scoring", quiet) as advance:
         summary = evaluate_folder(
-            Path(predictions),
+            predictions,
             references,
             scheme,
             settings=settings,
@@ -668,11 +639,11 @@ def never_found(summary: Summary) -> str:
 
 
 def compare(
-    runs: Sequence[AnyPath], *, names: Sequence[str] = (), page: AnyPath | None = None, quiet: bool = False
+    runs: AnyPath | Sequence[AnyPath], *, names: Sequence[str] = (), page: AnyPath | None = None, quiet: bool = False
 ) -> Comparison:
     """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables. page: an HTML file
     to write them to besides."""
-    folders = [Path(run) for run in runs]
+    folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     for run in folders:
         if run.is_dir() and not (run / "summary.json").exists():
             raise DataError(f"{run}: has no summary.json. Score the run first: semiseg evaluate {run}")
@@ -706,7 +677,7 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
         failed = [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]
         if failed:
             raise DataError(
-                f"{len(failed)} test cases could not be predicted (the others are kept):\n  "
+                f"{counted(len(failed), 'test case')} could not be predicted (the others are kept):\n  "
                 + "\n  ".join(failed)
                 + "\nMend these files and run the same command again, which goes on from here."
             )
@@ -737,7 +708,10 @@ def closing_lines(run: AnyPath) -> list[str]:
 
 def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelScheme:
     if file is None:
-        return FLARE22_LABELS if rules == "flare22" else labels_found(references, scans(references))
+        remedy = "Name the classes with --labels FILE: a dataset.json, or the plan.toml of a run."
+        if rules == "flare22":
+            return FLARE22_LABELS
+        return labels_found(references, scan_files(references), remedy=remedy)
     if file.suffix == ".toml":
         return read_plan(file).labels
     return dataset_labels(read_object(file), file)

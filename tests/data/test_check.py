@@ -271,6 +271,74 @@ def test_faults_of_one_image(tmp_path: Path, kind: str, severity: str, words: st
     assert words in problem.text
 
 
+def test_labels_that_are_all_empty_are_an_error(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    for name in "abc":
+        save(root / "labelsTr" / f"{name}.nii.gz", label())
+    report = check(root)
+    assert not report.ok
+    (error,) = [problem for problem in report.problems if problem.severity == "error"]
+    assert "every training label is empty" in error.text.lower()
+
+
+def test_scans_that_no_network_fits_are_an_error(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    for file in (*root.glob("images*/*"), *root.glob("labels*/*")):
+        save(file, np.asanyarray(nib.load(file).dataobj)[:, :4, :4])
+    report = check(root)
+    (error,) = [problem for problem in report.problems if problem.severity == "error"]
+    assert "cannot be pooled: two axes need 7 voxels or more" in error.text
+
+
+def test_a_spacing_that_would_fill_the_memory_is_an_error(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    wrong = np.diag([1000.0, 1500.0, 3000.0, 1.0])
+    save(root / "imagesUn" / "d_0000.nii.gz", image(3), wrong)
+    (error,) = [problem for problem in check(root).problems if problem.severity == "error"]
+    assert error.file == "imagesUn/d_0000.nii.gz"
+    assert "Voxels of 3000 x 1500 x 1000 mm, which become 8000 x 7000 x 6000 voxels" in error.text
+    assert "Correct the spacing in the header" in error.text
+
+
+def test_values_beside_whole_numbers_are_rounded_and_named(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "labelsTr" / "b.nii.gz", (label(1, 2) * 0.9999).astype(np.float32))
+    report = check(root)
+    assert report.ok
+    assert "up to 0.0002 off whole numbers: they are rounded" in only_problem(report).text
+    assert report.cases[1].label_voxels == report.cases[0].label_voxels
+
+
+@pytest.mark.parametrize(("axis", "name"), [(0, "X"), (1, "Y"), (2, "Z")])
+def test_a_label_that_is_mirrored_against_its_image(tmp_path: Path, axis: int, name: str) -> None:
+    root = dataset_folder(tmp_path)
+    mirrored = AFFINE.copy()
+    mirrored[axis, axis] *= -1
+    save(root / "labelsTr" / "b.nii.gz", label(1, 2), mirrored)
+    (error,) = [problem for problem in check(root).problems if problem.severity == "error"]
+    assert f"ot on the grid of its image: mirrored against it along {name} (same shape" in error.text
+    assert "give both files one affine" in error.text
+
+
+def test_a_set_without_unlabelled_scans_gets_a_note(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    (root / "imagesUn" / "d_0000.nii.gz").unlink()
+    note = only_problem(check(root))
+    assert (note.severity, note.file) == ("note", str(root))
+    assert "No unlabelled scans: training learns from the labels alone" in note.text
+
+
+def test_many_problems_of_one_kind_are_counted(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    for number in range(30):
+        save(root / "labelsTr" / f"lost{number}.nii.gz", label(1))
+    out = io.StringIO()
+    print_check(check(root), Console(file=out, width=100))
+    assert out.getvalue().count("A label without an image") == 5
+    assert "and 25 more errors of the same kind, on other files" in out.getvalue()
+    assert "Not ready: 30 errors." in out.getvalue()
+
+
 def test_channels(tmp_path: Path) -> None:
     root = dataset_folder(tmp_path, channels=("T1", "T2"))
     save(root / "imagesTr" / "a_0001.nii.gz", np.full(SHAPE_XYZ, 3, np.int16))
@@ -285,6 +353,7 @@ def test_channels(tmp_path: Path) -> None:
     assert found == [
         ("error", "imagesTr/b_0000.nii.gz"),
         ("error", "imagesUn/d_0001.nii.gz"),
+        *[("warning", str(root))] * 2,  # their values look like Hounsfield units
         ("warning", "imagesTr/a_0000.nii.gz"),
     ]
 
@@ -406,6 +475,7 @@ def test_real_nnunet_folders_are_ready(
     """The generated twin is `test_a_dataset_in_order`."""
     report = check(real_data / folder)
     assert report.ok
+    said = [*said, "No unlabelled scans"]
     assert len(report.problems) == len(said)
     assert all(words in problem.text for words, problem in zip(said, report.problems, strict=True))
     assert len(report.cases) == cases
@@ -421,4 +491,5 @@ def test_real_flare22_numbers_lack_one_organ(real_data: Path) -> None:
     assert [case.shape_zyx for case in report.cases] == [(112, 101, 122), (30, 101, 122)]
     assert report.cases[0].label_voxels is not None
     assert set(report.cases[0].label_voxels) == set(range(14)) - {10}
-    assert "esophagus (10)" in only_problem(report).text
+    words = ["beside the folders", "esophagus (10)", "CT by its values: 2 of 2 scans", "No unlabelled scans"]
+    assert all(word in problem.text for word, problem in zip(words, report.problems, strict=True))

@@ -128,7 +128,15 @@ def test_excluded_cases_are_not_learnt_from(tmp_path: Path) -> None:
     found = roles_of(dataset(), DataSettings(labelled=2, exclude=str(file)))
     assert "u1" not in found
     assert "l3" not in found  # its label is hidden, so it is an unlabelled one
-    assert found["l0"] == "labelled"  # the list is of pseudo-labels: this one has a true label
+    assert "l0" not in found
+    assert ids(found, "labelled") == ["l1", "l2"]  # the budget is spent on others
+    chosen = tmp_path / "labels.txt"
+    chosen.write_text("l0\nl1\n")
+    with pytest.raises(ConfigError, match=r"labels\.txt: l0 is also in data\.exclude"):
+        roles_of(dataset(), DataSettings(label_list=str(chosen), exclude=str(file)))
+    file.write_text("\n".join(f"l{i}" for i in range(10)))
+    with pytest.raises(ConfigError, match="names every labelled training case"):
+        roles_of(dataset(), DataSettings(exclude=str(file)))
     file.write_text("nobody\n")
     with pytest.raises(ConfigError, match=r"data\.exclude = .*exclude\.txt: nobody is no training case of data"):
         roles_of(dataset(), DataSettings(exclude=str(file)))
@@ -165,7 +173,7 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"only 7 training cases have a label besides the 3 of data\.development"):
         roles(dataset(), DataSettings(labelled=8, development=3))
     for many in (10, 12, 99):
-        with pytest.raises(ConfigError, match=rf"data\.development = {many} takes all of the 10"):
+        with pytest.raises(ConfigError, match=rf"data\.development = {many} takes all of 10"):
             roles(dataset(), DataSettings(development=many))
     with pytest.raises(ConfigError, match=r"data\.development = -1"):
         DataSettings(development=-1)

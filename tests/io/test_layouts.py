@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from semiseg.errors import ConfigError, DataError, UnsupportedError
-from semiseg.io.dataset import Dataset, LabelScheme
+from semiseg.io.dataset import Dataset, LabelScheme, Remark
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.labels import automatic_pairs
+from semiseg.io.nifti import read_volume
 
 LABELS = {"background": 0, "left kidney": 1, "right kidney": 2}
 
@@ -40,6 +41,11 @@ def describe(root: Path, **entries: Any) -> None:
 
 def ids(dataset: Dataset, split: str = "train", *, labelled: bool | None = None) -> list[str]:
     return [case.id for case in dataset.cases if case.split == split and labelled in (None, case.label is not None)]
+
+
+def remarks_on(dataset: Dataset) -> list[Remark]:
+    """Without what is said of values: the scans here are empty."""
+    return [remark for remark in dataset.remarks if "below 0" not in remark[2]]
 
 
 def kidneys(root: Path) -> Path:
@@ -117,23 +123,126 @@ def test_what_is_not_read_as_a_scan_is_a_problem(tmp_path: Path) -> None:
     """Whoever put it there thinks that it is used."""
     kidneys(tmp_path)
     scans(tmp_path / "imagesUn" / "batch2", "g_0000")
-    scans(tmp_path / "imagesun", "h_0000")
-    (tmp_path / "imagesUn" / "i_0000.NII.GZ").touch()
-    (tmp_path / "imagesUn" / "j_0000.mha").touch()
+    scans(tmp_path / "imagests", "h_0000")
+    for name in "ijklmno":
+        (tmp_path / "imagesUn" / f"{name}_0000.mha").touch()
+    (tmp_path / "imagesUn" / "dicom").mkdir()
+    for name in "ab":
+        (tmp_path / "imagesUn" / "dicom" / name).write_bytes(bytes(128) + b"DICM")
     (tmp_path / "imagesUn" / "notes.txt").touch()
     (tmp_path / "imagesTr" / "k_0000.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
     dataset = read_dataset(tmp_path)
     assert ids(dataset) == ["a", "b", "c", "d"]
     problems = {str(file.relative_to(tmp_path)): text for file, text in dataset.problems}
     assert set(problems) == {
-        "imagesun",
+        "imagests",
         "imagesUn/batch2",
-        "imagesUn/i_0000.NII.GZ",
-        "imagesUn/j_0000.mha",
+        "imagesUn/dicom",
+        "imagesUn/i_0000.mha",
         "imagesTr/k_0000.nii.gz",
     }
-    assert "spelt imagesUn" in problems["imagesun"]
+    assert "spelt imagesTs" in problems["imagests"]
+    assert "DICOM, which is not read yet. Convert it to NIfTI first" in problems["imagesUn/dicom"]
     assert "gone.nii.gz, which is not there" in problems["imagesTr/k_0000.nii.gz"]
+    assert problems["imagesUn/i_0000.mha"] == (
+        ".mha is not read yet. Convert it to .nii.gz. The same with 6 others: j_0000.mha, k_0000.mha, l_0000.mha, "
+        "m_0000.mha, n_0000.mha and 1 more."
+    )
+    assert remarks_on(dataset) == []
+
+
+@pytest.mark.parametrize("folder", ["imagesUn", "imagesun", "imagesUL", "imagesUnlabeled", "Unlabelled", "unlabeled"])
+@pytest.mark.parametrize("layout", ["nnunet", "msd", "plain"])
+def test_folders_of_unlabelled_scans_by_their_usual_names(tmp_path: Path, layout: str, folder: str) -> None:
+    if layout == "nnunet":
+        kidneys(tmp_path)
+    elif layout == "msd":
+        decathlon(tmp_path)
+    else:
+        scans(tmp_path, "images/a", "labels/a")
+        describe(tmp_path)
+    scans(tmp_path / folder, "new_0000")
+    dataset = read_dataset(tmp_path)
+    assert dataset.layout == layout
+    assert ("new" if layout != "msd" else "new_0000") in ids(dataset, labelled=False)
+    assert (dataset.problems, remarks_on(dataset)) == ((), [])
+
+
+def test_endings_in_any_letter_case(tmp_path: Path) -> None:
+    scan(tmp_path / "images" / "a.nii.gz")
+    (tmp_path / "images" / "a.nii.gz").rename(tmp_path / "images" / "a.NII.GZ")
+    scan(tmp_path / "images" / "b.nii")
+    (tmp_path / "images" / "b.nii").rename(tmp_path / "images" / "b.Nii")
+    scan(tmp_path / "labels" / "a.nii.gz", np.ones((3, 4, 5), np.uint8))
+    (tmp_path / "labels" / "a.nii.gz").rename(tmp_path / "labels" / "a.Nii.Gz")
+    dataset = read_dataset(tmp_path)
+    assert (ids(dataset, labelled=True), ids(dataset, labelled=False)) == (["a"], ["b"])
+    assert read_volume(dataset.cases[0].images).array.shape == (1, 5, 4, 3)
+    assert read_volume(dataset.cases[1].images).array.shape == (1, 5, 4, 3)
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "msd", "plain"])
+def test_other_folders_of_scans_are_named(tmp_path: Path, layout: str) -> None:
+    if layout == "nnunet":
+        kidneys(tmp_path)
+    elif layout == "msd":
+        decathlon(tmp_path)
+    else:
+        scans(tmp_path, "images/a", "labels/a")
+        describe(tmp_path)
+    scans(tmp_path, "more/deeper/x", "loose")
+    (tmp_path / "more" / "y.nrrd").touch()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "list.txt").touch()
+    remarks = {file.name: (severity, text) for severity, file, text in remarks_on(read_dataset(tmp_path))}
+    assert set(remarks) == {tmp_path.name, "more"}
+    assert "1 scan beside the folders, not read: loose.nii.gz" in remarks[tmp_path.name][1]
+    assert "not read, though it holds 1 NIfTI file, 1 .nrrd file" in remarks["more"][1]
+    assert {severity for severity, _ in remarks.values()} == {"warning"}
+
+
+@pytest.mark.parametrize("said", [2, 3, 10, None, "3"])
+def test_fewer_labels_than_training_cases_that_were_announced(tmp_path: Path, said: object) -> None:
+    kidneys(tmp_path)
+    describe(tmp_path, numTraining=said)
+    remarks = [text for _, file, text in read_dataset(tmp_path).remarks if file.name == "dataset.json"]
+    if said in (3, 10):
+        assert remarks == [
+            f"numTraining = {said}, but 2 training scans have a label; the other one is used as unlabelled: c. "
+            "Add labels, or correct the number."
+        ]
+    else:
+        assert remarks == []
+
+
+def test_a_folder_of_dicom_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "images" / "patient").mkdir(parents=True)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images" / "patient" / "IM1").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(UnsupportedError, match=r"a folder of DICOM, which is not read yet\. Convert it to NIfTI first"):
+        read_dataset(tmp_path)
+    with pytest.raises(DataError, match=r"It holds 1 DICOM file\. Convert it to NIfTI first"):
+        read_dataset(tmp_path / "images")
+
+
+def test_images_in_the_folder_of_labels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grey = np.arange(60 * 20, dtype=np.int16).reshape(3, 4, 100)
+    for folder, name, array in (("images", "a", grey), ("labels", "a", grey), ("images", "b", grey)):
+        scan(tmp_path / folder / f"{name}.nii.gz", array)
+    with pytest.raises(
+        DataError, match=r"1200 different values, from 0 to 1199, that change .*: a grey-scale image, no label map"
+    ):
+        read_dataset(tmp_path)
+    scan(tmp_path / "labels" / "a.nii.gz", rng.integers(0, 200, grey.shape).astype(np.uint8))
+    with pytest.raises(DataError, match=r"\d+ different values, from 0 to 199, that change .*: a grey"):
+        read_dataset(tmp_path)
+    many = np.repeat(np.arange(1, 121, dtype=np.uint8), 10).reshape(3, 4, 100)  # organs, each in one piece
+    scan(tmp_path / "labels" / "a.nii.gz", many.transpose(2, 1, 0))
+    assert read_dataset(tmp_path).labels.count == 121
+    scan(tmp_path / "labels" / "a.nii.gz", grey - 1000)
+    with pytest.raises(DataError, match=r"from -1000 to 199; .* a grey-scale image, no label map"):
+        read_dataset(tmp_path)
 
 
 def test_splits_give_the_order_of_labels(tmp_path: Path) -> None:

@@ -90,6 +90,14 @@ def other_sizes(folder: Path) -> None:
     (folder / "plan.toml").write_text(text.replace("    4,\n    6,\n", "    4,\n    8,\n"))
 
 
+def test_the_card_counts_the_parameters_of_an_average(model: Model, folder: Path) -> None:
+    """An average is not trained, so that its parameters need no gradient."""
+    network = load_network(model).requires_grad_(False)
+    count = sum(p.numel() for p in network.parameters())
+    save_model(folder.parent / "average", network, model.plan, role="student", card={})
+    assert load_model(folder.parent / "average").card["parameters"] == count > 0
+
+
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "card.json").unlink(), r"model: no model here"),
     (lambda folder: (folder / "card.json").write_text("{"), r"card\.json: not valid JSON"),

@@ -13,15 +13,17 @@ import pytest
 import torch
 from engines import Constant
 
+from semiseg.data.plan import ChannelNormalisation
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
-from semiseg.io.nifti import read_volume
+from semiseg.io.nifti import RawChannel, read_volume
 from semiseg.predict.device import choose_device
 from semiseg.predict.engines.torch_blend import DeviceBlend
 from semiseg.predict.engines.torch_engine import TorchEngine, load_network, torch_engine
+from semiseg.predict.foreign import foreign_text, is_foreign
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.model import Model
-from semiseg.predict.predictor import Outcome, predict_array, predict_scans
+from semiseg.predict.predictor import Outcome, predict_array, predict_scan_to, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.predict.window import Window
 from semiseg.types import Shape
@@ -416,3 +418,44 @@ def test_no_file_is_overwritten_that_was_not_predicted_here(model: Model, tmp_pa
     (first,) = predict(model, tmp_path / "in", tmp_path / "out")
     (again,) = predict(model, tmp_path / "in", tmp_path / "out")
     assert (first.error, again.reused) == (None, True)
+
+
+def test_one_scan_goes_into_the_file_that_is_named(model: Model, tmp_path: Path) -> None:
+    scan = Scan("a", (save(tmp_path / "in" / "a.nii.gz"),))
+    engine = torch_engine(model, CPU)
+    (in_folder,) = predict(model, tmp_path / "in", tmp_path / "out")
+    for name in ("seg.nii.gz", "seg.nii"):
+        outcome = predict_scan_to(scan, model, engine, tmp_path / "new" / name, SETTINGS)
+        assert (outcome.output, outcome.error) == (tmp_path / "new" / name, None)
+        found, expected = (np.asarray(nib.load(file).dataobj) for file in (outcome.output, in_folder.output))
+        assert np.array_equal(found, expected)
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["seg.nii", "seg.nii.gz"]
+    before = (tmp_path / "new" / "seg.nii").read_bytes()
+    with pytest.raises(ConfigError, match=r"seg\.nii: is there already, and a file that is named is never overwritten"):
+        predict_scan_to(scan, model, engine, tmp_path / "new" / "seg.nii", SETTINGS)
+    assert (tmp_path / "new" / "seg.nii").read_bytes() == before
+    with pytest.raises(ConfigError, match="ending in small letters"):
+        predict_scan_to(scan, model, engine, tmp_path / "new" / "seg.NII", SETTINGS)
+
+
+def test_a_scan_of_another_modality_is_told(model: Model, tmp_path: Path) -> None:
+    """The model learnt CT: noise below 0 may be one, a scan without a value below 0 is none."""
+    save(tmp_path / "in" / "ct.nii.gz")
+    mr = nib.load(tmp_path / "in" / "ct.nii.gz")
+    values = np.abs(np.asarray(mr.dataobj))
+    nib.save(nib.Nifti1Image(values, mr.affine), tmp_path / "in" / "mr.nii.gz")
+    outcomes = predict(model, tmp_path / "in", tmp_path / "out")
+    assert [(outcome.id, outcome.foreign, outcome.error) for outcome in outcomes] == [
+        ("ct", False, None),
+        ("mr", True, None),
+    ]
+    assert foreign_text(["mr"], model.plan) == (
+        "warning: mr has no value below 0, as MR has and no CT in Hounsfield units, but the model was trained on CT "
+        "(made up): do not trust its labels unseen."
+    )
+    of_mr = replace(model.plan, channels=("T1",), normalisation=(ChannelNormalisation(scheme="zscore"),))
+    air = np.full((12, 12, 12), -1000, np.int16)
+    air[3:9, 3:9, 3:9] = 40
+    assert is_foreign([RawChannel(air)], of_mr)
+    assert not is_foreign([RawChannel(np.abs(air))], of_mr)
+    assert "a, b look like CT in Hounsfield units, but the model was trained on T1" in foreign_text(["a", "b"], of_mr)

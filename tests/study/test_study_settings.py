@@ -74,7 +74,7 @@ def with_reference(text: str) -> tuple[str, str]:
             "",
             r'study\.toml: minutes: give them, or set "train\.steps" for all methods \(methods\.supervised\)',
         ),
-        ("minutes = 8.0", "minutes = 8.0\nminute = 3", r"unknown key minute\. Known here"),
+        ("minutes = 8.0", "minutes = 8.0\nminute = 3", r"unknown key minute\. Did you mean minutes"),
         (
             "minutes = 8.0",
             'minutes = 8.0\nbaseline = "x"',

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.data.check_case import (
+    NO_HOUNSFIELD,
     CaseFacts,
     Expectation,
     Problem,
@@ -22,6 +23,7 @@ from semiseg.data.check_case import (
     inspect_case,
     role_of,
 )
+from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import Case, Dataset, LabelScheme
@@ -82,7 +84,14 @@ def check_dataset(
     findings = _inspect_all(dataset.cases, expectation(dataset), workers, progress or (lambda done, total: None))
     facts = tuple(fact for fact, _ in findings)
     problems = [as_problem(("error", file, text), dataset.root) for file, text in dataset.problems]
-    problems += [problem for _, found in findings for problem in found]
+    of_cases = [problem for _, found in findings for problem in found]
+    problems += [
+        as_problem(remark, dataset.root)
+        for remark in dataset.remarks
+        # what is said of the whole set by some values need not be said of it when each of its scans is named
+        if NO_HOUNSFIELD not in remark[2] or not any(NO_HOUNSFIELD in problem.text for problem in of_cases)
+    ]
+    problems += of_cases
     problems += [as_problem(remark, dataset.root) for remark in _compare_cases(facts, dataset)]
     target = target_spacing_mm or _median_spacing(facts)
     return CheckReport(
@@ -143,6 +152,8 @@ def _compare_cases(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]
         *_orientations(facts, dataset.root),
         *_unseen_classes(facts, dataset),
         *_turned_headers(dataset),
+        *_unlabelled(facts, dataset.root),
+        *plan_remarks(facts, dataset),
     ]
 
 
@@ -183,9 +194,23 @@ def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark
     if not maps:
         text = "no training case has a readable label: nothing can be learned. Label a few scans."
         return [("error", dataset.root, text)]
+    if not any(value in m for m in maps for value in dataset.labels.organs):
+        text = "every training label is empty: no voxel has a class, so nothing can be learned. Restore the labels."
+        return [("error", dataset.root, text)]
     unseen = [f"{name} ({value})" for value, name in dataset.labels.organs.items() if not any(value in m for m in maps)]
     text = f"no training label contains {', '.join(unseen)}: it cannot be learned. Label it, or take it off the list."
     return [("warning", dataset.root, text)] if unseen else []
+
+
+def _unlabelled(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:
+    """A note where no scan is unlabelled: then nothing is learnt but the labels."""
+    if any(fact.role == "unlabelled" for fact in facts):
+        return []
+    text = (
+        "no unlabelled scans: training learns from the labels alone, unless --labelled N hides some of them. Put scans "
+        "without a label into imagesUn to learn from them, too."
+    )
+    return [("note", root, text)]
 
 
 def _turned_headers(dataset: Dataset) -> list[Remark]:

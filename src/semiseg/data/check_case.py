@@ -14,13 +14,16 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.nifti import Grid, read_grid, read_label, read_volume
+from semiseg.io.modality import is_ct
+from semiseg.io.nifti import Grid, read_grid, read_label_rounded, read_volume
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
+from semiseg.words import counted
 
 Severity = Literal["error", "warning", "note"]
 Role = Literal["labelled", "unlabelled", "test"]
 
 
+NO_HOUNSFIELD = "no Hounsfield units?"
 _BLOCK_BYTES = 1 << 20
 _CHECKSUM = "the file is damaged: its contents do not fit the checksum at its end. Restore it from the original."
 
@@ -86,9 +89,9 @@ def inspect_case(case: Case, expected: Expectation) -> tuple[CaseFacts, list[Pro
     remarks: list[Remark] = []
     grid, image = _inspect_image(case, expected, remarks)
     label_grid, voxels = _inspect_label(case.label, expected, remarks) if case.label else (None, None)
-    if case.label and grid and label_grid and (difference := grid.difference(label_grid)):
-        text = f"not on the grid of its image: {difference}. Resample it onto the image, or restore the file."
-        remarks.append(("error", case.label, text))
+    remedy = "Resample it onto the image, or restore the file."
+    if case.label and grid and label_grid and (misfit := grid.misfit(label_grid, remedy)):
+        remarks.append(("error", case.label, f"not on the grid of its image: {misfit}"))
     facts = CaseFacts(
         id=case.id,
         role=role_of(case),
@@ -116,12 +119,14 @@ def as_problem(remark: Remark, root: Path, case: str | None = None) -> Problem:
     text = text.removeprefix(f"{file}: ")
     inside = file != root and file.is_relative_to(root)
     name = str(file.relative_to(root)) if inside else str(file)
-    return Problem(severity=severity, file=name, text=text[:1].upper() + text[1:], case=case)
+    if text.split(" ", 1)[0].isalpha():  # a word, no id or key
+        text = text[:1].upper() + text[1:]
+    return Problem(severity=severity, file=name, text=text, case=case)
 
 
 def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> tuple[Grid | None, FloatArray | None]:
     """Grid and voxels `(C, Z, Y, X)` of the image, each None where it cannot be had."""
-    grids = [_header(path, remarks) for path in case.images]
+    grids = [inspect_header(path, remarks) for path in case.images]
     if any(grid is None for grid in grids):
         return next((grid for grid in grids if grid), None), None
     first = grids[0]
@@ -139,7 +144,8 @@ def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> 
     return first, image
 
 
-def _header(path: Path, remarks: list[Remark]) -> Grid | None:
+def inspect_header(path: Path, remarks: list[Remark]) -> Grid | None:
+    """The grid of a file, None where it cannot be read; adds what of its header is doubtful."""
     try:
         grid = read_grid(path)
     except DataError as error:
@@ -167,7 +173,7 @@ def _form_fits(grids: list[Grid], case: Case, expected: Expectation, remarks: li
         text = f"4D with {channels} volumes, but a 3D scan is expected. Keep one volume, or name all channels."
     else:
         names = ", ".join(expected.channels)
-        text = f"{channels} channels, but the dataset names {wanted} ({names}). Add or remove channels."
+        text = f"{counted(channels, 'channel')}, but the dataset names {wanted} ({names}). Add or remove channels."
     remarks.append(("error", file, text))
     return False
 
@@ -182,13 +188,13 @@ def _judge_intensities(image: FloatArray, case: Case, expected: Expectation, rem
         text = f"the channel {', '.join(constant)} is constant. Restore it, or leave the case out."
         remarks.append(("warning", case.images[0], text))
     for name, channel in zip(expected.channels, image, strict=True):
-        if name.upper() == "CT" and name not in constant and float(channel.min()) >= 0:
-            text = f"the channel is called CT, but its lowest value is {float(channel.min()):g}: no Hounsfield units? "
+        if is_ct(name) and name not in constant and float(channel.min()) >= 0:
+            text = f"the channel is called CT, but its lowest value is {float(channel.min()):g}: {NO_HOUNSFIELD} "
             remarks.append(
                 (
                     "warning",
                     case.images[0],
-                    text + "Apply the rescale intercept, or name the channel otherwise.",
+                    text + "Apply the rescale intercept, or say --modality mr if it is no CT.",
                 )
             )
 
@@ -198,13 +204,16 @@ def _inspect_label(
 ) -> tuple[Grid | None, dict[int, int] | None]:
     """Grid and voxel counts of a label map, each None where it cannot be had."""
     try:
-        label, grid = read_label(file)
+        label, grid, rounded = read_label_rounded(file)
     except DataError as error:
         remarks.append(("error", file, str(error)))
         return None, None
     if _fails_checksum(file):
         remarks.append(("error", file, _CHECKSUM))
         return None, None
+    if rounded:
+        text = f"label values are up to {rounded:.2g} off whole numbers: they are rounded. Store them as whole numbers."
+        remarks.append(("warning", file, text))
     counts = _voxel_counts(label)
     labels = expected.labels
     strange = {value: count for value, count in counts.items() if value not in labels.names and value != labels.ignore}
@@ -221,7 +230,7 @@ def _inspect_label(
 
 def _fails_checksum(file: Path) -> bool:
     """Whether a gzip file's contents are not those that were compressed; reading voxels alone does not look."""
-    if file.suffix != ".gz":
+    if file.suffix.lower() != ".gz":
         return False
     try:
         with gzip.open(file) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,8 +16,12 @@ from rich.text import Text
 from semiseg.data.check import CheckReport
 from semiseg.data.check_case import CaseFacts, Problem, Severity
 from semiseg.types import AnyArray
+from semiseg.words import counted
 
 _PLAIN_WIDTH = 100
+_SHOWN = 5
+"""So many problems of one kind are printed, and then how many more there are."""
+_KIND_LENGTH = 60
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "bold yellow", "note": "cyan"}
 
 
@@ -32,8 +37,16 @@ def print_check(report: CheckReport, console: Console | None = None) -> None:
     if sizes := _sizes(report.cases):
         console.print(sizes)
     console.print(_labels(report))
+    alike = Counter(_kind(problem) for problem in report.problems)
+    printed: Counter[str] = Counter()
     for problem in report.problems:
-        _print_problem(problem, console)
+        kind = _kind(problem)
+        printed[kind] += 1
+        if printed[kind] <= _SHOWN or alike[kind] <= _SHOWN + 1:
+            _print_problem(problem, console)
+        elif printed[kind] == _SHOWN + 1:
+            text = f"    and {alike[kind] - _SHOWN} more {problem.severity}s of the same kind, on other files"
+            console.print(Text(text, _STYLES[problem.severity]))
     if report.problems:
         console.print()
     console.print(_verdict(report))
@@ -109,6 +122,12 @@ def _count(maps: Sequence[dict[int, int]], value: int) -> tuple[int, int]:
     return sum(value in voxels for voxels in maps), sum(voxels.get(value, 0) for voxels in maps)
 
 
+def _kind(problem: Problem) -> str:
+    """The text without its numbers and names of files, by which problems are alike."""
+    words = re.sub(r"\S*[/\\.]\S*|[-\d]+", "", problem.text)
+    return f"{problem.severity} {words[:_KIND_LENGTH]}"
+
+
 def _print_problem(problem: Problem, console: Console) -> None:
     console.print(Text.assemble((problem.severity, _STYLES[problem.severity]), "  ", (problem.file, "bold")))
     console.print(Padding(Text(problem.text), (0, 0, 0, 4)))
@@ -117,10 +136,10 @@ def _print_problem(problem: Problem, console: Console) -> None:
 def _verdict(report: CheckReport) -> Text:
     counts = Counter(problem.severity for problem in report.problems)
     kinds: tuple[Severity, ...] = ("error", "warning", "note")
-    parts = [f"{counts[kind]} {kind}{'s' if counts[kind] > 1 else ''}" for kind in kinds if counts[kind]]
+    parts = [counted(counts[kind], kind) for kind in kinds if counts[kind]]
     found = ", ".join(parts) or "no problems"
     if report.ok:
-        return Text.assemble(("Ready", "bold green"), f": {len(report.cases)} cases, {found}.")
+        return Text.assemble(("Ready", "bold green"), f": {counted(len(report.cases), 'case')}, {found}.")
     return Text.assemble(("Not ready", "bold red"), f": {found}. Mend the errors and check again.")
 
 

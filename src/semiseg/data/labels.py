@@ -10,6 +10,7 @@ from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.nifti import Grid, read_label
 from semiseg.types import LabelArray
+from semiseg.words import counted
 
 
 def count_values(label: LabelArray) -> dict[int, int]:
@@ -27,13 +28,14 @@ def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme)
     values that the dataset does not declare.
     """
     label, label_grid = read_label(path)
-    if difference := label_grid.difference(grid):
-        raise DataError(f"{path}: not on the grid of {image}: {difference}. Resample one onto the other.")
+    if misfit := label_grid.misfit(grid, "Resample it onto the scan, or restore the file."):
+        raise DataError(f"{path}: not on the grid of {image}: {misfit}")
     voxels = count_values(label)
     for value, count in voxels.items():
         if value not in labels.names and value != labels.ignore:
+            have = counted(count, "voxel has", "voxels have")
             raise DataError(
-                f"{path}: {count} voxels have value {value}, but the dataset's labels end at {max(labels.names)}. "
+                f"{path}: {have} value {value}, but the dataset's labels end at {max(labels.names)}. "
                 "Correct the file, or declare the label."
             )
     return label, voxels

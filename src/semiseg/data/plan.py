@@ -15,6 +15,7 @@ from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import LabelScheme
 from semiseg.tables import refuse_unknown_keys
 from semiseg.types import Shape, Spacing
+from semiseg.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,8 @@ def read_plan(path: Path) -> Plan:
 def _inconsistency(plan: Plan) -> str | None:
     """What cannot work in an edited plan, as a sentence with the remedy."""
     if len(plan.normalisation) != len(plan.channels):
-        return f"normalisation has {len(plan.normalisation)} entries for {len(plan.channels)} channels; give one each."
+        entries = counted(len(plan.normalisation), "entry", "entries")
+        return f"normalisation has {entries} for {counted(len(plan.channels), 'channel')}; give one each."
     if min(plan.patch) < 1 or plan.batch < 1 or min(plan.spacing_mm) <= 0:
         return "patch, batch and spacing_mm must be positive."
     for name, network in (("teacher", plan.teacher), ("student", plan.student)):

@@ -11,6 +11,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split
 from semiseg.randomness import Draw
+from semiseg.words import counted
 
 Role = Literal["labelled", "taught", "unlabelled", "validation", "test"]
 """Taught is an unlabelled case that was labelled by an earlier model, to learn from as if the labels were true."""
@@ -26,6 +27,9 @@ class DataSettings:
     """The dataset folder; relative paths start from the folder of the run file that names them."""
     layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
     """How the folder is laid out; auto looks."""
+    modality: Literal["auto", "ct", "mr"] = "auto"
+    """What the scans are: CT is normalised by Hounsfield units, MR scan by scan. auto takes the channel's name in
+    dataset.json, and looks at the values of some scans where there is none."""
     labelled: int | None = None
     """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
     label_seed: int | None = None
@@ -34,8 +38,9 @@ class DataSettings:
     """A text file with the ids of the cases that keep their labels, one a line, in the order in which a budget spends
     them: what `semiseg rank` wrote and you have labelled, say. Relative paths as `root`."""
     exclude: str = ""
-    """A text file with the ids of unlabelled cases that nothing is learnt from, one a line: those with the worst
-    pseudo-labels, say (`semiseg rank --exclude-worst`). Relative paths as `root`."""
+    """A text file with the ids of training cases that nothing is learnt from, one a line: damaged ones, or those with
+    the worst pseudo-labels (`semiseg rank --exclude-worst`). A label budget is not spent on them. Relative paths as
+    `root`."""
     development: int = 0
     """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
     place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
@@ -77,10 +82,18 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     seed: of the held-out choice. Raises `ConfigError` where the label budget cannot be met, and `DataError` where
     nothing is labelled.
     """
-    listed = _listed(dataset)
+    excluded = set(_known_ids(settings.exclude, "exclude", dataset)) if settings.exclude else set[str]()
+    everyone = _listed(dataset)
+    listed = [case for case in everyone if case not in excluded]
+    if everyone and not listed:
+        raise ConfigError(f"data.exclude = {settings.exclude}: names every labelled training case. Take some off.")
     held_back = set(listed[max(0, len(listed) - settings.development) :]) if settings.development else set[str]()
     if settings.label_list:
         named = _known_ids(settings.label_list, "label_list", dataset)
+        if out := [case for case in named if case in excluded]:
+            raise ConfigError(
+                f"data.label_list = {settings.label_list}: {out[0]} is also in data.exclude. Take it off one of them."
+            )
         if unlabelled := [case for case in named if case not in set(listed)]:
             raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
         if both := [case for case in named if case in held_back]:
@@ -92,19 +105,17 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
             raise ConfigError(f"data.label_list = {settings.label_list}: names no case.")
         order = named
     else:
-        order = [case for case in _label_order(listed, settings) if case not in held_back]
+        order = [case for case in _label_order(everyone, settings) if case not in held_back | excluded]
     if listed and not order:
         raise ConfigError(
-            f"data.development = {settings.development} takes all of the {len(listed)} labelled training cases."
+            f"data.development = {settings.development} takes all of {counted(len(listed), 'labelled training case')}."
         )
     if not order:
         raise DataError(f"{dataset.root}: no training case has a label, but at least one is needed. Add labels.")
     if settings.labelled is not None and settings.labelled > len(order):
         besides = f" besides the {settings.development} of data.development" if settings.development else ""
-        raise ConfigError(
-            f"data.labelled = {settings.labelled}, but only {len(order)} training cases have a label{besides}."
-        )
-    excluded = set(_known_ids(settings.exclude, "exclude", dataset)) if settings.exclude else set[str]()
+        have = counted(len(order), "training case has", "training cases have")
+        raise ConfigError(f"data.labelled = {settings.labelled}, but only {have} a label{besides}.")
     kept = order[: settings.labelled]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
@@ -123,7 +134,7 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     return [
         _run_case(case, roles[case.id])
         for case in dataset.cases
-        if case.id in roles and not (roles[case.id] == "unlabelled" and case.id in excluded)
+        if case.id in roles and not (case.split == "train" and case.id in excluded)
     ]
 
 

@@ -25,6 +25,7 @@ from semiseg.ops.resample import (
     value_limits,
 )
 from semiseg.types import FloatArray, Shape, Spacing
+from semiseg.words import counted
 
 _PIECE_ROWS = 16
 """Rows that are converted to float32 at once where a whole channel is looked through."""
@@ -57,7 +58,7 @@ class ScanRows:
         """
         if len(channels) != len(plan.channels):
             raise DataError(
-                f"the scan has {len(channels)} channels, but the plan expects {len(plan.channels)} "
+                f"the scan has {counted(len(channels), 'channel')}, but the plan expects {len(plan.channels)} "
                 f"({', '.join(plan.channels)}). Give one image per channel, in this order."
             )
         z, y, x = channels[0].stored.shape

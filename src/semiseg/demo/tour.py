@@ -21,6 +21,7 @@ from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings
 from semiseg.train.settings import TrainSettings
 from semiseg.types import Shape
+from semiseg.words import counted
 
 BASELINE, MPL = "baseline", "baseline-mpl"
 BASELINE_MINUTES, MPL_MINUTES = 1.25, 3.25
@@ -64,7 +65,7 @@ def run_demo(
     size = size or DemoSize()
     began = time.monotonic()
     console = Console(quiet=quiet)
-    counts = f"{size.labelled} scans with labels, {size.unlabelled} without, {size.test} to test on"
+    counts = f"{counted(size.labelled, 'scan')} with labels, {size.unlabelled} without, {size.test} to test on"
     console.rule(f"1. An abdominal CT phantom set: {counts}")
     data = write_phantom_dataset(folder / "data", seed=seed, **asdict(size))
     if not workflows.check(data, quiet=quiet).ok:

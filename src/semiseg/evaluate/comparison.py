@@ -26,6 +26,7 @@ from semiseg.evaluate.tables import (
     shows_range,
 )
 from semiseg.randomness import Draw
+from semiseg.words import counted
 
 MEAN = "mean"
 
@@ -196,14 +197,11 @@ def comparison_rows(comparison: Comparison, metric: Metric) -> tuple[list[str], 
 
 
 def _subtitle(comparison: Comparison) -> str:
-    baseline = comparison.names[0]
+    baseline, cases = comparison.names[0], counted(comparison.case_count, "case")
     if comparison.few_cases:
-        return (
-            f"{comparison.case_count} cases, rules {comparison.rules}; mean (range of the cases), paired difference to "
-            f"{baseline}"
-        )
+        return f"{cases}, rules {comparison.rules}; mean (range of the cases), paired difference to {baseline}"
     return (
-        f"{comparison.case_count} cases, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
+        f"{cases}, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
         f"paired difference to {baseline}, Wilcoxon signed-rank p of each by itself"
     )
 

@@ -17,11 +17,13 @@ from semiseg.evaluate.metrics import OrganScores, score_case
 from semiseg.evaluate.summary import CaseScores, Rules, Summary, summarise, write_summary
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
-from semiseg.io.nifti import NIFTI_ENDINGS, Grid, read_label
+from semiseg.io.nifti import Grid, read_label
 from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import LabelArray
+from semiseg.words import counted, shortened
 
 Reference = tuple[str, Path, Path | None]
 """Case id, reference label map, image or None."""
@@ -160,30 +162,23 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tup
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
-        files = sorted(path for path in references.iterdir() if _case_id(path) is not None)
-        cases: Sequence[Reference] = [(_case_id(path) or "", path, None) for path in files]
+        cases: Sequence[Reference] = [(stem(path), path, None) for path in scan_files(references)]
         origin = str(references)
     else:
         cases, origin = references, "the case list"
     if not cases:
         raise DataError(f"{origin}: no reference label maps to score against. Give a folder of .nii.gz label maps.")
-    found = [(case, reference, _prediction(predictions, case), image) for case, reference, image in cases]
+    there = {stem(path): path for path in scan_files(predictions)}  # where both are, a.nii.gz comes after a.nii
+    found = [(case, reference, there.get(case), image) for case, reference, image in cases]
     missing = [case for case, _, prediction, _ in found if prediction is None]
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise DataError(
-            f"{predictions}: {len(missing)} of {len(found)} predictions are missing: {', '.join(missing)}. "
+            f"{predictions}: {len(missing)} of {counted(len(found), 'prediction')} {are} missing: "
+            f"{shortened(missing)}. "
             "A score over the rest would flatter; predict these cases first."
         )
     return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
-
-
-def _case_id(path: Path) -> str | None:
-    ending = next((ending for ending in NIFTI_ENDINGS if path.name.endswith(ending)), None)
-    return path.name.removesuffix(ending) if ending and not path.name.startswith(".") else None
-
-
-def _prediction(folder: Path, case: str) -> Path | None:
-    return next((path for ending in NIFTI_ENDINGS if (path := folder / f"{case}{ending}").is_file()), None)
 
 
 def _run(jobs: Sequence[_Job], workers: int) -> Iterator[CaseScores]:
@@ -205,11 +200,9 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterator[CaseScores]:
 def _score_files(job: _Job) -> CaseScores:
     reference, grid = read_label(job.reference)
     prediction, prediction_grid = read_label(job.prediction)
-    if difference := grid.difference(prediction_grid):
-        raise DataError(
-            f"{job.prediction}: not on the grid of {job.reference}: {difference}. "
-            "Predict on the scan that the reference was drawn on, or resample one onto the other."
-        )
+    remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."
+    if misfit := grid.misfit(prediction_grid, remedy):
+        raise DataError(f"{job.prediction}: not on the grid of {job.reference}: {misfit}")
     if job.rules == "flare22":
         organs = _score_stored(reference, prediction, grid)
     else:
@@ -241,7 +234,8 @@ def _check_values(path: Path, label: LabelArray, labels: LabelScheme) -> None:
     known = set(labels.names) | {labels.ignore}
     unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in known]
     if unknown:
+        have = counted(int(counts[unknown[0]]), "voxel has", "voxels have")
         raise DataError(
-            f"{path}: {int(counts[unknown[0]])} voxels have value {unknown[0]}, but the labels are "
+            f"{path}: {have} value {unknown[0]}, but the labels are "
             f"{', '.join(map(str, sorted(labels.names)))}. Correct the file, or add the label."
         )

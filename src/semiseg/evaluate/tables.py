@@ -10,6 +10,7 @@ from rich.table import Table
 
 from semiseg.evaluate.statistics import FEWEST_CASES, Interval, is_range
 from semiseg.evaluate.summary import METRICS, Metric, Summary, pair_count
+from semiseg.words import counted
 
 TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
 DECIMALS: dict[Metric, int] = {"dice": 4, "nsd": 4, "hd95_mm": 2}
@@ -30,7 +31,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     cells = [interval_text(summary["mean"][metric], DECIMALS[metric]) for metric in METRICS]
     rows.append(["mean", "", *cells, str(len(summary["cases"]))])
     console = console or Console()
-    print_table(f"{len(summary['cases'])} cases, rules {summary['rules']}", header, rows, console)
+    print_table(f"{counted(len(summary['cases']), 'case')}, rules {summary['rules']}", header, rows, console)
     intervals_of_all = [*summary["per_organ"].values(), summary["mean"]]
     notes = [RANGE_NOTE] if any(shows_range(row[metric]) for row in intervals_of_all for metric in METRICS) else []
     both, there = pair_count(summary["cases"])

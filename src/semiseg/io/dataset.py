@@ -9,6 +9,8 @@ from typing import Literal
 from semiseg.geometry import LEFT_RIGHT_AXIS
 
 Split = Literal["train", "test"]
+Remark = tuple[Literal["warning", "note"], Path, str]
+"""What a person should look at or know of, though nothing is left out for it: how grave, which file, and a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class Dataset:
     layout: `nnunet`, `msd`, `flare22` or `plain`. channels: names in order, such as `("CT",)`. train_order: ids of
     training cases in the order in which a label budget spends labels (`splits.json`), or empty. problems: what the
     layout itself shows to be wrong without opening a scan (a label that exists for no image), as `(file, text)`.
+    remarks: what is usable and yet to be looked at.
     """
 
     root: Path
@@ -75,3 +78,4 @@ class Dataset:
     cases: tuple[Case, ...]
     train_order: tuple[str, ...] = ()
     problems: tuple[tuple[Path, str], ...] = field(default=())
+    remarks: tuple[Remark, ...] = field(default=())

@@ -23,13 +23,23 @@ from semiseg.geometry import (
     stored_axes,
     to_canonical,
 )
+from semiseg.io.file_kinds import NIFTI_ENDINGS, is_nifti, why_unread
 from semiseg.types import AnyArray, DoubleArray, FloatArray, LabelArray, Shape, Spacing
+from semiseg.words import counted
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
 _AFFINE_TOLERANCE_MM = 1e-3
 _LARGEST_MM = 1e9
 """No scan lies a thousand kilometres off: larger numbers are a damaged header."""
 _MAX_LABEL = 65535
+_ROUNDING = 1e-3
+"""So far from a whole number a label value may be: what other programs leave of 1 when they compute in floats."""
+_MOST_SMOOTH = 32
+"""A map of more different values, most of which change from one voxel to the next, is a scan in the wrong folder."""
+_LEAST_EQUAL, _FEWEST_TO_TELL = 0.5, 1000
+_NO_LABEL_MAP = (
+    "a grey-scale image, no label map, which has one value for each class. Put the label map here; scans belong into "
+    "the folder of images."
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class Grid:
 
         Files that store the same grid in another order or direction of axes do not differ: reading undoes that.
         """
+        if axes := self.mirrored_along(other):
+            return (
+                f"mirrored against it along {' and '.join(axes)} (same shape and voxel size, but orientations "
+                f"{self.orientation} and {other.orientation})"
+            )
         if self.shape_zyx != other.shape_zyx:
             return f"the shapes differ (Z, Y, X): {self.shape_zyx} and {other.shape_zyx}"
         mine, theirs = self._canonical_affine, other._canonical_affine
@@ -73,6 +88,27 @@ class Grid:
                 f"(largest difference of the affines {worst:.4g})"
             )
         return None
+
+    def misfit(self, other: Grid, remedy: str) -> str | None:
+        """The same with what to do. remedy: of grids that differ otherwise than by a mirrored axis."""
+        if (difference := self.difference(other)) is None:
+            return None
+        if self.mirrored_along(other):
+            remedy = "If the stored voxels fit each other, give both files one affine; otherwise restore the file."
+        return f"{difference}. {remedy}"
+
+    def mirrored_along(self, other: Grid) -> list[str]:
+        """The axes (`X`, `Y`, `Z`) along which files of one shape and voxel size store opposite directions and lie
+        elsewhere: one of the two headers has a wrong sign. Empty for grids that are equal or differ otherwise."""
+        mine, theirs = self.affine[:3, :3], other.affine[:3, :3]
+        columns_agree = np.allclose(np.abs(mine), np.abs(theirs), atol=_AFFINE_TOLERANCE_MM, rtol=1e-3)
+        if self.shape_zyx != other.shape_zyx or not columns_agree:
+            return []
+        if np.allclose(self._canonical_affine, other._canonical_affine, atol=_AFFINE_TOLERANCE_MM, rtol=1e-4):
+            return []
+        axes = stored_axes(self.affine) or (0, 1, 2)
+        turned = [axis for axis in range(3) if float(mine[:, axis] @ theirs[:, axis]) < 0]
+        return sorted("XYZ"[axes[axis]] for axis in turned)
 
     def form_conflict(self) -> str | None:
         """A sentence if the header's sform and qform are both set and disagree; the sform is what we use."""
@@ -142,7 +178,7 @@ class RawVolume:
 
 def read_grid(path: Path) -> Grid:
     """Read the header only. Raises `DataError` for what is no NIfTI file, or not 3D or 4D."""
-    return _grid(_open(path), path)
+    return _grid(open_nifti(path), path)
 
 
 def read_volume(paths: Sequence[Path]) -> Volume:
@@ -159,7 +195,7 @@ def read_raw(paths: Sequence[Path]) -> RawVolume:
     channels: list[RawChannel] = []
     first: Grid | None = None
     for path in paths:
-        image = _open(path)
+        image = open_nifti(path)
         grid = _grid(image, path)
         stored = _read_stored(image, path)
         if stored.ndim == 4 and len(paths) > 1:
@@ -169,12 +205,11 @@ def read_raw(paths: Sequence[Path]) -> RawVolume:
         found = [RawChannel(to_canonical(part, grid.affine), slope, inter) for part in parts]
         if first is None:
             first = grid
-        elif difference := first.difference(grid):
-            raise DataError(f"{path}: not on the grid of {paths[0]}: {difference}. Resample one onto the other.")
+        elif misfit := first.misfit(grid, "Resample one onto the other."):
+            raise DataError(f"{path}: not on the grid of {paths[0]}: {misfit}")
         if bad := sum(channel.count_not_finite() for channel in found):
-            raise DataError(
-                f"{path}: {bad} voxels are NaN or infinite. Replace them (CT: by -1024), or leave the scan out."
-            )
+            are = counted(bad, "voxel is", "voxels are")
+            raise DataError(f"{path}: {are} NaN or infinite. Replace them (CT: by -1024), or leave the scan out.")
         channels += found
     if first is None:
         raise DataError("a case without image files cannot be read.")
@@ -184,9 +219,16 @@ def read_raw(paths: Sequence[Path]) -> RawVolume:
 def read_label(path: Path) -> tuple[LabelArray, Grid]:
     """Read a label map `(Z, Y, X)`: uint8 where it fits, uint16 otherwise.
 
-    Raises `DataError` for values that are not whole numbers from 0 to 65535, and for 4D files.
+    Raises `DataError` for values that are not whole numbers from 0 to 65535 (to within 0.001), for the many values of a
+    grey-scale image, and for 4D files.
     """
-    image = _open(path)
+    label, grid, _ = read_label_rounded(path)
+    return label, grid
+
+
+def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
+    """The same, and how far from a whole number the worst value was."""
+    image = open_nifti(path)
     grid = _grid(image, path)
     stored = _read_scaled(image, path)
     if stored.ndim == 4 and stored.shape[3] == 1:
@@ -196,15 +238,47 @@ def read_label(path: Path) -> tuple[LabelArray, Grid]:
     if not np.isfinite(stored).all():
         raise DataError(f"{path}: the label map has NaN or infinite voxels. Repair the file.")
     whole = np.rint(stored)
-    if np.any(whole != stored):
-        raise DataError(
-            f"{path}: label values must be whole numbers, but {float(stored[whole != stored][0]):.6g} was found."
-        )
+    worst = float(np.abs(whole - stored).max(initial=0))
+    if worst > _ROUNDING:
+        strange = float(stored[np.abs(whole - stored) > _ROUNDING][0])
+        raise DataError(f"{path}: label values must be whole numbers, but {strange:.6g} was found. {_advice(stored)}")
     low, high = (float(whole.min()), float(whole.max())) if whole.size else (0.0, 0.0)
     if low < 0 or high > _MAX_LABEL:
-        raise DataError(f"{path}: label values from {low:g} to {high:g}; 0 to {_MAX_LABEL} are allowed.")
+        raise DataError(
+            f"{path}: label values from {low:g} to {high:g}; 0 to {_MAX_LABEL} are allowed. {_advice(stored)}"
+        )
     dtype = np.uint8 if high < 256 else np.uint16
-    return np.ascontiguousarray(to_canonical(whole.astype(dtype), grid.affine)), grid
+    label = np.ascontiguousarray(to_canonical(whole.astype(dtype), grid.affine))
+    if high > _MOST_SMOOTH and (different := _different_values(label)) > _MOST_SMOOTH and not _is_smooth(label):
+        raise DataError(
+            f"{path}: {different} different values, from {low:g} to {high:g}, that change from voxel to voxel: "
+            f"{_NO_LABEL_MAP}"
+        )
+    return label, grid, worst
+
+
+def _different_values(label: LabelArray) -> int:
+    found = np.zeros(_MAX_LABEL + 1, dtype=bool)
+    found[label] = True
+    return int(np.count_nonzero(found))
+
+
+def _is_smooth(label: LabelArray) -> bool:
+    """Whether at least half of the voxels above 0 have the value of the next one along X; true for maps too small to
+    tell."""
+    if label.size < _FEWEST_TO_TELL:
+        return True
+    here, following = label[..., :-1], label[..., 1:]
+    above = here > 0
+    return int(np.count_nonzero((here == following) & above)) >= _LEAST_EQUAL * int(np.count_nonzero(above))
+
+
+def _advice(stored: FloatArray) -> str:
+    """What to do about a label map of strange values: many of them are a scan's."""
+    some = np.unique(stored.ravel()[:: max(1, stored.size // 100_000)])
+    if some.size > _MOST_SMOOTH:
+        return f"It holds {some.size} or more different values: {_NO_LABEL_MAP}"
+    return "Correct the file; where it was resampled, do that again with nearest neighbours."
 
 
 def write_label(path: Path, label_zyx: LabelArray, grid: Grid) -> None:
@@ -237,16 +311,30 @@ def type_of(header: Any) -> Any:
     return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
 
 
-def _open(path: Path) -> Any:
+def open_nifti(path: Path) -> Any:
+    """nibabel's image, of which nothing but the header was read; raises `DataError` for what is no NIfTI file."""
     try:
-        image = nib.load(path)
+        image = nib.load(path) if path.name.endswith(NIFTI_ENDINGS) or not is_nifti(path) else _load_as_nifti(path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        if not is_nifti(path) and path.is_file() and (why := why_unread(path)):
+            raise DataError(f"{path}: {why}") from None
         raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}). Restore or remove it.") from None
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
-        raise DataError(f"{path}: {type(image).__name__} is not NIfTI. Convert it to .nii.gz.")
+        raise DataError(f"{path}: {why_unread(path) or 'not NIfTI. Convert it to .nii.gz.'}")
     return image
+
+
+def _load_as_nifti(path: Path) -> Any:
+    """The image of a file with capitals in its ending, which nibabel takes for another format or another file."""
+    path.stat()
+    kinds: tuple[Any, Any] = (nib.Nifti1Image, nib.Nifti2Image)  # which have no annotations
+    files = {"image": nib.FileHolder(filename=str(path))}
+    try:
+        return kinds[0].from_file_map(files)
+    except (ImageFileError, HeaderDataError):
+        return kinds[1].from_file_map(files)
 
 
 def _grid(image: Any, path: Path) -> Grid:

@@ -9,13 +9,13 @@ from semiseg.data.plan import write_plan
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import atomic_folder, read_json, write_json
 from semiseg.predict.engines.opening import is_installed
-from semiseg.predict.model import Model
+from semiseg.predict.model import Model, load_model
 
 Form = Literal["onnx", "openvino", "torch"]
 _FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 
 
-def export_model(model: Model, form: Form, output: Path) -> Path:
+def export_model(model: Model | str | Path, form: Form, output: str | Path) -> Path:
     """Write the network for tiles of the plan's patch into the folder `output`, with its card and plan; returns the
     file.
 
@@ -23,6 +23,7 @@ def export_model(model: Model, form: Form, output: Path) -> Path:
     `N` is free but for torch, which takes one tile. Raises `ConfigError` where a library is missing, or where
     something else is in the place of `output`.
     """
+    model, output = model if isinstance(model, Model) else load_model(model), Path(output)
     if not is_installed(form):
         raise ConfigError(f"--to {form} needs more than is installed: pip install '.[{form}]'.")
     if output.exists() and not _is_export(output):

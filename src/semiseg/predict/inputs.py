@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.nifti import NIFTI_ENDINGS
+from semiseg.io.file_kinds import TO_NIFTI, is_nifti, kind_of, stem, visible, what_it_holds, why_unread
+from semiseg.words import counted
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
+_LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(Tr|Ts|Un)?", re.IGNORECASE)
+_SHOWN = 5
+"""So many files that are not read are named, and then how many more there are."""
+
+_Grouped = dict[str, dict[int, Path]]
 
 
 @dataclass(frozen=True)
@@ -21,49 +28,120 @@ class Scan:
     images: tuple[Path, ...]
 
 
-def find_scans(inputs: Sequence[Path]) -> list[Scan]:
+def find_scans(
+    inputs: Sequence[Path], *, output: Path | None = None, say: Callable[[str], None] | None = None
+) -> list[Scan]:
     """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
 
-    Numbers that do not run from 0000 on without a gap belong to the names: they are no channels.
+    Of folders also the sub-folders are read, but for those of label maps and of predictions. Where scans of several
+    sub-folders share a name, that of the sub-folder stands in front of the id. Numbers that do not run from 0000 on
+    without a gap belong to the names: they are no channels. output: a folder that is not looked into. say: told of each
+    file that is not read, the first five.
+
     Raises `DataError` for no or a missing input, a folder without scans, or two files that claim one channel of one id.
     """
     if not inputs:
         raise DataError("no scans: name files, or folders of scans.")
-    files: list[Path] = []
+    grouped: defaultdict[str, _Grouped] = defaultdict(dict)  # by sub-folder: channels of a scan lie in one folder
+    unread: list[str] = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(f for f in path.iterdir() if f.name.endswith(NIFTI_ENDINGS) and not f.name.startswith("."))
-            if not found:
-                raise DataError(f"{path}: no .nii or .nii.gz file in this folder. Name the folder of the scans.")
-            files += found
+            files, not_read = _in_folder(path, output)
+            unread += not_read
+            if not files:
+                raise DataError(f"{path}: {_no_scan(path, not_read)}")
         elif path.is_file():
-            files.append(path)
+            files = [(path, "")]
         else:
             raise DataError(f"{path}: there is no such file or folder.")
-    grouped: dict[str, dict[int, Path]] = {}
-    for file in files:
-        stem = _stem(file)
-        match = _CHANNEL.match(stem)
-        scan, channel = (match["id"], int(match["channel"])) if match else (stem, 0)
-        taken = grouped.setdefault(scan, {})
-        if channel in taken:
-            raise DataError(
-                f"{file}: {taken[channel]} is channel {channel} of {scan} too. Rename or remove one of them."
-            )
-        taken[channel] = file
+        for file, sub_folder in files:
+            _add(grouped[sub_folder], file)
+    if say:
+        for text in unread[:_SHOWN]:
+            say(text)
+        if len(unread) > _SHOWN:
+            say(f"{len(unread) - _SHOWN} more files or folders are not read either.")
+    scans = [(sub_folder, scan) for sub_folder, files in grouped.items() for scan in _scans(files)]
+    return _by_id(scans)
+
+
+def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    """The NIfTI files below a folder, each with the sub-folder's name (empty in the folder itself), and a sentence for
+    each file and folder that is not read."""
+    files: list[tuple[Path, str]] = []
+    unread: list[str] = []
+    series: defaultdict[Path, int] = defaultdict(int)
+    skipped: dict[Path, str] = {}
+    leave_out = None if output is None else output.resolve()
+    for file in visible(folder, deep=True):
+        within = list(file.relative_to(folder).parents)[:-1]  # without the folder itself, which was named
+        if any((folder / part).resolve() == leave_out for part in within):
+            continue
+        closed = next((folder / part for part in reversed(within) if _is_closed(folder / part)), None)
+        if closed is not None:
+            skipped.setdefault(closed, _why_closed(closed))
+        elif is_nifti(file.name) and file.is_file():
+            files.append((file, "_".join(file.relative_to(folder).parts[:-1])))
+        elif file.is_symlink() and not file.exists():
+            unread.append(f"{file}: not read: a link to {file.readlink()}, which is not there.")
+        elif kind_of(file) == "dicom":
+            series[file.parent] += 1
+        elif why := why_unread(file):
+            unread.append(f"{file}: {why}")
+    for place, count in series.items():
+        unread.append(f"{place}: {counted(count, 'DICOM file')}: not read yet. {TO_NIFTI}")
+    return files, [f"{place}: {why}" for place, why in skipped.items()] + unread
+
+
+def _is_closed(folder: Path) -> bool:
+    return bool(_LABEL_FOLDER.fullmatch(folder.name)) or (folder / "predictions.jsonl").exists()
+
+
+def _why_closed(folder: Path) -> str:
+    if (folder / "predictions.jsonl").exists():
+        return "not read: label maps that semiseg predicted. To predict on them all the same, name this folder."
+    return "not read: label maps, by its name. If these are scans, name this folder."
+
+
+def _no_scan(folder: Path, unread: Iterable[str]) -> str:
+    """What to say of a folder without a scan."""
+    holds = what_it_holds(folder)
+    if holds and "NIfTI" not in holds:
+        return f"no scan that is read: {holds}. {TO_NIFTI}"
+    first = next(iter(unread), None)
+    more = f" {first}" if first else ""
+    return f"no .nii or .nii.gz file in this folder or below it. Name the folder of the scans.{more}"
+
+
+def _add(grouped: _Grouped, file: Path) -> None:
+    match = _CHANNEL.match(stem(file))
+    scan, channel = (match["id"], int(match["channel"])) if match else (stem(file), 0)
+    taken = grouped.setdefault(scan, {})
+    if channel in taken:
+        raise DataError(f"{file}: {taken[channel]} is channel {channel} of {scan} too. Rename or remove one of them.")
+    taken[channel] = file
+
+
+def _scans(grouped: _Grouped) -> list[Scan]:
     scans: list[Scan] = []
     for name, channels in grouped.items():
         if sorted(channels) == list(range(len(channels))):
             scans.append(Scan(name, tuple(channels[c] for c in sorted(channels))))
         else:
-            scans += [Scan(_stem(file), (file,)) for file in channels.values()]
+            scans += [Scan(stem(file), (file,)) for file in channels.values()]
+    return scans
+
+
+def _by_id(scans: Sequence[tuple[str, Scan]]) -> list[Scan]:
+    """Scans sorted by their ids, which are made unique by the names of sub-folders. Raises `DataError` where they
+    cannot be."""
+    uses: defaultdict[str, int] = defaultdict(int)
+    for _, scan in scans:
+        uses[scan.id] += 1
     by_id: dict[str, Scan] = {}
-    for scan in scans:
+    for sub_folder, found in scans:
+        scan = replace(found, id=f"{sub_folder}_{found.id}") if sub_folder and uses[found.id] > 1 else found
         if scan.id in by_id:
             raise DataError(f"{scan.images[0]}: {by_id[scan.id].images[0]} has the id {scan.id} too. Rename one.")
         by_id[scan.id] = scan
     return [by_id[key] for key in sorted(by_id)]
-
-
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(".gz").removesuffix(".nii")

@@ -69,7 +69,7 @@ def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card
             "role": role,
             "classes": {str(value): name for value, name in plan.labels.names.items()},
             "channels": list(plan.channels),
-            "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "parameters": sum(p.numel() for p in network.parameters()),  # an average's need no gradient
             "weights_sha256": hash_files([weights]),
         }
         write_json(temporary / "card.json", facts | card)

@@ -16,14 +16,16 @@ from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, read_jsonl
+from semiseg.io.file_kinds import NIFTI_ENDINGS, stem
 from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
 from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.opening import open_engine
 from semiseg.predict.export import LabelExport, ProbabilityExport
+from semiseg.predict.foreign import is_foreign
 from semiseg.predict.inputs import Scan
-from semiseg.predict.model import Model
+from semiseg.predict.model import Model, load_model
 from semiseg.predict.postprocessing import read_steps
 from semiseg.predict.settings import PredictSettings
 from semiseg.predict.sliding import blended_rows
@@ -36,13 +38,15 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scan: the output, or the error as text. reused: it was there from an earlier call."""
+    """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
+    values are not those of the model's modality (MR for a CT model, CT for another)."""
 
     id: str
     output: Path
     seconds: float = 0.0
     reused: bool = False
     error: str | None = None
+    foreign: bool = False
 
 
 def predict_labels(
@@ -133,7 +137,8 @@ def predict_scans(
     for done, scan in enumerate(scans, start=1):
         if progress:
             progress(done - 1, len(scans), scan.id)
-        outcome, row = _attempt(scan, model, engine, output, settings, finished.get(scan.id))
+        target = output / f"{scan.id}.nii.gz"
+        outcome, row = _attempt(scan, model, engine, target, settings, finished.get(scan.id))
         if not outcome.reused:
             append_jsonl(log, row)
         outcomes.append(outcome)
@@ -142,11 +147,32 @@ def predict_scans(
     return outcomes
 
 
+def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings) -> Outcome:
+    """Predict one scan into a file (`.nii.gz` or `.nii`), which is not there yet; nothing else is written, but class
+    probabilities beside it where they are asked for. Raises as `predict_scans`."""
+    check_mirroring(model, settings)
+    check_output_file(file, settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    outcome, _ = _attempt(scan, model, engine, file, settings, None)
+    return outcome
+
+
+def check_output_file(file: Path, settings: PredictSettings) -> None:
+    """Raise `ConfigError` where a file to predict into, or that of its probabilities, is there already."""
+    if not file.name.endswith(NIFTI_ENDINGS):
+        raise ConfigError(f"--output {file}: write the ending in small letters, .nii.gz or .nii.")
+    for target in (file, probabilities_file(file)) if settings.probabilities else (file,):
+        if target.exists():
+            raise ConfigError(
+                f"{target}: is there already, and a file that is named is never overwritten. Name another, remove it, "
+                "or name a folder: there finished scans are known again."
+            )
+
+
 def _attempt(
-    scan: Scan, model: Model, engine: Engine, output: Path, settings: PredictSettings, finished: str | None
+    scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings, finished: str | None
 ) -> tuple[Outcome, dict[str, Any]]:
-    target = output / f"{scan.id}.nii.gz"
-    maps = _probabilities_file(target, scan.id)
+    maps = probabilities_file(target)
     row: dict[str, Any] = {
         "id": scan.id,
         "output": target.name,
@@ -163,7 +189,7 @@ def _attempt(
             return Outcome(scan.id, target, reused=True), row
         for old in (target, maps):
             old.unlink(missing_ok=True)
-        _predict_to_file(scan, model, engine, target, settings)
+        foreign = _predict_to_file(scan, model, engine, target, settings)
     except DataError as error:
         return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
     except MemoryError:
@@ -179,10 +205,11 @@ def _attempt(
         text = f"{error.filename or target}: {error.strerror}. Check the path and the free space."
         return Outcome(scan.id, target, error=text), row | {"error": text}
     seconds = time.perf_counter() - started
-    return Outcome(scan.id, target, seconds), row | {"key": key, "seconds": round(seconds, 3)}
+    return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
 
 
-def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> None:
+def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> bool:
+    """Predict and write; returns whether the scan's values are foreign to the model."""
     volume = read_raw(scan.images)
     try:
         labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
@@ -190,8 +217,9 @@ def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, set
         several = " Files of one name with numbers from _0000 on count as channels of one scan."
         raise DataError(f"{scan.images[0]}: {error}{several if len(scan.images) > 1 else ''}") from None
     if maps is not None:
-        write_map(_probabilities_file(target, scan.id), maps, volume.grid)
+        write_map(probabilities_file(target), maps, volume.grid)
     write_label(target, labels, volume.grid)
+    return is_foreign(volume.channels, model.plan)
 
 
 def _check_outputs(scans: Sequence[Scan], output: Path) -> None:
@@ -200,7 +228,7 @@ def _check_outputs(scans: Sequence[Scan], output: Path) -> None:
     begun_here = (output / "predictions.jsonl").exists()
     for scan in scans:
         target = output / f"{scan.id}.nii.gz"
-        for file in (target, _probabilities_file(target, scan.id)):
+        for file in (target, probabilities_file(target)):
             if file.resolve() in inputs:
                 raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
             if file.exists() and not begun_here:
@@ -224,14 +252,15 @@ def check_mirroring(model: Model, settings: PredictSettings) -> None:
         )
 
 
-def _probabilities_file(target: Path, scan: str) -> Path:
-    return target.with_name(f"{scan}_probabilities.nii.gz")
+def probabilities_file(target: Path) -> Path:
+    """Where class probabilities go, beside a label map."""
+    return target.with_name(f"{stem(target)}_probabilities.nii.gz")
 
 
 def predict_array(
     array: FloatArray,
     spacing_mm: Spacing,
-    model: Model,
+    model: Model | str | Path,
     *,
     engine: Engine | None = None,
     settings: PredictSettings | None = None,
@@ -239,19 +268,21 @@ def predict_array(
     """The label map of a scan that is already in memory.
 
     array: `(Z, Y, X)` or `(C, Z, Y, X)`, in canonical orientation (z to the head, y to the front, x to the right) and
-    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. engine: what computes, from `open_engine`;
-    for many scans open it once. By default that of the settings, where `auto` is torch; it is not checked, and
-    `max_memory` is not looked at.
+    in the units of the training scans (HU for CT). spacing_mm: `(Z, Y, X)`. model: from `load_model`, or its folder.
+    engine: what computes, from `open_engine`; for many scans open it once. By default that of the settings, where
+    `auto` is torch; it is not checked, and `max_memory` is not looked at.
 
     Raises `DataError` for another number of channels or dimensions, for voxels that are not finite, and for a spacing
     that is not positive; `ConfigError` as `predict_scans`.
     """
+    model = model if isinstance(model, Model) else load_model(model)
+    array = np.asarray(array)
     channels = array[None] if array.ndim == 3 else array
     if channels.ndim != 4:
         raise DataError(f"array of shape {array.shape}: give (Z, Y, X), or (C, Z, Y, X) with one channel per image.")
     if not np.isfinite(channels).all():
         raise DataError("array: some voxels are NaN or infinite. Replace them first.")
-    if len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
+    if np.shape(spacing_mm) != (3,) or not all(0 < mm < math.inf for mm in spacing_mm):
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
     settings = settings or PredictSettings()
     check_mirroring(model, settings)

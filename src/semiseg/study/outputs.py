@@ -8,11 +8,12 @@ from semiseg.evaluate.label_efficiency import Study
 from semiseg.evaluate.tables import print_table
 from semiseg.files import write_text
 from semiseg.report.study import study_markdown, study_tables, write_study_page
+from semiseg.words import counted
 
 
 def print_study(study: Study) -> None:
     """The tables of methods by label budgets."""
-    print(f"{study['name']}, {study['test_cases']} cases, {len(study['runs'])} runs")
+    print(f"{study['name']}, {counted(study['test_cases'], 'case')}, {counted(len(study['runs']), 'run')}")
     for table in study_tables(study):
         print()
         print_table(*table, total=False)

@@ -34,6 +34,7 @@ from semiseg.processes import processor_name, usable_cores
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
+from semiseg.words import counted
 
 Say = Callable[[str], None]
 
@@ -59,7 +60,7 @@ def made_runs(
     ]
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
-    say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them finished before.")
+    say(f"{counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them finished before.")
     if named := known.reference_missing(keys):
         say(
             f"reference: no run of {named['method']} with {named['labelled']} labels is known yet. Its table comes "
@@ -90,7 +91,9 @@ def made_runs(
                 process.terminate()
             raise
     if failed:
-        raise DataError(f"{len(failed)} of {len(missing)} runs failed; finished runs are kept. The first: {failed[0]}")
+        raise DataError(
+            f"{len(failed)} of {counted(len(missing), 'run')} failed; finished runs are kept. The first: {failed[0]}"
+        )
 
 
 def known_runs(file: Path, results: Path, *, baseline: str | None = None) -> Study:

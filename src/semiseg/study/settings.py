@@ -18,6 +18,7 @@ from semiseg.files import read_toml
 from semiseg.methods.settings_by_method import others_that_use
 from semiseg.settings import RunSettings
 from semiseg.tables import first_problem, refuse_unknown_keys
+from semiseg.words import counted
 
 _METHOD_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FIRST = -1
@@ -147,7 +148,7 @@ def load_study(file: Path) -> StudySettings:
     try:
         return _ADAPTER.validate_json(json.dumps(tables, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {first_problem(error)}") from None
+        raise ConfigError(f"{file}: {first_problem(error, StudySettings)}") from None
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -168,7 +169,7 @@ class PlannedRun:
 
     def __str__(self) -> str:
         subset = "the first" if self.label_seed is None else f"subset {self.label_seed}"
-        return f"{self.method}, {self.labelled} labels ({subset}), seed {self.seed}"
+        return f"{self.method}, {counted(self.labelled, 'label')} ({subset}), seed {self.seed}"
 
 
 def planned_runs(study: StudySettings) -> Iterator[PlannedRun]:

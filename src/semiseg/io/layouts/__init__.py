@@ -8,14 +8,13 @@ from pathlib import Path
 
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.file_kinds import TO_NIFTI, scan_files, stem, what_it_holds
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
 from semiseg.io.layouts.folders import (
     CHANNEL,
     TRAINING,
     Found,
     read_object,
-    scans,
-    stem,
     train_order,
     unique_cases,
 )
@@ -23,6 +22,7 @@ from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
 from semiseg.io.layouts.msd import read_msd
 from semiseg.io.layouts.nnunet import read_nnunet
 from semiseg.io.layouts.plain import IMAGES, LABELS, read_plain
+from semiseg.io.modality import Modality, name_channels
 from semiseg.io.nifti import read_grid
 
 READERS: dict[str, Callable[[Path, LabelScheme | None], Found]] = {
@@ -43,13 +43,15 @@ def read_dataset(
     layout: str = "auto",
     mirror_pairs: Sequence[tuple[str, str]] | None = None,
     labels: LabelScheme | None = None,
+    modality: Modality = "auto",
 ) -> Dataset:
-    """What the folder holds. No voxels are read, except by the plain layout to count classes that nobody named.
+    """What the folder holds. Few voxels are read: those that tell CT from MR, and by the plain layout whole labels to
+    count classes that nobody named.
 
     layout: `auto` looks; or `nnunet`, `msd`, `flare22`, `plain`. mirror_pairs: names of classes that are each other's
     mirror image; None takes the dataset's own `mirror_pairs`, or pairs names that differ by left and right.
-    labels: takes the place of the dataset's label list. An image without a label is an unlabelled case; what cannot
-    be used is left out and listed in `Dataset.problems`.
+    labels: takes the place of the dataset's label list. modality: `ct` or `mr`, where names and values do not count. An
+    image without a label is an unlabelled case; what cannot be used is left out and listed in `Dataset.problems`.
 
     Raises `DataError` where no layout fits or no scan is found, `UnsupportedError` for regions, 2D and other formats.
     """
@@ -65,22 +67,25 @@ def read_dataset(
         reasons = f" First problem: {problems[0][0]}: {problems[0][1]}" if problems else ""
         raise DataError(f"{root}: read as {layout}, but it holds no usable scan (.nii.gz or .nii).{reasons}")
     _refuse_flat(cases)
+    training = [case for case in cases if case.split == "train"] or cases
+    channels, of_channels = name_channels(found.channels, training, root, modality)
     return Dataset(
         root=root,
         name=found.name,
         layout=layout,
-        channels=found.channels,
+        channels=channels,
         labels=_with_pairs(found, mirror_pairs, root),
         cases=cases,
         train_order=train_order(root, cases, problems),
         problems=tuple(problems),
+        remarks=(*of_channels, *found.remarks),
     )
 
 
 def detect_layout(root: Path) -> str:
     """The name of the layout; raises `DataError` that says what was looked for and what is there."""
     if (root / "dataset.json").is_file():
-        names = [stem(file) for file in scans(root / TRAINING)]
+        names = [stem(file) for file in scan_files(root / TRAINING)]
         numbered = bool(names) and all(CHANNEL.fullmatch(name) for name in names)
         # nnU-Net 1 lists its training files too, by names without the channel number: then the list names no file.
         listed = _lists_files(root)
@@ -94,7 +99,9 @@ def detect_layout(root: Path) -> str:
         return "plain"
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
     there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
-    raise DataError(f"{root}: no known layout. Looked for {_LOOKED_FOR}; found {there}.")
+    holds = what_it_holds(root)
+    unread = f" It holds {holds}. {TO_NIFTI}" if holds and "NIfTI" not in holds else ""
+    raise DataError(f"{root}: no known layout. Looked for {_LOOKED_FOR}; found {there}.{unread}")
 
 
 def _lists_files(root: Path) -> bool:

@@ -14,9 +14,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from semiseg.io.dataset import Case, LabelScheme
+from semiseg.io.dataset import Case, LabelScheme, Remark
+from semiseg.io.file_kinds import scan_files, stem, visible
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.io.layouts.folders import Found, Problems, scans, stem
+from semiseg.io.layouts.folders import Found, Problems, note_files
 
 _IMAGE_ENDING = "_0000"
 _MEASURED = re.compile(r"(flare(20)?22[_-]?)?(tuning|valid|test)", re.IGNORECASE)
@@ -25,7 +26,7 @@ _SIGN = re.compile(r"FLARE22_Tr_\d{4}(_0000)?")
 
 def is_flare22(root: Path) -> bool:
     """Whether a labelled scan or label of the release lies somewhere below `root`."""
-    return any(_SIGN.fullmatch(stem(file)) for file in scans(root, deep=True))
+    return any(_SIGN.fullmatch(stem(file)) for file in scan_files(root, deep=True))
 
 
 def read_flare22(root: Path, labels: LabelScheme | None) -> Found:
@@ -33,7 +34,7 @@ def read_flare22(root: Path, labels: LabelScheme | None) -> Found:
     problems: Problems = []
     images: dict[tuple[str, str], Path] = {}
     references: dict[tuple[str, str], Path] = {}
-    for file in scans(root, deep=True):
+    for file in scan_files(root, deep=True):
         name, stage = stem(file), _stage(root, file)
         if name.endswith(_IMAGE_ENDING):
             _add(images, (stage, name.removesuffix(_IMAGE_ENDING)), file, problems)
@@ -46,12 +47,21 @@ def read_flare22(root: Path, labels: LabelScheme | None) -> Found:
             )
         else:
             _add(references, (stage, name), file, problems)
+    remarks: list[Remark] = []
+    note_files(visible(root, deep=True), problems, remarks)
     for key, file in references.items():
         if key not in images:
             text = f"a label without an image: there is no {key[1]}_0000.nii.gz. Add the scan, or move the label away."
             problems.append((file, text))
     cases = _cases(images, references)
-    return Found(name="FLARE22", channels=("CT",), labels=labels or FLARE22_LABELS, cases=cases, problems=problems)
+    return Found(
+        name="FLARE22",
+        channels=("CT",),
+        labels=labels or FLARE22_LABELS,
+        cases=cases,
+        problems=problems,
+        remarks=remarks,
+    )
 
 
 def _cases(images: dict[tuple[str, str], Path], references: dict[tuple[str, str], Path]) -> list[Case]:

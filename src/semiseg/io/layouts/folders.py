@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.files import read_json
-from semiseg.io.dataset import Case, LabelScheme, Split
-from semiseg.io.nifti import NIFTI_ENDINGS
+from semiseg.io.dataset import Case, LabelScheme, Remark, Split
+from semiseg.io.file_kinds import TO_NIFTI, kind_of, scan_files, stem, visible, what_it_holds, why_unread
+from semiseg.words import counted, shortened
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUn", "imagesTs"
 TRAINING_LABELS, TEST_LABELS = "labelsTr", "labelsTs"
 CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 """nnU-Net's naming: the case, then the channel in four digits."""
 
-_FLAT_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_OTHER_VOLUMES = (".nrrd", ".mha", ".mhd", ".dcm", ".hdr", ".img")
+UNLABELLED_NAMES = (
+    "imagesun",
+    "imagesul",
+    "imagesunlabelled",
+    "imagesunlabeled",
+    "unlabelled",
+    "unlabeled",
+)
+"""Folders of unlabelled scans, in any letter case."""
 
 Problems = list[tuple[Path, str]]
 
@@ -35,18 +44,7 @@ class Found:
     cases: list[Case]
     pairs: object = None
     problems: Problems = field(default_factory=list)
-
-
-def stem(path: Path) -> str:
-    """The file's name without `.nii` or `.nii.gz`."""
-    return next(path.name[: -len(ending)] for ending in NIFTI_ENDINGS if path.name.endswith(ending))
-
-
-def scans(folder: Path, *, deep: bool = False) -> list[Path]:
-    """NIfTI files in order of their names, none without a folder; hidden ones (`._x` of a Mac) are no scans."""
-    files = sorted(folder.rglob("*") if deep else folder.glob("*"))
-    visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    return [file for file in visible if file.name.endswith(NIFTI_ENDINGS) and file.is_file()]
+    remarks: list[Remark] = field(default_factory=list)
 
 
 def by_stem(files: Iterable[Path], problems: Problems) -> dict[str, Path]:
@@ -59,29 +57,104 @@ def by_stem(files: Iterable[Path], problems: Problems) -> dict[str, Path]:
     return found
 
 
-def note_unread(folder: Path, problems: Problems) -> None:
-    """Add what lies in a folder of scans and is not read as one: whoever put it there thinks it is."""
+def unlabelled_folders(root: Path) -> list[str]:
+    """Names of the sub-folders that hold unlabelled scans; `imagesUn` where there is none."""
+    found = [entry.name for entry in visible(root) if entry.is_dir() and entry.name.lower() in UNLABELLED_NAMES]
+    return found or [UNLABELLED]
+
+
+def note_unread(folder: Path, problems: Problems, remarks: list[Remark]) -> None:
+    """Add what lies in a folder of scans and is not read as one: whoever put it there thinks it is.
+
+    One line for all of a kind. Volumes and folders of them are problems, other files remarks.
+    """
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         problems.append((folder, "may not be read. Change its permissions."))
-    for file in sorted(folder.glob("*")):
-        if file.name.startswith("."):
-            continue
+    note_files(visible(folder), problems, remarks)
+
+
+def note_files(files: Iterable[Path], problems: Problems, remarks: list[Remark]) -> None:
+    """The same for files and folders that were found."""
+    volumes: defaultdict[str, list[Path]] = defaultdict(list)
+    others: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
         if file.is_symlink() and not file.exists():
             problems.append((file, f"a link to {file.readlink()}, which is not there. Restore it, or remove the link."))
-        elif file.is_dir() and scans(file, deep=True):
-            problems.append((file, "a folder in the folder of scans: it is not looked into. Move its scans up."))
-        elif file.name.lower().endswith((*_OTHER_VOLUMES, *NIFTI_ENDINGS)) and not file.name.endswith(NIFTI_ENDINGS):
-            problems.append((file, "not read: scans are .nii or .nii.gz, in small letters. Convert or rename it."))
+        elif file.is_dir():
+            if text := _why_not_looked_into(file):
+                volumes[text].append(file)
+        elif text := why_unread(file):
+            (volumes if kind_of(file) in ("dicom", "volume") else others)[text].append(file)
+    problems += [_grouped(files, text) for text, files in volumes.items()]
+    remarks += [("warning", *_grouped(files, text)) for text, files in others.items()]
+
+
+def _why_not_looked_into(folder: Path) -> str | None:
+    """Why a folder in a folder of scans is not read, where it holds scans of any format."""
+    holds = what_it_holds(folder)
+    if "NIfTI" in holds:
+        return "a folder in the folder of scans: it is not looked into. Move its scans up."
+    return f"a folder of {' and '.join(formats_of(holds))}, which is not read yet. {TO_NIFTI}" if holds else None
+
+
+def formats_of(holds: str) -> list[str]:
+    """`DICOM`, `.nrrd`: the formats alone of what `what_it_holds` says."""
+    return [part.split()[1] for part in holds.split(", ")]
+
+
+def _grouped(files: list[Path], text: str) -> tuple[Path, str]:
+    """One problem for all files of one kind: the first file, and the names of the others."""
+    others = [file.name for file in files[1:]]
+    return files[0], text + (f" The same with {counted(len(others), 'other')}: {shortened(others)}." if others else "")
+
+
+def note_other_folders(root: Path, read: Collection[str], remarks: list[Remark]) -> None:
+    """Add the sub-folders of a dataset's root that hold scans and are not read, and scans in the root itself.
+
+    read: names of the sub-folders that are.
+    """
+    loose = [entry for entry in visible(root) if entry.is_file() and kind_of(entry) in ("nifti", "dicom", "volume")]
+    if loose:
+        names = shortened([file.name for file in loose])
+        text = f"{counted(len(loose), 'scan')} beside the folders, not read: {names}. Move what is meant into a folder."
+        remarks.append(("warning", root, text))
+    for entry in visible(root):
+        if entry.is_dir() and entry.name not in read and (holds := what_it_holds(entry)):
+            text = f"not read, though it holds {holds}. Unlabelled scans are read from {UNLABELLED}/: move them there."
+            remarks.append(("warning", entry, text))
+
+
+def note_training_count(
+    description: Mapping[str, Any], file: Path, cases: Iterable[Case], remarks: list[Remark]
+) -> None:
+    """Add where fewer training cases have a label than a dataset.json says there are."""
+    said = description.get("numTraining")
+    training = [case for case in cases if case.split == "train"]
+    found = [case for case in training if case.label is not None]
+    if not isinstance(said, int) or isinstance(said, bool) or not 0 < len(found) < said:
+        return
+    rest = [case.id for case in training if case.label is None and case.images[0].parent.name == TRAINING]
+    used = f"; the other {len(rest)} are" if len(rest) > 1 else "; the other one is" if rest else ""
+    used += f" used as unlabelled: {shortened(rest)}" if rest else "; the others are not there"
+    have = counted(len(found), "training scan has", "training scans have")
+    text = f"numTraining = {said}, but {have} a label{used}. Add labels, or correct the number."
+    remarks.append(("warning", file, text))
 
 
 def folder_cases(
-    root: Path, images: str, labels: str | None, split: Split, channels: tuple[str, ...], problems: Problems
+    root: Path,
+    images: str,
+    labels: str | None,
+    split: Split,
+    channels: tuple[str, ...],
+    problems: Problems,
+    remarks: list[Remark],
 ) -> list[Case]:
     """The cases of one pair of folders in nnU-Net's naming; what does not fit is set aside as a problem."""
     for folder in (images, labels) if labels else (images,):
-        note_unread(root / folder, problems)
+        note_unread(root / folder, problems, remarks)
     grouped: dict[str, dict[int, Path]] = {}
-    for name, file in by_stem(scans(root / images), problems).items():
+    for name, file in by_stem(scan_files(root / images), problems).items():
         match = CHANNEL.fullmatch(name)
         if match is None:
             problems.append(
@@ -89,7 +162,7 @@ def folder_cases(
             )
             continue
         grouped.setdefault(match["id"], {})[int(match["channel"])] = file
-    label_files = by_stem(scans(root / labels), problems) if labels else {}
+    label_files = by_stem(scan_files(root / labels), problems) if labels else {}
     return pair_up(grouped, label_files, split, channels, problems)
 
 
@@ -156,14 +229,16 @@ def train_order(root: Path, cases: Iterable[Case], problems: Problems) -> tuple[
 
 def refuse_other_files(folder: Path) -> None:
     """Raise `UnsupportedError` if a folder holds pictures or other volume formats and no NIfTI file."""
-    if not folder.is_dir() or scans(folder):
+    if not folder.is_dir() or scan_files(folder):
         return
-    for file in sorted(folder.glob("*")):
-        ending = file.suffix.lower()
-        if ending in _FLAT_ENDINGS:
+    for file in visible(folder):
+        if file.is_dir():
+            if (holds := what_it_holds(file)) and "NIfTI" not in holds:
+                raise UnsupportedError(f"{file}: {_why_not_looked_into(file)}")
+        elif kind_of(file) == "picture":
             raise UnsupportedError(f"{file}: 2D images are not supported. semiseg segments 3D scans in .nii.gz.")
-        if ending in _OTHER_VOLUMES:
-            raise UnsupportedError(f"{file}: {ending} is not read in a dataset folder. Convert the scans to .nii.gz.")
+        elif kind_of(file) in ("dicom", "volume", "archive"):
+            raise UnsupportedError(f"{file}: {why_unread(file)}")
 
 
 def read_object(file: Path) -> dict[str, Any]:

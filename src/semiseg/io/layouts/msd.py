@@ -5,22 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dataset import Case, LabelScheme, Split
+from semiseg.io.dataset import Case, LabelScheme, Remark, Split
+from semiseg.io.file_kinds import is_nifti, scan_files, stem
 from semiseg.io.layouts.folders import (
     TEST,
     TEST_LABELS,
     TRAINING,
     TRAINING_LABELS,
-    UNLABELLED,
     Found,
     Problems,
     by_stem,
+    note_other_folders,
+    note_training_count,
+    note_unread,
     read_object,
-    scans,
-    stem,
+    unlabelled_folders,
 )
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
-from semiseg.io.nifti import NIFTI_ENDINGS
 
 
 def read_msd(root: Path, labels: LabelScheme | None) -> Found:
@@ -28,9 +29,16 @@ def read_msd(root: Path, labels: LabelScheme | None) -> Found:
     file = root / "dataset.json"
     description = read_object(file)
     problems: Problems = []
+    remarks: list[Remark] = []
+    folders = [TRAINING, TRAINING_LABELS, *unlabelled_folders(root), TEST, TEST_LABELS]
+    for folder in folders:
+        note_unread(root / folder, problems, remarks)
     cases = _listed(root, description.get("training", []), "train", "training", problems)
     cases += _listed(root, description.get("test", []), "test", "test", problems)
     cases += _unlisted(root, cases, problems)
+    used = [path for case in cases for path in (*case.images, case.label) if path is not None]
+    note_other_folders(root, folders + [path.relative_to(root).parts[0] for path in used], remarks)
+    note_training_count(description, file, cases, remarks)
     return Found(
         name=str(description.get("name", root.name)),
         channels=dataset_channels(description, file),
@@ -38,6 +46,7 @@ def read_msd(root: Path, labels: LabelScheme | None) -> Found:
         cases=cases,
         pairs=description.get("mirror_pairs"),
         problems=problems,
+        remarks=remarks,
     )
 
 
@@ -52,7 +61,7 @@ def _listed(root: Path, entries: object, split: Split, key: str, problems: Probl
         image = _inside(root, parts.get("image"), file, key)
         label = _inside(root, parts["label"], file, key) if parts.get("label") is not None else None
         if split == "test" and label is None:
-            label = next((f for f in scans(root / TEST_LABELS) if stem(f) == stem(image)), None)
+            label = next((f for f in scan_files(root / TEST_LABELS) if stem(f) == stem(image)), None)
         if label is not None and not label.is_file():
             problems.append(
                 (label, f"{key} lists this label, but there is no such file. Restore it, or edit the list.")
@@ -67,7 +76,7 @@ def _listed(root: Path, entries: object, split: Split, key: str, problems: Probl
 
 def _inside(root: Path, entry: object, file: Path, key: str) -> Path:
     """The path of an entry; raises `DataError` for what is no NIfTI name or leads out of the folder."""
-    if not isinstance(entry, str) or not entry.endswith(NIFTI_ENDINGS):
+    if not isinstance(entry, str) or not is_nifti(entry):
         raise DataError(f"{file}: {key}: {entry!r} is no path of a .nii.gz or .nii file. Correct the entry.")
     if Path(entry).is_absolute() or ".." in Path(entry).parts:
         raise DataError(f"{file}: {key}: {entry} lies outside of the dataset's folder. Use paths within it.")
@@ -78,14 +87,14 @@ def _unlisted(root: Path, listed: list[Case], problems: Problems) -> list[Case]:
     """Scans that lie in the folders without being listed; a label that is not listed is a problem, not a case."""
     known = {path.resolve() for case in listed for path in (*case.images, case.label) if path is not None}
     cases = []
-    for folder in (TRAINING, UNLABELLED):
-        files = [scan for scan in scans(root / folder) if scan.resolve() not in known]
+    for folder in (TRAINING, *unlabelled_folders(root)):
+        files = [scan for scan in scan_files(root / folder) if scan.resolve() not in known]
         cases += [Case(id=name, images=(scan,), label=None) for name, scan in by_stem(files, problems).items()]
     for folder in (TRAINING_LABELS, TEST_LABELS):
-        for label in scans(root / folder):
+        for label in scan_files(root / folder):
             if label.resolve() not in known:
                 problems.append((label, "dataset.json does not list this label. Add it to the list, or move it away."))
-    files = [scan for scan in scans(root / TEST) if scan.resolve() not in known]
+    files = [scan for scan in scan_files(root / TEST) if scan.resolve() not in known]
     return cases + [
         Case(id=name, images=(f,), label=None, split="test") for name, f in by_stem(files, problems).items()
     ]

@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.errors import DataError, UnsupportedError
-from semiseg.io.dataset import LabelScheme
+from semiseg.io.dataset import LabelScheme, Remark
+from semiseg.io.file_kinds import NIFTI_ENDINGS
 from semiseg.io.layouts.folders import (
     TEST,
     TEST_LABELS,
     TRAINING,
     TRAINING_LABELS,
-    UNLABELLED,
     Found,
     Problems,
     folder_cases,
+    note_other_folders,
+    note_training_count,
     read_object,
     refuse_other_files,
+    unlabelled_folders,
 )
 from semiseg.io.layouts.labels import parse_channels, parse_labels
-from semiseg.io.nifti import NIFTI_ENDINGS
 
 
 def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
@@ -31,19 +33,25 @@ def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
     file = root / "dataset.json"
     description = read_object(file)
     _refuse_endings(description, file)
-    for folder in (TRAINING, UNLABELLED, TEST):
+    unlabelled = unlabelled_folders(root)
+    for folder in (TRAINING, *unlabelled, TEST):
         refuse_other_files(root / folder)
     channels = dataset_channels(description, file)
     scheme = labels or dataset_labels(description, file)
     problems: Problems = []
-    known = (TRAINING, TRAINING_LABELS, UNLABELLED, TEST, TEST_LABELS)
+    remarks: list[Remark] = []
+    known = [TRAINING, TRAINING_LABELS, TEST, TEST_LABELS]
     for entry in sorted(root.iterdir()):
         meant = next((name for name in known if name.lower() == entry.name.lower() and name != entry.name), None)
         if meant and entry.is_dir():
             problems.append((entry, f"not read: the folder's name is spelt {meant}. Rename it."))
-    cases = folder_cases(root, TRAINING, TRAINING_LABELS, "train", channels, problems)
-    cases += folder_cases(root, UNLABELLED, None, "train", channels, problems)
-    cases += folder_cases(root, TEST, TEST_LABELS, "test", channels, problems)
+            known.append(entry.name)
+    cases = folder_cases(root, TRAINING, TRAINING_LABELS, "train", channels, problems, remarks)
+    for folder in unlabelled:
+        cases += folder_cases(root, folder, None, "train", channels, problems, remarks)
+    cases += folder_cases(root, TEST, TEST_LABELS, "test", channels, problems, remarks)
+    note_other_folders(root, [*known, *unlabelled], remarks)
+    note_training_count(description, file, cases, remarks)
     return Found(
         name=str(description.get("name", root.name)),
         channels=channels,
@@ -51,6 +59,7 @@ def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
         cases=cases,
         pairs=description.get("mirror_pairs"),
         problems=problems,
+        remarks=remarks,
     )
 
 
@@ -75,5 +84,5 @@ def dataset_channels(description: dict[str, Any], file: Path) -> tuple[str, ...]
 
 def _refuse_endings(description: dict[str, Any], file: Path) -> None:
     ending = description.get("file_ending", ".nii.gz")
-    if ending not in NIFTI_ENDINGS:
+    if str(ending).lower() not in NIFTI_ENDINGS:
         raise UnsupportedError(f"{file}: file_ending {ending!r} is not supported: semiseg reads 3D .nii.gz and .nii.")

@@ -12,28 +12,29 @@ from typing import Any
 import numpy as np
 
 from semiseg.errors import DataError
-from semiseg.io.dataset import Case, LabelScheme, Split
+from semiseg.io.dataset import Case, LabelScheme, Remark, Split
+from semiseg.io.file_kinds import scan_files
 from semiseg.io.layouts.folders import (
     CHANNEL,
     TEST,
     TEST_LABELS,
-    UNLABELLED,
     Found,
     Problems,
     by_stem,
+    note_other_folders,
+    note_training_count,
     note_unread,
     pair_up,
     read_object,
     refuse_other_files,
-    scans,
+    unlabelled_folders,
 )
 from semiseg.io.layouts.labels import parse_labels, unknown_names
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
+from semiseg.io.modality import UNKNOWN_CHANNEL
 from semiseg.io.nifti import read_label
 
 IMAGES, LABELS = "images", "labels"
-UNKNOWN_CHANNEL = "image"
-"""Channel name where nobody told the modality; only a channel named CT is normalised as CT."""
 
 
 def read_plain(root: Path, labels: LabelScheme | None) -> Found:
@@ -42,12 +43,18 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
     file = root / "dataset.json"
     description = read_object(file) if file.is_file() else {}
     problems: Problems = []
+    remarks: list[Remark] = []
+    folders: list[tuple[str, str | None, Split]] = [
+        (IMAGES, LABELS, "train"),
+        *((folder, None, "train") for folder in unlabelled_folders(root)),
+        (TEST, TEST_LABELS, "test"),
+    ]
     files: list[tuple[Split, dict[str, Path], dict[str, Path]]] = []
-    for images, label_folder, split in _FOLDERS:
+    for images, label_folder, split in folders:
         for folder in (images, label_folder) if label_folder else (images,):
-            note_unread(root / folder, problems)
-        references = by_stem(scans(root / label_folder), problems) if label_folder else {}
-        files.append((split, by_stem(scans(root / images), problems), references))
+            note_unread(root / folder, problems, remarks)
+        references = by_stem(scan_files(root / label_folder), problems) if label_folder else {}
+        files.append((split, by_stem(scan_files(root / images), problems), references))
     # Four digits at the end are a channel, unless a label anywhere has the very same name.
     numbered = not any(CHANNEL.fullmatch(name) for _, found, labelled in files for name in found.keys() & labelled)
     groups = [(split, _by_channel(found, numbered=numbered), references) for split, found, references in files]
@@ -55,6 +62,9 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
     cases: list[Case] = []
     for split, images_by_id, references in groups:
         cases += pair_up(images_by_id, references, split, channels, problems)
+    read = [folder for images, label_folder, _ in folders for folder in (images, label_folder) if folder]
+    note_other_folders(root, read, remarks)
+    note_training_count(description, file, cases, remarks)
     return Found(
         name=str(description.get("name", root.resolve().name)),
         channels=channels,
@@ -62,14 +72,8 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
         cases=cases,
         pairs=description.get("mirror_pairs"),
         problems=problems,
+        remarks=remarks,
     )
-
-
-_FOLDERS: tuple[tuple[str, str | None, Split], ...] = (
-    (IMAGES, LABELS, "train"),
-    (UNLABELLED, None, "train"),
-    (TEST, TEST_LABELS, "test"),
-)
 
 
 def _by_channel(images: dict[str, Path], *, numbered: bool) -> dict[str, dict[int, Path]]:
@@ -97,22 +101,26 @@ def _labels(root: Path, description: dict[str, Any], cases: list[Case]) -> Label
     file = root / "labels.json"
     if file.is_file():
         return parse_labels(read_object(file), file)
-    return labels_found(root, [case.label for case in cases if case.label is not None])
+    return labels_found(root / LABELS, [case.label for case in cases if case.label is not None])
 
 
-def labels_found(root: Path, files: list[Path]) -> LabelScheme:
-    """Classes up to the highest value in the label files."""
+def labels_found(folder: Path, files: list[Path], *, remedy: str = "Renumber them.") -> LabelScheme:
+    """Classes up to the highest value in the label files of a folder. remedy: of values that leave gaps."""
     values: set[int] = set()
+    errors: list[str] = []
     for file in files:
         try:
             values.update(int(value) for value in np.unique(read_label(file)[0]))
-        except DataError:
-            continue  # the check opens every file again and names this one
+        except DataError as error:
+            errors.append(str(error))  # the check opens every file again and names this one
     found = sorted(values - {0})
-    remedy = f'Name the classes in {root / "labels.json"}, such as {{"liver": 1}}.'
+    if not found and errors:
+        others = f" So are {len(errors) - 1} others of {len(files)} label files." if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{others}")
     if not found:
-        raise DataError(f"{root / LABELS}: no label file has a class. {remedy}")
+        what = "no label file has a voxel above 0" if files else "no .nii.gz or .nii file of a scan is there"
+        raise DataError(f"{folder}: {what}. Put label maps there.")
     if 2 * len(found) < found[-1]:
         shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-        raise DataError(f"{root / LABELS}: the values {shown} leave gaps; classes must be 1, 2, 3, ... Renumber them.")
+        raise DataError(f"{folder}: the values {shown} leave gaps; classes must be 1, 2, 3, ... {remedy}")
     return LabelScheme(names=unknown_names(found))

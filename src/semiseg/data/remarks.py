@@ -1,0 +1,55 @@
+"""What `prepare` and `run` say of a dataset before they begin: as the check does, but from headers and stored cases."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from semiseg.data.check_case import Remark, inspect_header
+from semiseg.errors import DataError
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.store import read_case_meta
+
+_SHOWN = 5
+"""So many lines of one kind are printed, and then how many more there are."""
+
+
+def print_remarks(dataset: Dataset) -> None:
+    """Print to stderr what was set aside, what is doubtful of the set, and of the headers of its scans."""
+    _print("set aside", dataset.problems)
+    found: list[Remark] = [*dataset.remarks]
+    for case in dataset.cases:
+        for file in case.images:
+            inspect_header(file, found)
+    for severity in ("warning", "note"):  # what cannot be read is said by what reads it
+        _print(severity, [(file, text) for kind, file, text in found if kind == severity])
+
+
+def print_label_remarks(cases: Sequence[Case], store: Path, labels: LabelScheme) -> None:
+    """Print to stderr which labels are empty, and which classes no stored training label has."""
+    voxels: dict[Path, dict[int, int]] = {}
+    for case in cases:
+        if case.label is not None:
+            try:
+                voxels[case.label] = read_case_meta(store / case.id).class_voxels
+            except DataError:
+                continue  # was not prepared, which is an error of its own
+    empty = [file for file, counts in voxels.items() if not any(counts.get(value) for value in labels.organs)]
+    _print("warning", [(file, "the label is empty: no voxel has a class.") for file in empty])
+    unseen = [name for value, name in labels.organs.items() if not any(counts.get(value) for counts in voxels.values())]
+    if unseen and voxels:
+        print(f"warning: no training label contains {', '.join(unseen)}: it cannot be learned.", file=sys.stderr)
+
+
+def _print(title: str, lines: Iterable[tuple[Path, str]]) -> None:
+    """A line each, at most five whose texts begin alike."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for file, text in lines:
+        alike[text[:30]].append(f"{title}: {file}: {text.removeprefix(f'{file}: ')}")
+    for found in alike.values():
+        for line in found[:_SHOWN]:
+            print(line, file=sys.stderr)
+        if len(found) > _SHOWN:
+            print(f"{title}: {len(found) - _SHOWN} more of the same kind (semiseg check names them)", file=sys.stderr)

@@ -1,0 +1,33 @@
+"""Scans of another modality than a model learnt: MR for a model of CT, CT for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from semiseg.data.body import every_nth
+from semiseg.data.plan import Plan
+from semiseg.io.modality import judge
+from semiseg.io.nifti import RawChannel
+from semiseg.words import shortened
+
+
+def is_foreign(channels: Sequence[RawChannel], plan: Plan) -> bool:
+    """Whether a channel holds Hounsfield units where the plan normalises others, or has no value below 0 where it
+    normalises those."""
+    pairs = zip(channels, plan.normalisation, strict=True)
+    seen = [(judge(every_nth(channel)[0]), normalisation.scheme) for channel, normalisation in pairs]
+    return any(values.minimum >= 0 if scheme == "ct" else values.hounsfield for values, scheme in seen)
+
+
+def foreign_text(scans: list[str], plan: Plan) -> str:
+    """The warning that such scans were predicted. scans: their ids."""
+    one = len(scans) == 1
+    if any(channel.scheme == "ct" for channel in plan.normalisation):
+        seen = f"{'has' if one else 'have'} no value below 0, as MR has and no CT in Hounsfield units"
+    else:
+        seen = f"{'looks' if one else 'look'} like CT in Hounsfield units"
+    labels = "its labels" if one else "their labels"
+    return (
+        f"warning: {shortened(scans)} {seen}, but the model was trained on {', '.join(plan.channels)} "
+        f"({plan.dataset}): do not trust {labels} unseen."
+    )
