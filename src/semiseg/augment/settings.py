@@ -74,6 +74,10 @@ class AugmentSettings:
     gamma: tuple[float, float] = (0.7, 1.5)
     """Range of the exponent of both gamma curves; mean and deviation are kept."""
 
+    histogram_probability: float = 0.3
+    """Probability that a labelled sample gets the histogram of another scan, labelled or not, by half on average; in
+    channels that are normalised scan by scan, whose intensities have no unit."""
+
     weak_intensity: bool = False
     """Whether the teacher's weak view gets the changes of brightness and contrast; off, since a pseudo-label
     should be as good as the teacher can make it."""
@@ -161,6 +165,7 @@ _PROBABILITIES = (
     "low_resolution_probability",
     "gamma_probability",
     "inverted_gamma_probability",
+    "histogram_probability",
 )
 _RANGES = {
     "zoom": 0.1,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.data.histograms import with_other_histogram
 from semiseg.data.sampling import (
     PredictedLocations,
     SamplingSettings,
@@ -50,7 +51,8 @@ class BatchSource:
 
     labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the
     second may be empty. patch: size in voxels. batch, unlabelled_batch: samples of a step over all ranks (the
-    second equals the first if None), of which rank r of `world` reads the r-th part.
+    second equals the first if None), of which rank r of `world` reads the r-th part. histograms: with which
+    probability, and in which channels, labelled patches get the histogram of another scan.
 
     Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for
     a damaged case, here or when it is read.
@@ -69,6 +71,7 @@ class BatchSource:
         seed: int,
         unlabelled_batch: int | None = None,
         settings: SamplingSettings | None = None,
+        histograms: tuple[float, Sequence[int]] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -81,6 +84,7 @@ class BatchSource:
         self._labelled = _Cases(labelled)
         self._unlabelled = _Cases(unlabelled)
         self._holders = cases_by_class(self._labelled.metas)
+        self._every, self._histograms = [*self._labelled.metas, *self._unlabelled.metas], histograms
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
         self._published: list[_Published] = [_Published(0, {}, range(len(self._unlabelled.metas)))]
@@ -97,7 +101,10 @@ class BatchSource:
             for draw in self._draws(step, self._batch):
                 found = labelled_patch(self._labelled.metas, self._holders, size, draw, self._batch, self._settings)
                 case = self._labelled.open(found.case, self._memory)
-                images.append(case.read_image(found.box))
+                image = case.read_image(found.box)
+                if self._histograms:
+                    image = with_other_histogram(image, case.meta, self._every, draw, *self._histograms)
+                images.append(image)
                 labels.append(case.read_label(found.box))
         return np.stack(images), np.stack(labels).astype(np.int64)
 

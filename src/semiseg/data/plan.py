@@ -23,7 +23,7 @@ class ChannelNormalisation:
     """How one channel is brought to network units.
 
     scheme `ct`: clip to [low, high], subtract mean, divide by deviation, all from the labelled foreground of the whole
-    training set. scheme `zscore`: mean and deviation of each case, low to deviation unused.
+    training set. scheme `zscore`: mean and deviation of each case's voxels that are not dark, low to deviation unused.
     """
 
     scheme: Literal["ct", "zscore"]

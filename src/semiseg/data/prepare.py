@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.data.body import body_locations
+from semiseg.data.histograms import quantiles
 from semiseg.data.labels import count_values, read_checked_label
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, preparation_axis
@@ -30,7 +31,7 @@ from semiseg.processes import worker_pool
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
-PREPARATION_VERSION = 4
+PREPARATION_VERSION = 5
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
 MAX_LOCATIONS = 512
 Progress = Callable[[int, int, str], None]
@@ -218,6 +219,7 @@ def _describe(
         hash=digest,
         labelled=label is not None,
         channels=len(image),
+        channel_quantiles=tuple(map(quantiles, image)),
         class_voxels=voxels,
         class_locations=locations,
         body_locations=body,

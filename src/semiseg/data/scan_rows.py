@@ -11,11 +11,12 @@ from functools import partial
 
 import numpy as np
 
+from semiseg.data.body import every_nth
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import DataError
 from semiseg.geometry import CANONICAL_AXES
 from semiseg.io.nifti import RawChannel
-from semiseg.ops.normalise import mean_and_deviation, normalise_ct, normalise_zscore
+from semiseg.ops.normalise import dark_limit, mean_and_deviation, normalise_ct, normalise_zscore
 from semiseg.ops.resample import (
     Limits,
     ResampledRows,
@@ -118,7 +119,8 @@ def _normaliser(channel: RawChannel, normalisation: ChannelNormalisation) -> Cal
             mean=normalisation.mean,
             deviation=normalisation.deviation,
         )
-    mean, deviation = mean_and_deviation(lambda: _pieces(channel))
+    # How much dark air and margin a scan holds is not to shift it.
+    mean, deviation = mean_and_deviation(lambda: _pieces(channel), above=dark_limit(every_nth(channel)[0]))
     return partial(normalise_zscore, mean=mean, deviation=deviation)
 
 

@@ -33,7 +33,7 @@ class StoredCase:
     canonical orientation. hash: of the files and of all that preparation depends on. class_voxels: voxels
     of each class that occurs, background and ignore value included. class_locations: up to 512 voxels `(z,
     y, x)` of each class that occurs, without the background and the ignore value. body_locations: up to 512
-    voxels of the body.
+    voxels of the body. channel_quantiles: intensities of each channel, rising (`semiseg.data.histograms`).
     """
 
     id: str
@@ -47,6 +47,7 @@ class StoredCase:
     class_voxels: dict[int, int]
     class_locations: dict[int, tuple[Shape, ...]]
     body_locations: tuple[Shape, ...]
+    channel_quantiles: tuple[tuple[float, ...], ...] = ()
 
 
 _ADAPTER: TypeAdapter[StoredCase] = TypeAdapter(StoredCase)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 
 from semiseg.types import FloatArray
 
 _SMALLEST_DEVIATION = 1e-8
+DARK_SHARE = 0.1
 
 
 def normalise_ct(image: FloatArray, *, low: float, high: float, mean: float, deviation: float) -> FloatArray:
@@ -25,20 +26,30 @@ def normalise_ct(image: FloatArray, *, low: float, high: float, mean: float, dev
 
 
 def normalise_zscore(image: FloatArray, *, mean: float, deviation: float) -> FloatArray:
-    """`(image - mean) / deviation`, float32, any shape; the two are the whole scan's (`mean_and_deviation`)."""
+    """`(image - mean) / deviation`, float32, any shape; the two are the scan's (`mean_and_deviation`)."""
     return ((image - np.float32(mean)) / np.float32(max(deviation, _SMALLEST_DEVIATION))).astype(np.float32)
 
 
-def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]]) -> tuple[float, float]:
-    """The mean and the deviation of a scan that comes in pieces, once for each of the two.
+def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]], above: float = -inf) -> tuple[float, float]:
+    """The mean and the deviation of a scan that comes in pieces, once for each of the two; of its voxels above a value,
+    or of all where none is.
 
     Both are summed in float64: intensities of MRI reach 1e6, where float32 sums of millions of voxels lose
     digits.
     """
     count, total = 0, 0.0
     for piece in pieces():
-        count += piece.size
-        total += float(piece.sum(dtype=np.float64))
+        counted = piece[piece > above]
+        count += counted.size
+        total += float(counted.sum(dtype=np.float64))
+    if count == 0:
+        return mean_and_deviation(pieces)
     mean = total / count
-    squares = sum(float(np.square(piece - mean, dtype=np.float64).sum()) for piece in pieces())
+    squares = sum(float(np.square(piece[piece > above] - mean, dtype=np.float64).sum()) for piece in pieces())
     return mean, sqrt(squares / count)
+
+
+def dark_limit(values: FloatArray) -> float:
+    """What is darker is air and margin in MRI: a tenth of the way from the 0.5 to the 99.5 percentile of a scan."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    return float(low + DARK_SHARE * (high - low))

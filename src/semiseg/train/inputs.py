@@ -98,7 +98,7 @@ class Feed:
             self.data.source.publish(dict(self.locations), from_step=start)
             self._round_of = start
         for begin, end in pairwise(sorted(cut for cut in cuts | refreshes if start <= cut <= stop)):
-            unlabelled = self.method.needs_unlabelled(begin)
+            unlabelled = self.method.needs_unlabelled(begin) and bool(self.data.unlabelled)
             if unlabelled and labels_scans:
                 unlabelled = self._with_labels(begin, phases)
             if unlabelled and self.method.labeller and begin in refreshes:

@@ -86,7 +86,7 @@ class Session:
         labelled, unlabelled, validation = (
             tuple(self.run / "store" / case.id for case in of_role(self.cases, *roles)) for roles in _SOURCES
         )
-        if self.method.uses_unlabelled and not unlabelled:
+        if self.method.uses_unlabelled and not unlabelled and self.method.name != "pseudo_rounds":
             raise DataError(
                 f"{self.run}/cases.jsonl: no unlabelled case, but method {self.method.name} learns from them. "
                 'Add scans to imagesUn, or choose method.name = "supervised" (--method supervised).'
@@ -98,9 +98,16 @@ class Session:
             batch=self.plan.batch,
             seed=self.train.seed,
             settings=self.sampling,
+            histograms=self._histograms,
         )
         labels = self.run / "scan_labels"
         return TrainingData(source, labelled, unlabelled, validation, labels, self.method.label_scans)
+
+    @property
+    def _histograms(self) -> tuple[float, tuple[int, ...]] | None:
+        channels = tuple(i for i, one in enumerate(self.plan.normalisation) if one.scheme == "zscore")
+        wanted = self.augment.enabled and self.augment.histogram_probability > 0 and channels
+        return (self.augment.histogram_probability, channels) if wanted else None
 
     def origin(self) -> Origin:
         return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed)
