@@ -45,8 +45,8 @@ def candidate_grids(fingerprint: Fingerprint, settings: PlanSettings) -> list[Sp
     """
     base = settings.spacing_mm or usual_spacing(fingerprint)
     grids = [base]
-    if settings.spacing_mm is not None:
-        return grids
+    if settings.spacing_mm is not None or settings.patch is not None:
+        return grids  # who says how large a patch is, in voxels, knows the grid
     finest = min(base)
     for factor in _COARSER:
         z, y, x = (max(mm, factor * finest) for mm in base)

@@ -128,11 +128,14 @@ def trained_on(data: RunData) -> str:
     roles = data.roles
     if not roles:
         return "There is no list of cases in this run yet."
-    used = ("labelled", "taught", *(() if data.setting("method.name") == "supervised" else ("unlabelled",)))
+    refused = bool(data.rounds) and not any(row["trusted"] for row in data.rounds)
+    alone = data.setting("method.name") == "supervised" or refused
+    used = ("labelled", "taught", *(() if alone else ("unlabelled",)))
     named = {"taught": "labelled by its teacher"}
     learnt = [f"{count(roles[role])} {named.get(role, role)}" for role in used if roles.get(role)]
-    if "unlabelled" in used and 0 < data.drawn_scans < roles.get("unlabelled", 0):
-        learnt[-1] = f"{count(data.drawn_scans)} of {count(roles['unlabelled'])} unlabelled"
+    drawn = sum(row["scans"] for row in data.rounds)
+    if "unlabelled" in used and 0 < drawn < roles.get("unlabelled", 0):
+        learnt[-1] = f"at most {count(drawn)} of {count(roles['unlabelled'])} unlabelled"
     text = f"Trained on {' and '.join(learnt) or 'no'} scans"
     if "unlabelled" not in used and roles.get("unlabelled"):
         text += f" ({count(roles['unlabelled'])} unlabelled ones unused)"
@@ -162,8 +165,8 @@ def facts(data: RunData) -> list[tuple[str, str]]:
         found.append(("Steps", count(int(last["step"]))))
         if isinstance(last.get("seconds"), int | float):
             found.append(("Training time", duration(float(last["seconds"]))))
-    if budget := data.setting("train.budget_minutes"):
-        found.append(("Budget", duration(60 * float(budget))))
+    if data.setting("train.steps") is None and (minutes := data.setting("train.minutes")):
+        found.append(("Asked for", duration(60 * float(minutes))))
     if (seed := data.setting("train.seed")) is not None:
         found.append(("Seed", str(seed)))
     seconds = [float(row["seconds"]) for row in data.predictions if isinstance(row.get("seconds"), int | float)]

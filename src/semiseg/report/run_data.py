@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.data.plan import Plan, read_plan
-from semiseg.errors import ConfigError, DataError
+from semiseg.errors import DataError
 from semiseg.evaluate.summary import Summary, read_summary
 from semiseg.files import read_jsonl, read_toml
-from semiseg.methods.settings import MethodSettings
 from semiseg.notices import read_notices
 
 
@@ -62,15 +61,6 @@ class RunData:
             return []
         known = {case["id"] for case in self.summary["cases"]} | {case for case, _ in self.failures}
         return [str(c["id"]) for c in self.cases if c.get("role") == "test" and str(c["id"]) not in known]
-
-    @property
-    def drawn_scans(self) -> int:
-        """To how many of the unlabelled scans `method.label_scans` limits the run; 0 to none."""
-        try:
-            method = MethodSettings(**self.settings.get("method", {}))
-        except (ConfigError, TypeError):  # of another version
-            return 0
-        return method.label_scans if method.labels_whole_scans else 0
 
     @property
     def label_values(self) -> dict[int, str]:

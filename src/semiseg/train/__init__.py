@@ -1,1 +1,1 @@
-"""The training loop and what it needs: schedule, checkpoints, validation, calibration, progress."""
+"""The training loop and what it needs: schedule, checkpoints, validation, pace, progress."""
