@@ -351,8 +351,8 @@ def _said(place: Path, command: tuple[str, ...]) -> tuple[int, str]:
 
 def _cell(answer: dict[str, str]) -> str:
     said = answer["said"]
-    if len(said) > _MOST_CHARACTERS:
-        said = said[:_MOST_CHARACTERS].rsplit(" ", 1)[0] + " ..."
+    if len(said) > _MOST_CHARACTERS:  # the end is the verdict
+        said = said[: _MOST_CHARACTERS - 120].rsplit(" ", 1)[0] + " ... " + said[-120:].partition(" ")[2]
     return f"{answer['code']}: " + said.replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -49,7 +49,7 @@ def test_a_plan_comes_back_from_toml(tmp_path: Path, plan: Plan) -> None:
         ("spacing_mm", [1.0, 1.0, 0.0], "must be positive"),
         ("spacing_mm", [1.0, 1.0], "spacing_mm"),
         ("patch", [5, 8, 9], r"patch\[2\] = 9 must be a multiple of 2"),
-        ("normalisation", [{"scheme": "zscore"}], "1 entries for 2 channels"),
+        ("normalisation", [{"scheme": "zscore"}], "1 entry for 2 channels"),
         ("normalisation", [{"scheme": "minmax"}] * 2, "scheme"),
         ("normalisation", [{"scheme": "zscore", "hihg": 1.0}] * 2, r"unknown key normalisation\.0\.hihg"),
         ("anisotropic_axs", 0, r"unknown key anisotropic_axs"),

@@ -173,7 +173,7 @@ def test_the_model_predicts_a_file(
     array = semiseg.predict_array(volume.array[0], volume.spacing_mm, loaded)
     np.testing.assert_array_equal(array, written)
     again = semiseg_command("predict", model, scan, "--output", tmp_path / "out", "--device", "cpu")
-    assert "1 scans in" in again.out
+    assert "1 scan in" in again.out
     assert "(1 of them from before)" in again.out
 
 

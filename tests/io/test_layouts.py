@@ -208,7 +208,7 @@ def test_fewer_labels_than_training_cases_that_were_announced(tmp_path: Path, sa
     remarks = [text for _, file, text in read_dataset(tmp_path).remarks if file.name == "dataset.json"]
     if said in (3, 10):
         assert remarks == [
-            f"numTraining = {said}, but 2 training scans have a label; the other one is used as unlabelled: c. "
+            f"it says numTraining = {said}, but 2 training scans have a label; the other one is used as unlabelled: c. "
             "Add labels, or correct the number."
         ]
     else:

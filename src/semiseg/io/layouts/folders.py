@@ -137,7 +137,7 @@ def note_training_count(
     used = f"; the other {len(rest)} are" if len(rest) > 1 else "; the other one is" if rest else ""
     used += f" used as unlabelled: {shortened(rest)}" if rest else "; the others are not there"
     have = counted(len(found), "training scan has", "training scans have")
-    text = f"numTraining = {said}, but {have} a label{used}. Add labels, or correct the number."
+    text = f"it says numTraining = {said}, but {have} a label{used}. Add labels, or correct the number."
     remarks.append(("warning", file, text))
 
 

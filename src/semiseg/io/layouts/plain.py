@@ -115,7 +115,7 @@ def labels_found(folder: Path, files: list[Path], *, remedy: str = "Renumber the
             errors.append(str(error))  # the check opens every file again and names this one
     found = sorted(values - {0})
     if not found and errors:
-        others = f" So are {len(errors) - 1} others of {len(files)} label files." if len(errors) > 1 else ""
+        others = f" Of {len(files)} label files {len(errors)} cannot be used." if len(files) > 1 else ""
         raise DataError(f"{errors[0]}{others}")
     if not found:
         what = "no label file has a voxel above 0" if files else "no .nii.gz or .nii file of a scan is there"
