@@ -41,8 +41,8 @@ def _own_cores() -> set[int]:
 
 
 def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watched_seconds: float = 0.5) -> None:
-    """Say so where other programs leave less than three quarters of `threads` cores free: minutes that are timed now
-    come to fewer steps. This process must be waiting meanwhile. What a container's share of cores is is not seen."""
+    """Say so where other programs leave less than three quarters of `threads` cores free: fewer steps fit into
+    the minutes. This process must be waiting meanwhile. What a container's share of cores is is not seen."""
     shares = psutil.cpu_percent(interval=watched_seconds, percpu=True)
     own = _own_cores()
     if max(own) < len(shares):  # else a container lists cores by other numbers: all of them are its own
@@ -50,8 +50,7 @@ def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watche
     busy = sum(shares) / 100
     if len(shares) - busy < 0.75 * min(threads, len(shares)):
         say(
-            f"Other programs use {busy:.1f} of {len(shares)} cores, so the minutes come to fewer steps than on a quiet "
-            "machine. Begin a new run when it is quiet, or give train.steps."
+            f"Other programs use {busy:.1f} of {len(shares)} cores: as long as they do, fewer steps fit into the minutes."
         )
 
 

@@ -38,6 +38,7 @@ from semiseg.data.roles import (
 )
 from semiseg.data.round_trip import grid_ceilings
 from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
+from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import (
     Comparison,
@@ -59,6 +60,7 @@ from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.io.modality import Modality
 from semiseg.io.nifti import read_grid, read_label
+from semiseg.io.store import read_case_meta
 from semiseg.methods.settings_by_method import ANY_STUDENT
 from semiseg.notices import add_notice
 from semiseg.predict.engine_choice import choose_engine
@@ -76,7 +78,7 @@ from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train.settings import TrainSettings
 from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
-from semiseg.words import counted
+from semiseg.words import counted, shortened
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
@@ -200,6 +202,11 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     if not quiet:
         print_label_remarks(training, run / "store", plan.labels)
     write_recipe(run / "store", plan)
+    if not quiet and (channels := [i for i, one in enumerate(plan.normalisation) if one.scheme == "zscore"]):
+        names = unlike_others([read_case_meta(run / "store" / case.id) for case in training], channels)
+        if names:
+            looks = f"Unlike the other scans in their intensities: {shortened(names)}."
+            print(f"{looks} Look whether they belong to the set.")
     return plan
 
 
@@ -268,7 +275,7 @@ def _sized_plan(
     """The plan for the minutes that were asked for, on this machine; or as large as `settled.toml` says already."""
     from semiseg.predict.device import gpu_bytes
     from semiseg.train.precision import autocast_dtype
-    from semiseg.train.trial import voxel_seconds
+    from semiseg.train.trial import TRIAL_SHARE, TRIED_LEVELS, voxel_seconds
 
     settled, device = _settle_machine(run, settings)
     kind: Device = "cuda" if device.type == "cuda" else "mps" if device.type == "mps" else "cpu"
@@ -288,8 +295,16 @@ def _sized_plan(
         kept = grid_ceilings(
             [case.label for case in training if case.label], grids, labels, workers=usable_cores(), progress=advance
         )
-    largest = make_plan(fingerprint, labels, asked)
-    costs = voxel_seconds(largest, features_to_try(asked), device, autocast_dtype(settled.precision or "float32"))
+    if not quiet:
+        print("Times training steps of a few networks on this machine.")
+    costs = voxel_seconds(
+        make_plan(fingerprint, labels, replace(asked, max_levels=min(asked.max_levels, TRIED_LEVELS))),
+        features_to_try(asked),
+        device,
+        autocast_dtype(settled.precision or "float32"),
+        most_features=asked.max_features,
+        most_seconds=TRIAL_SHARE * 60 * settings.train.minutes,
+    )
     plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes)
     size = PlanSize(
         spacing_mm=plan.spacing_mm,

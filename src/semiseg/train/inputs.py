@@ -34,6 +34,8 @@ from semiseg.types import AnyArray, Shape
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
 ROUNDS_FILE = "rounds.jsonl"
+DEAR_LABELLING = 0.25
+"""Share of the minutes: if labelling takes more it is said."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,12 @@ class Feed:
         first = max(one for one in rounds if one <= step)
         if self._round_of != first:
             began = time.perf_counter()
-            self._trusted = self._label(step, first, rounds.index(first) + 1)
+            self._trusted = self._label(step, first, rounds.index(first) + 1, len(rounds))
             self._round_of = first
             self.pausing += time.perf_counter() - began
         return self._trusted
 
-    def _label(self, step: int, first: int, number: int) -> bool:
+    def _label(self, step: int, first: int, number: int, rounds: int) -> bool:
         """From `step` on unlabelled patches come with the first labeller's labels, and some lie on the classes that it
         found; unless the second one, a state of the network before, contradicts it on a few of them."""
         data, place, method = self.data, self.place, self.method
@@ -149,8 +151,10 @@ class Feed:
         found, trusted, why = None, True, ""
         places: dict[str, Any] = {}
         if len(networks) > 1:
+            began = time.perf_counter()
             for network, folder in zip(networks, folders, strict=True):
                 places = label(few, network, folder)
+            self._say_if_dear(time.perf_counter() - began, len(few) * len(networks), len(drawn), rounds)
             found = looked_at(few, folders, place.plan, data.labelled)
             trusted, why = verdict(found)
         if trusted:
@@ -161,6 +165,16 @@ class Feed:
             )
         self._write_round(number, first, len(drawn), found, trusted, why, places)
         return trusted
+
+    def _say_if_dear(self, seconds: float, labelled: int, drawn: int, rounds: int) -> None:
+        """Say what labelling scans takes of the minutes where that is much, by what the first took, and what to do."""
+        minutes = self.settings.minutes
+        dear = seconds / max(1, labelled) * (drawn + LOOKED_AT) * rounds / 60
+        if self.settings.steps is None and dear > DEAR_LABELLING * minutes:
+            self.say(
+                f"Labelling {drawn} unlabelled scans in each of {rounds} rounds takes about {dear:.1f} of {minutes:g} "
+                "minutes. Give more minutes, or label fewer scans (--set method.label_scans=8, in a new run)."
+            )
 
     def _drawn(self, number: int) -> tuple[Path, ...]:
         """The unlabelled scans of a round: so many as the settings say, each drawn by its id, or all."""

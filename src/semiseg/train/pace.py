@@ -17,6 +17,8 @@ from semiseg.train.settled import read_settled, rows, write_settled
 CHECKPOINTS = 40
 """In all of a run by minutes."""
 LONGEST_STRETCH_SECONDS = 300.0
+LONGEST_UNSAVED_SECONDS = 60.0
+"""Between checkpoints of a run by steps, whose steps may be long."""
 FIRST_STEPS = 4
 """Before the pace is looked at for the first time."""
 LAST_SHARE = 0.03
@@ -44,6 +46,7 @@ class Pace:
         self._run, self._settings = run, settings
         self._seconds = 60 * settings.minutes
         self._before = (step, seconds)
+        self._step_seconds = 0.0
         self._known: tuple[Stretch, ...] = ()
         self._whole = False
         if settings.steps is not None:
@@ -63,8 +66,9 @@ class Pace:
         """The step before which the loop comes back, to save and to look at the pace."""
         total = self.timeline.total
         if not self.by_minutes:
+            often = max(1, int(LONGEST_UNSAVED_SECONDS / self._step_seconds)) if self._step_seconds else FIRST_STEPS
             every = self._settings.checkpoint_every
-            return min(total, step - step % every + every)
+            return min(total, step - step % every + every, step + often)
         if later := [one.step for one in self._known if one.step > step]:
             return min(later)
         if self._whole:
@@ -80,6 +84,7 @@ class Pace:
         went into labelling scans since the last look. True if it is another now."""
         (before, then), self._before = self._before, (step, seconds)
         if not self.by_minutes:
+            self._step_seconds = max(1e-9, seconds - then - pausing) / max(1, step - before)
             return False
         if known := next((one for one in self._known if one.step == step), None):
             self.timeline = self.timeline.with_stretch(known)

@@ -57,8 +57,8 @@ class TrainSettings:
     log_every: int = 10
     """Steps between lines in metrics.jsonl; less where there are few steps in a minute."""
     checkpoint_every: int = 100
-    """Steps between checkpoints, of which the last two are kept, where steps are given. Where minutes are, there are 40
-    in all, none of them more than five minutes after the last."""
+    """Most steps between checkpoints, of which the last two are kept, where steps are given; there is one each minute
+    at least. Where minutes are given there are 40 in all, none of them more than five minutes after the last."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs `pip install '.[tensorboard]'`)."""
 

@@ -15,6 +15,12 @@ from semiseg.types import Shape
 
 _SIDE = 24
 _THREAD_TRIES = 3
+TRIAL_SHARE = 0.03
+"""Of the minutes, that trying networks may take."""
+TRIED_LEVELS = 4
+"""Of the networks that are tried: the coarser ones cost little."""
+WIDER_COSTS = 4.0
+"""Times as long as half of its features a network takes at most."""
 
 
 def fastest_threads(most: int | None = None) -> int:
@@ -35,27 +41,39 @@ def fastest_threads(most: int | None = None) -> int:
 
 
 def voxel_seconds(
-    plan: Plan, features: Iterable[int], device: torch.device, autocast: torch.dtype | None
+    plan: Plan,
+    features: Iterable[int],
+    device: torch.device,
+    autocast: torch.dtype | None,
+    *,
+    most_features: int,
+    most_seconds: float,
 ) -> dict[int, float]:
     """What a voxel of a labelled patch costs in a training step, in seconds, by features of the finest level.
 
-    plan: tells levels, kernels and classes, of which the cost depends. Memory that does not suffice ends the trial at
-    the widest network that fits.
+    plan: tells levels, kernels and classes, on which the cost depends. most_features: of any level. The trial ends
+    before the network that would take it beyond `most_seconds`, or for which memory does not suffice; one is tried in
+    any case.
     """
     strides = plan.teacher.strides
     z, y, x = (4 * _product(level[axis] for level in strides) for axis in range(3))
     costs: dict[int, float] = {}
+    began, took = time.perf_counter(), 0.0
     for base in features:
         network = NetworkPlan(
-            features=tuple(min(base * 2**level, max(plan.teacher.features)) for level in range(len(strides))),
+            features=tuple(min(base * 2**level, most_features) for level in range(len(strides))),
             kernels=plan.teacher.kernels,
             strides=strides,
         )
+        if costs and time.perf_counter() - began + WIDER_COSTS * took > most_seconds:
+            break
+        start = time.perf_counter()
         try:
             tries = 2 if device.type == "cpu" else 6
             times = _step_seconds(network, (z, y, x), 2, device, autocast, tries, len(plan.channels), plan.labels.count)
         except torch.cuda.OutOfMemoryError:
             break
+        took = time.perf_counter() - start
         costs[base] = min(times) / (2 * z * y * x)
     return costs
 
