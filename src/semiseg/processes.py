@@ -49,9 +49,7 @@ def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watche
         shares = [shares[core] for core in own]
     busy = sum(shares) / 100
     if len(shares) - busy < 0.75 * min(threads, len(shares)):
-        say(
-            f"Other programs use {busy:.1f} of {len(shares)} cores: as long as they do, fewer steps fit into the minutes."
-        )
+        say(f"Other programs use {busy:.1f} of {len(shares)} cores: meanwhile fewer steps fit into the minutes.")
 
 
 def processor_name() -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from semiseg.ops.normalise import mean_and_deviation, normalise_ct, normalise_zscore
+from semiseg.ops.normalise import dark_limit, mean_and_deviation, normalise_ct, normalise_zscore
 
 
 def zscore(image: np.ndarray) -> np.ndarray:
@@ -39,3 +39,15 @@ def test_constant_images_become_zero() -> None:
     image = np.full((4, 4, 4), 7, dtype=np.float32)
     assert not zscore(image).any()
     assert not normalise_ct(image, low=0, high=10, mean=7, deviation=0).any()
+
+
+def test_the_mean_of_what_is_not_dark_does_not_see_a_margin() -> None:
+    """Half of the scan is margin: the mean of all falls by half, that of what is brighter than the limit stays."""
+    tissue = np.random.default_rng(0).normal(100, 10, size=(8, 20, 20)).astype(np.float32)
+    scan = np.concatenate([tissue, np.zeros_like(tissue)])
+    limit = dark_limit(scan)
+    assert 0 < limit < tissue.min()
+    mean, deviation = mean_and_deviation(lambda: [scan[:5], scan[5:]], above=limit)
+    np.testing.assert_allclose((mean, deviation), (tissue.mean(), tissue.std()), rtol=1e-6)
+    constant = np.full((2, 3, 4), 5.0, dtype=np.float32)
+    assert mean_and_deviation(lambda: [constant], above=dark_limit(constant)) == (5.0, 0.0)
