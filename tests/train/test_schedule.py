@@ -12,7 +12,7 @@ from semiseg.methods.settings import MethodSettings
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 
-PHASES = Phases(warmup_stop=4, train_stop=16, total=20)
+PHASES = Phases.of_steps(4, 16, 20)
 
 
 def schedule(phases: Phases = PHASES, restart_rate: float = 0.0, **changes: Any) -> Schedule:
@@ -28,8 +28,8 @@ def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None
 
 
 def test_poly_without_fine_tuning_and_without_training() -> None:
-    assert schedule(Phases(0, 5, 5)).factor(4) == pytest.approx(0.2**0.9)
-    assert schedule(Phases(0, 0, 5)).factor(0) == pytest.approx(0.1)
+    assert schedule(Phases.of_steps(0, 5, 5)).factor(4) == pytest.approx(0.2**0.9)
+    assert schedule(Phases.of_steps(0, 0, 5)).factor(0) == pytest.approx(0.1)
 
 
 def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
@@ -41,7 +41,7 @@ def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
 
 def test_without_a_warm_up_there_is_nothing_to_start_anew() -> None:
     """Supervised training is one phase: it begins at the whole rate."""
-    whole, plain = (schedule(Phases(0, 10, 10), restart_rate=rate) for rate in (0.5, 0.0))
+    whole, plain = (schedule(Phases.of_steps(0, 10, 10), restart_rate=rate) for rate in (0.5, 0.0))
     assert [whole.factor(step) for step in range(10)] == [plain.factor(step) for step in range(10)]
     assert whole.factor(0) == 1.0
 
