@@ -162,8 +162,8 @@ def facts(data: RunData) -> list[tuple[str, str]]:
         found.append(("Steps", count(int(last["step"]))))
         if isinstance(last.get("seconds"), int | float):
             found.append(("Training time", duration(float(last["seconds"]))))
-    if budget := data.setting("train.budget_minutes"):
-        found.append(("Budget", duration(60 * float(budget))))
+    if data.setting("train.steps") is None and (minutes := data.setting("train.minutes")):
+        found.append(("Budget", duration(60 * float(minutes))))
     if (seed := data.setting("train.seed")) is not None:
         found.append(("Seed", str(seed)))
     seconds = [float(row["seconds"]) for row in data.predictions if isinstance(row.get("seconds"), int | float)]
