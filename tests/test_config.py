@@ -58,12 +58,11 @@ def test_what_the_method_does_not_use_is_named() -> None:
     assert not without_effect(load_settings(None, overrides[1:]), overrides[1:])
 
 
-def test_steps_beside_a_recipes_minutes_are_refused(tmp_path: Path) -> None:
-    """They would not count: minutes become steps."""
-    recipe = write(tmp_path, "[train]\nbudget_minutes = 8\n")
-    with pytest.raises(ConfigError, match=r"--set train.steps: .*budget_minutes = 8.*Add --set train.budget_minutes=0"):
-        load_settings(recipe, ["train.steps=6"])
-    assert load_settings(recipe, ["train.steps=6", "train.budget_minutes=0"]).train.steps == 6
+def test_steps_take_the_place_of_a_recipes_minutes(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "[train]\nminutes = 8\n")
+    assert load_settings(recipe).train.steps is None
+    train = load_settings(recipe, ["train.steps=6"]).train
+    assert (train.steps, train.minutes) == (6, 8.0)
 
 
 def test_what_is_to_be_in_brackets_is_shown_so() -> None:
@@ -95,6 +94,8 @@ def test_set_below_a_value_is_refused(tmp_path: Path) -> None:
         ("[train]\nsteps = true", "train.steps"),
         ("[train]\nsteps = 2.5", "train.steps"),
         ("[train]\nsteps = 0", "train.steps"),
+        ("[train]\nminutes = 0", "train.minutes"),
+        ("[train]\nminutes = inf", "train.minutes"),
         ("train = 5", "train"),
         ("[train.steps]\nx = 1", "train.steps"),
         ("[plan]\npatch = [16, 16]", "plan.patch"),

@@ -1,97 +1,110 @@
-"""What a run's settings are settled to where it is made, and that another machine changes nothing of it."""
+"""What was asked is kept as it was asked, and an existing run is not asked for something else."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from semiseg.data.planner import PlanSettings
-from semiseg.errors import ConfigError
+from semiseg.data.roles import RunCase, write_run_cases
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import write_jsonl
 from semiseg.methods.settings import MethodSettings
-from semiseg.predict import device
-from semiseg.run_folder import settle
+from semiseg.predict.settings import PredictSettings
+from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.train.settings import TrainSettings
 
 
-@pytest.fixture
-def gpu_of_24_gb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "choose_device", lambda name: torch.device("cuda", 0))
-    monkeypatch.setattr(device, "gpu_bytes", lambda name: 24 * 10**9)
+def asked(run: Path, *made: str, **sections: Any) -> RunSettings:
+    """Settings that a run was asked for, and files of it that are there already."""
+    settings = keep_asked(run, RunSettings(**sections))
+    for name in made:
+        (run / name).touch()
+    return settings
 
 
-@pytest.mark.usefixtures("gpu_of_24_gb")
-def test_a_plan_is_made_for_the_gpu_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settled = settle(tmp_path, RunSettings())
-    assert (settled.plan.device, settled.plan.memory_budget_gb) == ("cuda", 20.4)
-    (tmp_path / "plan.toml").touch()
-    monkeypatch.setattr(device, "gpu_bytes", lambda name: 80 * 10**9)
-    assert settle(tmp_path, RunSettings()).plan == settled.plan == read_settings(tmp_path / "run.toml").plan
+def test_what_was_asked_is_written_as_it_was_asked(tmp_path: Path) -> None:
+    """What a machine makes of `auto` is no part of it."""
+    settings = asked(tmp_path, plan=PlanSettings(device="auto"), train=TrainSettings(minutes=5.0))
+    kept = read_settings(tmp_path / "run.toml")
+    assert kept == settings
+    assert (kept.plan, kept.train, kept.method) == (PlanSettings(), TrainSettings(minutes=5.0), MethodSettings())
 
 
-@pytest.mark.usefixtures("gpu_of_24_gb")
-@pytest.mark.parametrize("plan", [PlanSettings(memory_budget_gb=10.0), PlanSettings(device="cpu")])
-def test_what_was_asked_for_stays(tmp_path: Path, plan: PlanSettings) -> None:
-    settled = settle(tmp_path, RunSettings(plan=plan)).plan
-    assert settled.memory_budget_gb == plan.memory_budget_gb
+def test_a_run_without_a_plan_counts_as_new(tmp_path: Path) -> None:
+    asked(tmp_path, train=TrainSettings(seed=1))
+    assert asked(tmp_path, train=TrainSettings(seed=2)).train.seed == 2
+    assert read_settings(tmp_path / "run.toml").train.seed == 2
 
 
-def test_steps_from_minutes_are_found_anew_where_what_they_were_timed_for_changes(tmp_path: Path) -> None:
-    settle(tmp_path, RunSettings(train=TrainSettings(device="cpu", budget_minutes=5)))
-    (tmp_path / "plan.toml").touch()
-    made = read_settings(tmp_path / "run.toml")
-    timed = replace(
-        made,
-        train=replace(made.train, steps=77, calibrated=True),
-        method=replace(made.method, label_scope="scan", label_scans=20, rounds=2),
-    )
-    write_settings(tmp_path / "run.toml", timed)
-    assert settle(tmp_path, made) == timed
-    longer = settle(tmp_path, replace(made, train=replace(made.train, budget_minutes=8)))
-    assert (longer.train.budget_minutes, longer.train.calibrated) == (8, False)
-    assert (longer.method.label_scope, longer.method.label_scans, longer.method.rounds) == ("auto", 0, None)
+def test_until_it_is_trained_what_only_training_depends_on_may_change(tmp_path: Path) -> None:
+    asked(tmp_path, "plan.toml")
+    changed = RunSettings(method=MethodSettings(name="mpl"), train=TrainSettings(seed=3))
+    assert keep_asked(tmp_path, changed).train.seed == 3
+    assert read_settings(tmp_path / "run.toml").method.name == "mpl"
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(
+        ConfigError, match=r"run\.toml: .*other settings:\n  train\.seed = 3 in the run, 4 now\nUse anoth"
+    ):
+        keep_asked(tmp_path, replace(changed, train=TrainSettings(seed=4)))
+    assert keep_asked(tmp_path, replace(changed, predict=PredictSettings(mirror=True))).predict.mirror
+    assert read_settings(tmp_path / "run.toml").predict.mirror
 
 
-def test_what_was_labelled_is_a_difference_where_it_was_said(tmp_path: Path) -> None:
-    said = RunSettings(
-        train=TrainSettings(device="cpu", budget_minutes=5, steps=77, calibrated=True),
-        method=MethodSettings(label_scope="scan", label_scans=20),
-    )
-    settle(tmp_path, said)
-    for name in ("plan.toml", "checkpoints"):
-        (tmp_path / name).touch()
-    assert settle(tmp_path, said).method == said.method
-    assert settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan"))).method == said.method
-    with pytest.raises(ConfigError, match=r"method.label_scans"):
-        settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan", label_scans=30)))
-    with pytest.raises(ConfigError, match=r"method.rounds"):
-        settle(tmp_path, replace(said, method=MethodSettings(label_scope="scan", rounds=2)))
+@pytest.mark.parametrize(
+    "train", [TrainSettings(minutes=5.0), TrainSettings(steps=100), TrainSettings(device="cuda")], ids=str
+)
+def test_the_plan_was_made_for_the_time_and_the_device(tmp_path: Path, train: TrainSettings) -> None:
+    """They are settings of training, and still the plan must be made anew for others."""
+    asked(tmp_path, "plan.toml")
+    with pytest.raises(
+        ConfigError, match=r"The plan was made for them.*delete .*plan\.toml and .*settled\.toml"
+    ) as said:
+        keep_asked(tmp_path, RunSettings(train=train))
+    assert read_settings(tmp_path / "run.toml").train == TrainSettings()
+    assert "train." in str(said.value)
+    (tmp_path / "plan.toml").unlink()
+    assert keep_asked(tmp_path, RunSettings(train=train)).train == train
 
 
-def test_a_run_of_an_older_version_has_the_rounds_that_are_usual(tmp_path: Path) -> None:
-    """They were written where nothing was said of them."""
-    older = RunSettings(method=MethodSettings(rounds=3), train=TrainSettings(device="cpu"))
-    settle(tmp_path, older)
-    for name in ("plan.toml", "checkpoints"):
-        (tmp_path / name).touch()
-    assert settle(tmp_path, replace(older, method=MethodSettings())).method.rounds == 3
-    with pytest.raises(ConfigError, match=r"method.rounds = 3 in the run, 2 now"):
-        settle(tmp_path, replace(older, method=MethodSettings(rounds=2)))
+def test_the_remedy_of_another_plan_is_a_new_plan_and_that_of_other_data_is_not(tmp_path: Path) -> None:
+    asked(tmp_path, "plan.toml")
+    with pytest.raises(ConfigError, match=r"plan\.batch = None in the run, 4 now(.|\n)*delete"):
+        keep_asked(tmp_path, RunSettings(plan=PlanSettings(batch=4)))
+    settings = RunSettings()
+    other = replace(settings, data=replace(settings.data, labelled=3))
+    with pytest.raises(ConfigError, match=r"data\.labelled = None in the run, 3 now\nUse another run folder") as said:
+        keep_asked(tmp_path, other)
+    assert "delete" not in str(said.value)
 
 
-def test_without_a_gpu_the_planner_decides(tmp_path: Path) -> None:
-    settled = settle(tmp_path, RunSettings(plan=PlanSettings(device="cuda"), train=TrainSettings(device="cpu"))).plan
-    assert settled.memory_budget_gb is None
+def test_only_one_process_at_a_time(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(DataError, match="another semiseg process works on this run"):
+        alone_in(tmp_path).__enter__()
+    with alone_in(tmp_path):
+        pass
 
 
-def test_a_derivative_that_was_settled_stays(tmp_path: Path) -> None:
-    """A run that began on a CPU goes on as it began elsewhere."""
-    settle(tmp_path, RunSettings(method=MethodSettings(directional_derivative="central")))
-    for name in ("plan.toml", "checkpoints"):
-        (tmp_path / name).touch()
-    assert settle(tmp_path, RunSettings()).method.directional_derivative == "central"
-    with pytest.raises(ConfigError, match=r"directional_derivative = 'central' in the run, 'forward' now"):
-        settle(tmp_path, RunSettings(method=MethodSettings(directional_derivative="forward")))
+def test_a_folder_that_was_not_prepared_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no prepared run here.*semiseg prepare"):
+        prepared_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (TrainSettings(steps=10), "1 labelled cases, 7 steps, seed 0"),
+        (TrainSettings(minutes=2.5, seed=4), "1 labelled cases, 7 steps in 2.5 minutes, seed 4"),
+    ],
+)
+def test_a_run_says_what_it_was_allowed(tmp_path: Path, train: TrainSettings, said: str) -> None:
+    write_settings(tmp_path / "run.toml", RunSettings(train=train))
+    case = RunCase(id="a", images=("a.nii.gz",), label="l.nii.gz", split="train", role="labelled", hash="h")
+    write_run_cases(tmp_path / "cases.jsonl", [case])
+    write_jsonl(tmp_path / "metrics.jsonl", [{"step": 7}])
+    assert budget(tmp_path) == said
+    assert budget(tmp_path / "none") == ""

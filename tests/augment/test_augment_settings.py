@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import TURNED_PROBABILITY, AugmentSettings
 from semiseg.errors import ConfigError
 
 
@@ -32,3 +34,16 @@ def test_weak_settings_keep_the_geometry() -> None:
     assert weak.noise_probability == weak.gamma_probability == 0
     assert weak.rotation_probability == settings.rotation_probability
     assert AugmentSettings().weak().brightness_probability == 0
+
+
+def test_the_plan_fills_in_what_is_not_said() -> None:
+    settings = AugmentSettings(rotation_probability=0.2)
+    upright = settings.suited_to(None, (2,), None)
+    assert (upright.mirror_axes, upright.coarse_axis) == ((2,), None)
+    assert upright.rotation_radians == settings.rotation_radians
+    assert upright.rotation_probability == 0.2
+    turned = settings.suited_to(0, (1, 2), 0)
+    assert (turned.mirror_axes, turned.coarse_axis) == ((1, 2), 0)
+    assert turned.rotation_radians == (math.pi, *settings.rotation_radians[1:])
+    assert turned.rotation_probability == TURNED_PROBABILITY
+    assert AugmentSettings(mirror_axes=()).suited_to(None, (1, 2), None).mirror_axes == ()  # said: not at all

@@ -22,6 +22,7 @@ def test_flips_are_keyed_and_keep_to_their_axes() -> None:
     # 4 standard deviations of 200 fair draws are 0.14.
     assert np.allclose(flips[:, [0, 2]].mean(axis=0), 0.5, atol=0.14)
     assert not sample_flips(Draw(1), 50, AugmentSettings.none()).any()
+    assert not sample_flips(Draw(1), 50, AugmentSettings()).any()  # nothing is known of the scans yet
 
 
 def test_left_right_mirroring_exchanges_pairs_and_only_there() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from semiseg.data.roles import (
+    FEWEST_TO_VALIDATE,
     DataSettings,
     RunCase,
     assign_roles,
@@ -145,23 +146,24 @@ def test_excluded_cases_are_not_learnt_from(tmp_path: Path) -> None:
 
 
 def test_validation_cases_are_held_out_of_the_labelled() -> None:
-    found = roles(dataset(), fraction=0.2)
-    assert Counter(found.values()) == {"labelled": 8, "validation": 2, "unlabelled": 3, "test": 2}
-    assert roles(dataset(), fraction=0.2) == found
-    assert len({tuple(ids(roles(dataset(), fraction=0.2, seed=s), "validation")) for s in range(4)}) > 1
-    budget = roles(dataset(), DataSettings(labelled=9), fraction=0.01)
+    found = roles(dataset(labelled=24), fraction=0.25)
+    assert Counter(found.values()) == {"labelled": 18, "validation": 6, "unlabelled": 3, "test": 2}
+    assert roles(dataset(labelled=24), fraction=0.25) == found
+    assert len({tuple(ids(roles(dataset(labelled=24), fraction=0.25, seed=s), "validation")) for s in range(4)}) > 1
+    budget = roles(dataset(labelled=24), DataSettings(labelled=20), fraction=0.01)
     assert Counter(budget.values())["validation"] == 1
-    assert set(ids(budget, "validation")) <= {f"l{i}" for i in range(9)}
+    assert set(ids(budget, "validation")) <= {f"l{i}" for i in range(20)}
 
 
 def test_few_labels_are_not_given_away() -> None:
-    assert not ids(roles(dataset(labelled=7), fraction=0.2), "validation")
-    assert not ids(roles(dataset(), DataSettings(labelled=4), fraction=0.2), "validation")
-    assert len(ids(roles(dataset(labelled=8), fraction=0.2), "validation")) == 2
+    """Of 20 a fifth is 4; of 19 even one would be missed more."""
+    assert not ids(roles(dataset(labelled=FEWEST_TO_VALIDATE - 1), fraction=0.2), "validation")
+    assert not ids(roles(dataset(labelled=24), DataSettings(labelled=4), fraction=0.2), "validation")
+    assert len(ids(roles(dataset(labelled=FEWEST_TO_VALIDATE), fraction=0.2), "validation")) == FEWEST_TO_VALIDATE // 5
 
 
 def test_validation_never_takes_the_last_label() -> None:
-    found = roles(dataset(labelled=8), fraction=0.99)
+    found = roles(dataset(labelled=FEWEST_TO_VALIDATE), fraction=0.99)
     assert len(ids(found, "labelled")) == 1
 
 

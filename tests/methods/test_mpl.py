@@ -26,14 +26,15 @@ from semiseg.methods.optimiser import NamedOptimiser, global_norm, gradients_of
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.methods.supervised import Supervised
+from semiseg.methods.timeline import Timeline
 from semiseg.models.unet import UNet3d, batch_statistics_only, build_unet
 from semiseg.randomness import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (4, 4, 4)
-PHASES = Phases(warmup_stop=2, train_stop=6, total=8)
-TRAINING = Phases(warmup_stop=0, train_stop=1000, total=1000)
+PHASES = Phases.of_steps(2, 6, 8)
+TRAINING = Phases.of_steps(0, 1000, 1000)
 PLAIN = MethodSettings(
     name="mpl",
     cutmix_fraction=0,
@@ -182,7 +183,7 @@ def test_the_student_begins_from_the_teachers_average_where_there_is_one() -> No
 
 def test_where_no_feedback_will_come_the_teachers_average_labels() -> None:
     settings = replace(PLAIN, name="mpl", feedback="dense", ema_decay=0.9, teacher_every=2)
-    trained = method(settings, Phases(0, 9, 9))
+    trained = method(settings, Phases.of_steps(0, 9, 9))
     run(trained, 0, 1)  # teacher and average differ now
     labelled, unlabelled = batches(1)
     for step, network in ((1, trained.teacher.settled), (2, trained.teacher.network)):
@@ -883,16 +884,17 @@ def test_each_phase_is_judged_by_what_trains_in_it() -> None:
 
 def test_a_warm_up_that_leaves_the_student_no_step_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method.warmup_fraction = 0.9 takes all of the 3 steps"):
-        Phases.of(MethodSettings(warmup_fraction=0.9), 3)
-    assert Phases.of(MethodSettings(name="supervised", warmup_fraction=1.0, finetune_fraction=0.0), 3).total == 3
+        Phases.of(MethodSettings(warmup_fraction=0.9), Timeline.of_steps(3))
+    supervised = MethodSettings(name="supervised", warmup_fraction=1.0, finetune_fraction=0.0)
+    assert Phases.of(supervised, Timeline.of_steps(3)).total == 3
 
 
 def test_phases_of_a_run() -> None:
     settings = MethodSettings(warmup_fraction=0.3, finetune_fraction=0.2)
-    phases = Phases.of(settings, 10)
-    assert phases == Phases(3, 8, 10)
+    phases = Phases.of(settings, Timeline.of_steps(10))
+    assert phases == Phases.of_steps(3, 8, 10)
     assert [phases.name(step) for step in range(10)] == ["warmup"] * 3 + ["train"] * 5 + ["finetune"] * 2
-    assert Phases.of(MethodSettings(name="supervised"), 10) == Phases(0, 10, 10)
+    assert Phases.of(MethodSettings(name="supervised"), Timeline.of_steps(10)) == Phases.of_steps(0, 10, 10)
 
 
 @pytest.mark.parametrize("name", ["supervised", "pseudo_label", "mpl"])

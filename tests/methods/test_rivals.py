@@ -28,6 +28,8 @@ from semiseg.methods.optimiser import NamedOptimiser, gradients_of
 from semiseg.methods.phases import Phases
 from semiseg.methods.pseudo_rounds import PseudoRounds
 from semiseg.methods.settings import MethodSettings
+from semiseg.methods.supervised import Supervised
+from semiseg.methods.timeline import Timeline
 from semiseg.randomness import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +54,8 @@ def built(name: str, phases: Phases, *, ignore: int | None = None, **changes: An
     settings = MethodSettings(name=name, **({"learning_rate": 0.01} | changes))  # type: ignore[arg-type]
     student = tiny_unet(1, torch.float32)
     options: dict[str, Any] = {"ignore": ignore, "autocast": None}
+    if name == "supervised":
+        return Supervised(student, settings, phases, **options)
     if name == "cross_pseudo":
         return CrossPseudo(student, tiny_unet(2, torch.float32), settings, phases, **options)
     kinds = {"mean_teacher": MeanTeacher, "copy_paste": CopyPaste, "pseudo_rounds": PseudoRounds}
@@ -97,7 +101,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_resumed_run_goes_on_exactly(name: str) -> None:
-    phases = Phases(warmup_stop=2, train_stop=8, total=9)
+    phases = Phases.of_steps(2, 8, 9)
     options: dict[str, Any] = {"uncertainty_passes": 2} if name == "mean_teacher" else {}
     whole = built(name, phases, **options)
     run(whole, 0, 9)
@@ -116,7 +120,7 @@ def test_a_resumed_run_goes_on_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", RIVALS)
 def test_they_are_built_from_plan_and_settings(name: str) -> None:
     settings = MethodSettings(name=name)  # type: ignore[arg-type]
-    phases = Phases.of(settings, 12)
+    phases = Phases.of(settings, Timeline.of_steps(12))
     method = build_method(PLAN, settings, phases, seed=3, device=torch.device("cpu"))
     assert method.evaluated == "student_average"
     assert method.labeller in method.networks
@@ -134,11 +138,14 @@ def test_they_are_built_from_plan_and_settings(name: str) -> None:
 def test_voxels_of_the_ignore_value_do_not_count(name: str) -> None:
     labelled, unlabelled = batches(0)
     nothing = Batch(labelled.images, torch.full_like(labelled.labels, 7))
-    metrics = built(name, Phases(0, 9, 9), ignore=7).step(nothing, unlabelled, Draw(seed=4))
+    metrics = built(name, Phases.of_steps(0, 9, 9), ignore=7).step(nothing, unlabelled, Draw(seed=4))
     assert metrics["labelled_loss"] == 0
     some = Batch(labelled.images, labelled.labels.clone())
     some.labels[:, :, :2] = 7
-    rows = [built(name, Phases(0, 9, 9), ignore=7).step(batch, unlabelled, Draw(seed=4)) for batch in (labelled, some)]
+    rows = [
+        built(name, Phases.of_steps(0, 9, 9), ignore=7).step(batch, unlabelled, Draw(seed=4))
+        for batch in (labelled, some)
+    ]
     assert 0 < rows[1]["labelled_loss"] != rows[0]["labelled_loss"]
 
 
@@ -167,7 +174,7 @@ def test_settings_that_are_refused(changes: dict[str, Any], message: str) -> Non
 
 
 def test_the_mean_teacher_is_the_students_moving_average() -> None:
-    method = built("mean_teacher", Phases(0, 9, 9), ema_decay=0.3)
+    method = built("mean_teacher", Phases.of_steps(0, 9, 9), ema_decay=0.3)
     expected = copy.deepcopy(method.networks["student"].state_dict())
     for step in range(5):
         run(method, step, step + 1)
@@ -187,7 +194,7 @@ def test_a_step_of_mean_teacher_is_labels_and_squared_differences(ramp_fraction:
     """At step 2 of 9."""
     changes: dict[str, Any] = {"unlabelled_weight": 3.0, "ramp_fraction": ramp_fraction}
     settings = MethodSettings(name="mean_teacher", learning_rate=0.01, **changes)
-    method = built("mean_teacher", Phases(0, 9, 9), **changes)
+    method = built("mean_teacher", Phases.of_steps(0, 9, 9), **changes)
     labelled, unlabelled = batches(2)
     student = tiny_unet(1, torch.float32).train()
     q = copy.deepcopy(student).eval()(unlabelled.weak).softmax(1).detach()
@@ -201,7 +208,7 @@ def test_a_step_of_mean_teacher_is_labels_and_squared_differences(ramp_fraction:
 def test_an_uncertainty_aware_step_follows_the_teacher_where_it_is_sure() -> None:
     changes: dict[str, Any] = {"uncertainty_passes": 4, "ramp_fraction": 1.0}
     settings = MethodSettings(name="mean_teacher", learning_rate=0.01, **changes)
-    method = built("mean_teacher", Phases(0, 9, 9), **changes)
+    method = built("mean_teacher", Phases.of_steps(0, 9, 9), **changes)
     student = tiny_unet(1, torch.float32).train()
     for network in (student, *method.networks.values()):  # decided on some voxels, which it is not as it begins
         network.get_submodule("head").weight.data.mul_(8.0)  # type: ignore[union-attr, operator]
@@ -236,7 +243,7 @@ def test_only_voxels_that_the_teacher_is_sure_of_count() -> None:
 
 
 def test_uncertainty_is_the_entropy_of_noisy_passes() -> None:
-    method = built("mean_teacher", Phases(0, 100, 100), uncertainty_passes=3)
+    method = built("mean_teacher", Phases.of_steps(0, 100, 100), uncertainty_passes=3)
     assert isinstance(method, MeanTeacher)
     head = method.networks["student_average"].get_submodule("head")
     assert isinstance(head, nn.Conv3d)
@@ -257,7 +264,7 @@ def test_uncertainty_is_the_entropy_of_noisy_passes() -> None:
 def test_each_network_learns_the_hard_labels_of_the_other(ramp_fraction: float, ramp: float) -> None:
     """At step 2 of 9."""
     settings = MethodSettings(name="cross_pseudo", learning_rate=0.01)
-    method = built("cross_pseudo", Phases(0, 9, 9), unlabelled_weight=2.0, ramp_fraction=ramp_fraction)
+    method = built("cross_pseudo", Phases.of_steps(0, 9, 9), unlabelled_weight=2.0, ramp_fraction=ramp_fraction)
     labelled, unlabelled = batches(2)
     pair = [tiny_unet(1, torch.float32).train(), tiny_unet(2, torch.float32).train()]
     logits = [network(torch.cat([labelled.images, unlabelled.strong])) for network in pair]
@@ -273,7 +280,7 @@ def test_each_network_learns_the_hard_labels_of_the_other(ramp_fraction: float, 
 
 def test_the_two_begin_differently() -> None:
     settings = MethodSettings(name="cross_pseudo")
-    method = build_method(PLAN, settings, Phases.of(settings, 4), seed=3, device=torch.device("cpu"))
+    method = build_method(PLAN, settings, Phases.of(settings, Timeline.of_steps(4)), seed=3, device=torch.device("cpu"))
     first, second = weights(method.networks["student"]), weights(method.networks["partner"])
     assert not torch.equal(first["head.weight"], second["head.weight"])
 
@@ -313,7 +320,7 @@ def test_every_patch_is_used_once_where_there_are_pairs(count: int, expected: in
 
 def test_a_step_of_copy_paste_weighs_the_two_sides() -> None:
     settings = MethodSettings(name="copy_paste", learning_rate=0.01)
-    method = built("copy_paste", Phases(0, 9, 9))
+    method = built("copy_paste", Phases.of_steps(0, 9, 9))
     labelled, unlabelled = batches(0)
     student = tiny_unet(1, torch.float32).train()
     labels = largest_components(copy.deepcopy(student).eval()(unlabelled.weak).argmax(1))
@@ -343,7 +350,7 @@ def test_pseudo_labels_keep_the_largest_component_of_each_class() -> None:
 
 def test_before_unlabelled_patches_labelled_ones_are_pasted_into_each_other() -> None:
     settings = MethodSettings(name="copy_paste", learning_rate=0.01)
-    method = built("copy_paste", Phases(3, 9, 9))
+    method = built("copy_paste", Phases.of_steps(3, 9, 9))
     labelled, _ = batches(0)
     boxes = sample_boxes(Draw(seed=4, step=0), 2, SHAPE, BOX_EDGE)
     images, labels = labelled.images.clone(), labelled.labels.clone()
@@ -358,7 +365,7 @@ def test_before_unlabelled_patches_labelled_ones_are_pasted_into_each_other() ->
 
 
 def test_after_the_warm_up_copy_paste_goes_on_from_the_average() -> None:
-    method = built("copy_paste", Phases(3, 9, 9), ema_decay=0.5)
+    method = built("copy_paste", Phases.of_steps(3, 9, 9), ema_decay=0.5)
     run(method, 0, 3)
     before = copy.deepcopy(method.networks["student_average"].state_dict())
     method.learning_rate_factor = 0.0
@@ -371,7 +378,7 @@ def test_after_the_warm_up_copy_paste_goes_on_from_the_average() -> None:
 
 
 def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
-    method = built("pseudo_rounds", Phases(2, 8, 8), rounds=3, ema_decay=0.5)
+    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), rounds=3, ema_decay=0.5)
     run(method, 0, 2)
     seen = []
     for step in range(2, 8):
@@ -382,60 +389,114 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
     assert seen == [True, False, True, False, True, False]  # steps 2, 4 and 6 begin rounds
 
 
-def test_a_step_of_rounds_learns_true_labels_and_those_that_two_rounds_agree_on() -> None:
-    """Step 4 of a training phase of 2 to 8: the second of three rounds, whose teacher is the student as it is."""
+def test_the_first_teacher_is_held_against_the_network_of_a_fifth_of_the_warm_up_before() -> None:
+    method = built("pseudo_rounds", Phases.of_steps(10, 14, 14), ema_decay=0.5)
+    run(method, 0, 8)  # 0.8 of 10 steps
+    early = copy.deepcopy(weights(method.networks["student_average"]))
+    run(method, 8, 10)
+    late = copy.deepcopy(weights(method.networks["student_average"]))
+    assert method.scan_labellers(10) == ("student_average", "teacher")
+    assert_same(weights(method.networks["teacher"]), early)  # what is to be held against the student now
+    run(method, 10, 11)
+    assert method.scan_labellers(11) == ("teacher", "teacher_before")
+    for name, expected in (("teacher", late), ("teacher_before", early)):
+        assert all(torch.equal(value, expected[key]) for key, value in weights(method.networks[name]).items())
+
+
+def test_the_student_goes_on_as_it_is_where_training_begins() -> None:
+    """Its weights, not its average, and its momentum: the learning rate falls once."""
+    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), ema_decay=0.5)
+    labels_alone = built("supervised", Phases.of_steps(0, 8, 8), ema_decay=0.5)
+    run(method, 0, 2)
+    run(labels_alone, 0, 2)
+    labelled, _ = batches(2)
+    for one in (method, labels_alone):
+        one.step(labelled, None, Draw(seed=4, step=2))  # a round whose labels are not to be trusted
+    found = method.networks["student"].state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in labels_alone.networks["student"].state_dict().items())
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_step_of_rounds_learns_true_labels_and_those_that_two_rounds_agree_on(step: int) -> None:
+    """One patch of two with its true labels and one with the round's, the first or the second of each in turn; in the
+    training phase of 2 to 8 the second of three rounds begins at step 4, its teacher the student as it is."""
     changes: dict[str, Any] = {"label_scope": "patch", "round_agreement": 0.0, "ema_decay": 0.0}
     settings = MethodSettings(name="pseudo_rounds", learning_rate=0.01, unlabelled_weight=2.0, **changes)
-    method = built("pseudo_rounds", Phases(2, 8, 8), unlabelled_weight=2.0, rounds=3, **changes)
-    labelled, unlabelled = batches(4)
+    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), unlabelled_weight=2.0, rounds=3, **changes)
+    labelled, unlabelled = batches(step)
     before, student = tiny_unet(9, torch.float32), tiny_unet(1, torch.float32).train()
-    method.networks["teacher"].load_state_dict(before.state_dict())  # of the first round
+    if step == 4:
+        method.networks["teacher"].load_state_dict(before.state_dict())  # of the first round
+    else:
+        method.networks["teacher"].load_state_dict(student.state_dict())
+        method.networks["teacher_before"].load_state_dict(before.state_dict())
     teachers = [copy.deepcopy(student).eval(), before.eval()]
     a, b = (teacher(unlabelled.weak).argmax(1) for teacher in teachers)
-    labels = a.masked_fill(a != b, HIDDEN)
+    turn = slice(step % 2, None, 2)
+    labels = a.masked_fill(a != b, HIDDEN)[turn]
     assert 0 < (labels == HIDDEN).float().mean() < 1
-    logits = student(torch.cat([labelled.images, unlabelled.strong]))
-    loss = supervised_loss(labelled.labels, logits[:2])
-    loss = loss + 2.0 * supervised_loss(labels, logits[2:], ignore=HIDDEN)
+    logits = student(torch.cat([labelled.images[turn], unlabelled.strong[turn]]))
+    assert len(logits) == len(labelled.images)  # a step costs as much as one on labels alone
+    loss = supervised_loss(labelled.labels[turn], logits[:1])
+    loss = (loss + 2.0 * supervised_loss(labels, logits[1:], ignore=HIDDEN)) / 2
     expected = stepped(student, loss, settings)
-    run(method, 4, 5)
+    run(method, step, step + 1)
     assert_same(weights(method.networks["student"]), expected)
 
 
+def test_a_batch_of_one_patch_is_true_and_pseudo_labelled() -> None:
+    method = built("pseudo_rounds", Phases.of_steps(0, 8, 8), label_scope="patch")
+    labelled, unlabelled = batches(3)
+    one = Batch(labelled.images[:1], labelled.labels[:1])
+    row = method.step(one, UnlabelledBatch(unlabelled.weak[:1], unlabelled.strong[:1]), Draw(seed=1, step=3))
+    assert all(torch.isfinite(row[name]) for name in ("labelled_loss", "pseudo_loss"))
+
+
 def test_rounds_label_whole_scans() -> None:
-    """By who is the teacher from then on; after the first round the teacher before may contradict it."""
-    method = built("pseudo_rounds", Phases(2, 8, 8), rounds=3)
+    """By who is the teacher from then on; the state of it before may contradict it, in the first round too."""
+    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), rounds=3)
     assert list(method.scans_labelled_anew) == [4, 6]
     found = [method.scan_labellers(step) for step in range(2, 8)]
-    new, old = "student_average", ("teacher", "teacher_before")
-    assert found == [(new,), old[:1], (new, "teacher"), old, (new, "teacher"), old]
-    assert built("pseudo_rounds", Phases(2, 8, 8), label_scope="patch").scan_labellers(2) == ()
+    begins, goes_on = ("student_average", "teacher"), ("teacher", "teacher_before")
+    assert found == [begins, goes_on] * 3
+    assert built("pseudo_rounds", Phases.of_steps(2, 8, 8), label_scope="patch").scan_labellers(2) == ()
     labelled, unlabelled = batches(3)
     labels = torch.full_like(labelled.labels, HIDDEN)
-    labels[:, :1] = 1
+    labels[1, :1] = 1  # of the patch that is pseudo-labelled in an odd step
+    labels[0] = 1
     run(method, 2, 3)
     row = method.step(labelled, UnlabelledBatch(unlabelled.weak, unlabelled.strong, labels), Draw(seed=1, step=3))
     assert float(row["counted"]) == pytest.approx(1 / labels.shape[1])
 
 
+def test_rounds_are_of_one_length() -> None:
+    found = {rounds: built("pseudo_rounds", Phases.of_steps(2, 14, 14), rounds=rounds) for rounds in (1, 2, 3, 4)}
+    assert {rounds: list(method.scans_labelled_anew) for rounds, method in found.items()} == {
+        1: [],
+        2: [8],
+        3: [6, 10],
+        4: [5, 8, 11],
+    }
+    assert list(built("pseudo_rounds", Phases.of_steps(2, 14, 14)).scans_labelled_anew) == [8]
+
+
 def test_voxels_and_patches_that_two_rounds_disagree_on_do_not_count() -> None:
-    method = built("pseudo_rounds", Phases(0, 9, 9), rounds=3, round_agreement=0.0)
+    method = built("pseudo_rounds", Phases.of_steps(0, 9, 9), rounds=3, round_agreement=0.0)
     assert isinstance(method, PseudoRounds)
-    method.networks["teacher_before"].load_state_dict(tiny_unet(9, torch.float32).state_dict())
     _, unlabelled = batches(0)
     labels = {}
+    same = method._taught(unlabelled.weak)
+    method.networks["teacher_before"].load_state_dict(tiny_unet(9, torch.float32).state_dict())
     for name in ("teacher", "teacher_before"):
         labels[name] = copy.deepcopy(method.networks[name]).eval()(unlabelled.weak).argmax(1)
-    first = method._taught(unlabelled.weak, 2)
-    assert torch.equal(first, labels["teacher"])  # in the first round all count
-    later = method._taught(unlabelled.weak, 3)
+    assert torch.equal(same, labels["teacher"])  # nothing to disagree on
     differ = labels["teacher"] != labels["teacher_before"]
     assert differ.any()
-    assert torch.equal(later == HIDDEN, differ)
-    strict = built("pseudo_rounds", Phases(0, 9, 9), rounds=3, round_agreement=1.0)
+    assert torch.equal(method._taught(unlabelled.weak), labels["teacher"].masked_fill(differ, HIDDEN))
+    strict = built("pseudo_rounds", Phases.of_steps(0, 9, 9), rounds=3, round_agreement=1.0)
     assert isinstance(strict, PseudoRounds)
     strict.networks["teacher_before"].load_state_dict(tiny_unet(9, torch.float32).state_dict())
-    assert (strict._taught(unlabelled.weak, 3) == HIDDEN).all()
+    assert (strict._taught(unlabelled.weak) == HIDDEN).all()
 
 
 def test_agreement_is_the_mean_dice_of_organs_that_are_there() -> None:
@@ -443,18 +504,6 @@ def test_agreement_is_the_mean_dice_of_organs_that_are_there() -> None:
     a[0, 0, 0], b[0, 0, 0] = torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 0, 0])  # Dice 2/3 of class 1
     a[1, 0, 0], b[1, 0, 0] = torch.tensor([1, 2, 0, 0]), torch.tensor([1, 0, 2, 0])  # 1 and 0
     torch.testing.assert_close(agreement(a, b, 3), torch.tensor([2 / 3, 0.5, 1.0]))
-
-
-def test_more_rounds_than_steps_are_refused() -> None:
-    with pytest.raises(ConfigError, match="rounds = 3, but only 2 steps follow the warm-up"):
-        built("pseudo_rounds", Phases(2, 4, 4), rounds=3)
-    with pytest.raises(ConfigError, match=r"^method.warmup_fraction and method.finetune_fraction leave no step"):
-        built("pseudo_rounds", Phases(2, 2, 4))
-
-
-def test_rounds_that_are_not_said_are_three_or_as_many_as_there_are_steps() -> None:
-    found = {steps: len(built("pseudo_rounds", Phases(2, 2 + steps, 9)).scans_labelled_anew) for steps in (1, 2, 3, 7)}
-    assert found == {1: 0, 2: 1, 3: 2, 7: 2}  # beside the first
 
 
 # A teacher's labels.

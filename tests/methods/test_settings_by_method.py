@@ -17,14 +17,13 @@ FILES = {name: f"{name}.py" for name in get_args(MethodName)} | {"pseudo_label":
 BY_PROPERTY = {
     "weight_of_unlabelled": "unlabelled_weight",
     "labels_whole_scans": "label_scope",
-    "rounds_of": "rounds",
     "teacher_moves_every": "teacher_every",
     "used_cutmix_ways": "cutmix_ways",
     "derivative_on": "directional_derivative",
     "normalises_feedback": "feedback_normalise",
 }
 """Settings that methods read by a property of another name."""
-OF_THE_SESSION = {"label_scans", "label_mirror", "round_share"}
+OF_THE_SESSION = {"label_scans"}
 """Settings of methods that the session reads for them."""
 
 

@@ -175,7 +175,7 @@ def build_run(folder: Path, *, cases: int = 7) -> Path:
         {
             "data": {"labelled": 4},
             "method": {"name": "mpl", "feedback": "dense"},
-            "train": {"budget_minutes": 10.0, "seed": 0},
+            "train": {"minutes": 10.0, "seed": 0},
         },
     )
     write_jsonl(run / "cases.jsonl", rows)

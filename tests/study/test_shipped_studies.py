@@ -1,4 +1,7 @@
-"""The study files in benchmarks/: they load, and every run that they ask for has valid settings."""
+"""The studies that were made: their files load, and what came out is found by the names of their runs.
+
+Their settings are those of the version that made them; another makes other runs.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,39 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.study.settings import load_study, planned_runs, run_settings
+from semiseg.evaluate.label_efficiency import name_of
+from semiseg.study.runner import known_runs
+from semiseg.study.settings import load_study, planned_runs
 
-STUDIES = sorted((Path(__file__).parents[2] / "benchmarks" / "studies").glob("*.toml"))
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "docs" / "lab" / "studies").glob("*.toml"))
+RESULTS = ROOT / "docs" / "benchmarks"
 
 
 def test_there_are_studies_for_the_three_sets() -> None:
     assert {"hippocampus", "head_neck", "left_atrium"} <= {file.stem for file in STUDIES}
 
 
+def test_every_result_has_its_study() -> None:
+    assert {file.parent.name for file in RESULTS.glob("*/results.json")} <= {file.stem for file in STUDIES}
+
+
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_a_study_asks_for_runs_that_can_be_made(file: Path) -> None:
+def test_a_study_loads_and_names_files_that_are_there(file: Path) -> None:
     study = load_study(file)
     runs = list(planned_runs(study))
     assert len({run.name for run in runs}) == len(runs)
     assert [run.method for run in runs if run.labelled == study.ceiling] == (["supervised"] if study.ceiling else [])
-    precisions = {run_settings(study, file, Path("data"), run).train.precision for run in runs}
-    assert precisions in ({"float32"}, {"bfloat16"}), "one precision for all, on every machine"
-    for run in runs:
-        settings = run_settings(study, file, Path("data"), run)
-        assert settings.data.labelled == run.labelled
-        assert settings.train.validation_every == 0  # no label is held out
+    named = [study.recipe, *(keys.get("data.label_list", "") for keys in study.methods.values())]
+    assert all((file.parent / name).is_file() for name in named if name)
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_what_came_out_is_known_by_name(file: Path) -> None:
+    """Every method has at least one of its runs, and whatever is of the study's methods is one of its runs."""
+    study, known = load_study(file), known_runs(file, RESULTS / file.stem)
+    found = [run for run in known["runs"] if run["method"] in study.methods]
+    assert {name_of(run) for run in found} <= {run.name for run in planned_runs(study)}
+    assert len({name_of(run) for run in found}) == len(found)
+    assert study.baseline in {run["method"] for run in found}
+    assert all(run["cases"] and run["steps"] > 0 for run in found)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from semiseg.errors import ConfigError
+from semiseg.methods.settings import MethodSettings
 from semiseg.study.settings import load_study, planned_runs, run_settings
 
 TEXT = """
@@ -95,7 +96,7 @@ def with_reference(text: str) -> tuple[str, str]:
             'method.name = "mpl"',
             r"\[methods.dense\] method: keys with a dot need quotes",
         ),
-        ('recipe = "recipe.toml"', "", r"study\.toml: recipe is missing: add it"),
+        ('"data.development" = 40', '"train.minutes" = 2.0', r'\[common\] "train.minutes": is set by minutes'),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
         (*with_reference('method = "a"\nlabelled = 8\nlabeled = 8'), r"unknown key reference\.labeled"),
         (*with_reference('method = "dense"\nlabelled = 160'), r"reference: dense is a method.*Add a \[\[budgets\]\]"),
@@ -114,6 +115,24 @@ def test_a_reference_may_be_a_run_of_the_study_or_of_another_program(file: Path)
         found = load_study(file).reference
         assert found is not None
         assert (found.method, found.labelled) == (method, labelled)
+
+
+def test_runs_have_the_minutes_of_the_study_or_the_steps_that_it_sets(file: Path) -> None:
+    study = load_study(file)
+    assert {run_settings(study, file, None, run).train.minutes for run in planned_runs(study)} == {8.0}
+    assert {run_settings(study, file, None, run).train.steps for run in planned_runs(study)} == {None}
+    file.write_text(TEXT.replace('"method.ema_decay" = 0.9', '"train.steps" = 77'))
+    study = load_study(file)
+    steps = {run.method: run_settings(study, file, None, run).train.steps for run in planned_runs(study)}
+    assert steps == {"supervised": None, "dense": 77}
+
+
+def test_a_study_without_a_recipe_starts_from_the_defaults(file: Path) -> None:
+    file.write_text(TEXT.replace('recipe = "recipe.toml"', ""))
+    study = load_study(file)
+    settings = run_settings(study, file, file.parent, next(planned_runs(study)))
+    assert settings.method == MethodSettings(name="supervised")
+    assert settings.data.development == 40
 
 
 def test_a_key_that_no_run_has_is_refused(file: Path) -> None:

@@ -14,6 +14,7 @@ from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.randomness import Draw
 from semiseg.train import session
+from semiseg.train.settled import read_settled
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 Command = Callable[..., Any]
@@ -83,7 +84,7 @@ def test_bfloat16_learns_on_a_gpu(
 ) -> None:
     settings = METHODS[name] | {"train.precision": "auto", "train.steps": 40}
     rows = trained(semiseg_command, tmp_path / "run", phantoms, tiny, DEVICE, settings)
-    assert 'precision = "bfloat16"' in (tmp_path / "run" / "run.toml").read_text()
+    assert read_settled(tmp_path / "run").precision == "bfloat16"
     learnt = [row["labelled_loss"] for row in rows if "labelled_loss" in row]
     assert learnt[-1] < 0.8 * learnt[0]
 
@@ -113,7 +114,10 @@ def test_a_stopped_run_goes_on(
 def test_minutes_become_steps_on_a_gpu(
     semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
 ) -> None:
-    settings: dict[str, object] = {"train.budget_minutes": 0.02}
-    rows = trained(semiseg_command, tmp_path / "run", phantoms, tiny, DEVICE, settings)
-    assert "calibrated = true" in (tmp_path / "run" / "run.toml").read_text()
-    assert rows[-1]["step"] > 6
+    pairs = zip(tiny[::2], tiny[1::2], strict=True)
+    flags = [flag for pair in pairs if not pair[1].startswith("train.steps") for flag in pair]
+    rows = trained(semiseg_command, tmp_path / "run", phantoms, flags, DEVICE, {"train.minutes": 0.05})
+    settled = read_settled(tmp_path / "run")
+    assert settled.device == DEVICE
+    assert settled.finished
+    assert rows[-1]["step"] == settled.laid_down().total > 6  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
+from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
 from semiseg.train import inputs
@@ -37,6 +38,7 @@ class Told:
     evaluated = "student"
     labeller: str | None = None
     scans_labelled_anew = ()
+    phases = Phases.of_steps(0, 1, 1)
 
     def __init__(self, loss: Callable[[int], float]) -> None:
         self.loss = loss
@@ -74,7 +76,7 @@ def data(store: Store) -> TrainingData:
     shown = np.zeros((6, 6, 6))
     shown[2:4] = 1
     case, held_out = store("a", shown, shown), store("b", shown, shown)
-    return TrainingData(BatchSource([case], patch=(4, 4, 4), batch=2, seed=0), (), (held_out,))
+    return TrainingData(BatchSource([case], patch=(4, 4, 4), batch=2, seed=0), (), (), (held_out,))
 
 
 Train = Callable[..., list[dict[str, Any]]]
@@ -86,7 +88,7 @@ def train(tmp_path: Path, plan: Plan, data: TrainingData) -> Train:
     place = Place(plan, AugmentSettings(enabled=False), torch.device("cpu"), None)
 
     def run(method: Told, *, validation: bool = False, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
-        given = data if validation else TrainingData(data.source, (), ())
+        given = data if validation else TrainingData(data.source, (), (), ())
         settled = TrainSettings(**{"log_every": 2, "checkpoint_every": 4, "epoch_steps": 4} | settings)
         folder = tmp_path / "run"
         origin = {"train.seed": seed}
@@ -99,12 +101,19 @@ def train(tmp_path: Path, plan: Plan, data: TrainingData) -> Train:
 
 
 def test_a_row_is_the_mean_since_the_row_before(train: Train) -> None:
-    rows = train(Told(float), steps=7)
-    assert [row["step"] for row in rows] == [2, 4, 6, 7]
-    assert [row["labelled_loss"] for row in rows] == [0.5, 2.5, 4.5, 6.0]
-    rates = [0.5 * (1 - (row["step"] - 1) / 7) ** 0.9 for row in rows]
+    rows = train(Told(float), steps=207)
+    assert [row["step"] for row in rows] == [*range(2, 207, 2), 207]
+    assert [row["labelled_loss"] for row in rows] == [*(step + 0.5 for step in range(0, 206, 2)), 206.0]
+    rates = [0.5 * (1 - (row["step"] - 1) / 207) ** 0.9 for row in rows]
     assert [row["learning_rate"] for row in rows] == pytest.approx(rates, rel=1e-12)
     assert not any("validation_loss" in row for row in rows)
+
+
+@pytest.mark.parametrize(("steps", "every"), [(7, 1), (199, 1), (250, 2), (350, 3), (2000, 3)])
+def test_a_run_of_few_steps_has_a_hundred_rows_if_it_can(train: Train, steps: int, every: int) -> None:
+    """Asked for is a row every three steps; besides there is one at the end of an epoch, of a stretch and of all."""
+    rows = train(Told(float), steps=steps, log_every=3, epoch_steps=10**6, checkpoint_every=10**6)
+    assert [row["step"] for row in rows] == sorted({*range(every, steps + 1, every), steps})
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, [10]), (1, [4, 8, 10]), (2, [8, 10])])
@@ -127,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_stays(
     with pytest.raises(TrainingError, match=r"step 6: labelled_loss is not finite.*learning_rate.*checkpoints"):
         train(Told(lambda step: value if step == 5 else 1.0), steps=12)
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
-    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 4
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 5  # of few steps each has a row
 
 
 def test_weights_that_are_not_finite_never_become_a_checkpoint(train: Train, tmp_path: Path) -> None:
@@ -176,8 +185,8 @@ def test_a_run_goes_on_from_its_last_checkpoint(train: Train, tmp_path: Path) ->
     rows = train(method, steps=12)
     assert len(method.rates) == 8  # steps 4 to 11
     assert float(method.count) == 12  # the first four came with the checkpoint
-    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
-    assert [row["labelled_loss"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]
+    assert [row["step"] for row in rows] == [*range(1, 13)]
+    assert [row["labelled_loss"] for row in rows] == [*map(float, range(12))]
     train(untouched := Told(float), steps=12)
     assert untouched.rates == []
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from semiseg.train import progress
+from semiseg.train.pace import Pace
 from semiseg.train.progress import TrainingProgress, _clock
+from semiseg.train.settings import TrainSettings
 
 
 def console(*, terminal: bool = False) -> Console:
@@ -20,6 +24,10 @@ def text(of: Console) -> str:
     return of.file.getvalue()
 
 
+def of_steps(steps: int) -> Pace:
+    return Pace(Path("nowhere"), TrainSettings(steps=steps))
+
+
 def row(step: int, **scalars: float) -> dict[str, float | int | str]:
     return {"step": step, "phase": "train", **scalars}
 
@@ -28,13 +36,13 @@ def test_lines_come_from_time_to_time_and_at_the_end(monkeypatch: pytest.MonkeyP
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = console()
-    with TrainingProgress(0, 100, quiet=False, console=shown) as training:
+    with TrainingProgress(0, of_steps(100), quiet=False, console=shown) as training:
         for step in range(10, 101, 10):
             now[0] += 8.0
             training.show(row(step, labelled_loss=1 / step))
     lines = text(shown).splitlines()
     # 8 seconds a row, a line where more than 20 have passed, and one for the last step.
-    assert [line.split()[2] for line in lines] == ["30/100", "60/100", "90/100", "100/100"]
+    assert [re.findall(r"step (\d+ of \d+) ", line) for line in lines] == [[f"{n} of 100"] for n in (30, 60, 90, 100)]
     assert lines[0].startswith("train")
     assert "loss 0.03333" in lines[0]
     # 24 seconds for 30 steps: 56 for the other 70.
@@ -43,7 +51,7 @@ def test_lines_come_from_time_to_time_and_at_the_end(monkeypatch: pytest.MonkeyP
 
 def test_values_stay_until_there_are_new_ones() -> None:
     shown = console()
-    with TrainingProgress(0, 2, quiet=False, console=shown) as training:
+    with TrainingProgress(0, of_steps(2), quiet=False, console=shown) as training:
         training.show(row(1, labelled_loss=0.5, validation_dice=0.875, unknown=3.0))
         training.show(row(2, labelled_loss=0.25))
     assert "loss 0.25  Dice 0.875" in text(shown)
@@ -54,15 +62,34 @@ def test_a_resumed_run_counts_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> 
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = console()
-    with TrainingProgress(90, 200, quiet=False, console=shown) as training:
+    with TrainingProgress(90, of_steps(200), quiet=False, console=shown) as training:
         now[0] = 60.0
         training.show(row(100))
     assert "10:00 left" in text(shown)
 
 
+def test_a_run_by_minutes_says_about_how_many_steps_there_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time left goes by the share of the run, and the number of steps changes with the pace."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown, pace = console(), Pace(tmp_path, TrainSettings(minutes=10))
+    with TrainingProgress(0, pace, quiet=False, console=shown) as training:
+        pace.look(4, 30.0, 0.0)  # a twentieth of ten minutes for four steps
+        now[0] = 30.0
+        training.show(row(4))
+        pace.look(8, 90.0, 0.0)  # slower since: three twentieths are done
+        now[0] = 90.0
+        training.show(row(8))
+    lines = text(shown).splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["9:30 left", "8:30 left"]
+    assert ["step 4 of about 80 " in lines[0], "step 8 of about 42 " in lines[1]] == [True, True]
+
+
 def test_quiet_says_nothing() -> None:
     shown = console(terminal=True)
-    with TrainingProgress(0, 1, quiet=True, console=shown) as training:
+    with TrainingProgress(0, of_steps(1), quiet=True, console=shown) as training:
         training.note("a sentence")
         training.show(row(1, labelled_loss=1.0))
     assert text(shown) == ""
@@ -70,11 +97,11 @@ def test_quiet_says_nothing() -> None:
 
 def test_a_terminal_gets_a_bar_and_notes() -> None:
     shown = console(terminal=True)
-    with TrainingProgress(0, 2, quiet=False, console=shown) as training:
+    with TrainingProgress(0, of_steps(2), quiet=False, console=shown) as training:
         training.note("a sentence")
         training.show(row(2, labelled_loss=1.0))
     assert "a sentence" in text(shown)
-    assert "step 2/2" in text(shown)
+    assert "step 2 of 2" in text(shown)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3725, "1:02:05")])

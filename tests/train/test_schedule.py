@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from semiseg.errors import ConfigError
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
+from semiseg.methods.timeline import Stretch, Timeline
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 
-PHASES = Phases(warmup_stop=4, train_stop=16, total=20)
+PHASES = Phases.of_steps(4, 16, 20)
 
 
 def schedule(phases: Phases = PHASES, restart_rate: float = 0.0, **changes: Any) -> Schedule:
@@ -28,8 +30,8 @@ def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None
 
 
 def test_poly_without_fine_tuning_and_without_training() -> None:
-    assert schedule(Phases(0, 5, 5)).factor(4) == pytest.approx(0.2**0.9)
-    assert schedule(Phases(0, 0, 5)).factor(0) == pytest.approx(0.1)
+    assert schedule(Phases.of_steps(0, 5, 5)).factor(4) == pytest.approx(0.2**0.9)
+    assert schedule(Phases.of_steps(0, 0, 5)).factor(0) == pytest.approx(0.1)
 
 
 def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
@@ -39,9 +41,32 @@ def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
     assert found == pytest.approx(warm_up + training + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)], rel=1e-12)
 
 
+def test_what_is_not_said_is_one_decay_for_rounds_and_two_for_other_methods() -> None:
+    """Rounds go on with the network as it is."""
+
+    def factors(name: str, restart_rate: float | None) -> list[float]:
+        method = MethodSettings(name=name, restart_rate=restart_rate)  # type: ignore[arg-type]
+        return [Schedule(TrainSettings(), PHASES, method).factor(step) for step in range(20)]
+
+    assert factors("pseudo_rounds", None) == factors("pseudo_rounds", 0.0)
+    assert factors("pseudo_label", None) == factors("pseudo_label", 0.5) != factors("pseudo_label", 0.0)
+
+
+def test_the_rate_falls_by_the_share_of_the_run_where_the_pace_changes() -> None:
+    """The first 10 steps take a fifth of the run, and then each a fifth of that: what counts is the time."""
+    timeline = Timeline((Stretch(0, 0.0, 0.02), Stretch(10, 0.2, 0.004)))
+    phases = Phases.of(MethodSettings(warmup_fraction=0.4, finetune_fraction=0.2), timeline)
+    assert (phases.warmup_stop, phases.train_stop, phases.total) == (60, 160, 210)
+    one = schedule(phases)
+    assert [one.factor(step) for step in (0, 5, 10, 60, 110)] == pytest.approx(
+        [((0.8 - done) / 0.8) ** 0.9 for done in (0.0, 0.1, 0.2, 0.4, 0.6)], rel=1e-9
+    )
+    assert one.factor(185) == pytest.approx(0.1 * 0.5**0.9)
+
+
 def test_without_a_warm_up_there_is_nothing_to_start_anew() -> None:
     """Supervised training is one phase: it begins at the whole rate."""
-    whole, plain = (schedule(Phases(0, 10, 10), restart_rate=rate) for rate in (0.5, 0.0))
+    whole, plain = (schedule(Phases.of_steps(0, 10, 10), restart_rate=rate) for rate in (0.5, 0.0))
     assert [whole.factor(step) for step in range(10)] == [plain.factor(step) for step in range(10)]
     assert whole.factor(0) == 1.0
 
@@ -102,7 +127,8 @@ def test_its_memory_goes_and_comes_back() -> None:
     [
         {"steps": 0},
         {"log_every": 0},
-        {"budget_minutes": -1.0},
+        {"minutes": 0.0},
+        {"minutes": math.inf},
         {"validation_fraction": 1.0},
         {"plateau_smoothing": -0.1},
         {"plateau_factor": 1.0},

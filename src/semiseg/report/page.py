@@ -166,7 +166,7 @@ def facts(data: RunData) -> list[tuple[str, str]]:
         if isinstance(last.get("seconds"), int | float):
             found.append(("Training time", duration(float(last["seconds"]))))
     if data.setting("train.steps") is None and (minutes := data.setting("train.minutes")):
-        found.append(("Asked for", duration(60 * float(minutes))))
+        found.append(("Budget", duration(60 * float(minutes))))
     if (seed := data.setting("train.seed")) is not None:
         found.append(("Seed", str(seed)))
     seconds = [float(row["seconds"]) for row in data.predictions if isinstance(row.get("seconds"), int | float)]
