@@ -130,7 +130,8 @@ def test_an_unknown_key_is_told_what_is_known() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.budget_minute=5", "unknown key train.budget_minute. Did you mean train.budget_minutes?"),
+        ("train.minute=5", "unknown key train.minute. Did you mean train.minutes?"),
+        ("train.budget_minute=5", "unknown key train.budget_minute. Did you mean train.minutes?"),
         ("method.steps=5", "unknown key method.steps. Did you mean train.steps?"),
         ("trian.steps=3", "unknown key trian. Did you mean train?"),
         ("predict.qqq=1", "unknown key predict.qqq. Known here: device, engine"),

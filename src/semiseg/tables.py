@@ -45,20 +45,26 @@ def refuse_unknown_keys(
 
 
 def _meant(key: str, kind: type, whole: type, prefix: str) -> str:
-    """Which known key an unknown one may be meant for: one of the same table by its letters, one of the same name in
-    another table, or one of those by its letters; otherwise all that there are here."""
+    """Which known key an unknown one may be meant for: one of the same table by its letters or words, one of the same name
+    in another table, or one of those by its letters; otherwise all that there are here."""
     here = [field.name for field in fields(kind)]
     elsewhere = [path for path in _paths(whole) if path.count(".") and not path.startswith(prefix or "-")]
     by_name: dict[str, list[str]] = {}
     for path in elsewhere:
         by_name.setdefault(path.rpartition(".")[2], []).append(path)
     found = [f"{prefix}{name}" for name in difflib.get_close_matches(key, here, n=2, cutoff=0.75)]
+    found = found or [f"{prefix}{name}" for name in here if set(_parts(name)) <= set(_parts(key))]
     found = found or by_name.get(key, [])[:3]
     if not found:
         found = [path for name in difflib.get_close_matches(key, by_name, n=1, cutoff=0.8) for path in by_name[name]][
             :3
         ]
     return f" Did you mean {' or '.join(found)}?" if found else f" Known here: {', '.join(here)}."
+
+
+def _parts(name: str) -> list[str]:
+    """The words of a key, singular."""
+    return [word.removesuffix("s") for word in name.split("_")]
 
 
 def _paths(kind: type, prefix: str = "") -> Iterator[str]:
