@@ -45,8 +45,8 @@ def refuse_unknown_keys(
 
 
 def _meant(key: str, kind: type, whole: type, prefix: str) -> str:
-    """Which known key an unknown one may be meant for: one of the same table by its letters or words, one of the same name
-    in another table, or one of those by its letters; otherwise all that there are here."""
+    """Which known key an unknown one may be meant for: one of the same table by its letters or words, one of the same
+    name in another table, or one of those by its letters; otherwise all that there are here."""
     here = [field.name for field in fields(kind)]
     elsewhere = [path for path in _paths(whole) if path.count(".") and not path.startswith(prefix or "-")]
     by_name: dict[str, list[str]] = {}
