@@ -49,14 +49,15 @@ def test_a_run_of_given_steps() -> None:
 def test_as_many_steps_as_were_given(steps: int) -> None:
     """A share is a fraction that is no binary number, and a sum of thousands of them."""
     assert Timeline.of_steps(steps).total == steps
-    assert all(Timeline.of_steps(steps).step_at(step / steps) == step for step in range(0, steps + 1, max(1, steps // 99)))
+    timeline = Timeline.of_steps(steps)
+    assert all(timeline.step_at(step / steps) == step for step in range(0, steps + 1, max(1, steps // 99)))
 
 
 @given(timelines(may_fall_back=False))
 def test_shares_rise(timeline: Timeline) -> None:
     shares = [timeline.share(step) for step in range(timeline.total + 1)]
     assert shares == sorted(shares)
-    assert 0 <= shares[0]
+    assert shares[0] >= 0
     assert shares[-1] == pytest.approx(1.0, abs=ROUNDING)
     assert timeline.share(timeline.total + 5) <= 1
 

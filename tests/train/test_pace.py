@@ -96,8 +96,8 @@ def test_labelling_is_in_the_minutes_and_not_in_the_pace(tmp_path: Path) -> None
     assert not run.tried
 
 
-@settings(max_examples=50, deadline=None)
-@given(changes=st.lists(st.tuples(st.integers(5, 2000), st.floats(0.2, 5.0)), max_size=5), each=st.floats(0.1, 2.0))
+@settings(max_examples=20, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(5, 600), st.floats(0.2, 5.0)), max_size=4), each=st.floats(1.0, 4.0))
 def test_an_overrun_is_bounded_however_the_pace_changes(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, float]], each: float
 ) -> None:
@@ -117,7 +117,7 @@ def test_an_overrun_is_bounded_however_the_pace_changes(
     assert shares[-2] < 1, "the last step is one of the run"
 
 
-@pytest.mark.parametrize("minutes", [10.0, 60.0, 24 * 60.0])
+@pytest.mark.parametrize("minutes", [10.0, 60.0, 8 * 60.0])
 def test_a_run_whose_minutes_are_over_still_settles_in(tmp_path: Path, minutes: float) -> None:
     """Labelling that took all that was left: the learning rate comes down in another thirtieth, and not at once."""
     total = 60 * minutes
@@ -137,8 +137,8 @@ def test_a_run_whose_minutes_are_over_still_settles_in(tmp_path: Path, minutes: 
 
 
 def test_a_long_run_looks_every_five_minutes(tmp_path: Path) -> None:
-    run = Run(tmp_path, TrainSettings(minutes=24 * 60.0)).to_the_end(constant(1.0))
-    gaps = [b - a for a, b in zip(run.stops[1:], run.stops[2:], strict=False)]
+    run = Run(tmp_path, TrainSettings(minutes=6 * 60.0)).to_the_end(constant(2.0))
+    gaps = [2.0 * (b - a) for a, b in zip(run.stops[1:], run.stops[2:], strict=False)]
     assert max(gaps) <= 1.5 * LONGEST_STRETCH_SECONDS
     assert min(gaps) >= 0.5 * LONGEST_STRETCH_SECONDS
 
