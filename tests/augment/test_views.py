@@ -11,14 +11,10 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
 
 SCHEME = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),))
-STILL = replace(
-    AugmentSettings(mirror_axes=(0, 1, 2)).weak(),
-    rotation_probability=0.0,
-    zoom_probability=0.0,
-    elastic_probability=0.0,
-)
+ANY_WAY = AugmentSettings(mirror_axes=(0, 1, 2))
+STILL = replace(ANY_WAY.weak(), rotation_probability=0.0, zoom_probability=0.0, elastic_probability=0.0)
 GEOMETRY = replace(STILL, rotation_probability=1.0, zoom_probability=1.0, elastic_probability=1.0)
-STRONG = replace(AugmentSettings(mirror_axes=(0, 1, 2)), gamma_probability=1.0, noise_probability=1.0)
+STRONG = replace(ANY_WAY, gamma_probability=1.0, noise_probability=1.0)
 
 
 def _batch(n: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

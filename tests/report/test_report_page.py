@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from semiseg.data.plan import Plan
+from semiseg.data.plan import read_plan, write_plan
 from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_json, write_json, write_text
 from semiseg.notices import add_notice
@@ -222,11 +223,10 @@ def test_fewer_than_six_cases_have_a_range_and_no_interval(run_folder: Path) -> 
     assert "<b style" not in page.source.split('id="overlays"')[0], "no whisker is drawn for a range"
 
 
-def test_the_plan_is_explained_and_both_files_of_settings_are_there(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_is_explained_and_both_files_of_settings_are_there(run_folder: Path) -> None:
     write_text(run_folder / "settled.toml", "steps = 4321\n")
-    monkeypatch.setattr(Plan, "reasons", (f"Slices are 5 mm apart. {HOSTILE}",), raising=False)
+    plan = read_plan(run_folder / "plan.toml")
+    write_plan(run_folder / "plan.toml", replace(plan, reasons=(f"Slices are 5 mm apart. {HOSTILE}",)))
     page = Page(write_report(run_folder))
     assert f"Why this plan Slices are 5 mm apart. {HOSTILE}" in page.text
     assert "steps = 4321" in page.text

@@ -29,7 +29,7 @@ def store(run: Path, case: str) -> None:
         source_spacing_mm=(5.0, 3.0, 3.0),
         hash="0",
         labelled=False,
-        channel_minimum=(-1.0,),
+        channels=1,
         class_voxels={},
         class_locations={},
         body_locations=(),

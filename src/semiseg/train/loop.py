@@ -68,6 +68,7 @@ def train_method(
     with Journal(run, settings, start=step, pace=pace, quiet=quiet) as journal, named_out_of_memory(place):
         if step:
             journal.note(f"Going on from step {step} of about {pace.timeline.total}.")
+        _use_threads(pace)
         feed = Feed(data, method, settings, place, state.locations, journal.note)
         while step < pace.timeline.total:
             method.phases = state.schedule.phases = Phases.of(method_settings, pace.timeline)
@@ -80,14 +81,18 @@ def train_method(
                 step = number + 1
                 _log(step, stop, state, method, place, data, journal, validation, checkpoints)
             pace.look(step, state.clock.seconds(), feed.pausing)
-            if threads := pace.timeline.stretches[-1].threads:
-                torch.set_num_threads(threads)
+            _use_threads(pace)
             feed.pausing = 0.0
             saved = state.checkpoint(step, method, origin)
             _check_finite_state(saved, checkpoints)
             save_checkpoint(checkpoints, saved)
         pace.finish()
     return step, state.clock.seconds()
+
+
+def _use_threads(pace: Pace) -> None:
+    if pace.threads:
+        torch.set_num_threads(pace.threads)
 
 
 def _log(

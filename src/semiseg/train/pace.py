@@ -62,6 +62,11 @@ class Pace:
     def by_minutes(self) -> bool:
         return self._settings.steps is None
 
+    @property
+    def threads(self) -> int:
+        """Of the CPU, by which the next steps are computed; 0 is as many as training began with."""
+        return next((one.threads for one in reversed(self.timeline.stretches) if one.threads), 0)
+
     def stop_after(self, step: int) -> int:
         """The step before which the loop comes back, to save and to look at the pace."""
         total = self.timeline.total
@@ -92,12 +97,11 @@ class Pace:
         if self._whole or step >= self.timeline.total or step <= before:
             return False
         each = max(1e-9, (seconds - then - pausing) / (step - before) / self._seconds)
-        done = min(seconds / self._seconds, 1.0)
+        # Once it is settling in, it does so to the end, however the clock stands.
+        done = min(seconds / self._seconds, max(1 - LAST_SHARE, self.timeline.share(step)))
         threads = 0
         if each > COLLAPSE * self.timeline.stretches[-1].each and len(self.timeline.stretches) > 1:
             threads = self._fastest_threads()
-        if done > 1 - LAST_SHARE and self.timeline.share(step) < 1 - LAST_SHARE:
-            done = 1 - LAST_SHARE
         self.timeline = self.timeline.with_stretch(Stretch(step, done, each, threads))
         write_settled(self._run, replace(read_settled(self._run), timeline=rows(self.timeline)))
         return True
