@@ -22,14 +22,13 @@ from semiseg.types import Spacing
 
 FOR_STEPS = 0.85
 """Share of the minutes that steps get; the rest goes to labelling scans, validation and checkpoints."""
-GRID_WEIGHT = 0.7
-"""Dice lost for each that a grid loses of the labels: a network does not reach the ceiling, and part of what is lost
-there it would have missed anyway."""
 FEW_STEPS = (120.0, 12.0)
-"""a and b of (a / steps)^2 + b / steps."""
+"""a and b of (a / steps)^2 + b / steps, the loss by few steps on scans of `EASY_VOXELS` or fewer."""
+EASY_VOXELS = 64_000
+"""On finer grids a network needs more steps to learn where things are: by the root of how many times more voxels."""
 FEW_FEATURES = 0.006
 """For each halving of the features, from 32 on."""
-SMALL_PATCH, LARGEST_LOOK, SMALLER_PATCH = 0.03, 0.25, 0.004
+SMALL_PATCH, LARGEST_LOOK, SMALLER_PATCH = 0.04, 0.25, 0.004
 """For each halving of the share of the median scan that a patch covers: below a quarter, and above."""
 _COARSER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 _SMALLEST_PATCH_VOXELS = 8_000
@@ -71,20 +70,26 @@ class Candidate:
     plan: Plan
     steps: float
     step_seconds: float
-    covered: float
+    scan_voxels: int
     kept: float
+
+    @property
+    def covered(self) -> float:
+        """The share of the median scan that a patch covers."""
+        return min(1.0, prod(self.plan.patch) / self.scan_voxels)
 
     @property
     def loss(self) -> float:
         """Expected loss of Dice; comparable between plans for one data set alone."""
         square, single = FEW_STEPS
-        effective = max(1.0, self.steps * (self.plan.batch / 2) ** 0.5)
+        harder = max(1.0, self.scan_voxels / EASY_VOXELS)
+        effective = max(1.0, self.steps * (self.plan.batch / 2 / harder) ** 0.5)
         few_steps: float = (square / effective) ** 2 + single / effective
         few_features = FEW_FEATURES * max(0.0, log2(32 / self.plan.teacher.features[0]))
-        halvings = -log2(max(1e-6, min(1.0, self.covered)))
+        halvings = -log2(max(1e-6, self.covered))
         below = max(0.0, halvings + log2(LARGEST_LOOK))
         small_patch = SMALL_PATCH * below + SMALLER_PATCH * (halvings - below)
-        return GRID_WEIGHT * (1 - self.kept) + few_steps + few_features + small_patch
+        return (1 - self.kept) + few_steps + few_features + small_patch
 
 
 def timed_plan(
@@ -140,7 +145,7 @@ def _candidates(
                     continue
                 seen.add(key)
                 step = cost * prod(plan.patch) * batch
-                yield Candidate(plan, FOR_STEPS * seconds / step, step, min(1.0, prod(plan.patch) / scan), share)
+                yield Candidate(plan, FOR_STEPS * seconds / step, step, scan, share)
 
 
 def _levels(settings: PlanSettings) -> Sequence[int]:
