@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -472,6 +472,9 @@ def _settings(arguments: _RunArguments) -> RunSettings:
     if recipe is None and existing.exists():
         recipe = existing
     settings = load_settings(recipe, [*flags, *arguments.set])
+    if arguments.minutes is not None and not any(given.strip().startswith("train.steps") for given in arguments.set):
+        # TOML has no null: steps that a recipe gives would be taken in the place of these minutes.
+        settings = replace(settings, train=replace(settings.train, steps=None))
     for sentence in without_effect(settings, arguments.set):
         print(f"semiseg: {sentence}", file=sys.stderr)
     return settings

@@ -23,6 +23,7 @@ from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.planner import GPU_SHARE, Device, make_plan, median_shape
 from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.roles import (
+    FEWEST_TO_VALIDATE,
     DataSettings,
     Role,
     RunCase,
@@ -387,6 +388,8 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
                 )
             settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
             write_settings(run / "run.toml", settings)
+            # What was laid down was for other minutes.
+            write_settled(run, replace(read_settled(run), timeline=(), finished=False))
         return _train(run, settings, quiet=quiet)
 
 
@@ -550,8 +553,8 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
     if not held:
         raise DataError(
-            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has 8 "
-            "labelled ones and neither train.validation_fraction nor train.validation_every is 0."
+            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
+            f"{FEWEST_TO_VALIDATE} labelled ones and neither train.validation_fraction nor train.validation_every is 0."
         )
     output = run / "validation"
     outcomes = _predict(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
