@@ -79,7 +79,7 @@ def tiny(request: pytest.FixtureRequest) -> list[str]:
         "plan.batch": 2,
         "plan.base_features": 4,
         "plan.max_levels": 2,
-        "method.finetune_fraction": 0.1,
+        "method.finetune_fraction": 0.2,
         "train.steps": 6,
         "train.threads": 1,
         "train.device": device,

@@ -157,17 +157,58 @@ def test_until_it_is_trained_a_run_may_still_change(
     refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_003", "others are kept", "data.exclude")
     stored = (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns
     (tmp_path / "bad.txt").write_text("phantom_003\n")
-    exclude = ["--set", f"data.exclude={tmp_path / 'bad.txt'}", "--set", "train.steps=4", "--method", "supervised"]
+    exclude = ["--set", f"data.exclude={tmp_path / 'bad.txt'}", "--set", "train.seed=4", "--method", "supervised"]
     assert semiseg_command("prepare", run, *exclude, "--quiet").code == 0
     assert (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns == stored
     refused(
         semiseg_command("prepare", run, "--set", "plan.batch=4"), "plan.batch = 2 in the run, 4 now", kind="settings"
     )
+    for key, value in {"train.minutes": 5, "train.steps": 9}.items():  # the plan was made for them
+        answer = semiseg_command("prepare", run, "--set", f"{key}={value}")
+        refused(answer, key, "delete", f"{run}/plan.toml", kind="settings")
     assert semiseg_command("train", run, "--quiet").code == 0
-    refused(semiseg_command("prepare", run, "--set", "train.steps=5"), "train.steps = 4 in the run", kind="settings")
+    refused(semiseg_command("prepare", run, "--set", "train.seed=5"), "train.seed = 4 in the run", kind="settings")
+    refused(semiseg_command("train", run, "--minutes", 5), "training has begun", kind="settings")
     settings = (run / "run.toml").read_text()
-    (run / "run.toml").write_text(settings.replace("steps = 4", "steps = 8"))
-    refused(semiseg_command("train", run), "begun as a run of 4 steps", "train.steps = 8", kind="settings")
+    (run / "run.toml").write_text(settings.replace("\nsteps = 6\n", "\nsteps = 8\n"))
+    refused(semiseg_command("train", run), "checkpoints", "train.steps = 6 then, 8 now", kind="settings")
+
+
+def test_minutes_threads_and_steps_on_the_command_line(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--data", phantoms, "--method", "supervised", *tiny, "--quiet"]
+    assert semiseg_command("prepare", run, *flags, "--set", "train.seed=3").code == 0
+    assert read_settings(run / "run.toml").train.steps == 6
+    # Before training has begun, other minutes with the plan as it is: they take the place of steps.
+    assert semiseg_command("train", run, "--minutes", 0.02, "--quiet").code == 0
+    train = read_settings(run / "run.toml").train
+    assert (train.minutes, train.steps, train.seed) == (0.02, None, 3)
+    refused(semiseg_command("check", phantoms, "--threads", -1), "--threads -1: give 1 or more", kind="settings")
+
+
+def test_minutes_take_the_place_of_a_recipes_steps(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
+) -> None:
+    (tmp_path / "recipe.toml").write_text("[train]\nsteps = 250000\n")
+    without = [
+        flag for pair in zip(tiny[::2], tiny[1::2], strict=True) if "train.steps" not in pair[1] for flag in pair
+    ]
+    flags = ["--data", phantoms, "--recipe", tmp_path / "recipe.toml", *without, "--quiet"]
+    assert semiseg_command("prepare", tmp_path / "a", *flags, "--minutes", 5).code == 0
+    train = read_settings(tmp_path / "a" / "run.toml").train
+    assert (train.minutes, train.steps) == (5.0, None)
+    both = ["--minutes", 5, "--set", "train.steps=7"]  # said last and more exactly
+    assert semiseg_command("prepare", tmp_path / "b", *flags, *both).code == 0
+    assert read_settings(tmp_path / "b" / "run.toml").train.steps == 7
+
+
+def test_check_says_which_plan_the_minutes_would_get(semiseg_command: Command, phantoms: Path) -> None:
+    answer = semiseg_command("check", phantoms, "--minutes", 2, "--threads", 1)
+    assert answer.code == 0, answer
+    said = answer.out.split("The plan for 2 minutes on this machine:")[1]
+    assert all(word in said for word in ("Time: about", "Grid: ", "Patch: ", "Network: ", "Mirroring: "))
 
 
 def test_a_damaged_labelled_case_may_be_left_out(

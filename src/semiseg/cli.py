@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -480,6 +480,12 @@ def _settings(arguments: _RunArguments) -> RunSettings:
     if recipe is None and existing.exists():
         recipe = existing
     settings = load_settings(recipe, [*flags, *arguments.set])
+    steps = next((given for given in arguments.set if given.partition("=")[0].strip() == "train.steps"), None)
+    if arguments.minutes is not None and steps:
+        raise ConfigError(f"--minutes and --set {steps} both say how long training is. Leave one of them out.")
+    if arguments.minutes is not None:
+        # TOML has no null: steps that a recipe gives would be taken in the place of these minutes.
+        settings = replace(settings, train=replace(settings.train, steps=None))
     for sentence in without_effect(settings, arguments.set):
         print(f"semiseg: {sentence}", file=sys.stderr)
     return settings

@@ -353,6 +353,8 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
                 )
             settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
             write_settings(run / "run.toml", settings)
+            # What was laid down was for other minutes.
+            write_settled(run, replace(read_settled(run), timeline=(), finished=False))
         return _train(run, settings, quiet=quiet)
 
 

@@ -28,7 +28,7 @@ REAL = {
 }
 COMPACT = ("head_neck_small_student", "head_neck_coarse_student")
 """Data set, and a spacing in mm at which its scans are small."""
-STEPS = ["train.budget_minutes=0", "train.steps=6", "train.log_every=1", "train.refresh_cases=1"]
+STEPS = ["train.steps=6", "train.log_every=1", "train.refresh_cases=1"]
 """Enough for warm-up and training phase of every recipe."""
 
 

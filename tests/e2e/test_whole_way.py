@@ -18,7 +18,6 @@ import pytest
 from filelock import FileLock
 
 import semiseg
-from semiseg import run_folder
 from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
@@ -26,7 +25,10 @@ from semiseg.evaluate import EvaluateSettings, read_summary
 from semiseg.files import hash_files, read_json, read_jsonl, read_toml, write_json, write_jsonl, write_toml
 from semiseg.io.nifti import read_label, read_volume
 from semiseg.io.store import read_case_meta
+from semiseg.notices import read_notices
 from semiseg.settings import RunSettings, read_settings
+from semiseg.train import inputs, precision, trial
+from semiseg.train.settled import read_settled
 
 Command = Callable[..., Any]
 TEST_CASE = "phantom_004"
@@ -46,6 +48,7 @@ SCALARS = {
     "mpl-dense": {"pseudo_loss", "confidence", "feedback", "feedback_ratio"},
 }
 """What training steps log besides the loss on labels."""
+TRUSTED = "unlabelled scans are learnt from: a test says so."
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +57,14 @@ def runs(
 ) -> dict[str, Path]:
     """One finished run of each method; tests leave them as they are."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, flags in METHODS.items():
-        answer = semiseg_command("run", folder / name, "--data", phantoms, *tiny, *flags)
-        assert answer.code == 0, answer
-        assert f"Open {folder / name}/report.html" in answer.out
+    with pytest.MonkeyPatch.context() as patch:
+        # Networks of six steps agree on nothing; labels of scans are to be learnt from all the same.
+        patch.setattr(inputs, "verdict", lambda found: (True, TRUSTED))
+        for name, flags in METHODS.items():
+            answer = semiseg_command("run", folder / name, "--data", phantoms, *tiny, *flags)
+            assert answer.code == 0, answer
+            assert f"Page:    {folder / name}/report.html" in answer.out
+            assert f"Next:    semiseg predict {folder / name} SCANS" in answer.out
     return {name: folder / name for name in METHODS}
 
 
@@ -76,9 +83,19 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Path) -> None:
     run = runs[name]
-    files = {"run.toml", "fingerprint.json", "plan.toml", "cases.jsonl", "store", "checkpoints", "metrics.jsonl"}
+    files = {
+        "run.toml",
+        "settled.toml",
+        "notices.jsonl",
+        "fingerprint.json",
+        "plan.toml",
+        "cases.jsonl",
+        "store",
+        "checkpoints",
+        "metrics.jsonl",
+    }
     files |= {"model", "predictions", "summary.json", "summary.csv", "report.html"}
-    files |= {"mpl-dense": {"feedback"}, "default": {"scan_labels"}}.get(name, set())
+    files |= {"mpl-dense": {"feedback"}, "default": {"scan_labels", "rounds.jsonl"}}.get(name, set())
     assert set(names(run)) == files
     assert read_settings(run / "run.toml").data.root == str(phantoms.resolve())
     assert read_plan(run / "plan.toml").patch == (16, 16, 16)
@@ -90,16 +107,60 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_learns_from_the_scans_that_are_drawn(
+def test_rounds_are_told(runs: dict[str, Path]) -> None:
+    """The training phase of the steps 3 and 4 is two rounds of all of the scans, which are fewer than 24."""
+    rows = read_jsonl(runs["default"] / "rounds.jsonl")
+    assert [(row["round"], row["step"], row["scans"], row["trusted"], row["why"]) for row in rows] == [
+        (1, 3, 2, True, TRUSTED),
+        (2, 4, 2, True, TRUSTED),
+    ]
+    organs = set(read_plan(runs["default"] / "plan.toml").labels.organs.values())
+    assert all(0 <= row["agreement"] <= 1 and set(row["found"]) == organs for row in rows)
+    labelled = sorted(runs["default"].glob("scan_labels/*/*.b2nd"))
+    assert {file.name for file in labelled} == {"phantom_002.b2nd", "phantom_003.b2nd"}
+
+
+def test_labels_that_are_not_to_be_trusted_are_not_learnt_from(
     phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
 ) -> None:
+    """What is left is training on labels alone, and the person is told."""
+    answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny)
+    assert answer.code == 0, answer
+    rows = read_jsonl(tmp_path / "run" / "rounds.jsonl")
+    assert [(row["trusted"], row["scans"]) for row in rows] == [(False, 0)] * 2
+    assert not any("pseudo_loss" in row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl"))
+    told = next(text for text in read_notices(tmp_path / "run") if text.startswith("Nothing was learnt from"))
+    said = " ".join(answer.out.split())  # lines are broken at the width of the console
+    assert f"Note: {told}" in said
+    assert f"Round 1: {rows[0]['why']}" in said
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was learnt from the unlabelled scans" in page
+
+
+def test_a_round_learns_from_the_scans_that_are_drawn_for_it(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "verdict", lambda found: (True, TRUSTED))
     answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny, "--set", "method.label_scans=1")
     assert answer.code == 0, answer
-    labelled = sorted((tmp_path / "run").glob("scan_labels/*/*.b2nd"))
-    assert len({file.name for file in labelled}) == 1
-    assert len(labelled) == 2, "by the last round and the one before"
-    assert read_json(tmp_path / "run" / "model" / "card.json")["unlabelled_cases"] == 1
-    assert "2 labelled and 1 of 2 unlabelled scans" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert [row["scans"] for row in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [1, 1]
+    folders = list((tmp_path / "run").glob("scan_labels/*"))
+    assert len(folders) == 2, "of the last round's two networks"
+    # The one that is held against the other has labelled the round before's, too.
+    assert min(len(list(folder.glob("*.b2nd"))) for folder in folders) == 1
+
+
+def test_training_leaves_what_was_asked_as_it_was(runs: dict[str, Path]) -> None:
+    """What this machine made of it is in another file, and says how many steps there were."""
+    for run in runs.values():
+        asked, settled = read_settings(run / "run.toml"), read_settled(run)
+        assert (asked.method.directional_derivative, asked.plan.device) == ("auto", "auto")
+        assert (settled.device, settled.threads, settled.precision) == ("cpu", 1, "float32")
+        assert settled.directional_derivative == "central"
+        assert settled.finished
+        timeline = settled.laid_down()
+        assert timeline is not None
+        assert timeline.total == 6
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -404,17 +465,28 @@ def test_only_one_process_works_on_a_run(runs: dict[str, Path], tmp_path: Path) 
     subprocess.run([sys.executable, "-c", code, str(run)], check=True)
 
 
-def test_a_plan_for_one_kind_of_machine_serves_on_another(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_one_machine_settled_serves_on_another(
+    runs: dict[str, Path], phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prepared where there is a GPU, and gone on with where there is none: `auto` was settled once."""
-    run = copied(runs["supervised"], tmp_path / "run")
-    text = (run / "run.toml").read_text()
-    assert 'device = "cpu"' in text
-    settings = read_settings(run / "run.toml")
-    monkeypatch.setattr(run_folder, "_planned_for_here", lambda plan, device: replace(plan, device="cuda"))
-    semiseg.prepare(run, replace(settings, plan=replace(settings.plan, device="auto")), quiet=True)
-    assert (run / "run.toml").read_text() == text
+    """`run.toml` and `settled.toml` are the run: nothing is tried again where both are there."""
+    settings = read_settings(runs["supervised"] / "run.toml")
+    asked = replace(settings, train=replace(settings.train, threads=0, precision="auto"))
+    first, second = tmp_path / "first", tmp_path / "second"
+    semiseg.prepare(first, asked, quiet=True)
+    semiseg.train(first, quiet=True)
+    second.mkdir()
+    for name in ("run.toml", "settled.toml"):
+        shutil.copy(first / name, second / name)
+
+    def tried(*arguments: Any) -> Any:
+        raise AssertionError("tried again")
+
+    monkeypatch.setattr(trial, "fastest_threads", tried)
+    monkeypatch.setattr(precision, "_trial", tried)
+    semiseg.prepare(second, asked, quiet=True)
+    semiseg.train(second, quiet=True)
+    assert weights(second) == weights(first)
+    assert read_settled(second) == read_settled(first)
 
 
 def test_settings_in_python_need_not_be_absolute(

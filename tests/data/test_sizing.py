@@ -1,0 +1,169 @@
+"""A plan that fits the time: what grows with the minutes, what is kept as it was given, and that reasons are said."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import pairwise
+from math import prod
+
+import pytest
+
+from semiseg.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
+from semiseg.data.plan import Plan
+from semiseg.data.planner import PlanSettings, estimated_gb, make_plan, target_spacing
+from semiseg.data.sizing import Candidate, candidate_grids, features_to_try, timed_plan
+from semiseg.errors import ConfigError
+from semiseg.io.dataset import LabelScheme
+from semiseg.types import Shape, Spacing
+
+CPU = PlanSettings(device="cpu")
+LABELS = LabelScheme(names={0: "background", 1: "a", 2: "b"})
+COSTS = {8: 4e-7, 16: 1.1e-6, 32: 3.2e-6}
+"""Seconds of a voxel in a step, as two cores have them."""
+MINUTES = (1.0, 5.0, 60.0, 1440.0)
+
+
+def fingerprint(shape: Shape = (48, 112, 112), spacing_mm: Spacing = (2.5, 0.8, 0.8)) -> Fingerprint:
+    intensity = ChannelIntensity(
+        minimum=-900.0, maximum=2000.0, mean=80.0, median=90.0, deviation=130.0,
+        percentile_00_5=-900.0, percentile_99_5=300.0,
+    )  # fmt: skip
+    case = CaseFingerprint(id="a", shape_zyx=shape, spacing_mm=spacing_mm, labelled=True)
+    return Fingerprint(
+        dataset="made up", channels=("CT",), cases=(case,), intensities=(intensity,), class_voxels={0: 1, 1: 1, 2: 1}
+    )
+
+
+def kept_of(one: Fingerprint, settings: PlanSettings) -> dict[Spacing, float]:
+    """Less by a hundredth for each volume of a voxel more."""
+    grids = candidate_grids(one, settings)
+    return {grid: max(0.0, 1.0 - 0.01 * (prod(grid) / prod(grids[0]) - 1)) for grid in grids}
+
+
+@cache
+def planned(minutes: float, settings: PlanSettings = CPU) -> Plan:
+    one = fingerprint()
+    costs = {base: COSTS[base] for base in features_to_try(settings) if base in COSTS} or {4: 2e-7}
+    return timed_plan(one, LABELS, settings, kept_of(one, settings), costs, seconds=60 * minutes)
+
+
+def steps_said(plan: Plan) -> int:
+    found = re.match(r"Time: about ([\d,]+) training steps fit", plan.reasons[0])
+    assert found
+    return int(found.group(1).replace(",", ""))
+
+
+def test_the_usual_grid_comes_first_and_all_others_are_coarser() -> None:
+    grids = candidate_grids(fingerprint(), CPU)
+    assert grids[0] == target_spacing(fingerprint())
+    assert len(set(grids)) == len(grids)
+    assert all(mm >= own - 1e-4 for grid in grids for mm, own in zip(grid, grids[0], strict=True))
+    # Along the fine axes alone, along all, and along the coarse one alone: organs differ in which they need.
+    assert {(2.5, 1.6, 1.6), (5.0, 1.6, 1.6), (5.0, 0.8, 0.8)} <= set(grids)
+
+
+def test_more_minutes_give_more_steps_or_a_larger_plan() -> None:
+    """And never a larger loss: the plan of fewer minutes would do with more."""
+    plans = [planned(minutes) for minutes in MINUTES]
+    for less, more in pairwise(plans):
+        cost = [prod(plan.patch) * plan.batch * COSTS[plan.teacher.features[0]] for plan in (less, more)]
+        assert steps_said(more) > steps_said(less) or cost[1] > cost[0]
+    volumes = [prod(plan.spacing_mm) for plan in plans]
+    assert volumes == sorted(volumes, reverse=True)
+
+
+def test_with_time_enough_it_is_the_full_plan() -> None:
+    """The grid of the scans, all of the features, and the largest patch that the rules allow."""
+    full = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", base_features=32))
+    plan = planned(100_000.0)
+    assert plan.spacing_mm == pytest.approx(target_spacing(fingerprint()), abs=1e-4)
+    assert plan.teacher.features[0] == 32
+    assert prod(plan.patch) >= 0.9 * prod(full.patch)
+
+
+def test_few_minutes_give_a_coarser_grid_and_fewer_features() -> None:
+    few, many = planned(1.0), planned(1440.0)
+    assert prod(few.spacing_mm) > 2 * prod(many.spacing_mm)
+    assert few.teacher.features[0] < many.teacher.features[0]
+    assert steps_said(few) > 100
+
+
+def test_a_scan_is_not_made_coarser_where_its_labels_would_not_survive() -> None:
+    one = fingerprint()
+    grids = candidate_grids(one, CPU)
+    kept = {grid: 1.0 if grid == grids[0] else 0.1 for grid in grids}
+    plan = timed_plan(one, LABELS, CPU, kept, COSTS, seconds=600)
+    assert plan.spacing_mm == grids[0]
+    assert plan.reasons[1].endswith("that of the median scan.")
+
+
+def test_the_reasons_are_said() -> None:
+    plan = planned(1.5)
+    time, grid, patch, network = plan.reasons
+    assert re.match(r"Time: about [\d,]+ training steps fit into 1\.5 minutes, of [\d.e-]+ s each\.", time)
+    assert "coarser than the median scan's 2.5 x 0.8 x 0.8 mm" in grid
+    assert "keep a Dice of 0." in grid
+    assert patch.startswith(f"Patch: {' x '.join(map(str, plan.patch))} voxels, ")
+    assert f"; {plan.batch} patches a step." in patch
+    assert (
+        network == f"Network: {plan.teacher.features[0]} features at the finest of {len(plan.teacher.features)} levels."
+    )
+    seconds = float(re.findall(r"of ([\d.e-]+) s each", time)[0])
+    assert seconds == pytest.approx(COSTS[plan.teacher.features[0]] * prod(plan.patch) * plan.batch, rel=0.05)
+
+
+@pytest.mark.parametrize("minutes", [1.0])
+def test_what_is_given_is_kept(minutes: float) -> None:
+    spacing = planned(minutes, PlanSettings(device="cpu", spacing_mm=(2.0, 1.0, 1.0)))
+    assert spacing.spacing_mm == (2.0, 1.0, 1.0)
+    patch = planned(minutes, PlanSettings(device="cpu", patch=(32, 48, 64)))
+    assert patch.patch == (32, 48, 64)
+    features = planned(minutes, PlanSettings(device="cpu", base_features=16))
+    assert features.teacher.features[0] == 16
+    batch = planned(minutes, PlanSettings(device="cuda", batch=3))
+    assert batch.batch == 3
+    student = planned(minutes, PlanSettings(device="cpu", student_base_features=8))
+    assert student.student.features[0] == 8
+
+
+def test_features_to_try_are_those_of_the_device_or_the_one_that_is_given() -> None:
+    assert features_to_try(CPU) == (8, 16, 32)
+    assert features_to_try(PlanSettings(device="cuda")) == (8, 16, 32)
+    assert features_to_try(PlanSettings(base_features=24)) == (24,)
+
+
+@pytest.mark.parametrize("minutes", [1.0, 60.0, 1440.0])
+def test_it_fits_the_memory(minutes: float) -> None:
+    settings = PlanSettings(device="cpu", memory_budget_gb=0.5)
+    plan = planned(minutes, settings)
+    assert estimated_gb(plan, "cpu") <= 0.5
+
+
+def test_memory_that_no_plan_fits_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"plan\.memory_budget_gb = 0\.0001"):
+        planned(10.0, PlanSettings(device="cpu", memory_budget_gb=1e-4))
+
+
+def test_small_scans_are_planned_too() -> None:
+    """Hippocampi: 36 x 50 x 36 voxels of a millimetre."""
+    one = fingerprint((36, 50, 36), (1.0, 1.0, 1.0))
+    plan = timed_plan(one, LABELS, CPU, kept_of(one, CPU), COSTS, seconds=3600.0)
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
+    assert prod(plan.patch) <= 2 * 36 * 50 * 36
+
+
+def candidate(steps: float = 3000.0, covered: float = 0.3, kept: float = 0.95, base: int = 16) -> Candidate:
+    plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", base_features=base))
+    return Candidate(plan, steps, 0.1, covered, kept)
+
+
+def test_each_term_of_the_loss_has_its_sign() -> None:
+    base = candidate().loss
+    assert candidate(steps=6000.0).loss < base
+    assert candidate(covered=0.6).loss < base < candidate(covered=0.1).loss
+    assert candidate(kept=0.99).loss < base
+    assert candidate(base=32).loss < base < candidate(base=8).loss
+    # What a patch sees beyond a quarter of the scan is worth less than up to it.
+    assert base - candidate(covered=0.6).loss < candidate(covered=0.1).loss - candidate(covered=0.2).loss
+    assert candidate(steps=1e9, covered=1.0, kept=1.0, base=32).loss == pytest.approx(0.0, abs=1e-6)
