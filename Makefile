@@ -39,17 +39,9 @@ bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/against_peers.py --data $(DATA)
 	$(BIN)/python benchmarks/hard_limit.py
 	$(BIN)/python benchmarks/demo_difficulty.py
-	$(call study,hippocampus_elastic,Dataset004_Hippocampus)
-	$(call study,head_neck_elastic,Dataset101_HeadNeckCT)
-	$(call study,left_atrium_elastic,Dataset102_LeftAtriumHalf)
-	$(call study,hippocampus,Dataset004_Hippocampus)
-	$(call study,hippocampus_small_patches,Dataset004_Hippocampus)
-	$(call study,head_neck,Dataset101_HeadNeckCT)
-	$(call study,head_neck_ten_minutes,Dataset101_HeadNeckCT)
-	$(call study,left_atrium,Dataset102_LeftAtriumHalf)
-	$(call study,hippocampus_ablation,Dataset004_Hippocampus)
-	$(call study,hippocampus_annotation,Dataset004_Hippocampus)
-	$(call study,hippocampus_upright,Dataset004_Hippocampus)
+	$(call study,hippocampus_by_minutes,Dataset004_Hippocampus)
+	$(call study,head_neck_by_minutes,Dataset101_HeadNeckCT)
+	$(call study,left_atrium_by_minutes,Dataset102_LeftAtriumHalf)
 	$(BIN)/semiseg run runs/hippocampus --recipe recipes/hippocampus.toml --data $(DATA)/Dataset004_Hippocampus --method pseudo_label
 	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus
 	$(BIN)/semiseg run runs/head_neck --recipe recipes/head_neck.toml --data $(DATA)/Dataset101_HeadNeckCT --method supervised

@@ -11,11 +11,12 @@ import pytest
 
 from semiseg.evaluate.label_efficiency import name_of
 from semiseg.study.runner import known_runs
-from semiseg.study.settings import load_study, planned_runs
+from semiseg.study.settings import load_study, planned_runs, run_settings
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "docs" / "lab" / "studies").glob("*.toml"))
 RESULTS = ROOT / "docs" / "benchmarks"
+TO_BE_MADE = sorted((ROOT / "benchmarks" / "studies").glob("*.toml"))
 
 
 def test_there_are_studies_for_the_three_sets() -> None:
@@ -23,7 +24,8 @@ def test_there_are_studies_for_the_three_sets() -> None:
 
 
 def test_every_result_has_its_study() -> None:
-    assert {file.parent.name for file in RESULTS.glob("*/results.json")} <= {file.stem for file in STUDIES}
+    known = {file.stem for file in (*STUDIES, *TO_BE_MADE)}
+    assert {file.parent.name for file in RESULTS.glob("*/results.json")} <= known
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
@@ -45,3 +47,12 @@ def test_what_came_out_is_known_by_name(file: Path) -> None:
     assert len({name_of(run) for run in found}) == len(found)
     assert study.baseline in {run["method"] for run in found}
     assert all(run["cases"] and run["steps"] > 0 for run in found)
+
+
+@pytest.mark.parametrize("file", TO_BE_MADE, ids=lambda file: file.stem)
+def test_a_study_by_minutes_asks_for_runs_that_can_be_made(file: Path) -> None:
+    """Of the defaults, whose minutes are the study's; names of data are any."""
+    study = load_study(file)
+    runs = [run_settings(study, file, Path("data"), run) for run in planned_runs(study)]
+    assert {run.train.minutes for run in runs} == {study.minutes}
+    assert {run.method.name for run in runs} == {"supervised", "pseudo_rounds"}
