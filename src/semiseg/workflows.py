@@ -375,8 +375,9 @@ def _announcement(session: Session, settled: Settled) -> str:
     """What training is going to do."""
     train = session.train
     length = f"for {train.minutes:g} minutes" if train.steps is None else f"{counted(train.steps, 'step')}"
+    alone = session.method.uses_unlabelled and not of_role(session.cases, "unlabelled")
     on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
-    return f"Trains {length} on {on}."
+    return f"Trains {length} on {on}." + (" There are no unlabelled scans: it learns from labels alone." * alone)
 
 
 def _settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.device]:
@@ -390,7 +391,10 @@ def _settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.de
     from semiseg.train.trial import fastest_threads
 
     train, settled = settings.train, read_settled(run)
-    device = choose_device(train.device if train.device != "auto" else settled.device or "auto")
+    begun = bool(settled.timeline) or (run / "checkpoints").exists()
+    device = choose_device(train.device if train.device != "auto" else (settled.device if begun else None) or "auto")
+    if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
+        settled = replace(settled, threads=None, precision=None, directional_derivative=None)
     threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())
     set_up_torch(threads, deterministic=train.deterministic)
     precision = settled.precision if train.precision == "auto" else None
