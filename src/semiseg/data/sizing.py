@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import log2, prod
+from math import exp, log, log2, prod
+from statistics import fmean, median
 
 from semiseg.data.fingerprint import Fingerprint
 from semiseg.data.plan import Plan
@@ -23,9 +24,10 @@ from semiseg.types import Spacing
 FOR_STEPS = 0.85
 """Share of the minutes that steps get; the rest goes to labelling scans, validation and checkpoints."""
 FEW_STEPS = (120.0, 12.0)
-"""a and b of (a / steps)^2 + b / steps, the loss by few steps on scans of `EASY_VOXELS` or fewer."""
-EASY_VOXELS = 64_000
-"""On finer grids a network needs more steps to learn where things are: by the root of how many times more voxels."""
+"""a and b of (a / steps)^2 + b / steps, the loss by few steps where organs have `EASY_ORGAN` voxels or fewer."""
+EASY_ORGAN = 4_000
+"""Of organs with more voxels the inside looks like anything: a network needs more steps to learn to see far enough, by
+the root of how many times more."""
 FEW_FEATURES = 0.006
 """For each halving of the features, from 32 on."""
 SMALL_PATCH, LARGEST_LOOK, SMALLER_PATCH = 0.04, 0.25, 0.004
@@ -71,6 +73,7 @@ class Candidate:
     steps: float
     step_seconds: float
     scan_voxels: int
+    organ_voxels: float
     kept: float
 
     @property
@@ -82,7 +85,7 @@ class Candidate:
     def loss(self) -> float:
         """Expected loss of Dice; comparable between plans for one data set alone."""
         square, single = FEW_STEPS
-        harder = max(1.0, self.scan_voxels / EASY_VOXELS)
+        harder = max(1.0, self.organ_voxels / EASY_ORGAN)
         effective = max(1.0, self.steps * (self.plan.batch / 2 / harder) ** 0.5)
         few_steps: float = (square / effective) ** 2 + single / effective
         few_features = FEW_FEATURES * max(0.0, log2(32 / self.plan.teacher.features[0]))
@@ -125,7 +128,7 @@ def _candidates(
     least, most = BATCHES[settings.planned_for]
     batches = (settings.batch,) if settings.batch else tuple(sorted({least, 4, most} & set(range(least, most + 1))))
     for grid, share in kept.items():
-        scan = prod(median_shape(fingerprint, grid))
+        scan, organ = prod(median_shape(fingerprint, grid)), organ_voxels(fingerprint, grid)
         for base, cost in voxel_seconds.items():
             for batch, levels, voxels in product(batches, _levels(settings), _patch_sizes(settings)):
                 told = replace(
@@ -145,7 +148,17 @@ def _candidates(
                     continue
                 seen.add(key)
                 step = cost * prod(plan.patch) * batch
-                yield Candidate(plan, FOR_STEPS * seconds / step, step, scan, share)
+                yield Candidate(plan, FOR_STEPS * seconds / step, step, scan, organ, share)
+
+
+def organ_voxels(fingerprint: Fingerprint, grid: Spacing) -> float:
+    """How many voxels an organ has in a labelled scan on a grid: the geometric mean over organs, 1 without any."""
+    labelled = [prod(case.spacing_mm) for case in fingerprint.cases if case.labelled]
+    sizes = [voxels for value, voxels in fingerprint.class_voxels.items() if value != 0 and voxels]
+    if not labelled or not sizes:
+        return 1.0
+    volume_mm3 = median(labelled) / len(labelled)
+    return exp(fmean(log(voxels * volume_mm3 / prod(grid)) for voxels in sizes))
 
 
 def _levels(settings: PlanSettings) -> Sequence[int]:
