@@ -24,6 +24,8 @@ import pytest
 from semiseg.cli import main
 from semiseg.files import hash_files, read_jsonl
 from semiseg.io.store import read_case_meta
+from semiseg.train.pace import FIRST_STEPS
+from semiseg.train.settled import read_settled
 
 Command = Callable[..., Any]
 Running = subprocess.Popen[str] | BaseProcess
@@ -47,8 +49,10 @@ VARIANTS = {
         3,
         ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0", "method.teacher_renewals=1"],
     ),
-    # Labels of two rounds, of which each hides what the other contradicts, and one of two scans is left.
-    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.round_share=0.5"]),
+    # Scans are labelled and judged in each round, one of two drawn for each; the teachers are states of the student.
+    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.label_scans=1", "method.rounds=3"]),
+    # Each hides what the other contradicts.
+    "pseudo-rounds-patch": (3, ["method.name=pseudo_rounds", "method.label_scope=patch", "method.round_agreement=0.0"]),
     # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
     "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
 }
@@ -154,6 +158,84 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert hash_files([killed / "feedback" / feedback.name]) == hash_files([feedback])
     assert not list(killed.rglob(".tmp-*")), "what a killed writer left is cleared away"
     assert in_the_middle or kills < KILLS, "no kill met a checkpoint half-written: the test has lost its point"
+
+
+BY_MINUTES = {
+    # A still teacher labels whole scans, within the minutes, and is renewed at a share of the run.
+    "pseudo-label-scan": (
+        0,
+        3,
+        ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_renewals=1"],
+    ),
+    # The network is remembered at a share of the run, and the rate falls by it.
+    "pseudo-rounds-patch": (
+        2,
+        0,
+        ["method.name=pseudo_rounds", "method.label_scope=patch", "method.round_agreement=0.0"],
+    ),
+}
+"""How often a run is killed while its steps are found out, and how often where it is made once more."""
+ASKED_MINUTES = 0.08
+DONE = (0.02, 0.5)
+"""Shares of the run by minutes after which it is killed: there is time left for that on a busy machine, too."""
+
+
+def killed_while_training(run: Path, is_there: Callable[[], bool], *, writing: bool) -> None:
+    """Train until so far, or from there until a checkpoint is being written, and kill."""
+    process = fork("train", run, "--quiet")
+    wait_until(is_there, process)
+    if writing:
+        wait_until(lambda: writes_a_checkpoint(run), process)
+    assert not has_ended(process), "the run ended before it was killed: give it more minutes"
+    kill(process)
+    assert not (run / "model").exists()
+
+
+def done(run: Path) -> float:
+    """The share of a run by minutes that was done when it was last looked at."""
+    timeline = read_settled(run).timeline
+    return timeline[-1][1] if timeline else 0.0
+
+
+@pytest.mark.parametrize("name", BY_MINUTES)
+def test_a_run_by_minutes_is_made_once_more_with_the_same_bits(
+    name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Once it has ended its two files are the run: made anew from them it has the same weights, killed or not, and
+    whether it was killed itself or not."""
+    kills, kills_again, settings = BY_MINUTES[name]
+    pairs = zip(tiny[::2], tiny[1::2], strict=True)
+    flags = [flag for pair in pairs if not pair[1].startswith("train.steps") for flag in pair]
+    flags += [flag for setting in settings for flag in ("--set", setting)]
+    flags += ["--minutes", str(ASKED_MINUTES), "--data", str(phantoms), "--quiet"]
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert semiseg_command("prepare", first, *flags).code == 0
+    asked = (first / "run.toml").read_bytes()
+    for number, share in enumerate(DONE[:kills]):
+        killed_while_training(first, lambda at=share: done(first) >= at, writing=bool(number % 2))
+        assert not read_settled(first).finished
+    assert semiseg_command("train", first, "--quiet").code == 0
+    settled = read_settled(first)
+    timeline = settled.laid_down()
+    assert settled.finished
+    assert timeline is not None
+    assert timeline.total == steps_logged(first) > FIRST_STEPS
+    assert (first / "run.toml").read_bytes() == asked
+
+    again.mkdir()
+    for file in ("run.toml", "settled.toml"):
+        shutil.copy(first / file, again / file)
+    assert semiseg_command("prepare", again, "--quiet").code == 0
+    for number, target in enumerate(np.linspace(2, 0.8 * timeline.total, kills_again).astype(int)):
+        killed_while_training(again, lambda at=target: steps_logged(again) >= at, writing=bool(number % 2))
+    assert semiseg_command("train", again, "--quiet").code == 0
+
+    assert read_settled(again) == settled
+    checkpoints = sorted(folder.name for folder in (first / "checkpoints").iterdir())
+    assert sorted(folder.name for folder in (again / "checkpoints").iterdir()) == checkpoints
+    for path in ("model/weights.safetensors", *(f"checkpoints/{one}/state.safetensors" for one in checkpoints)):
+        assert hash_files([again / path]) == hash_files([first / path]), path
+    assert without_seconds(again) == without_seconds(first)
 
 
 def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list[str], tmp_path: Path) -> None:
