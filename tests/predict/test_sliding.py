@@ -207,7 +207,6 @@ def test_tiles_are_laid_over_the_region_alone(axes: tuple[int, int, int]) -> Non
     parts = blended_rows(
         lambda start, stop: x.transpose(0, *(a + 1 for a in axes))[:, start:stop],
         tuple(x.shape[1 + a] for a in axes),
-        lambda: x.min(axis=(1, 2, 3)),
         Constant(),
         window,
     )

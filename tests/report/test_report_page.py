@@ -177,13 +177,15 @@ def test_cases_that_were_held_back_are_not_called_test_cases(run_folder: Path) -
     assert "measured on 7 training cases that were held back." in Page(write_report(run_folder)).text
 
 
-def test_scans_that_no_teacher_labelled_are_not_claimed(run_folder: Path) -> None:
-    write_text(run_folder / "run.toml", '[method]\nname = "pseudo_label"\nlabel_scans = 20\n')
-    assert "Trained on 4 labelled and 20 of 24 unlabelled scans" in Page(write_report(run_folder)).text
-    write_text(run_folder / "run.toml", '[method]\nname = "mpl"\nlabel_scans = 20\n')
+def test_scans_that_were_not_labelled_or_not_trusted_are_not_claimed(run_folder: Path) -> None:
+    write_text(run_folder / "run.toml", '[method]\nname = "pseudo_rounds"\n')
+    row = {"round": 1, "step": 10, "scans": 12, "agreement": 0.9, "found": {}, "trusted": True, "why": ""}
+    write_jsonl(run_folder / "rounds.jsonl", [row])
+    assert "Trained on 4 labelled and at most 12 of 24 unlabelled scans" in Page(write_report(run_folder)).text
+    write_jsonl(run_folder / "rounds.jsonl", [row, row | {"round": 2, "scans": 12}])
     assert "Trained on 4 labelled and 24 unlabelled scans" in Page(write_report(run_folder)).text
-    write_text(run_folder / "run.toml", '[method]\nname = "pseudo_label"\nlabel_scans = 30\n')
-    assert "Trained on 4 labelled and 24 unlabelled scans" in Page(write_report(run_folder)).text
+    write_jsonl(run_folder / "rounds.jsonl", [row | {"trusted": False, "scans": 0}])
+    assert "Trained on 4 labelled scans (24 unlabelled ones unused)" in Page(write_report(run_folder)).text
 
 
 def test_headings_stand_only_for_what_the_method_has(run_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What steps are given: unlabelled scans drawn and labelled anew in each round, and none where labels are not trusted."""
+"""What a step is given: scans are labelled for a round only where two states of the network agree on some of them."""
 
 from __future__ import annotations
 
