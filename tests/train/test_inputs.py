@@ -1,4 +1,4 @@
-"""What steps are given: unlabelled scans drawn and labelled anew in each round, and none where labels are not trusted."""
+"""What steps are given: unlabelled scans drawn and labelled anew in each round, none where labels are not trusted."""
 
 from __future__ import annotations
 
