@@ -1,4 +1,4 @@
-"""What a step is given: scans are labelled for a round only where two states of the network agree on some of them."""
+"""What steps are given: unlabelled scans drawn and labelled anew in each round, none where labels are not trusted."""
 
 from __future__ import annotations
 
