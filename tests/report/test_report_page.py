@@ -15,7 +15,7 @@ import pytest
 
 from semiseg.data.plan import read_plan, write_plan
 from semiseg.errors import DataError
-from semiseg.files import read_json, write_json, write_jsonl, write_text
+from semiseg.files import append_jsonl, read_json, write_json, write_jsonl, write_text
 from semiseg.notices import add_notice
 from semiseg.report import write_report
 from semiseg.report.numbers import count, duration, ends, interval, lengths, spread, value
