@@ -13,6 +13,7 @@ from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.settings import RunSettings, read_settings, write_settings
+from semiseg.words import in_minutes
 
 
 @contextmanager
@@ -45,6 +46,8 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
     trained = (run / "checkpoints").exists()
     free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)
     differences = dict(_differences(before, settings))
+    if before.train.steps and settings.train.steps and not trained:
+        differences.pop("train.steps", None)  # however many: the plan is not made for them
     changed = [line for key, line in differences.items() if key in _OF_THE_PLAN or not key.startswith(free)]
     if changed:
         remedy = "Use another run folder, or leave the settings as they were."
@@ -54,7 +57,7 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
                 f"{run}/plan.toml and {run}/settled.toml to have a plan made anew."
             )
         raise ConfigError(f"{path}: this run was made with other settings:\n  " + "\n  ".join(changed) + f"\n{remedy}")
-    if differences:
+    if settings != before:
         write_settings(path, settings)
     return settings
 
@@ -107,5 +110,5 @@ def budget(run: Path) -> str:
     labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
     made = [row["step"] for row in read_jsonl(run / "metrics.jsonl") if "step" in row]
     steps = f"{made[-1]} steps" if made else f"{settings.train.steps} steps"
-    minutes = f" in {settings.train.minutes:g} minutes" if settings.train.steps is None else ""
+    minutes = f" in {in_minutes(settings.train.minutes)}" if settings.train.steps is None else ""
     return f"{labelled} labelled cases, {steps}{minutes}, seed {settings.train.seed}"

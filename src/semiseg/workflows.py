@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -78,7 +78,7 @@ from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train.settings import TrainSettings
 from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
-from semiseg.words import counted, shortened
+from semiseg.words import counted, in_minutes, shortened
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
@@ -115,7 +115,7 @@ def check(
         cases = assign_roles(dataset, settings.data, validation_fraction=0.0, seed=0)
         with TemporaryDirectory() as scratch:
             plan, _ = _made_plan(Path(scratch), dataset, cases, settings, quiet=quiet)
-        print(f"\nThe plan for {minutes:g} minutes on this machine:")
+        print(f"\nThe plan for {in_minutes(minutes)} on this machine:")
         for reason in plan.reasons:
             print(f"  {reason}")
     return report
@@ -243,7 +243,7 @@ def _what_comes(
     if settings.train.steps is not None:
         parts.append(f"train {counted(settings.train.steps, 'step')}")
     else:
-        parts.append(f"train {settings.train.minutes:g} minutes")
+        parts.append(f"train {in_minutes(settings.train.minutes)}")
     if tests:
         # A pass without gradients is a third of a training step, and tiles overlap.
         cost = size.voxel_seconds * on_grid * _TILES_OVERLAP / 3 if size and size.voxel_seconds else None
@@ -348,8 +348,8 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
         if minutes is not None and (settings.train.minutes, settings.train.steps) != (minutes, None):
             if (run / "checkpoints").exists():
                 raise ConfigError(
-                    f"{run}: training has begun for {settings.train.minutes:g} minutes. Leave --minutes out to go on, "
-                    "or use another run folder."
+                    f"{run}: training has begun for {in_minutes(settings.train.minutes)}. Leave --minutes out to go "
+                    "on, or use another run folder."
                 )
             settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
             write_settings(run / "run.toml", settings)
@@ -374,7 +374,7 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
 def _announcement(session: Session, settled: Settled) -> str:
     """What training is going to do."""
     train = session.train
-    length = f"for {train.minutes:g} minutes" if train.steps is None else f"{counted(train.steps, 'step')}"
+    length = f"for {in_minutes(train.minutes)}" if train.steps is None else f"{counted(train.steps, 'step')}"
     alone = session.method.uses_unlabelled and not of_role(session.cases, "unlabelled")
     on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
     return f"Trains {length} on {on}." + (" There are no unlabelled scans: it learns from labels alone." * alone)
@@ -392,7 +392,10 @@ def _settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.de
 
     train, settled = settings.train, read_settled(run)
     begun = bool(settled.timeline) or (run / "checkpoints").exists()
-    device = choose_device(train.device if train.device != "auto" else (settled.device if begun else None) or "auto")
+    device = choose_device(train.device)
+    if train.device == "auto" and begun and settled.device:
+        with suppress(ConfigError):  # a GPU that it began on may be missing here: it goes on with what there is
+            device = choose_device(settled.device)
     if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
         settled = replace(settled, threads=None, precision=None, directional_derivative=None)
     threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from math import prod
@@ -12,7 +13,7 @@ import pytest
 from semiseg.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from semiseg.data.plan import Plan
 from semiseg.data.planner import PlanSettings, estimated_gb, make_plan, target_spacing
-from semiseg.data.sizing import Candidate, candidate_grids, features_to_try, timed_plan
+from semiseg.data.sizing import Candidate, candidate_grids, features_to_try, organ_voxels, timed_plan
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.types import Shape, Spacing
@@ -153,9 +154,11 @@ def test_small_scans_are_planned_too() -> None:
     assert prod(plan.patch) <= 2 * 36 * 50 * 36
 
 
-def candidate(steps: float = 3000.0, covered: float = 0.3, kept: float = 0.95, base: int = 16) -> Candidate:
+def candidate(
+    steps: float = 3000.0, covered: float = 0.3, kept: float = 0.95, base: int = 16, organ: float = 1000.0
+) -> Candidate:
     plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", base_features=base))
-    return Candidate(plan, steps, 0.1, covered, kept)
+    return Candidate(plan, steps, 0.1, round(prod(plan.patch) / covered), organ, kept)
 
 
 def test_each_term_of_the_loss_has_its_sign() -> None:
@@ -164,6 +167,18 @@ def test_each_term_of_the_loss_has_its_sign() -> None:
     assert candidate(covered=0.6).loss < base < candidate(covered=0.1).loss
     assert candidate(kept=0.99).loss < base
     assert candidate(base=32).loss < base < candidate(base=8).loss
+    assert candidate(organ=4000.0).loss == base < candidate(organ=40_000.0).loss
     # What a patch sees beyond a quarter of the scan is worth less than up to it.
     assert base - candidate(covered=0.6).loss < candidate(covered=0.1).loss - candidate(covered=0.2).loss
-    assert candidate(steps=1e9, covered=1.0, kept=1.0, base=32).loss == pytest.approx(0.0, abs=1e-6)
+    assert candidate(steps=1e9, covered=1.0, kept=1.0, base=32).loss == pytest.approx(0.0, abs=1e-5)
+
+
+def test_organs_are_counted_on_the_grid() -> None:
+    """Two labelled scans of 1 x 2 x 2 mm with 800 and 200 voxels of two organs in both together."""
+    cases = tuple(
+        CaseFingerprint(id=str(i), shape_zyx=(9, 9, 9), spacing_mm=(1.0, 2.0, 2.0), labelled=i < 2) for i in range(3)
+    )
+    one = replace(fingerprint(), cases=cases, class_voxels={0: 10**6, 1: 800, 2: 200, 3: 0})
+    assert organ_voxels(one, (1.0, 2.0, 2.0)) == pytest.approx((400 * 100) ** 0.5)
+    assert organ_voxels(one, (2.0, 4.0, 4.0)) == pytest.approx((400 * 100) ** 0.5 / 8)
+    assert organ_voxels(replace(one, class_voxels={}), (1.0, 1.0, 1.0)) == 1.0

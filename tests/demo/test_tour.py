@@ -26,7 +26,7 @@ def test_the_demo_leaves_both_runs_and_a_page(tmp_path: Path, capsys: pytest.Cap
         assert read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] == 4
     methods = {name: read_settings(folder / name / "run.toml").method.name for name in (BASELINE, MPL)}
     assert methods == {BASELINE: "supervised", MPL: "mpl"}
-    assert "1 scans with labels, 1 without, 1 to test on" in " ".join(capsys.readouterr().out.split())
+    assert "1 scan with labels, 1 without, 1 to test on" in " ".join(capsys.readouterr().out.split())
 
     weights = folder / MPL / "model" / "weights.safetensors"
     before = weights.read_bytes()

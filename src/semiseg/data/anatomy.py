@@ -27,8 +27,6 @@ LARGEST_SPREAD_DEGREES = 40.0
 FEWEST_CASES = 3
 """Fewer scans say nothing of how scans lie; then their headers are believed."""
 _FEWEST_VOXELS = 10
-_APART = 0.5
-"""Organs whose centres are closer than so many of their mean radius have no direction worth measuring."""
 _ALIKE, _STRAIGHT, _OVERLAP = 1.6, 0.35, 0.6
 """Of a pair: the largest ratio of volumes, the largest part of the distance that is not along the left-right axis, and
 the least Dice of one organ with the other's mirror image."""
@@ -134,8 +132,9 @@ def varying_plane(cases: Sequence[dict[int, Organ]]) -> tuple[int, int] | None:
 
 
 def _are_apart(a: Organ, b: Organ) -> bool:
-    distance = float(np.linalg.norm(a.centre_mm - b.centre_mm))
-    return distance > _APART * (a.radius_mm + b.radius_mm) / 2
+    """Whether the centre of each lies outside of the other: where a lesion lies in its organ says nothing of how a
+    patient lies."""
+    return float(np.linalg.norm(a.centre_mm - b.centre_mm)) > max(a.radius_mm, b.radius_mm)
 
 
 def pairs_by_place(

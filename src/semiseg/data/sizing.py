@@ -20,6 +20,7 @@ from semiseg.data.planner import target_spacing as usual_spacing
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.types import Spacing
+from semiseg.words import in_minutes
 
 FOR_STEPS = 0.85
 """Share of the minutes that steps get; the rest goes to labelling scans, validation and checkpoints."""
@@ -177,8 +178,8 @@ def _patch_sizes(settings: PlanSettings) -> Sequence[int]:
 def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Iterator[str]:
     plan = best.plan
     own, grid = usual_spacing(fingerprint), plan.spacing_mm
-    minutes = f"{seconds / 60:g} minutes"
-    yield f"Time: about {best.steps:,.0f} training steps fit into {minutes}, of {best.step_seconds:.2g} s each."
+    length, step = in_minutes(seconds / 60), f"{best.step_seconds:.2g} s"
+    yield f"Time: about {best.steps:,.0f} training steps fit into {length}, of {step} each."
     if all(abs(a - b) < 1e-3 for a, b in zip(own, grid, strict=True)):
         yield f"Grid: {_mm(grid)}, that of the median scan."
     else:

@@ -34,6 +34,11 @@ class Phases:
         warmup, stop = settings.warmup_share, 1 - settings.finetune_fraction
         if not settings.uses_unlabelled:
             warmup, stop = 0.0, 1.0
+        if stop <= warmup:
+            raise ConfigError(
+                f"method.warmup_fraction = {warmup} and method.finetune_fraction = {settings.finetune_fraction} leave "
+                "no step to learn from unlabelled scans in. Lower one of them."
+            )
         phases = Phases.at(timeline, warmup, stop)
         if settings.uses_unlabelled and phases.warmup_stop >= phases.total:
             raise ConfigError(
