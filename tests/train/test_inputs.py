@@ -29,8 +29,9 @@ PHASES = Phases.of_steps(2, 8, 8)
 
 
 @pytest.fixture
-def feed(store: Store, plan: Plan, tmp_path: Path) -> Callable[..., Feed]:
-    """A feed of two labelled and eight unlabelled cases."""
+def feed(store: Store, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Feed]:
+    """A feed of two labelled and eight unlabelled cases, which may label many however short its training is."""
+    monkeypatch.setattr(inputs, "LABELLED_SHARE", 100.0)
     shown = np.zeros((6, 6, 6))
     shown[2:4] = 1
     labelled = [store(f"l{n}", shown, shown) for n in range(2)]
@@ -90,7 +91,7 @@ def test_labels_that_are_not_trusted_are_not_given(
 
 def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed]) -> None:
     def drawn(number: int, **changes: int) -> tuple[str, ...]:
-        return tuple(case.name for case in feed(**changes)._drawn(number))
+        return tuple(case.name for case in feed(**changes)._drawn(number, 2))
 
     assert drawn(1) == drawn(1)
     assert len(set(drawn(1))) == 3
@@ -99,6 +100,18 @@ def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed])
     assert set(drawn(1)) < set(drawn(1, label_scans=5)), "more of them are the same and others"
     everything = tuple(f"u{n}" for n in range(8))
     assert drawn(1, label_scans=0) == drawn(1, label_scans=8) == drawn(1, label_scans=99) == everything
+
+
+def test_little_training_labels_few_scans_and_too_little_none(
+    feed: Callable[..., Feed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each step 2 patches of 64 voxels are seen; scans have 216."""
+    monkeypatch.setattr(inputs, "LABELLED_SHARE", 1.0)
+    one = feed(label_scans=5)
+    assert [len(one._drawn(1, first)) for first in (2, 5, 10, 100)] == [1, 2, 5, 5]
+    assert not any(unlabelled for *_, unlabelled in one.steps(0, 8, PHASES))
+    assert [(row["trusted"], row["why"]) for row in rounds(tmp_path)] == [(False, inputs.TOO_EARLY)] * 2
+    assert not list((tmp_path / "run").glob("scan_labels/*/*.b2nd"))
 
 
 @pytest.mark.usefixtures("trusted")
