@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from semiseg.data.anatomy import measured_anatomy
+from semiseg.console import bar
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
-from semiseg.data.fingerprint import Fingerprint, compute_fingerprint, write_fingerprint
+from semiseg.data.fingerprint import write_fingerprint
 from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan, write_plan
-from semiseg.data.planner import GPU_SHARE, Device, make_plan, median_shape
 from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.remarks import print_label_remarks, print_remarks
 from semiseg.data.roles import (
     FEWEST_TO_VALIDATE,
     DataSettings,
-    Role,
     RunCase,
     assign_roles,
     of_role,
@@ -36,8 +29,6 @@ from semiseg.data.roles import (
     with_hashes,
     write_run_cases,
 )
-from semiseg.data.round_trip import grid_ceilings
-from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate import (
@@ -51,7 +42,7 @@ from semiseg.evaluate import (
     read_summary,
 )
 from semiseg.files import read_jsonl, remove_leftovers
-from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import is_nifti, scan_files
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts import read_dataset
@@ -63,6 +54,7 @@ from semiseg.io.nifti import read_grid, read_label
 from semiseg.io.store import read_case_meta
 from semiseg.methods.settings_by_method import ANY_STUDENT
 from semiseg.notices import add_notice
+from semiseg.planning import LEARNT_FROM, made_plan, settle_machine, what_comes
 from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.ensemble import EnsembleEngine, joined
 from semiseg.predict.foreign import foreign_text
@@ -72,12 +64,12 @@ from semiseg.predict.model import Model, load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_mirroring, check_output_file, predict_scan_to, predict_scans
 from semiseg.predict.settings import PredictSettings
-from semiseg.processes import processor_name, usable_cores, warn_of_other_programs
+from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.report import write_comparison_report, write_report
 from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train.settings import TrainSettings
-from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
+from semiseg.train.settled import Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes, shortened
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
@@ -104,7 +96,7 @@ def check(
     would get, and why.
     """
     dataset = read_dataset(Path(folder), layout=layout, modality=modality)
-    with _bar("checking", quiet) as advance:
+    with bar("checking", quiet) as advance:
         report = check_dataset(dataset, workers=usable_cores(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
         print_check(report)
@@ -114,7 +106,7 @@ def check(
         )
         cases = assign_roles(dataset, settings.data, validation_fraction=0.0, seed=0)
         with TemporaryDirectory() as scratch:
-            plan, _ = _made_plan(Path(scratch), dataset, cases, settings, quiet=quiet)
+            plan, _ = made_plan(Path(scratch), dataset, cases, settings, quiet=quiet)
         print(f"\nThe plan for {in_minutes(minutes)} on this machine:")
         for reason in plan.reasons:
             print(f"  {reason}")
@@ -174,21 +166,21 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
     if settings.data.teacher:
         cases = _teach(run, cases, dataset.labels, settings, quiet=quiet)
-    training = [case.case() for case in of_role(cases, *_LEARNT_FROM)]
+    training = [case.case() for case in of_role(cases, *LEARNT_FROM)]
 
     if not (run / "plan.toml").exists():
-        plan, fingerprint = _made_plan(run, dataset, cases, settings, quiet=quiet)
+        plan, fingerprint = made_plan(run, dataset, cases, settings, quiet=quiet)
         write_fingerprint(run / "fingerprint.json", fingerprint)
         write_plan(run / "plan.toml", plan)
         if not quiet:
             for reason in plan.reasons:
                 print(reason)
-            print(_what_comes(run, plan, fingerprint, cases, settings))
+            print(what_comes(run, plan, fingerprint, cases, settings))
     plan = read_plan(run / "plan.toml")
 
     remove_leftovers(run)
     remove_leftovers(run / "store")
-    with _bar("preparing", quiet) as advance:
+    with bar("preparing", quiet) as advance:
         results = prepare_cases(training, plan, run / "store", workers=usable_cores(), progress=advance)
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
     failed = [f"{result.id}: {result.error}" for result in results if result.error]
@@ -207,114 +199,6 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
         if names:
             looks = f"Unlike the other scans in their intensities: {shortened(names)}."
             print(f"{looks} Look whether they belong to the set.")
-    return plan
-
-
-_LEARNT_FROM: tuple[Role, ...] = ("labelled", "taught", "unlabelled", "validation")
-
-
-def _made_plan(
-    run: Path, dataset: Dataset, cases: Sequence[RunCase], settings: RunSettings, *, quiet: bool
-) -> tuple[Plan, Fingerprint]:
-    """The plan of a run, and the fingerprint that it is made from."""
-    training = [case.case() for case in of_role(cases, *_LEARNT_FROM)]
-    with _bar("fingerprint", quiet) as advance:
-        fingerprint = compute_fingerprint(
-            dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
-        )
-    anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
-    plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
-    reasons = (*plan.reasons, *anatomy.reasons)
-    return replace(
-        plan, mirror_axes=anatomy.mirror_axes, turned_about=anatomy.turned_about, reasons=reasons
-    ), fingerprint
-
-
-def _what_comes(
-    run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase], settings: RunSettings
-) -> str:
-    """What a run is going to do, and about how long each part takes."""
-    prepared, tests = of_role(cases, *_LEARNT_FROM), of_role(cases, "test")
-    sizes = [prod(case.shape_zyx) for case in fingerprint.cases]
-    own, on_grid = sum(sizes) / max(1, len(sizes)), prod(median_shape(fingerprint, plan.spacing_mm))
-    seconds = len(prepared) * (own + on_grid) * _PREPARED_VOXEL_SECONDS / usable_cores()
-    size = read_settled(run).plan
-    parts = [f"prepare {counted(len(prepared), 'scan')} ({_about(seconds)})"]
-    if settings.train.steps is not None:
-        parts.append(f"train {counted(settings.train.steps, 'step')}")
-    else:
-        parts.append(f"train {in_minutes(settings.train.minutes)}")
-    if tests:
-        # A pass without gradients is a third of a training step, and tiles overlap.
-        cost = size.voxel_seconds * on_grid * _TILES_OVERLAP / 3 if size and size.voxel_seconds else None
-        took = f" ({_about(cost * len(tests))})" if cost is not None else ""
-        parts.append(f"predict {counted(len(tests), 'test case')}{took}")
-        if any(case.label for case in tests):
-            parts.append("evaluate")
-    return "Now: " + ", ".join(parts) + "."
-
-
-_PREPARED_VOXEL_SECONDS = 3e-7
-"""Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
-_TILES_OVERLAP = 3.0
-
-
-def _about(seconds: float) -> str:
-    return "under a minute" if seconds < 45 else f"about {counted(max(1, round(seconds / 60)), 'minute')}"
-
-
-def _sized_plan(
-    run: Path,
-    fingerprint: Fingerprint,
-    labels: LabelScheme,
-    training: Sequence[Case],
-    settings: RunSettings,
-    *,
-    quiet: bool,
-) -> Plan:
-    """The plan for the minutes that were asked for, on this machine; or as large as `settled.toml` says already."""
-    from semiseg.predict.device import gpu_bytes
-    from semiseg.train.precision import autocast_dtype
-    from semiseg.train.trial import TRIAL_SHARE, TRIED_LEVELS, voxel_seconds
-
-    settled, device = _settle_machine(run, settings)
-    kind: Device = "cuda" if device.type == "cuda" else "mps" if device.type == "mps" else "cpu"
-    asked = settings.plan if settings.plan.device != "auto" else replace(settings.plan, device=kind)
-    if asked.memory_budget_gb is None and (total := gpu_bytes(str(device))):
-        asked = replace(asked, memory_budget_gb=round(GPU_SHARE * total / 1e9, 1))
-    if settled.plan:
-        size = settled.plan
-        told = replace(
-            asked, spacing_mm=size.spacing_mm, patch=size.patch, base_features=size.base_features, batch=size.batch
-        )
-        return replace(make_plan(fingerprint, labels, told), reasons=size.reasons)
-    if settings.train.steps is not None:
-        return make_plan(fingerprint, labels, asked)
-    grids = candidate_grids(fingerprint, asked)
-    with _bar("what coarser grids keep of the labels", quiet) as advance:
-        kept = grid_ceilings(
-            [case.label for case in training if case.label], grids, labels, workers=usable_cores(), progress=advance
-        )
-    if not quiet:
-        print("Times training steps of a few networks on this machine.")
-    costs = voxel_seconds(
-        make_plan(fingerprint, labels, replace(asked, max_levels=min(asked.max_levels, TRIED_LEVELS))),
-        features_to_try(asked),
-        device,
-        autocast_dtype(settled.precision or "float32"),
-        most_features=asked.max_features,
-        most_seconds=TRIAL_SHARE * 60 * settings.train.minutes,
-    )
-    plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes)
-    size = PlanSize(
-        spacing_mm=plan.spacing_mm,
-        patch=plan.patch,
-        base_features=plan.teacher.features[0],
-        batch=plan.batch,
-        voxel_seconds=costs.get(plan.teacher.features[0]),
-        reasons=plan.reasons,
-    )
-    write_settled(run, replace(settled, plan=size))
     return plan
 
 
@@ -361,7 +245,7 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     from semiseg.train.session import train_session
 
-    settled, device = _settle_machine(run, settings)
+    settled, device = settle_machine(run, settings)
     session = open_session(run, settings, settled, device)
     if not quiet:
         if device.type == "cpu":
@@ -378,40 +262,6 @@ def _announcement(session: Session, settled: Settled) -> str:
     alone = session.method.uses_unlabelled and not of_role(session.cases, "unlabelled")
     on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
     return f"Trains {length} on {on}." + (" There are no unlabelled scans: it learns from labels alone." * alone)
-
-
-def _settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.device]:
-    """Device, threads and precision as asked, or as trials of this machine show them to be best; kept in
-    `settled.toml`, so that a run goes on as it began."""
-    import torch
-
-    from semiseg.predict.device import choose_device
-    from semiseg.train.precision import choose_precision
-    from semiseg.train.session import set_up_torch
-    from semiseg.train.trial import fastest_threads
-
-    train, settled = settings.train, read_settled(run)
-    begun = bool(settled.timeline) or (run / "checkpoints").exists()
-    device = choose_device(train.device)
-    if train.device == "auto" and begun and settled.device:
-        with suppress(ConfigError):  # a GPU that it began on may be missing here: it goes on with what there is
-            device = choose_device(settled.device)
-    if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
-        settled = replace(settled, threads=None, precision=None, directional_derivative=None)
-    threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())
-    set_up_torch(threads, deterministic=train.deterministic)
-    precision = settled.precision if train.precision == "auto" else None
-    settled = replace(
-        settled,
-        device=device.type if settings.train.device == "auto" else settings.train.device,
-        processor=processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
-        threads=threads,
-        precision=precision or choose_precision(train.precision, device),
-        directional_derivative=settled.directional_derivative or settings.method.derivative_on(device.type),
-        torch=str(torch.__version__),
-    )
-    write_settled(run, settled)
-    return settled, device
 
 
 def open_session(run: Path, settings: RunSettings, settled: Settled, device: torch.device) -> Session:
@@ -516,7 +366,7 @@ def rank(
             f"{run}: has one network alone, which cannot contradict itself. Name another with --against, or order by "
             "entropy."
         )
-    with _bar("ranking", quiet) as advance:
+    with bar("ranking", quiet) as advance:
         order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
     write_ranking(run, order, by, exclude_worst=exclude_worst)
     return order
@@ -572,7 +422,7 @@ def _predict(
     engine = EnsembleEngine(engines) if ensemble else engines[0]
     if settings.max_memory:
         check_budget(scans, loaded, engine, settings)
-    with _bar("predicting", quiet) as advance:
+    with bar("predicting", quiet) as advance:
         if is_nifti(output):
             outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
         else:
@@ -603,7 +453,7 @@ def evaluate(
             wrong = "is a file" if folder.exists() else "there is no such folder"
             raise DataError(f"{folder}: {wrong}. Name the folder of the {holds} label maps.")
     scheme = _label_scheme(None if labels is None else Path(labels), references, settings.rules)
-    with _bar("scoring", quiet) as advance:
+    with bar("scoring", quiet) as advance:
         summary = evaluate_folder(
             predictions,
             references,
@@ -630,7 +480,7 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
             "which looks again and does nothing twice, or name two folders with --predictions and --references."
         )
     references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
-    with _bar("scoring", quiet) as advance:
+    with bar("scoring", quiet) as advance:
         summary = evaluate_folder(
             run / "predictions",
             references,
@@ -739,12 +589,3 @@ def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelSchem
     if file.suffix == ".toml":
         return read_plan(file).labels
     return dataset_labels(read_object(file), file)
-
-
-@contextmanager
-def _bar(title: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar at a terminal, nothing elsewhere; yields what is called with (done, total, id)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=quiet or not Console().is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total, name: progress.update(task, completed=done, total=total)

@@ -1,0 +1,167 @@
+"""From what was asked to what this machine makes of it: device, threads, precision, and a plan that fits the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from semiseg.console import bar
+from semiseg.data.anatomy import measured_anatomy
+from semiseg.data.fingerprint import Fingerprint, compute_fingerprint
+from semiseg.data.plan import Plan
+from semiseg.data.planner import GPU_SHARE, Device, make_plan, median_shape
+from semiseg.data.roles import Role, RunCase, of_role
+from semiseg.data.round_trip import grid_ceilings
+from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
+from semiseg.errors import ConfigError
+from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.processes import processor_name, usable_cores
+from semiseg.settings import RunSettings
+from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
+from semiseg.words import counted, in_minutes
+
+if TYPE_CHECKING:
+    import torch
+
+LEARNT_FROM: tuple[Role, ...] = ("labelled", "taught", "unlabelled", "validation")
+
+
+def made_plan(
+    run: Path, dataset: Dataset, cases: Sequence[RunCase], settings: RunSettings, *, quiet: bool
+) -> tuple[Plan, Fingerprint]:
+    """The plan of a run, and the fingerprint that it is made from."""
+    training = [case.case() for case in of_role(cases, *LEARNT_FROM)]
+    with bar("fingerprint", quiet) as advance:
+        fingerprint = compute_fingerprint(
+            dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
+        )
+    anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
+    plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
+    reasons = (*plan.reasons, *anatomy.reasons)
+    return replace(
+        plan, mirror_axes=anatomy.mirror_axes, turned_about=anatomy.turned_about, reasons=reasons
+    ), fingerprint
+
+
+def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase], settings: RunSettings) -> str:
+    """What a run is going to do, and about how long each part takes."""
+    prepared, tests = of_role(cases, *LEARNT_FROM), of_role(cases, "test")
+    sizes = [prod(case.shape_zyx) for case in fingerprint.cases]
+    own, on_grid = sum(sizes) / max(1, len(sizes)), prod(median_shape(fingerprint, plan.spacing_mm))
+    seconds = len(prepared) * (own + on_grid) * _PREPARED_VOXEL_SECONDS / usable_cores()
+    size = read_settled(run).plan
+    parts = [f"prepare {counted(len(prepared), 'scan')} ({_about(seconds)})"]
+    if settings.train.steps is not None:
+        parts.append(f"train {counted(settings.train.steps, 'step')}")
+    else:
+        parts.append(f"train {in_minutes(settings.train.minutes)}")
+    if tests:
+        # A pass without gradients is a third of a training step, and tiles overlap.
+        cost = size.voxel_seconds * on_grid * _TILES_OVERLAP / 3 if size and size.voxel_seconds else None
+        took = f" ({_about(cost * len(tests))})" if cost is not None else ""
+        parts.append(f"predict {counted(len(tests), 'test case')}{took}")
+        if any(case.label for case in tests):
+            parts.append("evaluate")
+    return "Now: " + ", ".join(parts) + "."
+
+
+_PREPARED_VOXEL_SECONDS = 3e-7
+"""Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
+_TILES_OVERLAP = 3.0
+
+
+def _about(seconds: float) -> str:
+    return "under a minute" if seconds < 45 else f"about {counted(max(1, round(seconds / 60)), 'minute')}"
+
+
+def _sized_plan(
+    run: Path,
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    training: Sequence[Case],
+    settings: RunSettings,
+    *,
+    quiet: bool,
+) -> Plan:
+    """The plan for the minutes that were asked for, on this machine; or as large as `settled.toml` says already."""
+    from semiseg.predict.device import gpu_bytes
+    from semiseg.train.precision import autocast_dtype
+    from semiseg.train.trial import TRIAL_SHARE, TRIED_LEVELS, voxel_seconds
+
+    settled, device = settle_machine(run, settings)
+    kind: Device = "cuda" if device.type == "cuda" else "mps" if device.type == "mps" else "cpu"
+    asked = settings.plan if settings.plan.device != "auto" else replace(settings.plan, device=kind)
+    if asked.memory_budget_gb is None and (total := gpu_bytes(str(device))):
+        asked = replace(asked, memory_budget_gb=round(GPU_SHARE * total / 1e9, 1))
+    if settled.plan:
+        size = settled.plan
+        told = replace(
+            asked, spacing_mm=size.spacing_mm, patch=size.patch, base_features=size.base_features, batch=size.batch
+        )
+        return replace(make_plan(fingerprint, labels, told), reasons=size.reasons)
+    if settings.train.steps is not None:
+        return make_plan(fingerprint, labels, asked)
+    grids = candidate_grids(fingerprint, asked)
+    with bar("what coarser grids keep of the labels", quiet) as advance:
+        kept = grid_ceilings(
+            [case.label for case in training if case.label], grids, labels, workers=usable_cores(), progress=advance
+        )
+    if not quiet:
+        print("Times training steps of a few networks on this machine.")
+    costs = voxel_seconds(
+        make_plan(fingerprint, labels, replace(asked, max_levels=min(asked.max_levels, TRIED_LEVELS))),
+        features_to_try(asked),
+        device,
+        autocast_dtype(settled.precision or "float32"),
+        most_features=asked.max_features,
+        most_seconds=TRIAL_SHARE * 60 * settings.train.minutes,
+    )
+    plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes)
+    size = PlanSize(
+        spacing_mm=plan.spacing_mm,
+        patch=plan.patch,
+        base_features=plan.teacher.features[0],
+        batch=plan.batch,
+        voxel_seconds=costs.get(plan.teacher.features[0]),
+        reasons=plan.reasons,
+    )
+    write_settled(run, replace(settled, plan=size))
+    return plan
+
+
+def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.device]:
+    """Device, threads and precision as asked, or as trials of this machine show them to be best; kept in
+    `settled.toml`, so that a run goes on as it began."""
+    import torch
+
+    from semiseg.predict.device import choose_device
+    from semiseg.train.precision import choose_precision
+    from semiseg.train.session import set_up_torch
+    from semiseg.train.trial import fastest_threads
+
+    train, settled = settings.train, read_settled(run)
+    begun = bool(settled.timeline) or (run / "checkpoints").exists()
+    device = choose_device(train.device)
+    if train.device == "auto" and begun and settled.device:
+        with suppress(ConfigError):  # a GPU that it began on may be missing here: it goes on with what there is
+            device = choose_device(settled.device)
+    if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
+        settled = replace(settled, threads=None, precision=None, directional_derivative=None)
+    threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())
+    set_up_torch(threads, deterministic=train.deterministic)
+    precision = settled.precision if train.precision == "auto" else None
+    settled = replace(
+        settled,
+        device=device.type if settings.train.device == "auto" else settings.train.device,
+        processor=processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        threads=threads,
+        precision=precision or choose_precision(train.precision, device),
+        directional_derivative=settled.directional_derivative or settings.method.derivative_on(device.type),
+        torch=str(torch.__version__),
+    )
+    write_settled(run, settled)
+    return settled, device
