@@ -86,15 +86,15 @@ def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> No
     trusted, why = verdict(Found(LEAST_AGREEMENT, ()))
     assert trusted
     assert (
-        why == "unlabelled scans are learnt from: two states of the network agree by 0.85 (Dice) on unlabelled scans."
+        why == "unlabelled scans are learnt from: two states of the network agree by 0.90 (Dice) on unlabelled scans."
     )
 
 
 def test_states_that_contradict_each_other_are_not() -> None:
     trusted, why = verdict(Found(LEAST_AGREEMENT - 0.01, ()))
     assert not trusted
-    assert why.startswith("nothing is learnt from unlabelled scans yet: two states of the network agree by 0.84")
-    assert "0.85 is needed" in why
+    assert why.startswith("nothing is learnt from unlabelled scans yet: two states of the network agree by 0.89")
+    assert "0.9 is needed" in why
 
 
 def test_organs_that_are_not_found_are_named_however_well_states_agree() -> None:

@@ -18,7 +18,7 @@ from semiseg.train.scan_labels import label_file, scan_agreement
 
 LOOKED_AT = 4
 """Scans that are labelled to know; the others of a round only if these are trusted."""
-LEAST_AGREEMENT = 0.85
+LEAST_AGREEMENT = 0.9
 """Mean Dice of the two states' labels: docs/lab/first_hour.md."""
 VOLUME_RANGE = 3.0
 """An organ may be so many times smaller or larger than in any labelled scan."""
