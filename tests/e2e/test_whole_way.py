@@ -58,8 +58,9 @@ def runs(
     """One finished run of each method; tests leave them as they are."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        # Networks of six steps agree on nothing; labels of scans are to be learnt from all the same.
+        # Networks of six steps agree on nothing and have seen little; labels are to be learnt from all the same.
         patch.setattr(inputs, "verdict", lambda found: (True, TRUSTED))
+        patch.setattr(inputs, "LABELLED_SHARE", 1000.0)
         for name, flags in METHODS.items():
             answer = semiseg_command("run", folder / name, "--data", phantoms, *tiny, *flags)
             assert answer.code == 0, answer
@@ -141,6 +142,7 @@ def test_a_round_learns_from_the_scans_that_are_drawn_for_it(
     phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "verdict", lambda found: (True, TRUSTED))
+    monkeypatch.setattr(inputs, "LABELLED_SHARE", 1000.0)
     answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny, "--set", "method.label_scans=1")
     assert answer.code == 0, answer
     assert [row["scans"] for row in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [1, 1]
