@@ -204,13 +204,20 @@ def test_other_keys_of_the_file_stay(tmp_path: Path) -> None:
 
 
 def test_given_steps_are_one_stretch(tmp_path: Path) -> None:
-    run = Run(tmp_path, TrainSettings(steps=25, checkpoint_every=10)).to_the_end(constant(99.0))
-    assert run.stops == [10, 20, 25]
+    run = Run(tmp_path, TrainSettings(steps=25, checkpoint_every=10)).to_the_end(constant(1.0))
+    assert run.stops == [4, 10, 20, 25]  # a first one early, to know the pace
     assert run.pace.timeline == Timeline.of_steps(25)
     assert not run.pace.by_minutes
     assert read_settled(tmp_path) == Settled(timeline=rows(Timeline.of_steps(25)), finished=True)
     resumed = Run(tmp_path, TrainSettings(steps=25, checkpoint_every=10), step=17)
     assert resumed.to_the_end(constant(1.0)).stops == [20, 25]
+
+
+def test_long_steps_are_saved_each_minute_where_a_row_of_metrics_is_due(tmp_path: Path) -> None:
+    settings = TrainSettings(steps=1000, checkpoint_every=100, log_every=10)
+    stops = Run(tmp_path, settings).to_the_end(constant(2.5)).stops
+    assert all(stop % 10 == 0 for stop in stops)
+    assert stops[:5] == [10, 40, 70, 100, 130]  # 24 steps take a minute
 
 
 # Threads.

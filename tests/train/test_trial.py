@@ -49,14 +49,14 @@ def test_one_thread_half_of_the_cores_and_all_are_tried(
 
 @pytest.mark.usefixtures("one_thread")
 def test_what_a_voxel_costs_is_told_for_every_width(plan: Plan) -> None:
-    costs = voxel_seconds(plan, (2, 4), CPU, None)
+    costs = voxel_seconds(plan, (2, 4), CPU, None, most_features=512, most_seconds=60.0)
     assert list(costs) == [2, 4]
     # A step of 2 patches of 8 x 8 x 8 voxels: more than a nanosecond and less than a second for each.
     assert all(1e-9 < cost < 1 for cost in costs.values())
 
 
 def test_the_trials_network_is_that_of_the_plan_at_another_width(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four voxels are left at the coarsest level, and no level has more features than the plan's widest."""
+    """Four voxels are left at the coarsest level, and no level has more features than may be."""
     flat = NetworkPlan(features=(8, 16, 16), kernels=((1, 3, 3),) * 3, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)))
     seen: list[tuple[object, ...]] = []
 
@@ -65,7 +65,7 @@ def test_the_trials_network_is_that_of_the_plan_at_another_width(plan: Plan, mon
         return [2.0, 1.0]
 
     monkeypatch.setattr(trial, "_step_seconds", steps)
-    costs = voxel_seconds(replace(plan, teacher=flat), (4, 8), CPU, torch.bfloat16)
+    costs = voxel_seconds(replace(plan, teacher=flat), (4, 8), CPU, torch.bfloat16, most_features=16, most_seconds=60.0)
     assert costs == {4: 1 / (2 * 8 * 16 * 16), 8: 1 / (2 * 8 * 16 * 16)}
     networks = [one[0] for one in seen]
     assert networks == [replace(flat, features=(4, 8, 16)), replace(flat, features=(8, 16, 16))]
@@ -81,4 +81,10 @@ def test_memory_that_does_not_suffice_ends_at_the_widest_that_fits(plan: Plan, m
 
     monkeypatch.setattr(trial, "_step_seconds", steps)
     wide = replace(plan, teacher=replace(plan.teacher, features=(32, 64)))
-    assert list(voxel_seconds(wide, (4, 8, 16, 32), CPU, None)) == [4, 8]
+    told = {"most_features": 512, "most_seconds": 60.0}
+    assert list(voxel_seconds(wide, (4, 8, 16, 32), CPU, None, **told)) == [4, 8]
+
+
+def test_a_trial_that_would_take_too_long_ends_before_it(plan: Plan) -> None:
+    """One network is tried in any case."""
+    assert list(voxel_seconds(plan, (2, 4), CPU, None, most_features=512, most_seconds=0.0)) == [2]

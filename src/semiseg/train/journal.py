@@ -15,9 +15,6 @@ from semiseg.train.progress import TrainingProgress
 from semiseg.train.settings import TrainSettings
 from semiseg.train.tensorboard import open_tensorboard
 
-LEAST_ROWS = 100
-"""Of a run that has so many steps."""
-
 
 class Journal:
     """A context that collects the metrics of steps and writes rows.
@@ -27,7 +24,7 @@ class Journal:
     """
 
     def __init__(self, run: Path, settings: TrainSettings, *, start: int, pace: Pace, quiet: bool) -> None:
-        self._every, self._pace = settings.log_every, pace
+        self._pace = pace
         self._log = run / "metrics.jsonl"
         write_jsonl(self._log, [row for row in read_jsonl(self._log) if row["step"] <= start] if start else [])
         self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
@@ -45,8 +42,8 @@ class Journal:
         self._progress.__exit__(kind, error, trace)
 
     def is_due(self, done: int) -> bool:
-        """Whether a row is due after so many steps: a hundred in all at least."""
-        return done % max(1, min(self._every, self._pace.timeline.total // LEAST_ROWS)) == 0
+        """Whether a row is due after so many steps."""
+        return done % self._pace.rows_every == 0
 
     def collect(self, metrics: dict[str, Tensor]) -> None:
         self._pending.append(metrics)

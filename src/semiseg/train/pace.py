@@ -19,6 +19,8 @@ CHECKPOINTS = 40
 LONGEST_STRETCH_SECONDS = 300.0
 LONGEST_UNSAVED_SECONDS = 60.0
 """Between checkpoints of a run by steps, whose steps may be long."""
+LEAST_ROWS = 100
+"""Of metrics, of a run that has so many steps."""
 FIRST_STEPS = 4
 """Before the pace is looked at for the first time."""
 LAST_SHARE = 0.03
@@ -67,13 +69,20 @@ class Pace:
         """Of the CPU, by which the next steps are computed; 0 is as many as training began with."""
         return next((one.threads for one in reversed(self.timeline.stretches) if one.threads), 0)
 
+    @property
+    def rows_every(self) -> int:
+        """Steps between rows of metrics: a hundred rows in all at least."""
+        return max(1, min(self._settings.log_every, self.timeline.total // LEAST_ROWS))
+
     def stop_after(self, step: int) -> int:
         """The step before which the loop comes back, to save and to look at the pace."""
         total = self.timeline.total
         if not self.by_minutes:
-            often = max(1, int(LONGEST_UNSAVED_SECONDS / self._step_seconds)) if self._step_seconds else FIRST_STEPS
-            every = self._settings.checkpoint_every
-            return min(total, step - step % every + every, step + often)
+            often = int(LONGEST_UNSAVED_SECONDS / self._step_seconds) if self._step_seconds else FIRST_STEPS
+            # With a row of metrics, so that none is of the steps since a checkpoint alone.
+            rows_every, every = self.rows_every, self._settings.checkpoint_every
+            saved = step + max(1, often)
+            return min(total, step - step % every + every, saved + -saved % rows_every)
         if later := [one.step for one in self._known if one.step > step]:
             return min(later)
         if self._whole:
