@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 LEARNT_FROM: tuple[Role, ...] = ("labelled", "taught", "unlabelled", "validation")
+_PREPARED_VOXEL_SECONDS = 3e-7
+"""Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
+_TILES_OVERLAP = 3.0
 
 
 def made_plan(
@@ -67,11 +70,6 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
         if any(case.label for case in tests):
             parts.append("evaluate")
     return "Now: " + ", ".join(parts) + "."
-
-
-_PREPARED_VOXEL_SECONDS = 3e-7
-"""Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
-_TILES_OVERLAP = 3.0
 
 
 def _about(seconds: float) -> str:

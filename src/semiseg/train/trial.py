@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from math import prod
 
 import torch
 
@@ -56,7 +57,7 @@ def voxel_seconds(
     any case.
     """
     strides = plan.teacher.strides
-    z, y, x = (4 * _product(level[axis] for level in strides) for axis in range(3))
+    z, y, x = (4 * prod(level[axis] for level in strides) for axis in range(3))
     costs: dict[int, float] = {}
     began, took = time.perf_counter(), 0.0
     for base in features:
@@ -76,13 +77,6 @@ def voxel_seconds(
         took = time.perf_counter() - start
         costs[base] = min(times) / (2 * z * y * x)
     return costs
-
-
-def _product(values: Iterable[int]) -> int:
-    total = 1
-    for value in values:
-        total *= value
-    return total
 
 
 def _step_seconds(
