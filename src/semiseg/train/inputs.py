@@ -20,7 +20,7 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.store import open_labels, read_case_meta
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
@@ -230,8 +230,7 @@ class Feed:
             "why": why,
         }
         before = [one for one in read_jsonl(file) if one["step"] < step]
-        write_jsonl(file, before)
-        append_jsonl(file, row)
+        write_jsonl(file, [*before, row])
         if why:
             self.say(f"Round {number}: {why}")
 
