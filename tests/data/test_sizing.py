@@ -173,6 +173,25 @@ def test_each_term_of_the_loss_has_its_sign() -> None:
     assert candidate(steps=1e9, covered=1.0, kept=1.0, base=32).loss == pytest.approx(0.0, abs=1e-5)
 
 
+def test_networks_of_few_levels_see_little_of_a_patch() -> None:
+    """Of 96 voxels a network of three levels decides by 31, one of five by all."""
+    plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", patch=(96, 96, 96), base_features=16))
+    deep = Candidate(plan, 3000.0, 0.1, 2 * 96**3, 1000.0, 0.95)
+    assert len(plan.student.features) == 5
+    assert deep.seen == deep.covered == 0.5
+
+    shallow_network = replace(
+        plan.student,
+        features=plan.student.features[:3],
+        kernels=plan.student.kernels[:3],
+        strides=plan.student.strides[:3],
+    )
+    shallow = replace(deep, plan=replace(plan, student=shallow_network))
+    assert shallow_network.reach == (41, 41, 41)
+    assert shallow.seen == pytest.approx((31 / 96) ** 3 / 2)
+    assert shallow.loss > deep.loss
+
+
 def test_organs_are_counted_on_the_grid() -> None:
     """Two labelled scans of 1 x 2 x 2 mm with 800 and 200 voxels of two organs in both together."""
     cases = tuple(

@@ -46,6 +46,17 @@ class NetworkPlan:
     strides: tuple[Shape, ...]
     deep_supervision: bool = False
 
+    @property
+    def reach(self) -> Shape:
+        """Along each axis, the voxels of the image that a voxel of the output is computed from: its receptive field, by
+        two convolutions on each level down and on each level up."""
+        reach, unit, last = [1, 1, 1], [1, 1, 1], len(self.kernels) - 1
+        for level, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
+            for axis in range(3):
+                unit[axis] *= stride[axis]
+                reach[axis] += (2 if level == last else 4) * (kernel[axis] - 1) * unit[axis]
+        return (reach[0], reach[1], reach[2])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -1,8 +1,9 @@
 """A plan that fits the time: grid, patch, features and batch such that enough steps fit into the minutes.
 
 The score of a plan is the Dice that it is expected to lose, by four terms (docs/lab/first_hour.md): what its grid keeps
-of the labels, what few steps cost, what few features cost in the end, and what a patch misses that sees little of the
-scan. Chosen is the plan that loses least. With time enough that is the full plan.
+of the labels, what few steps cost, what few features cost in the end, and what is missed where labels are decided by
+little of the scan, since patches are small or a network of few levels does not see far. Chosen is the plan that loses
+least. With time enough that is the full plan.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ the root of how many times more."""
 FEW_FEATURES = 0.006
 """For each halving of the features, from 32 on."""
 SMALL_PATCH, LARGEST_LOOK, SMALLER_PATCH = 0.04, 0.25, 0.004
-"""For each halving of the share of the median scan that a patch covers: below a quarter, and above."""
+"""For each halving of the share of the median scan that a label is decided by: below a quarter, and above."""
+EFFECTIVE_REACH = 0.75
+"""Of a network's receptive field, what its labels are decided by: the middle counts most (Luo et al. 2016)."""
 _COARSER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 _SMALLEST_PATCH_VOXELS = 8_000
 _PATCH_STEP = 1.4
@@ -83,6 +86,13 @@ class Candidate:
         return min(1.0, prod(self.plan.patch) / self.scan_voxels)
 
     @property
+    def seen(self) -> float:
+        """The share of the median scan that the label of a voxel is decided by: what lies in the patch and within the
+        network's effective reach."""
+        edges = zip(self.plan.patch, self.plan.student.reach, strict=True)
+        return min(1.0, prod(min(edge, 1 + EFFECTIVE_REACH * (reach - 1)) for edge, reach in edges) / self.scan_voxels)
+
+    @property
     def loss(self) -> float:
         """Expected loss of Dice; comparable between plans for one data set alone."""
         square, single = FEW_STEPS
@@ -90,7 +100,7 @@ class Candidate:
         effective = max(1.0, self.steps * (self.plan.batch / 2 / harder) ** 0.5)
         few_steps: float = (square / effective) ** 2 + single / effective
         few_features = FEW_FEATURES * max(0.0, log2(32 / self.plan.teacher.features[0]))
-        halvings = -log2(max(1e-6, self.covered))
+        halvings = -log2(max(1e-6, self.seen))
         below = max(0.0, halvings + log2(LARGEST_LOOK))
         small_patch = SMALL_PATCH * below + SMALLER_PATCH * (halvings - below)
         return (1 - self.kept) + few_steps + few_features + small_patch
