@@ -135,7 +135,7 @@ def test_which_way_patches_are_mixed_is_the_methods_own() -> None:
 def test_a_renewed_teacher_labels_all_scans_anew() -> None:
     """By the student's weights, which become the teacher's in that step."""
     trained = method(MethodSettings(name="pseudo_label", warmup_fraction=0, teacher_renewals=1), phases=PHASES)
-    assert trained.scans_labelled_anew == [4]
+    assert trained.labelling_steps == [2, 4]
     assert [trained.scan_labellers(step)[0] for step in (2, 3, 4, 5)] == [
         *["teacher_average"] * 2,
         "student_average",

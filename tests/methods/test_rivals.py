@@ -130,7 +130,7 @@ def test_they_are_built_from_plan_and_settings(name: str) -> None:
         judged = method.judged(step)
         assert judged.network in method.networks
         assert judged.loss in rows[step]
-    share = {"pseudo_rounds": 6, "copy_paste": 3}.get(name, 0)
+    share = {"pseudo_rounds": 4, "copy_paste": 3}.get(name, 0)
     assert [method.needs_unlabelled(step) for step in range(12)] == [step >= share for step in range(12)]
 
 
@@ -390,7 +390,7 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
 
 
 def test_the_first_teacher_is_held_against_the_network_of_a_fifth_of_the_warm_up_before() -> None:
-    method = built("pseudo_rounds", Phases.of_steps(10, 14, 14), ema_decay=0.5)
+    method = built("pseudo_rounds", Phases.of_steps(10, 14, 14), rounds=2, ema_decay=0.5)
     run(method, 0, 8)  # 0.8 of 10 steps
     early = copy.deepcopy(weights(method.networks["student_average"]))
     run(method, 8, 10)
@@ -455,7 +455,7 @@ def test_a_batch_of_one_patch_is_true_and_pseudo_labelled() -> None:
 def test_rounds_label_whole_scans() -> None:
     """By who is the teacher from then on; the state of it before may contradict it, in the first round too."""
     method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), rounds=3)
-    assert list(method.scans_labelled_anew) == [4, 6]
+    assert list(method.labelling_steps) == [2, 4, 6]
     found = [method.scan_labellers(step) for step in range(2, 8)]
     begins, goes_on = ("student_average", "teacher"), ("teacher", "teacher_before")
     assert found == [begins, goes_on] * 3
@@ -471,13 +471,27 @@ def test_rounds_label_whole_scans() -> None:
 
 def test_rounds_are_of_one_length() -> None:
     found = {rounds: built("pseudo_rounds", Phases.of_steps(2, 14, 14), rounds=rounds) for rounds in (1, 2, 3, 4)}
-    assert {rounds: list(method.scans_labelled_anew) for rounds, method in found.items()} == {
-        1: [],
-        2: [8],
-        3: [6, 10],
-        4: [5, 8, 11],
+    assert {rounds: list(method.labelling_steps) for rounds, method in found.items()} == {
+        1: [2],
+        2: [2, 8],
+        3: [2, 6, 10],
+        4: [2, 5, 8, 11],
     }
-    assert list(built("pseudo_rounds", Phases.of_steps(2, 14, 14)).scans_labelled_anew) == [8]
+    assert list(built("pseudo_rounds", Phases.of_steps(30, 100, 100)).labelling_steps) == list(range(30, 100, 10))
+
+
+def test_rounds_in_which_labelling_would_take_long_join_the_one_before() -> None:
+    """And the first begins later; the states that are compared are those of the last possible beginnings."""
+    method = built("pseudo_rounds", Phases.of_steps(30, 100, 100))
+    for shortest, expected in ((10, [*range(30, 100, 10)]), (20, [30, 50, 70, 90]), (35, [40, 80]), (999, [90])):
+        method.shortest_round = shortest
+        assert list(method.labelling_steps) == expected
+        assert [method.needs_unlabelled(step) for step in (expected[0] - 1, expected[0])] == [False, True]
+    method.shortest_round = 35
+    run(method, 0, 30)
+    early = copy.deepcopy(weights(method.networks["student_average"]))
+    run(method, 30, 41)
+    assert_same(weights(method.networks["teacher_before"]), early)
 
 
 def test_voxels_and_patches_that_two_rounds_disagree_on_do_not_count() -> None:

@@ -38,7 +38,7 @@ def feed(store: Store, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     unlabelled = [store(f"u{n}", shown) for n in range(8)]
 
     def made(label_scans: int = 3, seed: int = 0, **method: object) -> Feed:
-        settings = MethodSettings(**({"name": "pseudo_rounds"} | method))  # type: ignore[arg-type]
+        settings = MethodSettings(**({"name": "pseudo_rounds", "rounds": 2} | method))  # type: ignore[arg-type]
         built: Method = build_method(plan, settings, PHASES, seed=seed, device=CPU)
         source = BatchSource(labelled, unlabelled, patch=plan.patch, batch=2, seed=seed)
         kept = tmp_path / "run" / "scan_labels"
@@ -91,7 +91,7 @@ def test_labels_that_are_not_trusted_are_not_given(
 
 def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed]) -> None:
     def drawn(number: int, **changes: int) -> tuple[str, ...]:
-        return tuple(case.name for case in feed(**changes)._drawn(number, 2))
+        return tuple(case.name for case in feed(**changes)._drawn(number, 2, 0))
 
     assert drawn(1) == drawn(1)
     assert len(set(drawn(1))) == 3
@@ -108,9 +108,11 @@ def test_little_training_labels_few_scans_and_too_little_none(
     """In each step 2 patches of 64 voxels are seen; scans have 216."""
     monkeypatch.setattr(inputs, "LABELLED_SHARE", 1.0)
     one = feed(label_scans=5)
-    assert [len(one._drawn(1, first)) for first in (2, 5, 10, 100)] == [1, 2, 5, 5]
+    assert [len(one._drawn(1, first, 0)) for first in (2, 5, 10, 100)] == [1, 2, 5, 5]
+    assert [len(one._drawn(2, 100, before)) for before in (98, 95, 90)] == [1, 2, 5]
+    assert one.method.shortest_round == 5 * 216 / (2 * 64)
     assert not any(unlabelled for *_, unlabelled in one.steps(0, 8, PHASES))
-    assert [(row["trusted"], row["why"]) for row in rounds(tmp_path)] == [(False, inputs.TOO_EARLY)] * 2
+    assert [(row["step"], row["trusted"], row["why"]) for row in rounds(tmp_path)] == [(5, False, inputs.TOO_EARLY)]
     assert not list((tmp_path / "run").glob("scan_labels/*/*.b2nd"))
 
 

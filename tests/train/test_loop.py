@@ -37,7 +37,8 @@ class Told:
 
     evaluated = "student"
     labeller: str | None = None
-    scans_labelled_anew = ()
+    labelling_steps = ()
+    shortest_round = 0.0
     phases = Phases.of_steps(0, 1, 1)
 
     def __init__(self, loss: Callable[[int], float]) -> None:

@@ -57,6 +57,8 @@ class Method(Protocol):
     """Set by the loop where minutes are laid down anew; steps that are past stay in the phase that they were in."""
     learning_rate_factor: float
     """Set by the loop before a step: the schedule's fraction of the first learning rate."""
+    shortest_round: float
+    """Set by the feed: steps after which labelling unlabelled scans anew takes little beside them."""
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """Train one step and return detached scalars to log. `draw.step` is the step's number."""
@@ -71,8 +73,8 @@ class Method(Protocol):
         ...
 
     @property
-    def scans_labelled_anew(self) -> Sequence[int]:
-        """Steps before which unlabelled scans are labelled anew, beside the first that needs them."""
+    def labelling_steps(self) -> Sequence[int]:
+        """Steps before which unlabelled scans are labelled whole, in order; none where patches come without labels."""
         ...
 
     def scan_labellers(self, step: int) -> Sequence[str]:

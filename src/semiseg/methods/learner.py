@@ -145,6 +145,7 @@ class StudentMethod:
         self.evaluated = self.student.evaluated
         self.labeller: str | None = self.evaluated if settings.uses_unlabelled else None
         self.learning_rate_factor = 1.0
+        self.shortest_round = 0.0
 
     @property
     def student(self) -> Learner:
@@ -160,8 +161,8 @@ class StudentMethod:
         return self.phases.name(step) == "train"
 
     @property
-    def scans_labelled_anew(self) -> Sequence[int]:
-        """As `Method.scans_labelled_anew`."""
+    def labelling_steps(self) -> Sequence[int]:
+        """As `Method.labelling_steps`."""
         return ()
 
     def scan_labellers(self, step: int) -> Sequence[str]:

@@ -105,9 +105,9 @@ class MetaPseudoLabels(StudentMethod):
         return [step for step in self.phases.cuts(self.settings.teacher_renewals) if step > self.phases.warmup_stop]
 
     @property
-    def scans_labelled_anew(self) -> Sequence[int]:
-        """As `Method.scans_labelled_anew`."""
-        return self._renewals if self.settings.labels_whole_scans else ()
+    def labelling_steps(self) -> Sequence[int]:
+        """As `Method.labelling_steps`."""
+        return [self.phases.warmup_stop, *self._renewals] if self.settings.labels_whole_scans else ()
 
     def judged(self, step: int) -> Judged:
         """As `Method.judged`."""

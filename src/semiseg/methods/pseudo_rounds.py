@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,6 +27,24 @@ from semiseg.randomness import Draw
 
 SNAPSHOT = 0.8
 """Share of the warm-up after which the network is remembered, to be held against the one that labels first."""
+
+
+@lru_cache(maxsize=2)
+def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[list[int], list[int]]:
+    """The first steps of the rounds, and the steps before them at which the network is remembered, to be held against
+    the one that labels first.
+
+    Rounds are of one length; one that would begin too few steps after the one before, or after the run's beginning,
+    goes on with what is there.
+    """
+    possible = sorted({phases.warmup_stop, *phases.cuts(rounds - 1)})
+    starts: list[int] = []
+    for step in possible:
+        if step - (starts[-1] if starts else 0) >= shortest:
+            starts.append(step)
+    starts = starts or possible[-1:]
+    snapshots = [phases.timeline.step_at(SNAPSHOT * phases.shares[0]), *possible]
+    return starts, [step for step in snapshots if step < starts[0]]
 
 
 class PseudoRounds(StudentMethod):
@@ -49,12 +68,21 @@ class PseudoRounds(StudentMethod):
     @property
     def _starts(self) -> list[int]:
         """The first steps of the rounds."""
-        return [self.phases.warmup_stop, *self.phases.cuts(self.settings.rounds - 1)]
+        return self._cuts[0]
 
     @property
-    def scans_labelled_anew(self) -> Sequence[int]:
-        """As `Method.scans_labelled_anew`."""
-        return self._starts[1:] if self.settings.labels_whole_scans else ()
+    def _cuts(self) -> tuple[list[int], list[int]]:
+        shortest = self.shortest_round if self.settings.labels_whole_scans else 0.0
+        return round_starts(self.phases, self.settings.rounds, shortest)
+
+    def needs_unlabelled(self, step: int) -> bool:
+        """As `Method.needs_unlabelled`."""
+        return super().needs_unlabelled(step) and step >= self._starts[0]
+
+    @property
+    def labelling_steps(self) -> Sequence[int]:
+        """As `Method.labelling_steps`."""
+        return self._starts if self.settings.labels_whole_scans else ()
 
     def scan_labellers(self, step: int) -> Sequence[str]:
         """As `Method.scan_labellers`; before the first step of a round the student is not its teacher yet."""
@@ -64,10 +92,10 @@ class PseudoRounds(StudentMethod):
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
-        if draw.step in self._starts:
+        starts, snapshots = self._cuts
+        if draw.step in starts:
             self._teachers["teacher_before"].load_state_dict(self._teachers["teacher"].state_dict())
-            self._remember()
-        elif draw.step == self.phases.timeline.step_at(SNAPSHOT * self.phases.shares[0]):
+        if draw.step in starts or draw.step in snapshots:
             self._remember()
         if unlabelled is None:
             return self.labelled_step(labelled)

@@ -9,7 +9,7 @@ from semiseg.errors import ConfigError
 
 MethodName = Literal["supervised", "pseudo_label", "mpl", "mean_teacher", "cross_pseudo", "copy_paste", "pseudo_rounds"]
 TeacherMode = Literal["train", "eval"]
-_WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0.5, "copy_paste": 0.25}
+_WARMUP: dict[str, float] = {"mpl": 0.5, "pseudo_label": 0.5, "pseudo_rounds": 0.3, "copy_paste": 0.25}
 """Share of the steps before unlabelled patches are learnt from; 0 for methods that are not named."""
 _UNLABELLED_WEIGHT: dict[str, float] = {"mean_teacher": 0.2, "cross_pseudo": 1.5, "copy_paste": 0.5}
 """Of what is learnt from unlabelled patches, as published (0.1 for mean_teacher, beside half of cross-entropy + Dice).
@@ -72,7 +72,7 @@ class MethodSettings:
 
     warmup_fraction: float | None = None
     """Share of all steps in which only the teacher trains, on labels; its pseudo-labels are noise before. None is 0.5,
-    0.25 for copy_paste (as published), and 0 for mean_teacher and cross_pseudo."""
+    0.3 for pseudo_rounds, 0.25 for copy_paste (as published), and 0 for mean_teacher and cross_pseudo."""
     finetune_fraction: float = 0.0
     """Share of all steps, at the end, in which the student trains on labels only."""
     finetune_rate: float = 0.1
@@ -136,8 +136,9 @@ class MethodSettings:
     it."""
     uncertainty_passes: int = 0
     """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
-    rounds: int = 2
-    """pseudo_rounds: rounds after the warm-up, of one length."""
+    rounds: int = 7
+    """pseudo_rounds: rounds after the warm-up, of one length; fewer and longer ones, where scans are so large that
+    labelling some for each would take long beside the training."""
     round_agreement: float = 0.7
     """`renewal_filter`, and pseudo_rounds where it labels patches: those count on which the last two teachers' labels
     have at least this mean Dice."""

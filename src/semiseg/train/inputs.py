@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -37,8 +38,10 @@ from semiseg.types import AnyArray, Shape
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
 ROUNDS_FILE = "rounds.jsonl"
 LABELLED_SHARE = 0.2
-"""Voxels of scans that a round labels, by those of patches that training has seen before: some 9 % of its time, since a
-voxel that is labelled costs a third of one that is learnt from, and tiles overlap."""
+"""Voxels of scans that a round labels, by those of patches that training has seen since the last one: some 9 % of its
+time, since a voxel that is labelled costs a third of one that is learnt from, and tiles overlap."""
+LEAST_LABELLED = 8
+"""Scans that a round is worth beginning for, where there are so many."""
 DEAR_LABELLING = 0.25
 """Share of the minutes: if labelling takes more it is said."""
 
@@ -88,6 +91,10 @@ class Feed:
     """The first step of the round whose labels are published."""
     _trusted: bool = True
 
+    def __post_init__(self) -> None:
+        if self.data.scan_labels is not None:
+            self.method.shortest_round = min(LEAST_LABELLED, self._asked) * self._scan_steps / LABELLED_SHARE
+
     def steps(self, start: int, stop: int, phases: Phases) -> Iterator[StepInputs]:
         """Step and augmented batches of the steps [start, stop).
 
@@ -95,8 +102,8 @@ class Feed:
         where the labels are not to be trusted. Else, where `refresh_steps` asks for it, its labeller predicts some
         scans in between, into `locations`.
         """
-        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.scans_labelled_anew}
-        labels_scans = bool(self.method.scan_labellers(phases.warmup_stop))
+        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.labelling_steps}
+        labels_scans = bool(self.method.labelling_steps)
         refreshes: set[int] = set()
         if self.settings.refresh_steps and self.data.unlabelled and not labels_scans:
             first = phases.warmup_stop
@@ -107,7 +114,7 @@ class Feed:
         for begin, end in pairwise(sorted(cut for cut in cuts | refreshes if start <= cut <= stop)):
             unlabelled = self.method.needs_unlabelled(begin) and bool(self.data.unlabelled)
             if unlabelled and labels_scans:
-                unlabelled = self._with_labels(begin, phases)
+                unlabelled = self._with_labels(begin)
             if unlabelled and self.method.labeller and begin in refreshes:
                 self._refresh(begin, phases)
             patch = self.place.warmup_patch if phases.name(begin) == "warmup" else None
@@ -123,25 +130,26 @@ class Feed:
         )
         self.data.source.publish(dict(self.locations), from_step=step)
 
-    def _with_labels(self, step: int, phases: Phases) -> bool:
+    def _with_labels(self, step: int) -> bool:
         """See to it that the scans of the step's round are labelled; whether they are to be learnt from."""
-        rounds = sorted({phases.warmup_stop, *self.method.scans_labelled_anew})
+        rounds = self.method.labelling_steps
         first = max(one for one in rounds if one <= step)
         if self._round_of != first:
             began = time.perf_counter()
-            self._trusted = self._label(step, first, rounds.index(first) + 1, len(rounds))
+            self._trusted = self._label(step, rounds.index(first) + 1, rounds)
             self._round_of = first
             self.pausing += time.perf_counter() - began
         return self._trusted
 
-    def _label(self, step: int, first: int, number: int, rounds: int) -> bool:
+    def _label(self, step: int, number: int, rounds: Sequence[int]) -> bool:
         """From `step` on unlabelled patches come with the first labeller's labels, and some lie on the classes that it
         found; unless the second one, a state of the network before, contradicts it on a few of them."""
         data, place, method = self.data, self.place, self.method
         if data.scan_labels is None:
             data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
             return True
-        drawn = self._drawn(number, first)
+        first, before = rounds[number - 1], rounds[number - 2] if number > 1 else 0
+        drawn = self._drawn(number, first, before)
         few = drawn[:LOOKED_AT]
         networks = [method.networks[name] for name in method.scan_labellers(step)]
         folders = [labels_folder(data.scan_labels, network) for network in networks]
@@ -161,7 +169,7 @@ class Feed:
             began = time.perf_counter()
             for network, folder in zip(networks, folders, strict=True):
                 places = label(few, network, folder)
-            self._say_if_dear(time.perf_counter() - began, len(few) * len(networks), len(drawn), rounds)
+            self._say_if_dear(time.perf_counter() - began, len(few) * len(networks), len(drawn), len(rounds))
             found = looked_at(few, folders, place.plan, data.labelled)
             trusted, why = verdict(found)
         if trusted:
@@ -189,14 +197,19 @@ class Feed:
         everything = len(self.data.unlabelled)
         return min(self.data.label_scans or everything, everything)
 
-    def _drawn(self, number: int, first: int) -> tuple[Path, ...]:
-        """The unlabelled scans of a round that begins with a step: so many as the settings say, each drawn by its id,
-        or all; fewer where a doubtful network would take long for them beside the training before."""
+    @cached_property
+    def _scan_steps(self) -> float:
+        """The voxels of a scan, by those of the patches of a step."""
+        scan = fmean(prod(read_case_meta(case).shape_zyx) for case in self.data.labelled)
+        return scan / (self.place.plan.batch * prod(self.place.plan.patch))
+
+    def _drawn(self, number: int, first: int, before: int) -> tuple[Path, ...]:
+        """The unlabelled scans of a round that begins with a step, the one before it with another: so many as the
+        settings say, each drawn by its id, or all; fewer where a doubtful network would take long for them beside the
+        training in between."""
         cases, count = self.data.unlabelled, self._asked
         if len(self.method.scan_labellers(first)) > 1:
-            seen = first * self.place.plan.batch * prod(self.place.plan.patch)
-            scan = fmean(prod(read_case_meta(case).shape_zyx) for case in self.data.labelled)
-            count = min(count, int(LABELLED_SHARE * seen / scan))
+            count = min(count, int(LABELLED_SHARE * (first - before) / self._scan_steps))
         if count >= len(cases):
             return cases
 
