@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LEARNT_FROM: tuple[Role, ...] = ("labelled", "taught", "unlabelled", "validation")
 _PREPARED_VOXEL_SECONDS = 3e-7
 """Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
+_EVALUATED_VOXEL_SECONDS = 3e-8
+"""Of a voxel of a scan for each organ, by one core: reading both label maps and measuring distances."""
 _TILES_OVERLAP = 3.0
 
 
@@ -68,7 +70,8 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
         took = f" ({_about(cost * len(tests))})" if cost is not None else ""
         parts.append(f"predict {counted(len(tests), 'test case')}{took}")
         if any(case.label for case in tests):
-            parts.append("evaluate")
+            seconds = len(tests) * own * len(plan.labels.organs) * _EVALUATED_VOXEL_SECONDS / usable_cores()
+            parts.append(f"evaluate ({_about(seconds)})")
     return "Now: " + ", ".join(parts) + "."
 
 

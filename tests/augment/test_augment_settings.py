@@ -47,3 +47,16 @@ def test_the_plan_fills_in_what_is_not_said() -> None:
     assert turned.rotation_radians == (math.pi, *settings.rotation_radians[1:])
     assert turned.rotation_probability == TURNED_PROBABILITY
     assert AugmentSettings(mirror_axes=()).suited_to(None, (1, 2), None).mirror_axes == ()  # said: not at all
+
+
+def test_intensities_without_a_unit_are_changed_more_unless_it_is_said_how() -> None:
+    usual = AugmentSettings()
+    assert usual.suited_to(None, (), None, has_unit=True).gamma == usual.gamma
+    wider = usual.suited_to(None, (), None, has_unit=False)
+    assert wider.gamma[0] < usual.gamma[0] < usual.gamma[1] < wider.gamma[1]
+    assert wider.contrast_probability > usual.contrast_probability
+    assert (wider.noise_probability, wider.zoom) == (usual.noise_probability, usual.zoom)
+    said = AugmentSettings(gamma=(0.9, 1.1), brightness_probability=0.0)
+    given = said.suited_to(None, (), None, has_unit=False)
+    assert (given.gamma, given.brightness_probability) == ((0.9, 1.1), 0.0)
+    assert given.brightness == wider.brightness

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from semiseg.errors import ConfigError
 
@@ -56,7 +57,8 @@ class AugmentSettings:
     blur_sigma: tuple[float, float] = (0.5, 1.0)
     """Range of the blur's standard deviation in voxels."""
     brightness_probability: float = 0.15
-    """Probability that intensities are multiplied by a factor."""
+    """Probability that intensities are multiplied by a factor. This one, those of contrast and gamma, and their ranges
+    are nnU-Net's for intensities with a unit (CT); where there is none they are about twice as large, unless given."""
     brightness: tuple[float, float] = (0.75, 1.25)
     """Range of the brightness factor."""
     contrast_probability: float = 0.15
@@ -119,15 +121,19 @@ class AugmentSettings:
             )
 
     def suited_to(
-        self, coarse_axis: int | None, mirror_axes: tuple[int, ...], turned_about: int | None
+        self, coarse_axis: int | None, mirror_axes: tuple[int, ...], turned_about: int | None, *, has_unit: bool = True
     ) -> AugmentSettings:
         """The settings with what the plan says filled in: the axis that is not interpolated along, those to mirror
-        along where nothing else is asked for, and the one about which scans are turned by any angle."""
+        along where nothing else is asked for, the one about which scans are turned by any angle, and wider changes of
+        intensities that have no unit, but for those that are asked for otherwise."""
         angles = list(self.rotation_radians)
+        usual = AugmentSettings()
+        wider = {name: value for name, value in _WITHOUT_UNIT.items() if getattr(self, name) == getattr(usual, name)}
         if turned_about is not None:
             angles[turned_about] = math.pi
         return replace(
             self,
+            **({} if has_unit else wider),
             coarse_axis=coarse_axis,
             mirror_axes=mirror_axes if self.mirror_axes is None else self.mirror_axes,
             rotation_radians=(angles[0], angles[1], angles[2]),
@@ -167,6 +173,16 @@ _PROBABILITIES = (
     "inverted_gamma_probability",
     "histogram_probability",
 )
+_WITHOUT_UNIT: dict[str, Any] = {
+    "brightness_probability": 0.3,
+    "brightness": (0.6, 1.6),
+    "contrast_probability": 0.3,
+    "contrast": (0.6, 1.6),
+    "gamma_probability": 0.5,
+    "gamma": (0.5, 2.0),
+}
+"""Of scans whose intensities mean nothing by themselves (MRI): patients differ more than a few labelled ones show
+(docs/lab/first_hour.md)."""
 _RANGES = {
     "zoom": 0.1,
     "elastic_deviation": 0.0,

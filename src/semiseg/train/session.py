@@ -70,7 +70,8 @@ class Session:
     @property
     def place(self) -> Place:
         plan = self.plan
-        augment = self.augment.suited_to(plan.anisotropic_axis, plan.mirror_axes, plan.turned_about)
+        has_unit = any(one.scheme == "ct" for one in plan.normalisation)
+        augment = self.augment.suited_to(plan.anisotropic_axis, plan.mirror_axes, plan.turned_about, has_unit=has_unit)
         return Place(
             self.plan,
             augment,
