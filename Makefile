@@ -20,8 +20,9 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two files of tests at a time, by one thread each.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Slow: hours, on a quiet machine. docs/benchmarks.md says what each shows. DATA is the folder of real volumes.
 DATA ?= ../shared/data

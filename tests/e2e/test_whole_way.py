@@ -109,11 +109,12 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
 
 
 def test_rounds_are_told(runs: dict[str, Path]) -> None:
-    """The training phase of the steps 3 and 4 is two rounds of all of the scans, which are fewer than 24."""
+    """The training phase of the steps 2 to 4 is three rounds of all of the scans, which are fewer than 24."""
     rows = read_jsonl(runs["default"] / "rounds.jsonl")
     assert [(row["round"], row["step"], row["scans"], row["trusted"], row["why"]) for row in rows] == [
-        (1, 3, 2, True, TRUSTED),
-        (2, 4, 2, True, TRUSTED),
+        (1, 2, 2, True, TRUSTED),
+        (2, 3, 2, True, TRUSTED),
+        (3, 4, 2, True, TRUSTED),
     ]
     organs = set(read_plan(runs["default"] / "plan.toml").labels.organs.values())
     assert all(0 <= row["agreement"] <= 1 and set(row["found"]) == organs for row in rows)
@@ -121,14 +122,22 @@ def test_rounds_are_told(runs: dict[str, Path]) -> None:
     assert {file.name for file in labelled} == {"phantom_002.b2nd", "phantom_003.b2nd"}
 
 
+@pytest.mark.parametrize(("labelled_share", "rounds"), [(1000.0, 3), (inputs.LABELLED_SHARE, 1)])
 def test_labels_that_are_not_to_be_trusted_are_not_learnt_from(
-    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+    phantoms: Path,
+    tiny: list[str],
+    semiseg_command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labelled_share: float,
+    rounds: int,
 ) -> None:
-    """What is left is training on labels alone, and the person is told."""
+    """What is left is training on labels alone, and the person is told; so where there is no time to label any."""
+    monkeypatch.setattr(inputs, "LABELLED_SHARE", labelled_share)
     answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny)
     assert answer.code == 0, answer
     rows = read_jsonl(tmp_path / "run" / "rounds.jsonl")
-    assert [(row["trusted"], row["scans"]) for row in rows] == [(False, 0)] * 2
+    assert [(row["trusted"], row["scans"]) for row in rows] == [(False, 0)] * rounds
     assert not any("pseudo_loss" in row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl"))
     told = next(text for text in read_notices(tmp_path / "run") if text.startswith("Nothing was learnt from"))
     said = " ".join(answer.out.split())  # lines are broken at the width of the console
@@ -145,7 +154,7 @@ def test_a_round_learns_from_the_scans_that_are_drawn_for_it(
     monkeypatch.setattr(inputs, "LABELLED_SHARE", 1000.0)
     answer = semiseg_command("run", tmp_path / "run", "--data", phantoms, *tiny, "--set", "method.label_scans=1")
     assert answer.code == 0, answer
-    assert [row["scans"] for row in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [1, 1]
+    assert [row["scans"] for row in read_jsonl(tmp_path / "run" / "rounds.jsonl")] == [1, 1, 1]
     folders = list((tmp_path / "run").glob("scan_labels/*"))
     assert len(folders) == 2, "of the last round's two networks"
     # The one that is held against the other has labelled the round before's, too.
@@ -184,8 +193,9 @@ def test_cases_and_metrics_have_their_schemas(runs: dict[str, Path], name: str) 
 
     rows = read_jsonl(runs[name] / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    phases = ["train"] * 6 if name == "supervised" else ["warmup"] * 3 + ["train"] * 2 + ["finetune"]
-    assert [row["phase"] for row in rows] == phases
+    warmup = {"supervised": 0, "default": 2}.get(name, 3)
+    phases = ["warmup"] * warmup + ["train"] * (5 - warmup) + ["finetune"]
+    assert [row["phase"] for row in rows] == (["train"] * 6 if name == "supervised" else phases)
     for row in rows:
         assert {"seconds", "learning_rate"} < set(row)
         assert {"labelled_loss", "student_labelled_loss"} & set(row)

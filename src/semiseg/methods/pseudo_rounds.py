@@ -37,7 +37,8 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[list[int
     Rounds are of one length; one that would begin too few steps after the one before, or after the run's beginning,
     goes on with what is there.
     """
-    possible = sorted({phases.warmup_stop, *phases.cuts(rounds - 1)})
+    cuts = {phases.warmup_stop, *phases.cuts(rounds - 1)}
+    possible = sorted(step for step in cuts if step <= max(phases.warmup_stop, phases.train_stop - 1))
     starts: list[int] = []
     for step in possible:
         if step - (starts[-1] if starts else 0) >= shortest:
