@@ -30,7 +30,7 @@ SNAPSHOT = 0.8
 
 
 @lru_cache(maxsize=2)
-def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[list[int], list[int]]:
+def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The first steps of the rounds, and the steps before them at which the network is remembered, to be held against
     the one that labels first.
 
@@ -45,7 +45,7 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[list[int
             starts.append(step)
     starts = starts or possible[-1:]
     snapshots = [phases.timeline.step_at(SNAPSHOT * phases.shares[0]), *possible]
-    return starts, [step for step in snapshots if step < starts[0]]
+    return tuple(starts), tuple(step for step in snapshots if step < starts[0])
 
 
 class PseudoRounds(StudentMethod):
@@ -67,12 +67,13 @@ class PseudoRounds(StudentMethod):
         self.networks |= self._teachers
 
     @property
-    def _starts(self) -> list[int]:
+    def _starts(self) -> tuple[int, ...]:
         """The first steps of the rounds."""
         return self._cuts[0]
 
     @property
-    def _cuts(self) -> tuple[list[int], list[int]]:
+    def _cuts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """`round_starts` of this run."""
         shortest = self.shortest_round if self.settings.labels_whole_scans else 0.0
         return round_starts(self.phases, self.settings.rounds, shortest)
 
