@@ -324,7 +324,7 @@ def test_a_path_that_cannot_be_written_is_one_sentence(
     file.touch()
     scans = ["predict", trained, phantoms / "imagesTs", "--device", "cpu", "--output"]
     refused(semiseg_command(*scans, file), f"{file}: ", "permissions")
-    refused(semiseg_command("prepare", file, "--data", phantoms), f"{file}: ", "permissions")
+    refused(semiseg_command("prepare", file, "--data", phantoms), f"{file}: is a file", kind="settings")
     refused(semiseg_command("predict", trained, "--output", tmp_path / "out"), "no scans: name files")
 
 

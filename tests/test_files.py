@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from semiseg.errors import DataError
@@ -15,11 +16,15 @@ from semiseg.files import (
     read_json,
     read_jsonl,
     read_toml,
+    remove_leftovers,
+    restore_replaced,
     write_json,
     write_jsonl,
     write_text,
     write_toml,
 )
+
+MADE = ("sub", "old.txt", "new.txt")
 
 
 def interrupted_write(path: Path) -> None:
@@ -29,7 +34,7 @@ def interrupted_write(path: Path) -> None:
 
 
 def interrupted_folder(path: Path) -> None:
-    with atomic_folder(path) as temporary:
+    with atomic_folder(path, made=MADE) as temporary:
         (temporary / "new.txt").write_text("half")
         raise KeyboardInterrupt
 
@@ -61,13 +66,13 @@ def test_the_temporary_name_keeps_the_suffixes(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, made=MADE) as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "old.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt):
         interrupted_folder(folder)
     assert [entry.name for entry in folder.iterdir()] == ["sub"]
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, made=MADE) as temporary:
         (temporary / "new.txt").write_text("new")
     assert [entry.name for entry in folder.iterdir()] == ["new.txt"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
@@ -75,7 +80,7 @@ def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, made=MADE) as temporary:
         (temporary / "old.txt").touch()
     rename = Path.replace
 
@@ -85,10 +90,69 @@ def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: p
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", fails)
-    with pytest.raises(OSError, match="no space"), atomic_folder(folder):
+    with pytest.raises(OSError, match="no space"), atomic_folder(folder, made=MADE):
         pass
     assert [entry.name for entry in folder.iterdir()] == ["old.txt"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_others_put_into_a_folder_stays_when_it_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "mine").mkdir(parents=True)
+    for name in ("old.txt", "thesis.txt", "mine/deep.txt"):
+        (folder / name).write_text(name)
+    (folder / "link").symlink_to("thesis.txt")
+    with atomic_folder(folder, made=MADE) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert sorted(entry.name for entry in folder.iterdir()) == ["link", "mine", "new.txt", "thesis.txt"]
+    assert (folder / "mine" / "deep.txt").read_text() == "mine/deep.txt"
+    assert (folder / "link").is_symlink()
+
+
+def test_a_link_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").symlink_to("elsewhere")
+    with pytest.raises(DataError, match="model: a link or a file"), atomic_folder(tmp_path / "model", made=MADE):
+        pass
+
+
+def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    """As SIGKILL between the two renames leaves it: for who writes it next, and who clears away."""
+    gone = psutil.Process().pid + 1
+    while psutil.pid_exists(gone):
+        gone += 1
+    with atomic_folder(tmp_path / "model", made=MADE) as temporary:
+        (temporary / "old.txt").touch()
+        aside = temporary.name.replace(f"-{psutil.Process().pid}-", f"-{gone}-") + ".replaced"
+    for clear in (remove_leftovers, restore_replaced):
+        (tmp_path / "model").replace(tmp_path / aside)
+        clear(tmp_path if clear is remove_leftovers else tmp_path / "model")
+        assert [entry.name for entry in (tmp_path / "model").iterdir()] == ["old.txt"]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_leftovers_of_those_who_still_write_and_files_of_others_stay(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a.txt") as mine:
+        mine.touch()
+        (tmp_path / ".tmp-notes").touch()
+        remove_leftovers(tmp_path, alone=False)
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([mine.name, ".tmp-notes"])
+        remove_leftovers(tmp_path)
+        assert [entry.name for entry in tmp_path.iterdir()] == [".tmp-notes"]
+        mine.touch()
+
+
+def test_files_in_folders_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model", made=MADE) as temporary:
+        (temporary / "new.txt").touch(mode=0o600)
+    assert (tmp_path / "model" / "new.txt").stat().st_mode & 0o777 == (tmp_path / "model").stat().st_mode & 0o666
+
+
+def test_lines_end_with_a_newline_alone(tmp_path: Path) -> None:
+    """Other characters end a line for `str.splitlines`; JSON may hold them."""
+    rows = [{"id": "a\u0085b\u2028c"}, {"id": "d"}]
+    write_jsonl(tmp_path / "cases.jsonl", rows)
+    assert read_jsonl(tmp_path / "cases.jsonl") == rows
 
 
 def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:

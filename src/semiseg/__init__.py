@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 # ten times as long as one. It is read when torch is loaded, so a program that loads torch first has to set it itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Nothing leaves the machine (docs/security.md). OpenVINO and NNCF report to their vendor through a package that they do
+# without where it cannot be imported; ONNX Runtime reads the variable when it is loaded.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 _HOMES = {
     "RunSettings": "semiseg.settings",
     "SemisegError": "semiseg.errors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import tyro
 
 from semiseg.errors import ConfigError, SemisegError
+from semiseg.files import why_not_written
 from semiseg.methods.settings import MethodName
 from semiseg.predict.settings import EngineName, Precision, PredictSettings
-from semiseg.words import counted
+from semiseg.words import counted, printable
 
 if TYPE_CHECKING:
     from semiseg.evaluate import Summary
@@ -179,7 +181,7 @@ class Predict(_Computes):
         before = f" ({reused} of them from before)" if reused else ""
         _say(f"{counted(len(outcomes) - len(failed), 'scan')} in {self.output}{before}.", self.quiet)
         for outcome in failed:
-            print(f"failed: {outcome.id}: {outcome.error}", file=sys.stderr)
+            print(printable(f"failed: {outcome.id}: {outcome.error}"), file=sys.stderr)
         return 1 if failed else 0
 
 
@@ -477,7 +479,7 @@ def _settings(arguments: _RunArguments) -> RunSettings:
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe, existing = arguments.recipe, arguments.run / "run.toml"
-    if recipe is None and existing.exists():
+    if recipe is None and existing.exists() and (arguments.run / "plan.toml").exists():  # else it may have been refused
         recipe = existing
     settings = load_settings(recipe, [*flags, *arguments.set])
     steps = next((given for given in arguments.set if given.partition("=")[0].strip() == "train.steps"), None)
@@ -504,27 +506,33 @@ def _say(text: str, quiet: bool) -> None:
         print(text)
 
 
+def _print_error(kind: str, text: str) -> None:
+    print(f"semiseg: {kind}: {printable(text)}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `semiseg`; exits with 0, 1 (problems found) or 2 (an error that the user can mend).
 
     arguments: instead of the process's own.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
     given = sys.argv[1:] if arguments is None else arguments
     if list(given) == ["--version"]:
         print(f"semiseg {version('semiseg')}")
         sys.exit(0)
-    command = tyro.extras.subcommand_cli_from_dict(
-        _COMMANDS,
-        prog="semiseg",
-        args=given,
-        description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
-    )
     with _stopped_by_sigterm():
-        code = run_command(partial(_execute, command))
+        code = run_command(partial(_execute, given))
     sys.exit(code)
 
 
-def _execute(command: Any) -> int:
+def _execute(arguments: Sequence[str]) -> int:
+    command: Any = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS,
+        prog="semiseg",
+        args=arguments,
+        description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
+    )
     if threads := getattr(command, "threads", 0):
         if threads < 0:
             raise ConfigError(f"--threads {threads}: give 1 or more.")
@@ -556,22 +564,22 @@ def run_command(execute: Callable[[], int]) -> int:
     and exit code 2. Who reads the output may stop before its end (`| head`): that is 1, as where rich prints."""
     try:
         code = execute()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_is_gone():
+        if sys.stdout is not None:  # closed by who started us
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not _output_fails(error):
             raise
         return 1
     except SemisegError as error:
-        kind = "settings" if isinstance(error, ConfigError) else "error"
-        print(f"semiseg: {kind}: {error}", file=sys.stderr)
+        _print_error("settings" if isinstance(error, ConfigError) else "error", str(error))
         return 2
     except OSError as error:
         if error.filename is None:
-            raise
-        print(
-            f"semiseg: error: {error.filename}: {error.strerror}. Check the path, its permissions and the free space.",
-            file=sys.stderr,
-        )
+            if not _output_fails(error):
+                raise
+            _print_error("error", f"the output cannot be written ({error.strerror}). What was made before is kept.")
+            return 2
+        _print_error("error", why_not_written(error))
         return 2
     except KeyboardInterrupt:
         print("semiseg: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
@@ -579,12 +587,12 @@ def run_command(execute: Callable[[], int]) -> int:
     return code
 
 
-def _reader_is_gone() -> bool:
-    """Whether stdout is what is broken, and no other pipe; then what is left in it goes nowhere, so that Python's end
-    says nothing."""
+def _output_fails(error: OSError) -> bool:
+    """Whether stdout is what an error is of, and no other file or pipe; then what is left in it goes nowhere, so that
+    Python's end says nothing."""
     try:
         os.write(sys.stdout.fileno(), b"\n")
-    except BrokenPipeError:
+    except OSError as own:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+        return own.errno == error.errno
     return False

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 from semiseg.errors import DataError
 
+_HOST = hashlib.sha256(platform.node().encode(errors="replace")).hexdigest()[:8]
+"""Of this machine, or container: its process numbers are no other's."""
+_TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-(?P<name>.+)", re.DOTALL)
+_REPLACED = ".replaced"
+
 
 def _temporary_name(path: Path) -> Path:
     """A hidden sibling that keeps the suffixes, since writers choose their format by them."""
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    return path.with_name(f".tmp-{_HOST}-{os.getpid()}-{path.name}")
 
 
 def _flush(path: Path) -> None:
@@ -31,6 +40,22 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within: an error of the system that names no file names this one, as `write` on a full disk does not, and
+    libraries that are not written in Python say in words alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write to; on success flush it and rename it onto `path`.
 
@@ -39,31 +64,44 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_name(path)
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
+        with _named(path):
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder to fill; on success flush its files and put it in the place of `path`."""
+def atomic_folder(path: Path, *, made: Collection[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; on success flush its files and put it in the place of `path`.
+
+    made: the names of all that writers of such a folder make. What else lies in the folder that is replaced is not
+    theirs, and stays. Raises `DataError` where `path` is a file or a link.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise DataError(f"{path}: a link or a file, where a folder is to be made. Move it away, or name another place.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    restore_replaced(path)
     temporary = _temporary_name(path)
-    replaced = temporary.with_name(f"{temporary.name}.replaced")
+    replaced = temporary.with_name(temporary.name + _REPLACED)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            path.replace(replaced)
-        temporary.replace(path)
-        _flush(path.parent)
+        with _named(path):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    # By the umask, as the folder; safetensors makes files that their owner alone may read.
+                    file.chmod(temporary.stat().st_mode & 0o666)
+                    _flush(file)
+            if path.exists():
+                _copy_others(path, temporary, made)
+            if path.exists():
+                path.replace(replaced)
+            temporary.replace(path)
+            _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if replaced.exists() and not path.exists():
@@ -71,13 +109,74 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed left half-done in `folder`; nobody else may be writing there."""
-    for leftover in folder.glob(".tmp-*"):
-        if leftover.is_dir():
+def _copy_others(folder: Path, target: Path, made: Collection[str]) -> None:
+    """Copy what is not of `made` into the folder that takes the place of `folder`."""
+    for entry in folder.iterdir():
+        if entry.name in made or _TEMPORARY.fullmatch(entry.name):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, target / entry.name, symlinks=True)
+        else:
+            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
+
+
+def restore_replaced(path: Path) -> None:
+    """Where a writer was killed between moving the folder `path` aside and putting the new one into its place: move it
+    back."""
+    if path.name and not path.exists():
+        for leftover, name in _leftovers(path.parent, alone=False):
+            if name == path.name + _REPLACED:
+                leftover.replace(path)
+
+
+def remove_leftovers(folder: Path, *, alone: bool = True) -> None:
+    """Remove what writers that were killed left half-done in `folder`, and move folders back that were to be replaced.
+
+    alone: nobody else may be writing there. Otherwise only what processes of this machine left that are no more.
+    """
+    for leftover, name in _leftovers(folder, alone=alone):
+        path = folder / name.removesuffix(_REPLACED)
+        if name.endswith(_REPLACED) and not path.exists():
+            leftover.replace(path)
+        elif leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path, *, alone: bool) -> Iterator[tuple[Path, str]]:
+    """Temporary files and folders that nobody writes to any more, and what was to become of each."""
+    for entry in sorted(folder.glob(".tmp-*")):
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match and (alone or (match["host"] == _HOST and not psutil.pid_exists(int(match["process"])))):
+            yield entry, match["name"]
+
+
+def remove_made(folder: Path, made: Collection[str]) -> None:
+    """Remove the files of these names from a folder, and the folder where nothing else lies in it."""
+    for name in made:
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it is of a full disk, or of a user's full share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def why_not_written(error: OSError) -> str:
+    """What the system says of a file, with what to do."""
+    path = Path(error.filename or "")
+    if not is_full(error):
+        return f"{path}: {error.strerror}. Check the path and its permissions."
+    folder = next(place for place in (path.parent, *path.parent.parents) if place.is_dir())
+    free = shutil.disk_usage(folder).free / 1e6
+    whose = "the disk is full" if error.errno == errno.ENOSPC else "your share of the disk is full"
+    return (
+        f"{folder}: {whose} ({free:,.0f} MB are free), so that {path.name} is not written. What was written before is "
+        "kept: make room there, and give the same command again."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,13 +190,21 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def _text(path: Path) -> str:
+    """The contents of a file in UTF-8; raises `DataError` where there is no file, `UnicodeDecodeError` for other
+    bytes."""
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file.")
+    if not path.is_file():  # which a pipe would be waited for, for ever
+        raise DataError(f"{path}: no file, but a folder, a pipe or a device. Restore the file.")
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; raises `DataError` naming the file and the line."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:  # of wrong JSON, wrong UTF-8, numbers of 5,000 digits, deep nesting
         raise DataError(f"{path}: not valid JSON ({error}). Mend or restore the file.") from None
 
 
@@ -109,10 +216,8 @@ def write_toml(path: Path, value: dict[str, Any]) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read TOML; raises `DataError` naming the file and the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid TOML ({error}). Mend the file.") from None
 
 
@@ -124,7 +229,7 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append one line. What a killed writer left behind the last whole line is dropped first."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
+    with _named(path), path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -140,14 +245,20 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    try:
+        text = _text(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not valid UTF-8 ({error}). Mend or delete the file.") from None
+    *whole, _ = text.split("\n")  # not `splitlines`, for which other characters end a line, too
     rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(whole, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not valid JSON ({error}). Mend or delete the line.") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a JSON object was expected. Mend or delete the line.")
+        rows.append(row)
     return rows
 
 

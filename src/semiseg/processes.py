@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from threadpoolctl import threadpool_limits
 
+T = TypeVar("T")
+R = TypeVar("R")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -69,6 +73,50 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     "__main__"`; what they are given must be functions of a module.
     """
     return ProcessPoolExecutor(workers, mp_context=_SpawnContext(), initializer=_begin)
+
+
+WAS_KILLED = "the process that read it was killed, most likely for want of memory"
+
+
+@dataclass(frozen=True)
+class Killed:
+    """In the place of a result: the process that was to make it was killed, and again when it did this alone."""
+
+
+def each_of(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R | Killed]]:
+    """`(index, function(item))` as they come, from `workers` processes, or in this one where one is enough.
+
+    Where a process is killed, the rest is done one by one, so that the item that is at fault is known and stops no
+    other. What else is raised ends it.
+    """
+    if workers <= 1 or len(items) <= 1:
+        yield from ((index, function(item)) for index, item in enumerate(items))
+        return
+    left = dict(enumerate(items))
+    while left:
+        pool = worker_pool(min(workers, len(left)))
+        try:
+            futures = {pool.submit(function, item): index for index, item in left.items()}
+            for future in as_completed(futures):
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    continue
+                index = futures[future]
+                del left[index]
+                yield index, result
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if left and workers == 1:  # one process takes them in order: it was killed by the first that is left
+            index = min(left)
+            del left[index]
+            yield index, Killed()
+        workers = 1
+
+
+def in_order(results: Iterable[tuple[int, R]]) -> list[R]:
+    """The results of `each_of` in the order of their items."""
+    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
 
 class _Process(SpawnProcess):

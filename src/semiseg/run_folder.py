@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,12 +14,44 @@ from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.settings import RunSettings, read_settings, write_settings
-from semiseg.words import in_minutes
+from semiseg.words import in_minutes, shortened
+
+
+def refuse_foreign(run: Path) -> None:
+    """Raise `ConfigError` where a new run would be made among files that are not of a run; hidden ones do not count."""
+    if not run.exists() or (run / "run.toml").is_file():
+        return
+    if not run.is_dir():
+        raise ConfigError(f"{run}: is a file. Name a folder for the run.")
+    if there := sorted(entry.name for entry in run.iterdir() if not entry.name.startswith(".")):
+        raise ConfigError(
+            f"{run}: is no run (it has no run.toml), and not empty: {shortened(there)}. A run would write over them. "
+            "Name a new folder, or an empty one."
+        )
+
+
+def refuse_links(run: Path) -> None:
+    """Raise `DataError` where something in a run is a link that leads out of it: what is written or removed there lies
+    elsewhere, and a run may come from somebody else."""
+    inside = run.resolve()
+    for folder in (run, *(run / name for name in _FOLDERS)):
+        if not folder.is_dir():
+            continue
+        for entry in folder.iterdir():
+            if entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(inside):
+                raise DataError(
+                    f"{entry}: a link that leads out of the run. Put the files themselves there, or remove it."
+                )
+
+
+_FOLDERS = ("checkpoints", "feedback", "model", "predictions", "scan_labels", "store", "teacher_labels", "validation")
 
 
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
-    """Keep other processes of semiseg from writing to the run; raises `DataError` where one does."""
+    """Keep other processes of semiseg from writing to the run; raises `DataError` where one does, and where the run has
+    links that lead out of it."""
+    refuse_links(run)
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -99,6 +132,7 @@ def prepared_settings(run: Path) -> RunSettings:
     """The settings that a prepared run was made with; raises `DataError` where the folder holds none."""
     if not (run / "plan.toml").is_file():
         raise DataError(f"{run}: no prepared run here (no plan.toml). Run `semiseg prepare {run} --data FOLDER` first.")
+    refuse_links(run)
     return read_settings(run / "run.toml")
 
 

@@ -66,7 +66,7 @@ from semiseg.predict.predictor import Outcome, check_mirroring, check_output_fil
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.report import write_comparison_report, write_report
-from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
+from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings, refuse_foreign
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train.settings import TrainSettings
 from semiseg.train.settled import Settled, read_settled, write_settled
@@ -142,14 +142,10 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
             f"{settings.method.name}. Add --method supervised, which learns from the teacher's labels; or leave "
             "data.teacher out."
         )
+    refuse_foreign(run)
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
-        try:
-            return _prepare(run, keep_asked(run, settings), quiet=quiet)
-        except (ConfigError, DataError):
-            if not (run / "plan.toml").exists():  # what was refused is not to be read back as the run's settings
-                (run / "run.toml").unlink(missing_ok=True)
-            raise
+        return _prepare(run, keep_asked(run, settings), quiet=quiet)
 
 
 def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:

@@ -292,11 +292,11 @@ def test_scans_that_no_network_fits_are_an_error(tmp_path: Path) -> None:
 
 def test_a_spacing_that_would_fill_the_memory_is_an_error(tmp_path: Path) -> None:
     root = dataset_folder(tmp_path)
-    wrong = np.diag([1000.0, 1500.0, 3000.0, 1.0])
+    wrong = np.diag([300.0, 450.0, 900.0, 1.0])
     save(root / "imagesUn" / "d_0000.nii.gz", image(3), wrong)
     (error,) = [problem for problem in check(root).problems if problem.severity == "error"]
     assert error.file == "imagesUn/d_0000.nii.gz"
-    assert "Voxels of 3000 x 1500 x 1000 mm, which become 8000 x 7000 x 6000 voxels" in error.text
+    assert "Voxels of 900 x 450 x 300 mm, which become 2400 x 2100 x 1800 voxels" in error.text
     assert "Correct the spacing in the header" in error.text
 
 

@@ -199,8 +199,10 @@ def test_cases_come_back_from_the_file(tmp_path: Path) -> None:
     [
         ("", r"cases\.jsonl: missing or empty"),
         ('{"id": "a"}\n', r"cases\.jsonl, line 1: not a case"),
-        ('{"id": "a", "images": ["a"], "label": null, "split": "train", "role": "king"}\n', "line 1: role 'king'"),
+        ('{"id": "a", "images": ["a"], "label": null, "split": "train", "role": "king"}\n', "case .role = 'king'"),
         ('{"id": "a", "images": ["a"], "label": null, "split": "train", "role": "test", "x": 1}\n', "line 1: not a"),
+        ('{"id": "../../victim", "images": [], "label": null, "split": "train", "role": "test"}\n', "no plain name"),
+        (2 * '{"id": "a", "images": [], "label": null, "split": "train", "role": "test"}\n', "line 2: case a .* twice"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, line: str, message: str) -> None:

@@ -247,7 +247,7 @@ def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list
     stored = [folder for folder in run.glob("store/*") if not folder.name.startswith(".")]
     before = {folder: read_case_meta(folder) for folder in stored}
     assert len(before) < 4, "all was done before the kill"
-    half = run / "store" / ".tmp-1-phantom_001"
+    half = run / "store" / ".tmp-00000000-1-phantom_001"
     half.mkdir(exist_ok=True)  # for sure a case that was being written
     (half / "image.b2nd").write_bytes(b"half")
 

@@ -25,7 +25,7 @@ Command = Callable[..., Any]
 STEPS = 8
 PATIENCE_SECONDS = 120.0
 """Longer than a run takes to begin on a busy machine."""
-METHODS = ["supervised", "mpl", "mean_teacher", "cross_pseudo", "copy_paste", "pseudo_rounds"]
+METHODS = ["supervised", "mpl", "mean_teacher", "cross_pseudo", "copy_paste"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def compared(study: Path, phantoms: Path, semiseg_command: Command) -> Any:
 
 def test_every_method_is_trained_scored_and_compared(study: Path, compared: Any) -> None:
     assert compared.code == 0, compared
-    assert f"[{len(METHODS)}/{len(METHODS)}] pseudo_rounds, 2 labels (the first), seed 0: Dice" in compared.out
+    assert f"[{len(METHODS)}/{len(METHODS)}] copy_paste, 2 labels (the first), seed 0: Dice" in compared.out
     known = read_study(study.parent / "results" / "results.json")
     assert [run["method"] for run in known["runs"]] == METHODS
     assert all(run["steps"] == STEPS and run["peak_memory_mb"] > 50 for run in known["runs"])
@@ -105,15 +105,15 @@ def test_what_is_known_is_shown_without_any_run(
     flags = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--known"]
     answer = semiseg_command("compare", study, "--data", phantoms.name, *flags)
     assert answer.code == 0, answer
-    assert "pseudo_rounds" in answer.out
+    assert "copy_paste" in answer.out
     assert "Mean DSC by organ, and minus supervised on the runs of both" in answer.out
     table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
-    assert "pseudo_rounds" in table
+    assert "copy_paste" in table
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["compare.html"]
     assert read_study(tmp_path / "results" / "results.json") == known
-    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "pseudo_rounds")
+    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "copy_paste")
     assert answer.code == 0, answer
-    assert "DSC - pseudo_rounds [95 %]" in answer.out
+    assert "DSC - copy_paste [95 %]" in answer.out
     assert (tmp_path / "results" / "table.md").read_text(encoding="utf-8") == table  # it keeps the study's baseline
     answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "nobody")
     assert (answer.code, "baseline = 'nobody': name one of [methods]: supervised" in answer.err) == (2, True)
@@ -202,7 +202,7 @@ def made(study: Path, method: str) -> Path:
     return model.parent
 
 
-@pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo", "pseudo_rounds"])
+@pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo", "copy_paste"])
 def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     study: Path, compared: Any, phantoms: Path, semiseg_command: Command, method: str, tmp_path: Path
 ) -> None:

@@ -113,8 +113,8 @@ def test_a_checkpoint_that_breaks_off_is_never_seen(tmp_path: Path, monkeypatch:
 
 def test_what_a_killed_writer_left_is_not_seen(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    (tmp_path / ".tmp-77-step-000002").mkdir()
-    (tmp_path / ".tmp-77-step-000002" / "state.safetensors").write_bytes(b"half")
+    (tmp_path / ".tmp-00000000-77-step-000002").mkdir()
+    (tmp_path / ".tmp-00000000-77-step-000002" / "state.safetensors").write_bytes(b"half")
     loaded = load_latest(tmp_path)
     assert loaded is not None
     assert loaded.step == 1

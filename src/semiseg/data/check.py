@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.processes import worker_pool
+from semiseg.processes import WAS_KILLED, Killed, each_of
 from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
@@ -108,40 +107,16 @@ def check_dataset(
 
 
 def _inspect_all(cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress) -> list[_Findings]:
-    """Findings in the order of the cases, in this process if one worker is enough."""
+    """Findings in the order of the cases."""
     results: dict[int, _Findings] = {}
-    if workers > 1:
-        _fill_in_pool(results, cases, expected, workers, progress)
-    else:
-        for index, case in enumerate(cases):
-            results[index] = inspect_case(case, expected)
-            progress(len(results), len(cases))
-    # After a broken pool one worker goes on in order: if it is killed too, the first case left undone is at fault.
-    while missing := [index for index in range(len(cases)) if index not in results]:
-        _fill_in_pool(results, cases, expected, 1, progress)
-        if missing[0] not in results:
-            results[missing[0]] = _killed(cases[missing[0]], expected.root)
-            progress(len(results), len(cases))
+    for index, found in each_of(partial(inspect_case, expected=expected), cases, workers):
+        results[index] = _killed(cases[index], expected.root) if isinstance(found, Killed) else found
+        progress(len(results), len(cases))
     return [results[index] for index in range(len(cases))]
 
 
-def _fill_in_pool(
-    results: dict[int, _Findings], cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress
-) -> None:
-    """Add the findings that are missing; a killed worker leaves some of them out."""
-    missing = [index for index in range(len(cases)) if index not in results]
-    with worker_pool(min(workers, len(missing))) as pool:
-        futures = {pool.submit(inspect_case, cases[index], expected): index for index in missing}
-        for future in as_completed(futures):
-            try:
-                results[futures[future]] = future.result()
-            except BrokenProcessPool:
-                continue
-            progress(len(results), len(cases))
-
-
 def _killed(case: Case, root: Path) -> _Findings:
-    text = "the process that read it was killed, most likely for want of memory. Leave the case out."
+    text = f"{WAS_KILLED}. Leave the case out."
     return CaseFacts(id=case.id, role=role_of(case)), [as_problem(("error", case.images[0], text), root, case.id)]
 
 

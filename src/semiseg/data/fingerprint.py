@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from semiseg.errors import DataError
 from semiseg.files import read_json, write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.nifti import read_grid, read_volume
-from semiseg.processes import worker_pool
+from semiseg.processes import WAS_KILLED, Killed, each_of, in_order
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray, FloatArray, Shape, Spacing
 
@@ -100,11 +100,13 @@ def compute_fingerprint(
     if not any(case.label for case in cases):
         raise DataError(f"{dataset.root}: no training case has a label. Give at least one label map to learn from.")
     measure = partial(_measure, labels=dataset.labels, channels=len(dataset.channels), draw=Draw(seed=seed))
-    measured = []
-    for done, one in enumerate(_mapped(measure, cases, workers), start=1):
-        measured.append(one)
+    found: list[tuple[int, _Measured]] = []
+    for index, one in each_of(measure, cases, workers):
+        killed = _Measured(error=f"{cases[index].images[0]}: {WAS_KILLED}. Leave the case out.")
+        found.append((index, killed if isinstance(one, Killed) else one))
         if progress:
-            progress(done, len(cases), cases[done - 1].id)
+            progress(len(found), len(cases), cases[index].id)
+    measured = in_order(found)
     problems = tuple((c.id, m.error) for c, m in zip(cases, measured, strict=True) if m.error is not None)
     samples = [m.samples for m in measured if m.samples is not None]
     if not samples:
@@ -134,16 +136,6 @@ def read_fingerprint(path: Path) -> Fingerprint:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {key}: {first['msg']}. Delete the file and prepare again.") from None
-
-
-def _mapped(function: Callable[[Case], _Measured], cases: Sequence[Case], workers: int) -> Iterator[_Measured]:
-    """`map` in order, in this process or in spawned ones with one compute thread each."""
-    if workers <= 1 or len(cases) <= 1:
-        yield from map(function, cases)
-        return
-    count = min(workers, len(cases))
-    with worker_pool(count) as pool:
-        yield from pool.map(function, cases, chunksize=max(1, min(16, len(cases) // (4 * count))))
 
 
 def _measure(case: Case, labels: LabelScheme, channels: int, draw: Draw) -> _Measured:

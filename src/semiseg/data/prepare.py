@@ -6,11 +6,9 @@ The order is nnU-Net's: normalise on the scan's own grid, then resample. Nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,12 @@ from semiseg.data.labels import count_values, read_checked_label
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.errors import DataError, SemisegError
-from semiseg.files import hash_files, read_json, write_json
+from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
 from semiseg.io.dataset import Case
 from semiseg.io.nifti import RawChannel, RawVolume, read_raw
-from semiseg.io.store import StoredCase, read_case_meta, write_case
+from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
-from semiseg.processes import worker_pool
+from semiseg.processes import WAS_KILLED, Killed, each_of, in_order
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -140,29 +138,13 @@ def prepare_cases(
     goes on where the first was cut off. With more than one worker, processes are spawned with one compute
     thread each.
     """
-    results: list[PreparedCase | None] = [None] * len(cases)
-    with _attempts(cases, plan, store_folder, workers) as attempts:
-        for done, (index, result) in enumerate(attempts, start=1):
-            results[index] = result
-            if progress:
-                progress(done, len(cases), result.id)
-    return [result for result in results if result is not None]
-
-
-@contextmanager
-def _attempts(
-    cases: Sequence[Case], plan: Plan, store_folder: Path, workers: int
-) -> Iterator[Iterator[tuple[int, PreparedCase]]]:
-    """Yield `(index, result)` pairs as they come, in this process or from a pool."""
-    if workers <= 1 or len(cases) <= 1:
-        yield ((i, _attempt(case, plan, store_folder)) for i, case in enumerate(cases))
-        return
-    pool = worker_pool(min(workers, len(cases)))
-    try:
-        futures = {pool.submit(_attempt, case, plan, store_folder): i for i, case in enumerate(cases)}
-        yield ((futures[f], _outcome(f, cases[futures[f]])) for f in as_completed(futures))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    results: list[tuple[int, PreparedCase]] = []
+    for index, one in each_of(partial(_attempt, plan=plan, store_folder=store_folder), cases, workers):
+        killed = PreparedCase(id=cases[index].id, error=f"{cases[index].images[0]}: {WAS_KILLED}.")
+        results.append((index, killed if isinstance(one, Killed) else one))
+        if progress:
+            progress(len(results), len(cases), cases[index].id)
+    return in_order(results)
 
 
 def _attempt(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
@@ -174,22 +156,20 @@ def _attempt(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
         text = f"{case.images[0]}: not enough memory at {plan.spacing_mm} mm a voxel. Check the spacing in its header."
         return PreparedCase(id=case.id, error=text)
     except OSError as error:
-        return PreparedCase(id=case.id, error=f"{error.filename or store_folder / case.id}: {error.strerror or error}.")
-
-
-def _outcome(future: Future[PreparedCase], case: Case) -> PreparedCase:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        text = "a worker process was killed, most likely for want of memory. Use fewer workers and run again."
-        return PreparedCase(id=case.id, error=f"{case.images[0]}: not prepared: {text}")
+        error.filename = error.filename or str(store_folder / case.id)
+        if is_full(error):
+            raise  # the others would not fit either
+        return PreparedCase(id=case.id, error=why_not_written(error))
 
 
 def _is_stored(folder: Path, digest: str) -> bool:
     try:
-        return folder.is_dir() and read_case_meta(folder).hash == digest
+        if not folder.is_dir() or read_case_meta(folder).hash != digest:
+            return False
+        check_files(folder)
     except DataError:
         return False  # damaged: done again and replaced
+    return True
 
 
 def _describe(

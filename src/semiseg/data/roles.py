@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
-from semiseg.io.dataset import Case, Dataset, Split
+from semiseg.io.dataset import Case, Dataset, Split, unusable_id
 from semiseg.randomness import Draw
+from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.words import counted
 
 Role = Literal["labelled", "taught", "unlabelled", "validation", "test"]
@@ -73,6 +76,9 @@ class RunCase:
     def case(self) -> Case:
         label = Path(self.label) if self.label else None
         return Case(id=self.id, images=tuple(map(Path, self.images)), label=label, split=self.split)
+
+
+_ADAPTER: TypeAdapter[RunCase] = TypeAdapter(RunCase)
 
 
 def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fraction: float, seed: int) -> list[RunCase]:
@@ -154,7 +160,7 @@ def _listed(dataset: Dataset) -> list[str]:
 def read_ids(file: str, key: str) -> list[str]:
     """The ids of a list, each once, that `data.KEY` names; raises `ConfigError` where it cannot be read."""
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data.{key} = {file}: cannot be read ({error}). Give a text file with an id a line."
@@ -204,16 +210,20 @@ def read_run_cases(path: Path) -> list[RunCase]:
     rows = read_jsonl(path)
     if not rows:
         raise DataError(f"{path}: missing or empty. Run `semiseg prepare` first.")
-    cases = []
+    cases: dict[str, RunCase] = {}
     for number, row in enumerate(rows, start=1):
         try:
-            case = RunCase(**(row | {"images": tuple(row["images"])}))
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{path}, line {number}: not a case ({error}). Prepare the run again.") from None
-        if case.role not in get_args(Role):
-            raise DataError(f"{path}, line {number}: role {case.role!r} is none of {', '.join(get_args(Role))}.")
-        cases.append(case)
-    return cases
+            refuse_unknown_keys(row, RunCase, "a case")
+            case = _ADAPTER.validate_python(row)
+        except (ConfigError, ValidationError) as error:
+            wrong = first_problem(error, RunCase) if isinstance(error, ValidationError) else error
+            raise DataError(f"{path}, line {number}: not a case ({wrong}). Prepare the run again.") from None
+        if why := unusable_id(case.id):
+            raise DataError(f"{path}, line {number}: case {case.id!r}: {why}")
+        if case.id in cases:
+            raise DataError(f"{path}, line {number}: case {case.id} stands there twice. Prepare the run again.")
+        cases[case.id] = case
+    return list(cases.values())
 
 
 def with_hashes(cases: Sequence[RunCase], hashes: dict[str, str | None]) -> list[RunCase]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
-from semiseg.errors import ConfigError, DataError, SemisegError
+from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.evaluate.metrics import OrganScores, score_case
 from semiseg.evaluate.summary import CaseScores, Rules, Summary, summarise, write_summary
@@ -20,7 +19,7 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.nifti import Grid, read_label
-from semiseg.processes import worker_pool
+from semiseg.processes import WAS_KILLED, Killed, each_of, in_order
 from semiseg.randomness import Draw
 from semiseg.types import LabelArray
 from semiseg.words import counted, shortened
@@ -108,11 +107,17 @@ def evaluate_folder(
         _Job(case, reference, prediction, image, labels, rules, tolerance_mm)
         for case, reference, prediction, image in _pair(predictions, references)
     ]
-    cases = []
-    for case_scores in _run(jobs, workers):
-        cases.append(case_scores)
+    scored: list[tuple[int, CaseScores]] = []
+    for index, one in each_of(_score_files, jobs, workers):
+        if isinstance(one, Killed):
+            raise DataError(
+                f"{jobs[index].prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and "
+                f"{jobs[index].reference} are as large as they should be."
+            )
+        scored.append((index, one))
         if progress:
-            progress(len(cases), len(jobs))
+            progress(len(scored), len(jobs))
+    cases = in_order(scored)
     draw = Draw(seed=settings.seed)
     summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=settings.bootstrap_samples)
     write_summary(output or predictions, summary)
@@ -179,22 +184,6 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tup
             "A score over the rest would flatter; predict these cases first."
         )
     return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
-
-
-def _run(jobs: Sequence[_Job], workers: int) -> Iterator[CaseScores]:
-    """Scores in the jobs' order."""
-    if workers <= 1 or len(jobs) == 1:
-        yield from map(_score_files, jobs)
-        return
-    with worker_pool(min(workers, len(jobs))) as pool:
-        try:
-            yield from pool.map(_score_files, jobs)
-        except BrokenProcessPool:
-            raise SemisegError(
-                f"a scoring process was killed, most likely for want of memory. Use fewer workers than {workers}."
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _score_files(job: _Job) -> CaseScores:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 from typing_extensions import TypedDict
 
 from semiseg.randomness import Draw
@@ -101,7 +101,7 @@ def crossed_interval(
     over_subsets = 0.0
     if count > 1:
         deviation = float(averaged.mean(axis=1).std(ddof=1))
-        over_subsets = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / count**0.5
+        over_subsets = float(stdtrit(count - 1, (1 + _LEVEL) / 2)) * deviation / count**0.5
     return Interval(
         mean=mean,
         low=mean - math.hypot(mean - low, over_subsets),
@@ -141,4 +141,6 @@ def _wilcoxon(differences: DoubleArray) -> float:
     """Two-sided p-value; 1 where no case differs, which the test itself leaves undefined."""
     if not np.any(differences):
         return 1.0
+    from scipy import stats  # here, since it takes a second, which most commands need not wait
+
     return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)

@@ -16,6 +16,7 @@ from semiseg.evaluate.metrics import OrganScores
 from semiseg.evaluate.statistics import Interval, is_range, mean_interval
 from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
+from semiseg.words import as_text_cell
 
 Metric = Literal["dice", "nsd", "hd95_mm"]
 Rules = Literal["standard", "flare22"]
@@ -107,7 +108,8 @@ def write_summary(folder: Path, summary: Summary) -> None:
     writer.writeheader()
     for case in summary["cases"]:
         for organ, scores in case["organs"].items():
-            writer.writerow({"case": case["id"], "label": labels[organ], "organ": organ, **scores})
+            row = {"case": as_text_cell(case["id"]), "label": labels[organ], "organ": as_text_cell(organ)}
+            writer.writerow(row | dict(scores))
     write_text(folder / "summary.csv", text.getvalue())
     write_json(folder / "summary.json", summary)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from semiseg.evaluate.statistics import FEWEST_CASES, Interval, is_range
 from semiseg.evaluate.summary import METRICS, Metric, Summary, pair_count
@@ -78,14 +79,15 @@ def print_table(
     if not console.is_terminal:
         console.print(plain_table(title, header, rows), markup=False, highlight=False, soft_wrap=True)
         return
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    # Names of organs are text, whatever brackets they have.
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
     for number, column in enumerate(header):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(Text(column), justify="left" if number == 0 else "right")
     for row in rows[:-1] if total else rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     if total:
         table.add_section()
-        table.add_row(*rows[-1], style="bold")
+        table.add_row(*map(Text, rows[-1]), style="bold")
     console.print(table)
 
 

@@ -13,6 +13,16 @@ Remark = tuple[Literal["warning", "note"], Path, str]
 """What a person should look at or know of, though nothing is left out for it: how grave, which file, and a sentence."""
 
 
+def unusable_id(id: str) -> str | None:
+    """Why an id cannot be the name of a file and stand in a table, as the rest of a sentence with the remedy; None
+    where it can."""
+    if not id or id.startswith(".") or "/" in id or "\\" in id:
+        return "its id would be no plain name of a file. Rename it."
+    if not id.isprintable():
+        return "its name has characters that cannot be printed. Rename it."
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One patient's scan.

@@ -56,6 +56,8 @@ def kind_of(path: Path) -> Kind:
 
 def _has_dicom_mark(path: Path) -> bool:
     """Whether `DICM` stands at byte 128, as in DICOM files, which often have no ending."""
+    if not path.is_file():  # which a pipe would be waited for, for ever
+        return False
     try:
         with path.open("rb") as file:
             file.seek(128)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +29,15 @@ from semiseg.io.file_kinds import NIFTI_ENDINGS, is_nifti, why_unread
 from semiseg.types import AnyArray, DoubleArray, FloatArray, LabelArray, Shape, Spacing
 from semiseg.words import counted
 
-_AFFINE_TOLERANCE_MM = 1e-3
-_LARGEST_MM = 1e9
-"""No scan lies a thousand kilometres off: larger numbers are a damaged header."""
+_POSITION_TOLERANCE_MM = 0.01
+"""So far apart the corners of two grids may lie: what other programs leave when they round an affine."""
+_DIRECTION_TOLERANCE_MM = 1e-3
+_LARGEST_MM = 1e6
+"""No scan lies a kilometre off: larger numbers are a damaged header."""
+_LARGEST_VOXEL_MM, _SMALLEST_VOXEL_MM = 1e3, 1e-6
+_MOST_INFLATED = 1040
+"""No byte of a gzip file becomes more than 1,032 (RFC 1951: two bits for 258 bytes)."""
+_BLOCK_BYTES = 1 << 22
 _MAX_LABEL = 65535
 _ROUNDING = 1e-3
 """So far from a whole number a label value may be: what other programs leave of 1 when they compute in floats."""
@@ -67,7 +75,7 @@ class Grid:
         return canonical_affine(self.affine, (x, y, z))
 
     def difference(self, other: Grid) -> str | None:
-        """One sentence with the numbers where two grids differ, or None. Affines may differ by 0.001 mm.
+        """One sentence with the numbers where two grids differ, or None. Corners may lie 0.01 mm apart.
 
         Files that store the same grid in another order or direction of axes do not differ: reading undoes that.
         """
@@ -78,16 +86,22 @@ class Grid:
             )
         if self.shape_zyx != other.shape_zyx:
             return f"the shapes differ (Z, Y, X): {self.shape_zyx} and {other.shape_zyx}"
-        mine, theirs = self._canonical_affine, other._canonical_affine
-        if not np.allclose(mine, theirs, atol=_AFFINE_TOLERANCE_MM, rtol=1e-4):
-            worst = float(np.abs(mine - theirs).max())
+        if (apart := self._corners_apart_mm(other)) > _POSITION_TOLERANCE_MM:
+            mine, theirs = self._canonical_affine, other._canonical_affine
             return (
                 f"the geometries differ: spacings (Z, Y, X) {_numbers(self.spacing_mm)} and "
                 f"{_numbers(other.spacing_mm)} mm, orientations {self.orientation} and {other.orientation}, "
                 f"origins {_numbers(mine[:3, 3])} and {_numbers(theirs[:3, 3])} mm "
-                f"(largest difference of the affines {worst:.4g})"
+                f"(their corners lie up to {apart:.4g} mm apart)"
             )
         return None
+
+    def _corners_apart_mm(self, other: Grid) -> float:
+        """How far apart the two places of a corner voxel are at most, of grids of one shape."""
+        z, y, x = self.shape_zyx
+        corners = np.array([(i, j, k, 1) for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)], dtype=float)
+        moved = corners @ (self._canonical_affine - other._canonical_affine).T
+        return float(np.linalg.norm(moved[:, :3], axis=1).max())
 
     def misfit(self, other: Grid, remedy: str) -> str | None:
         """The same with what to do. remedy: of grids that differ otherwise than by a mirrored axis."""
@@ -101,10 +115,10 @@ class Grid:
         """The axes (`X`, `Y`, `Z`) along which files of one shape and voxel size store opposite directions and lie
         elsewhere: one of the two headers has a wrong sign. Empty for grids that are equal or differ otherwise."""
         mine, theirs = self.affine[:3, :3], other.affine[:3, :3]
-        columns_agree = np.allclose(np.abs(mine), np.abs(theirs), atol=_AFFINE_TOLERANCE_MM, rtol=1e-3)
+        columns_agree = np.allclose(np.abs(mine), np.abs(theirs), atol=_DIRECTION_TOLERANCE_MM, rtol=1e-3)
         if self.shape_zyx != other.shape_zyx or not columns_agree:
             return []
-        if np.allclose(self._canonical_affine, other._canonical_affine, atol=_AFFINE_TOLERANCE_MM, rtol=1e-4):
+        if self._corners_apart_mm(other) <= _POSITION_TOLERANCE_MM:
             return []
         axes = stored_axes(self.affine) or (0, 1, 2)
         turned = [axis for axis in range(3) if float(mine[:, axis] @ theirs[:, axis]) < 0]
@@ -312,18 +326,37 @@ def type_of(header: Any) -> Any:
 
 
 def open_nifti(path: Path) -> Any:
-    """nibabel's image, of which nothing but the header was read; raises `DataError` for what is no NIfTI file."""
+    """nibabel's image, of which nothing but the header was read; raises `DataError` for what is no NIfTI file, or holds
+    fewer voxels than its header claims."""
+    if path.exists() and not path.is_file():  # which a pipe would be waited for, for ever
+        raise DataError(f"{path}: no file, but a folder, a pipe or a device. Name a .nii.gz or .nii file.")
     try:
         image = nib.load(path) if path.name.endswith(NIFTI_ENDINGS) or not is_nifti(path) else _load_as_nifti(path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         if not is_nifti(path) and path.is_file() and (why := why_unread(path)):
             raise DataError(f"{path}: {why}") from None
         raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}). Restore or remove it.") from None
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
         raise DataError(f"{path}: {why_unread(path) or 'not NIfTI. Convert it to .nii.gz.'}")
+    _check_size(image, path)
     return image
+
+
+def _check_size(image: Any, path: Path) -> None:
+    """Raise `DataError` where a file is too small for the voxels that its header claims."""
+    proxy, size = image.dataobj, path.stat().st_size
+    claimed = proxy.offset + math.prod(max(0, int(n)) for n in proxy.shape) * proxy.dtype.itemsize
+    if claimed > size * (_MOST_INFLATED if _is_gzip(path) else 1):
+        raise DataError(
+            f"{path}: the header claims {tuple(map(int, proxy.shape))} voxels, {claimed:,} bytes, but the file has "
+            f"{size:,}{', compressed' if _is_gzip(path) else ''}. It is damaged or cut off: restore it."
+        )
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _load_as_nifti(path: Path) -> Any:
@@ -347,6 +380,10 @@ def _grid(image: Any, path: Path) -> Grid:
     if not _invertible(affine):
         raise DataError(f"{path}: the affine is singular or not finite. Repair the header's sform or qform.")
     shape_zyx, spacing_mm = canonical_grid(affine, (shape[0], shape[1], shape[2]))
+    if not _SMALLEST_VOXEL_MM <= min(spacing_mm) <= max(spacing_mm) <= _LARGEST_VOXEL_MM:
+        raise DataError(
+            f"{path}: voxels of {_numbers(spacing_mm)} mm (Z, Y, X) are no scan's. Repair the header's sform or qform."
+        )
     return Grid(shape_zyx, spacing_mm, affine, image.header.copy(), shape[3] if len(shape) == 4 else 1)
 
 
@@ -358,9 +395,14 @@ def _invertible(affine: DoubleArray) -> bool:
 
 
 def _read_stored(image: Any, path: Path) -> AnyArray:
-    """The voxels as the file stores them, without the header's slope."""
+    """The voxels as the file stores them, without the header's slope.
+
+    Raises `DataError` where a file is damaged, as the checksum at the end of a gzip file tells.
+    """
     try:
-        raw: AnyArray = np.asanyarray(image.dataobj.get_unscaled())
+        raw: AnyArray = (
+            _inflated(image.dataobj, path) if _is_gzip(path) else np.asanyarray(image.dataobj.get_unscaled())
+        )
     except (MemoryError, OverflowError):
         shape = tuple(int(n) for n in image.shape)
         raise DataError(f"{path}: the header claims {shape} voxels, more than memory can hold. Restore it.") from None
@@ -371,6 +413,27 @@ def _read_stored(image: Any, path: Path) -> AnyArray:
     if raw.dtype.kind not in "iufb":
         raise DataError(f"{path}: voxels of type {raw.dtype} are not numbers of one channel. Convert them.")
     return raw
+
+
+def _inflated(proxy: Any, path: Path) -> AnyArray:
+    """The voxels of a gzip file that is read to its end: nibabel stops at the last voxel, before the checksum."""
+    voxels: AnyArray = np.empty(math.prod(proxy.shape), dtype=proxy.dtype)
+    target = voxels.view(np.uint8)
+    with gzip.open(path) as stream:
+        stream.seek(proxy.offset)
+        filled = 0
+        while filled < target.size:
+            block = stream.read(min(_BLOCK_BYTES, target.size - filled))
+            if not block:
+                raise EOFError(f"{filled:,} of {target.size:,} bytes of voxels are there")
+            target[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
+            filled += len(block)
+        try:
+            while stream.read(_BLOCK_BYTES):
+                pass
+        except gzip.BadGzipFile as error:
+            raise ValueError(f"they do not fit the checksum at the end of the file: {error}") from None
+    return voxels.reshape(proxy.shape, order=proxy.order)
 
 
 def _read_scaled(image: Any, path: Path) -> FloatArray:

@@ -2,11 +2,16 @@
 volume.
 
 A case is one folder: `image.b2nd` (float32, `(C, Z, Y, X)`), `label.b2nd` (uint8 or uint16, `(Z, Y, X)`;
-absent for an unlabelled case) and `case.json` (a `StoredCase` and the size of each file).
+absent for an unlabelled case) and `case.json` (a `StoredCase`, and size and checksum of each file).
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +21,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import DataError
-from semiseg.files import atomic_file, atomic_folder, read_json, write_json
+from semiseg.files import atomic_file, atomic_folder, hash_files, read_json, write_json
 from semiseg.geometry import Box
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
+_MADE = ("image.b2nd", "label.b2nd", "case.json")
 _CHUNK: Shape = (32, 64, 64)
 _BLOCK: Shape = (8, 32, 32)
 
@@ -99,12 +105,15 @@ def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, met
     """
     if image.shape[1:] != meta.shape_zyx or (label is not None and label.shape != meta.shape_zyx):
         raise ValueError(f"{meta.id}: arrays {image.shape} do not have the shape of the case, {meta.shape_zyx}.")
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, made=_MADE) as temporary:
         _write_array(temporary / "image.b2nd", image, blosc2.Codec.LZ4)
         if label is not None:
             _write_array(temporary / "label.b2nd", label, blosc2.Codec.ZSTD)
-        sizes = {file.name: file.stat().st_size for file in sorted(temporary.glob("*.b2nd"))}
-        write_json(temporary / "case.json", {"format": STORE_FORMAT, "bytes": sizes, "case": asdict(meta)})
+        files = sorted(temporary.glob("*.b2nd"))
+        sizes = {file.name: file.stat().st_size for file in files}
+        digests = {file.name: hash_files([file]) for file in files}
+        value = {"format": STORE_FORMAT, "bytes": sizes, "sha256": digests, "case": asdict(meta)}
+        write_json(temporary / "case.json", value | {"case_sha256": _digest(asdict(meta))})
 
 
 def write_labels(path: Path, labels: LabelArray) -> None:
@@ -119,12 +128,27 @@ def open_labels(path: Path, shape: Shape) -> Any:
     return _open_array(path.parent, path.name, shape, ("uint8", "uint16"))
 
 
+def _digest(value: object) -> str:
+    """Of what JSON can hold, whatever the order of keys and however numbers are keys."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+
+
+def check_files(folder: Path) -> None:
+    """Read all of a stored case; raises `DataError` where a bit is not as it was written."""
+    read_case_meta(folder)
+    for name, digest in dict(read_json(folder / "case.json")["sha256"]).items():
+        if hash_files([folder / name]) != digest:
+            raise _damaged(folder, f"{name} does not fit its checksum")
+
+
 def read_case_meta(folder: Path) -> StoredCase:
     """The description of a stored case; raises `DataError` if any of its files is damaged or missing."""
     value = read_json(folder / "case.json")
     try:
         if value["format"] != STORE_FORMAT:
             raise _damaged(folder, f"store format {value['format']}, but this version writes {STORE_FORMAT}")
+        if _digest(value["case"]) != value["case_sha256"]:
+            raise _damaged(folder, "case.json does not fit its checksum")
         meta = _ADAPTER.validate_python(value["case"])
         sizes = {str(name): int(size) for name, size in value["bytes"].items()}
     except ValidationError as error:
@@ -133,7 +157,9 @@ def read_case_meta(folder: Path) -> StoredCase:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _damaged(folder, f"case.json lacks or garbles {error}") from None
     expected = {"image.b2nd", "label.b2nd"} if meta.labelled else {"image.b2nd"}
-    if set(sizes) != expected:
+    if meta.id != folder.name:
+        raise _damaged(folder, f"case.json is of the case {meta.id!r}")
+    if set(sizes) != expected or set(value["sha256"]) != expected:
         raise _damaged(folder, f"case.json lists {sorted(sizes)} instead of {sorted(expected)}")
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else 0
@@ -164,13 +190,16 @@ def _write_array(path: Path, array: AnyArray, codec: Any) -> None:
             cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
             dparams={"nthreads": 1},  # it is in the file, which is not to depend on the machine
         )
-    except RuntimeError as error:  # what blosc2 says of a full disk
-        raise DataError(f"{path}: cannot be written ({error}). Check the free space.") from None
+    except RuntimeError as error:  # what blosc2 says of whatever the system says
+        if shutil.disk_usage(path.parent).free < array.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise DataError(f"{path}: cannot be written ({error}). Check the path and its permissions.") from None
 
 
 def _open_array(folder: Path, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> Any:
     try:
-        stored = blosc2.open(str(folder / name), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+        # A file may hold source text that blosc2 runs when it is opened, unless it is told not to.
+        stored = blosc2.open(str(folder / name), mode="r", mmap_mode="r", dparams={"nthreads": 1}, deserialize="safe")
     except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
         raise _damaged(folder, f"{name}: {error}") from None
     if not isinstance(stored, blosc2.NDArray) or stored.shape != shape or str(stored.dtype) not in dtypes:

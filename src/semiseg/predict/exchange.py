@@ -13,6 +13,7 @@ from semiseg.predict.model import Model, load_model
 
 Form = Literal["onnx", "openvino", "torch"]
 _FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
+_MADE = (*_FILES.values(), "model.bin", "plan.toml", "card.json")
 
 
 def export_model(model: Model | str | Path, form: Form, output: str | Path) -> Path:
@@ -29,7 +30,7 @@ def export_model(model: Model | str | Path, form: Form, output: str | Path) -> P
     if output.exists() and not _is_export(output):
         raise ConfigError(f"{output}: is there already, and is no exported model. Name a new folder.")
     name = _FILES[form]
-    with atomic_folder(output) as temporary:
+    with atomic_folder(output, made=_MADE) as temporary:
         _write(model, form, temporary / name)
         write_plan(temporary / "plan.toml", model.plan)
         tiles = {"tiles": ["N", len(model.plan.channels), *model.plan.patch]}

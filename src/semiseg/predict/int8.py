@@ -63,7 +63,7 @@ def make_int8(model: Model, scans: Sequence[Scan], *, say: Callable[[str], None]
     )
     file = int8_file(model)
     file.parent.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(file.parent) as temporary:
+    with atomic_folder(file.parent, made=(file.name, file.with_suffix(".bin").name)) as temporary:
         openvino.save_model(quantised, temporary / file.name, compress_to_fp16=False)
     return file
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from semiseg.data.plan import NetworkPlan, Plan, read_plan, write_plan
 from semiseg.errors import ConfigError, DataError, ModelError
-from semiseg.files import atomic_folder, hash_files, read_json, write_json
+from semiseg.files import atomic_folder, hash_files, read_json, restore_replaced, write_json
 from semiseg.types import FloatArray
 
 if TYPE_CHECKING:  # prediction by other engines than torch does not import it
@@ -22,6 +22,7 @@ Role = Literal["teacher", "student"]
 MODEL_FORMAT = 1
 POSTPROCESSING_FILE = "postprocessing.json"
 """What `semiseg postprocess` chose, beside the weights that it was chosen for."""
+_MADE = ("weights.safetensors", "plan.toml", "card.json", POSTPROCESSING_FILE)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Model:
 
 def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
     """Write the folder whole or not at all. role: whose sizes in the plan the network has."""
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, made=_MADE) as temporary:
         weights = temporary / "weights.safetensors"
         save_file({k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}, weights)
         write_plan(temporary / "plan.toml", plan)
@@ -89,6 +90,8 @@ def _holds_the_same(folder: Path, weights_sha256: str) -> bool:
 def load_model(folder: str | Path) -> Model:
     """Load a model folder, or the `model` folder of a run; raises `ModelError` that says what is wrong with it."""
     inside = Path(folder) / "model"
+    restore_replaced(inside)
+    restore_replaced(Path(folder))
     folder = inside if inside.is_dir() else Path(folder)
     if not (folder / "card.json").is_file():
         raise ModelError(f"{folder}: no model here (no card.json). Name a model folder or a run that was trained.")

@@ -15,7 +15,8 @@ from semiseg.data.body import BodyBoxes
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import append_jsonl, hash_files, read_jsonl
+from semiseg.files import append_jsonl, hash_files, is_full, read_jsonl, remove_leftovers, why_not_written
+from semiseg.io.dataset import unusable_id
 from semiseg.io.file_kinds import NIFTI_ENDINGS, stem
 from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
 from semiseg.ops.cleaning import Step, clean
@@ -32,6 +33,7 @@ from semiseg.predict.sliding import blended_rows
 from semiseg.predict.window import Window, cheapest_axes, turned
 from semiseg.processes import usable_cores
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
+from semiseg.words import printable
 
 Progress = Callable[[int, int, str], None]
 
@@ -120,7 +122,8 @@ def predict_scans(
     *,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went.
+    """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went, unless its name is one
+    that no file can have.
 
     A scan whose output was made from the same files by the same model and settings is not done again. A scan that
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
@@ -129,7 +132,10 @@ def predict_scans(
     check_mirroring(model, settings)
     _check_outputs(scans, output)
     output.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output, alone=False)  # others may be predicting into it
     log = output / "predictions.jsonl"
+    if log.is_symlink():
+        raise ConfigError(f"{log}: a link, and what is behind it would be written to. Name another folder.")
     if not log.exists():
         log.touch()  # from here on the folder is known as one of predictions
     finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
@@ -138,6 +144,9 @@ def predict_scans(
         if progress:
             progress(done - 1, len(scans), scan.id)
         target = output / f"{scan.id}.nii.gz"
+        if why := unusable_id(scan.id):
+            outcomes.append(Outcome(printable(scan.id), output, error=f"{printable(str(scan.images[0]))}: {why}"))
+            continue
         outcome, row = _attempt(scan, model, engine, target, settings, finished.get(scan.id))
         if not outcome.reused:
             append_jsonl(log, row)
@@ -202,7 +211,10 @@ def _attempt(
         )
         return Outcome(scan.id, target, error=text), row | {"error": text}
     except OSError as error:
-        text = f"{error.filename or target}: {error.strerror}. Check the path and the free space."
+        if is_full(error):
+            raise  # the others would not fit either
+        error.filename = error.filename or str(target)
+        text = why_not_written(error)
         return Outcome(scan.id, target, error=text), row | {"error": text}
     seconds = time.perf_counter() - started
     return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semiseg.errors import DataError, ModelError
-from semiseg.files import atomic_folder, hash_files, read_json, write_json
+from semiseg.files import atomic_folder, hash_files, read_json, remove_made, write_json
 
 CHECKPOINT_FORMAT = 1
 KEPT = 2
+_MADE = ("state.safetensors", "card.json")
+_NAME = re.compile(r"step-([0-9]{6,})")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder/step-N` and remove all but the newest two. Tensors keep their values bit for bit."""
-    with atomic_folder(folder / f"step-{checkpoint.step:06d}") as temporary:
+    with atomic_folder(folder / f"step-{checkpoint.step:06d}", made=_MADE) as temporary:
         weights = temporary / "state.safetensors"
         save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, weights)
         card = {
@@ -44,7 +46,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         }
         write_json(temporary / "card.json", card | checkpoint.card)
     for old in _steps(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        remove_made(old, _MADE)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -73,4 +75,6 @@ def load_latest(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """The checkpoints by their steps; copies that a person made under other names are none."""
+    found = {path: int(match[1]) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    return sorted(found, key=lambda path: found[path])

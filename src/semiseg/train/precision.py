@@ -1,4 +1,4 @@
-"""Which precision training passes use: decided once, by a trial on the machine, and kept in run.toml."""
+"""Which precision training passes use: decided once, by a trial on the machine, and kept in settled.toml."""
 
 from __future__ import annotations
 

@@ -54,12 +54,12 @@ class TrainingProgress:
             self._bar.update(self._task, completed=step, total=self.pace.timeline.total, phase=phase, description=text)
         elif not self.quiet and (time.monotonic() - self._printed > PLAIN_SECONDS or step == self.pace.timeline.total):
             self._printed = time.monotonic()
-            self.console.print(f"{phase:8} {text}", highlight=False)
+            self.console.print(f"{phase:8} {text}", markup=False, highlight=False)
 
     def note(self, text: str) -> None:
         """Say one sentence above the bar."""
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(text, markup=False, highlight=False)
 
     def _line(self, step: int) -> str:
         values = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in self._seen.items())

@@ -27,6 +27,7 @@ from semiseg.train.checkpoint import load_latest
 from semiseg.train.scan_labels import mean_dice, scan_logits
 from semiseg.train.session import Session
 from semiseg.types import DoubleArray, FloatArray
+from semiseg.words import as_text_cell, from_text_cell
 
 Order = Literal["disagreement", "entropy", "random"]
 BACKGROUND = 0.99
@@ -111,7 +112,7 @@ def write_ranking(run: Path, order: Sequence[Doubt], by: Order, *, exclude_worst
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(order[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(order)
+    writer.writerows(dict(doubt) | {"id": as_text_cell(doubt["id"])} for doubt in order)
     write_text(run / "ranking.csv", text.getvalue())
     if exclude_worst:
         worst = [doubt["id"] for doubt in order[: max(1, round(exclude_worst * len(order)))]]
@@ -126,7 +127,7 @@ def read_ranking(run: Path) -> list[Doubt]:
     with path.open(encoding="utf-8") as file:
         return [
             Doubt(
-                id=row["id"],
+                id=from_text_cell(row["id"]),
                 entropy=float(row["entropy"]),
                 disagreement=float(row["disagreement"]),
                 organs=int(row["organs"]),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from math import prod
@@ -21,7 +20,7 @@ from torch import nn
 from semiseg.data.plan import Plan
 from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
-from semiseg.files import remove_leftovers
+from semiseg.files import remove_leftovers, remove_made
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
 from semiseg.predict.engines.base import Engine
@@ -171,7 +170,7 @@ def remove_other_labels(kept: Path, folders: Collection[Path]) -> None:
     """Remove the folders under `kept` that labels were kept in, but for these."""
     for other in kept.glob("*"):
         if other not in folders and other.is_dir() and _IS_OURS.fullmatch(other.name):
-            shutil.rmtree(other)
+            remove_made(other, [file.name for file in other.glob("*.b2nd")])
 
 
 _IS_OURS = re.compile("[0-9a-f]{16}")

@@ -127,7 +127,8 @@ class Session:
 def set_up_torch(threads: int, *, deterministic: bool) -> None:
     """Threads and determinism of this process."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Not by `use_deterministic_algorithms`, which imports torch's compiler: seconds, and training never compiles.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     # On a GPU pooling and cross-entropy have no such algorithm: said in the settings, not by torch in every run.
     warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")
     torch.backends.cudnn.benchmark = not deterministic

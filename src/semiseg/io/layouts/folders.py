@@ -12,7 +12,7 @@ from typing import Any
 
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.files import read_json
-from semiseg.io.dataset import Case, LabelScheme, Remark, Split
+from semiseg.io.dataset import Case, LabelScheme, Remark, Split, unusable_id
 from semiseg.io.file_kinds import TO_NIFTI, kind_of, scan_files, stem, visible, what_it_holds, why_unread
 from semiseg.words import counted, shortened
 
@@ -197,9 +197,12 @@ def _wrong_channels(name: str, numbers: list[int], channels: tuple[str, ...]) ->
 
 
 def unique_cases(cases: Iterable[Case], problems: Problems) -> tuple[Case, ...]:
-    """The cases in order; one whose id was used before is set aside as a problem."""
+    """The cases in order; one whose id was used before, or cannot be used, is set aside as a problem."""
     kept: dict[str, Case] = {}
     for case in cases:
+        if why := unusable_id(case.id):
+            problems.append((case.images[0], why))
+            continue
         first = kept.setdefault(case.id, case)
         if first is not case:
             text = f"the id {case.id} is already that of {first.images[0]}. Rename or remove one of the two."

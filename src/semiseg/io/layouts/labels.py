@@ -11,6 +11,8 @@ from semiseg.errors import DataError, UnsupportedError
 from semiseg.io.dataset import LabelScheme
 
 IGNORE = "ignore"
+MOST_CLASSES = 1000
+"""A network computes as many numbers for every voxel. Larger label values are a damaged or a strange file."""
 _SIDE = re.compile(r"(?<![a-z])(?:(?P<word>left|right)|(?P<letter>[lr]))(?![a-z])", re.IGNORECASE)
 _NO_MIRROR_IMAGE = re.compile(r"atri|auric|append|coronary|liver|hepatic|(?<!lateral_)ventric", re.IGNORECASE)
 
@@ -22,6 +24,11 @@ def parse_labels(value: object, file: Path) -> LabelScheme:
     Raises `UnsupportedError` for regions, `DataError` for gaps, twice used values, and an ignore label below others.
     """
     by_value = _value_to_name(_mapping(value, file, "labels"), file)
+    if len(by_value) > MOST_CLASSES or max(by_value, default=0) > MOST_CLASSES:
+        raise DataError(
+            f"{file}: labels: {len(by_value)} classes with values up to {max(by_value)}; values may go up to "
+            f"{MOST_CLASSES}. Renumber the classes from 0 on, in this file and in the label maps."
+        )
     ignore = next((number for number, name in by_value.items() if name.lower() == IGNORE), None)
     names = {number: name for number, name in sorted(by_value.items()) if number != ignore}
     names = {0: "background"} | names
@@ -44,6 +51,7 @@ def parse_labels(value: object, file: Path) -> LabelScheme:
 def _value_to_name(labels: Mapping[str, Any], file: Path) -> dict[int, str]:
     """Label value to name from either direction of the mapping."""
     by_value: dict[int, str] = {}
+    used: set[str] = set()
     keys_are_values = all(_whole(key) is not None and isinstance(name, str) for key, name in labels.items())
     for key, entry in labels.items():
         if isinstance(entry, list | tuple):
@@ -54,9 +62,10 @@ def _value_to_name(labels: Mapping[str, Any], file: Path) -> dict[int, str]:
         name, number = (entry, _whole(key)) if keys_are_values else (key, _whole(entry))
         if number is None:
             raise DataError(f"{file}: labels: {key!r}: {entry!r} is no pair of a name and a whole number from 0 up.")
-        if number in by_value or name in by_value.values():
+        if number in by_value or name in used:
             raise DataError(f"{file}: labels: {name!r} = {number} is given twice. Give each class one name and value.")
-        by_value[number] = name
+        by_value[number] = _printable(name, file, "labels")
+        used.add(name)
     return by_value
 
 
@@ -66,7 +75,14 @@ def _whole(value: object) -> int | None:
         return None
     if isinstance(value, int):
         return value if value >= 0 else None
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else None
+
+
+def _printable(name: object, file: Path, key: str) -> str:
+    """A name that may stand in tables; raises `DataError` for what cannot be printed."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise DataError(f"{file}: {key}: {name!r} is no name that can be printed. Write letters and digits.")
+    return name
 
 
 def parse_channels(value: object, file: Path, key: str) -> tuple[str, ...]:
@@ -77,7 +93,7 @@ def parse_channels(value: object, file: Path, key: str) -> tuple[str, ...]:
     expected = [str(index) for index in range(len(channels))]
     if not channels or sorted(channels, key=str) != sorted(expected):
         raise DataError(f'{file}: {key}: channels are numbered {list(channels)}; number them "0", "1", ... in order.')
-    return tuple(str(channels[index]) for index in expected)
+    return tuple(_printable(str(channels[index]), file, key) for index in expected)
 
 
 def _mapping(value: object, file: Path, key: str) -> Mapping[str, Any]:
@@ -93,7 +109,8 @@ def declared_pairs(value: object, names: Mapping[int, str], where: str) -> tuple
     numbers = {name: number for number, name in names.items() if number != 0}
     pairs: list[tuple[int, int]] = []
     for pair in value:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(name in numbers for name in pair):
+        known = isinstance(pair, list | tuple) and all(isinstance(name, str) and name in numbers for name in pair)
+        if not known or len(pair) != 2:
             raise DataError(f"{where}: mirror_pairs: {pair!r} is no pair of the classes {', '.join(numbers)}.")
         first, second = numbers[pair[0]], numbers[pair[1]]
         if first == second or any({first, second} & set(other) for other in pairs):

@@ -1,0 +1,52 @@
+"""Nothing leaves the machine: no command opens a socket or looks up a name, and no library keeps an id."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = """
+set -e
+semiseg() { "$PYTHON" -m semiseg "$@"; }
+semiseg check "$DATA"
+semiseg run "$RUN" --data "$DATA" $TINY --quiet
+for engine in torch openvino onnx; do
+  semiseg predict "$RUN" "$DATA/imagesTs" --output "$OUT/$engine" --engine $engine --precision float32 --device cpu
+done
+semiseg predict "$RUN" "$DATA/imagesTs" --output "$OUT/int8" --engine openvino --precision int8 --device cpu || true
+for form in onnx openvino torch; do semiseg export "$RUN" --to $form --output "$OUT/export_$form"; done
+"""
+NAMES_A_HOST = ("AF_INET", "AF_INET6")
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: apt install strace")
+def test_no_command_opens_a_socket(phantoms: Path, tiny: list[str], tmp_path: Path) -> None:
+    """As the system sees it, threads and processes of all libraries among them."""
+    home, trace = tmp_path / "home", tmp_path / "trace"
+    home.mkdir()
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(home),
+        "PYTHON": sys.executable,
+        "DATA": str(phantoms),
+        "RUN": str(tmp_path / "run"),
+        "OUT": str(tmp_path / "out"),
+        "TINY": " ".join(flag.replace(" ", "") for flag in tiny),
+        "OMP_NUM_THREADS": "1",
+    }
+    ended = subprocess.run(
+        ["strace", "--follow-forks", "--trace=socket,connect,sendto", "--output", trace, "bash", "-c", COMMANDS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    calls = [line for line in trace.read_text().splitlines() if any(name in line for name in NAMES_A_HOST)]
+    assert calls == []
+    kept = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
+    assert all(name.startswith((".cache/semiseg/", ".cache/matplotlib/", ".config/matplotlib/")) for name in kept), kept
