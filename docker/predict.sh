@@ -6,8 +6,12 @@ inputs=${1:-/workspace/inputs}
 outputs=${2:-/workspace/outputs}
 model=${SEMISEG_MODEL:-/opt/semiseg/model}
 
+# Into a folder beside, so that a second call takes the place of the first.
+mkdir -p "$outputs"
+made=$(mktemp -d "$outputs/.semiseg-XXXXXX")
+trap 'rm -rf "$made"' EXIT
 status=0
-semiseg predict "$model" "$inputs" --output "$outputs" --engine "${SEMISEG_ENGINE:-auto}" || status=$?
+semiseg predict "$model" "$inputs" --output "$made" --engine "${SEMISEG_ENGINE:-auto}" || status=$?
 # Label maps only: what became of each scan has been printed.
-rm -f "$outputs/predictions.jsonl"
+find "$made" -maxdepth 1 -name '*.nii.gz' -exec mv -f {} "$outputs" \;
 exit $status

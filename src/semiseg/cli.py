@@ -23,6 +23,7 @@ from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
 from semiseg.methods.settings import MethodName
 from semiseg.predict.settings import EngineName, Precision, PredictSettings
+from semiseg.processes import limit_threads, stop_with_starter
 from semiseg.words import counted, printable
 
 if TYPE_CHECKING:
@@ -479,7 +480,7 @@ def _settings(arguments: _RunArguments) -> RunSettings:
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]
     recipe, existing = arguments.recipe, arguments.run / "run.toml"
-    if recipe is None and existing.exists() and (arguments.run / "plan.toml").exists():  # else it may have been refused
+    if recipe is None and existing.exists():
         recipe = existing
     settings = load_settings(recipe, [*flags, *arguments.set])
     steps = next((given for given in arguments.set if given.partition("=")[0].strip() == "train.steps"), None)
@@ -522,6 +523,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"semiseg {version('semiseg')}")
         sys.exit(0)
     with _stopped_by_sigterm():
+        stop_with_starter()
         code = run_command(partial(_execute, given))
     sys.exit(code)
 
@@ -536,8 +538,6 @@ def _execute(arguments: Sequence[str]) -> int:
     if threads := getattr(command, "threads", 0):
         if threads < 0:
             raise ConfigError(f"--threads {threads}: give 1 or more.")
-        from semiseg.processes import limit_threads
-
         limit_threads(threads)
     return int(command.execute())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +44,29 @@ def usable_cores() -> int:
 
 def _own_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+_ENDS_WITH = "SEMISEG_ENDS_WITH"
+_LOOKS_EVERY_SECONDS = 0.5
+
+
+def ending_with_this() -> dict[str, str]:
+    """For the environment of a semiseg command that is to stop where this process ends, even if killed."""
+    return {_ENDS_WITH: str(os.getpid())}
+
+
+def stop_with_starter() -> None:
+    """In a command that was started so: from now on stop, as by SIGTERM, once the process that started it is no
+    more."""
+    starter = os.environ.pop(_ENDS_WITH, "")
+
+    def watch() -> None:
+        while os.getppid() == int(starter):
+            time.sleep(_LOOKS_EVERY_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if starter.isdigit():
+        Thread(target=watch, daemon=True).start()
 
 
 def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watched_seconds: float = 0.5) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from semiseg.words import in_minutes, shortened
 
 def refuse_foreign(run: Path) -> None:
     """Raise `ConfigError` where a new run would be made among files that are not of a run; hidden ones do not count."""
-    if not run.exists() or (run / "run.toml").is_file():
+    # The lock stays where a run was refused, whose first files may be there already.
+    if not run.exists() or (run / "run.toml").is_file() or (run / ".lock").is_file():
         return
     if not run.is_dir():
         raise ConfigError(f"{run}: is a file. Name a folder for the run.")
@@ -44,6 +45,14 @@ def refuse_links(run: Path) -> None:
                 )
 
 
+def wait_for(run: Path) -> None:
+    """Wait until no other process works on a run, a minute at most."""
+    if (run / ".lock").exists():
+        with suppress(Timeout), FileLock(run / ".lock", timeout=_PATIENCE_SECONDS):
+            pass
+
+
+_PATIENCE_SECONDS = 60.0
 _FOLDERS = ("checkpoints", "feedback", "model", "predictions", "scan_labels", "store", "teacher_labels", "validation")
 
 

@@ -41,7 +41,7 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.files import read_jsonl, remove_leftovers
+from semiseg.files import read_jsonl, remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import is_nifti, scan_files
 from semiseg.io.flare22_labels import FLARE22_LABELS
@@ -145,7 +145,16 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     refuse_foreign(run)
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
-        return _prepare(run, keep_asked(run, settings), quiet=quiet)
+        before = (run / "run.toml").read_text(encoding="utf-8") if (run / "run.toml").exists() else None
+        try:
+            return _prepare(run, keep_asked(run, settings), quiet=quiet)
+        except (ConfigError, DataError):
+            if not (run / "plan.toml").exists():  # what was refused is not to be read back as the run's settings
+                if before is None:
+                    (run / "run.toml").unlink(missing_ok=True)
+                else:
+                    write_text(run / "run.toml", before)
+            raise
 
 
 def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:

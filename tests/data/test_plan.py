@@ -44,7 +44,7 @@ def test_a_plan_comes_back_from_toml(tmp_path: Path, plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("batch", 0, "must be positive"),
+        ("batch", 0, "batch 1 to 4096"),
         ("batch", "two", "batch"),
         ("spacing_mm", [1.0, 1.0, 0.0], "must be positive"),
         ("spacing_mm", [1.0, 1.0], "spacing_mm"),
@@ -55,6 +55,16 @@ def test_a_plan_comes_back_from_toml(tmp_path: Path, plan: Plan) -> None:
         ("anisotropic_axs", 0, r"unknown key anisotropic_axs"),
         ("labels", {"names": {"0": "background", "1": "a"}, "mirror_axs": 1}, r"unknown key labels\.mirror_axs"),
         ("teacher", asdict(replace(NETWORK, strides=((2, 1, 1), (1, 2, 2)))), r"strides\[0\] = \(2, 1, 1\)"),
+        ("normalisation", [{"scheme": "zscore", "deviation": 0.0}] * 2, r"normalisation\[0\]: deviation must be above"),
+        ("normalisation", [{"scheme": "ct", "low": 1.0, "high": 0.0}] * 2, "low not above high"),
+        ("teacher", asdict(replace(NETWORK, strides=((1, 1, 1), (0, 2, 2)))), "kernels and strides must be 1 or more"),
+        ("teacher", asdict(replace(NETWORK, features=(8, 10**9))), "features = .* must be 1 to"),
+        ("anisotropic_axis", 7, "anisotropic_axis must be 0, 1 or 2"),
+        ("mirror_axes", [3], "mirror_axes must be 0, 1 or 2"),
+        ("batch", 10**20, "batch 1 to 4096"),
+        ("labels", {"names": {"0": "background", "2": "a"}}, "without gaps"),
+        ("labels", {"names": {"0": "background", "1": "a\u001b"}}, "no name that can be printed"),
+        ("labels", {"names": {"0": "background", "1": "a"}, "mirror_pairs": [[1, 9]]}, "are pairs of the values"),
         ("student", asdict(replace(NETWORK, kernels=((1, 2, 3), (3, 3, 3)))), "kernels = .* must be odd"),
     ],
 )

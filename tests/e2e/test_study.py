@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from semiseg.config import load_settings
 from semiseg.evaluate.label_efficiency import name_of, read_study
-from semiseg.run_folder import alone_in
+from semiseg.run_folder import alone_in, wait_for
 from semiseg.settings import read_settings, write_settings
 from semiseg.study import runner
 from semiseg.train.settled import read_settled
@@ -146,8 +147,11 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     assert (tmp_path / "runs" / "compare.html").exists()
 
 
-def test_a_study_that_is_terminated_leaves_no_run_behind(study: Path, phantoms: Path, tmp_path: Path) -> None:
-    """As a batch system ends it: its run is stopped too, and goes on with the study."""
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_study_that_is_ended_leaves_no_run_behind(
+    study: Path, phantoms: Path, tmp_path: Path, end: signal.Signals
+) -> None:
+    """As a batch system ends it, or a full memory: its run is stopped too, and goes on with the study."""
     runs = tmp_path / "runs"
     shutil.copytree(study.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results", "*-2-*"))
     file = tmp_path / study.name
@@ -160,10 +164,12 @@ def test_a_study_that_is_terminated_leaves_no_run_behind(study: Path, phantoms: 
             assert time.monotonic() - began < PATIENCE_SECONDS
             time.sleep(0.05)
         (run,) = (log.parent for log in runs.glob("*/metrics.jsonl"))
-        process.terminate()
+        process.send_signal(end)
         _, errors = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 130
-    assert errors.endswith("semiseg: stopped. The same command goes on from the last checkpoint.\n")
+    if end == signal.SIGTERM:
+        assert process.returncode == 130
+        assert errors.endswith("semiseg: stopped. The same command goes on from the last checkpoint.\n")
+    wait_for(run)
     with alone_in(run):  # refused while another process works there
         pass
 

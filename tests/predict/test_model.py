@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from semiseg.data.plan import Plan, write_plan
 from semiseg.errors import ModelError
@@ -84,6 +86,14 @@ def flip_a_bit(folder: Path) -> None:
     weights.write_bytes(data)
 
 
+def weights_that_are_not_finite(folder: Path) -> None:
+    file = folder / "weights.safetensors"
+    values = load_file(file)
+    next(value for value in values.values() if value.dtype == np.float32)[...] = np.nan
+    save_file(values, file)
+    edit_card(weights_sha256=hash_files([file]))(folder)
+
+
 def other_sizes(folder: Path) -> None:
     text = (folder / "plan.toml").read_text()
     assert "    4,\n    6,\n" in text
@@ -101,8 +111,8 @@ def test_the_card_counts_the_parameters_of_an_average(model: Model, folder: Path
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "card.json").unlink(), r"model: no model here"),
     (lambda folder: (folder / "card.json").write_text("{"), r"card\.json: not valid JSON"),
-    (lambda folder: (folder / "card.json").write_text("[]"), r"card\.json: not a card of format 1"),
-    (edit_card(format=99), r"card\.json: not a card of format 1"),
+    (lambda folder: (folder / "card.json").write_text("[]"), r"card\.json: not a card of format 2"),
+    (edit_card(format=99), r"card\.json: not a card of format 2"),
     (edit_card(role="pupil"), r"card\.json: role is 'pupil'"),
     (edit_card(role="teacher"), r"weights\.safetensors: does not fit plan\.toml"),
     (lambda folder: (folder / "weights.safetensors").unlink(), r"weights\.safetensors: missing"),
@@ -111,7 +121,9 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (not_weights, r"weights\.safetensors: cannot be read"),
     (lambda folder: (folder / "plan.toml").unlink(), r"plan\.toml: there is no such file"),
     (lambda folder: (folder / "plan.toml").write_text("patch = 3"), r"plan\.toml: dataset"),
-    (other_sizes, r"weights\.safetensors: does not fit plan\.toml"),
+    (other_sizes, r"plan\.toml: missing, or not the file that card"),
+    (edit_card(mirror_axes=[7]), r"card\.json: mirror_axes are \[7\]"),
+    (weights_that_are_not_finite, r"weights\.safetensors: .* has values that are not finite"),
 ]
 
 
@@ -122,7 +134,8 @@ def test_every_damage_is_named(folder: Path, damage: Callable[[Path], object], m
         load_network(load_model(folder))
 
 
-def test_an_edited_plan_that_still_fits_is_used(folder: Path, model: Model) -> None:
-    plan = replace(model.plan, patch=(16, 8, 8))
-    write_plan(folder / "plan.toml", plan)
-    assert load_model(folder).plan.patch == (16, 8, 8)
+def test_an_edited_plan_is_not_the_models(folder: Path, model: Model) -> None:
+    """What fits the weights may still be another grid, or other classes."""
+    write_plan(folder / "plan.toml", replace(model.plan, patch=(16, 8, 8)))
+    with pytest.raises(ModelError, match=r"plan\.toml: missing, or not the file that card\.json describes"):
+        load_model(folder)

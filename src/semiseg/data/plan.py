@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +82,8 @@ class Plan:
     reasons: tuple[str, ...] = ()
 
 
+MOST_VOXELS, MOST_PATCHES, MOST_FEATURES, MOST_LABEL = 4096, 4096, 8192, 65535
+"""Larger numbers in a plan are mistakes of who edited it."""
 _ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
@@ -114,14 +116,25 @@ def read_plan(path: Path) -> Plan:
 
 def _inconsistency(plan: Plan) -> str | None:
     """What cannot work in an edited plan, as a sentence with the remedy."""
-    if len(plan.normalisation) != len(plan.channels):
+    if problem := _wrong_labels(plan.labels) or _wrong_axes(plan):
+        return problem
+    if not plan.channels or len(plan.normalisation) != len(plan.channels):
         entries = counted(len(plan.normalisation), "entry", "entries")
         return f"normalisation has {entries} for {counted(len(plan.channels), 'channel')}; give one each."
-    if min(plan.patch) < 1 or plan.batch < 1 or min(plan.spacing_mm) <= 0:
-        return "patch, batch and spacing_mm must be positive."
+    for number, one in enumerate(plan.normalisation):
+        if not (0 < one.deviation < inf and one.low <= one.high and isfinite(one.low + one.high + one.mean)):
+            return f"normalisation[{number}]: deviation must be above 0, low not above high, and all of them finite."
+    if not all(1 <= edge <= MOST_VOXELS for edge in plan.patch) or not 1 <= plan.batch <= MOST_PATCHES:
+        return f"patch must be 1 to {MOST_VOXELS} voxels along each axis, and batch 1 to {MOST_PATCHES} patches."
+    if not all(0 < mm < inf for mm in plan.spacing_mm):
+        return "spacing_mm must be positive and finite."
     for name, network in (("teacher", plan.teacher), ("student", plan.student)):
         if not len(network.features) == len(network.kernels) == len(network.strides):
             return f"{name}: features, kernels and strides must have one entry per level."
+        if not network.features or not all(1 <= count <= MOST_FEATURES for count in network.features):
+            return f"{name}: features = {network.features} must be 1 to {MOST_FEATURES} on each level."
+        if min(edge for sizes in (*network.kernels, *network.strides) for edge in sizes) < 1:
+            return f"{name}: kernels and strides must be 1 or more."
         if network.strides[0] != (1, 1, 1):
             return f"{name}: strides[0] = {network.strides[0]} must be [1, 1, 1]: the first level is not pooled."
         if any(edge % 2 == 0 for kernel in network.kernels for edge in kernel):
@@ -129,6 +142,30 @@ def _inconsistency(plan: Plan) -> str | None:
         if problem := indivisible(plan.patch, network):
             return f"{name}: patch{problem}"
     return None
+
+
+def _wrong_labels(labels: LabelScheme) -> str | None:
+    values, top = sorted(labels.names), len(labels.names)
+    if values != list(range(top)) or top < 2:
+        return f"labels.names has the values {values}; they must run from 0, the background, on without gaps."
+    if strange := [name for name in labels.names.values() if not name.isprintable() or not name]:
+        return f"labels.names: {strange[0]!r} is no name that can be printed."
+    if labels.ignore is not None and not top <= labels.ignore <= MOST_LABEL:
+        return f"labels.ignore = {labels.ignore} must be above the classes, and {MOST_LABEL} at most."
+    if any(not 0 < value < top for pair in labels.mirror_pairs for value in pair):
+        return f"labels.mirror_pairs = {labels.mirror_pairs}: are pairs of the values 1 to {top - 1}."
+    return None
+
+
+def _wrong_axes(plan: Plan) -> str | None:
+    given = {
+        "labels.mirror_axis": (plan.labels.mirror_axis,),
+        "mirror_axes": plan.mirror_axes,
+        "anisotropic_axis": () if plan.anisotropic_axis is None else (plan.anisotropic_axis,),
+        "turned_about": () if plan.turned_about is None else (plan.turned_about,),
+    }
+    wrong = [key for key, axes in given.items() if not set(axes) <= {0, 1, 2}]
+    return f"{wrong[0]} must be 0, 1 or 2 (Z, Y, X)." if wrong else None
 
 
 def indivisible(patch: Shape, network: NetworkPlan) -> str | None:

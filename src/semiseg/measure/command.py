@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from semiseg.errors import ConfigError
@@ -51,13 +52,23 @@ def measure_command(command: Sequence[str], output: Path, *, gpu: int = 0) -> tu
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code as a shell gives it; Ctrl-C is the command's to answer, which is of the same group."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The exit code as a shell gives it; Ctrl-C is the command's to answer, which is of the same group, and what else
+    would end this process is handed on to it."""
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    before |= {number: signal.signal(number, hand_on) for number in _ENDING}
     try:
         code = process.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def as_csv(samples: Sequence[Sample]) -> str:

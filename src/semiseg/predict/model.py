@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # prediction by other engines than torch does not import it
     from torch import nn
 
 Role = Literal["teacher", "student"]
-MODEL_FORMAT = 1
+MODEL_FORMAT = 2
 POSTPROCESSING_FILE = "postprocessing.json"
 """What `semiseg postprocess` chose, beside the weights that it was chosen for."""
 _MADE = ("weights.safetensors", "plan.toml", "card.json", POSTPROCESSING_FILE)
@@ -44,9 +45,12 @@ class Model:
         """The network's state by name; raises `ModelError` where the file is none."""
         file = self.folder / "weights.safetensors"
         try:
-            return load_file(file)
+            weights = load_file(file)
         except SafetensorError as error:
             raise ModelError(f"{file}: cannot be read ({error}). Copy the folder again.") from None
+        if bad := [name for name, values in weights.items() if not np.isfinite(values).all()]:
+            raise ModelError(f"{file}: {bad[0]} has values that are not finite. Train again, or use another model.")
+        return weights
 
     def misfit(self, error: Exception) -> ModelError:
         """The error where the weights are not those of the plan's network."""
@@ -72,6 +76,7 @@ def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card
             "channels": list(plan.channels),
             "parameters": sum(p.numel() for p in network.parameters()),  # an average's need no gradient
             "weights_sha256": hash_files([weights]),
+            "plan_sha256": hash_files([temporary / "plan.toml"]),
         }
         write_json(temporary / "card.json", facts | card)
         if _holds_the_same(folder, str(facts["weights_sha256"])):  # trained to its end before: what was chosen stays
@@ -104,9 +109,13 @@ def load_model(folder: str | Path) -> Model:
             f"{folder}/card.json: not a card of format {MODEL_FORMAT}. Use the semiseg version it came from."
         )
     weights = folder / "weights.safetensors"
-    if not weights.is_file() or hash_files([weights]) != card.get("weights_sha256"):
-        raise ModelError(f"{weights}: missing, or not the file that card.json describes. Copy the folder again.")
+    for file, key in ((weights, "weights_sha256"), (folder / "plan.toml", "plan_sha256")):
+        if not file.is_file() or hash_files([file]) != card.get(key):
+            raise ModelError(f"{file}: missing, or not the file that card.json describes. Copy the folder again.")
     role = card.get("role")
     if role not in ("teacher", "student"):
         raise ModelError(f"{folder}/card.json: role is {role!r}, but teacher or student is expected.")
+    axes = card.get("mirror_axes", [])
+    if not isinstance(axes, list) or not all(axis in (0, 1, 2) and isinstance(axis, int) for axis in axes):
+        raise ModelError(f"{folder}/card.json: mirror_axes are {axes!r}, but some of 0, 1 and 2 are expected.")
     return Model(folder, plan, card, hash_files([weights, folder / "plan.toml"]))

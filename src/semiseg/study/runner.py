@@ -30,7 +30,8 @@ from semiseg.evaluate.label_efficiency import (
 )
 from semiseg.evaluate.summary import read_summary
 from semiseg.files import read_jsonl
-from semiseg.processes import processor_name, usable_cores
+from semiseg.processes import ending_with_this, processor_name, usable_cores
+from semiseg.run_folder import wait_for
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
@@ -137,7 +138,8 @@ def _result(
     recipe, log = output / f"{folder.name}.toml", output / f"{folder.name}.log"
     write_settings(recipe, settings)
     command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings.train.threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.train.threads)} | ending_with_this()
+    wait_for(folder)  # whose process may still be stopping, after a study that was killed
     with log.open("a") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
         running.add(process)
