@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench fuzz clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semiseg needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -23,6 +23,10 @@ check: .venv/installed
 # Two files of tests at a time, by one thread each.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Ten thousand damaged files, and three hundred kills: an hour or two. docs/security.md says what for.
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz/fuzz.py --files 10000 --kills 300
 
 # Slow: hours, on a quiet machine. docs/benchmarks.md says what each shows. DATA is the folder of real volumes.
 DATA ?= ../shared/data

@@ -271,6 +271,11 @@ def hash_files(paths: Sequence[Path], *, salt: str = "") -> str:
     return digest.hexdigest()
 
 
+def digest_of(value: object) -> str:
+    """SHA-256 of what JSON can hold, hexadecimal; the order of keys does not count, nor whether numbers are keys."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+
+
 def cache_folder() -> Path:
     """Where semiseg keeps what it found out or made on this machine: `$XDG_CACHE_HOME/semiseg`, or
     `~/.cache/semiseg`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semiseg.files import append_jsonl, read_jsonl
+from semiseg.files import append_jsonl
+from semiseg.rows import read_notice_rows
 
 NOTICES = "notices.jsonl"
 
@@ -19,5 +20,5 @@ def add_notice(run: Path, topic: str, text: str) -> None:
 
 def read_notices(run: Path) -> list[str]:
     """The texts that stand, in the order in which their topics first came up; empty where a run has none."""
-    last = {str(row["topic"]): str(row["text"]) for row in read_jsonl(run / NOTICES)}
+    last = {row["topic"]: row["text"] for row in read_notice_rows(run / NOTICES)}
     return [text for text in last.values() if text]

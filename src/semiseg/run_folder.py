@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import read_jsonl
+from semiseg.rows import read_metrics
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.words import in_minutes, shortened
 
@@ -151,7 +151,7 @@ def budget(run: Path) -> str:
         return ""
     settings = read_settings(run / "run.toml")
     labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
-    made = [row["step"] for row in read_jsonl(run / "metrics.jsonl") if "step" in row]
+    made = [row["step"] for row in read_metrics(run)]
     steps = f"{made[-1]} steps" if made else f"{settings.train.steps} steps"
     minutes = f" in {in_minutes(settings.train.minutes)}" if settings.train.steps is None else ""
     return f"{labelled} labelled cases, {steps}{minutes}, seed {settings.train.seed}"

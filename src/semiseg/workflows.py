@@ -41,7 +41,7 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.files import read_jsonl, remove_leftovers, write_text
+from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import is_nifti, scan_files
 from semiseg.io.flare22_labels import FLARE22_LABELS
@@ -66,6 +66,7 @@ from semiseg.predict.predictor import Outcome, check_mirroring, check_output_fil
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.report import write_comparison_report, write_report
+from semiseg.rows import read_metrics
 from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings, refuse_foreign
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train.settings import TrainSettings
@@ -568,7 +569,7 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
 def closing_lines(run: AnyPath) -> list[str]:
     """What a person wants to know when a run is done, in five lines: scores, length, model, page, the next command."""
     run = Path(run)
-    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "seconds" in row]
+    rows = [row for row in read_metrics(run) if "seconds" in row]
     scores = "no test case has a label, so nothing is scored."
     if (run / "summary.json").exists():
         summary = read_summary(run / "summary.json")

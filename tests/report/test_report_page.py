@@ -251,7 +251,8 @@ def test_undefined_scores_are_dashes(run_folder: Path) -> None:
 
 
 def test_failed_and_unscored_cases_are_listed(run_folder: Path) -> None:
-    append_jsonl(run_folder / "cases.jsonl", {"id": "lost", "images": [], "label": None, "role": "test"})
+    lost = {"id": "lost", "images": [], "label": None, "split": "test", "role": "test"}
+    append_jsonl(run_folder / "cases.jsonl", lost)
     append_jsonl(run_folder / "predictions.jsonl", {"id": "torn", "error": "torn.nii.gz: truncated."})
     append_jsonl(run_folder / "predictions.jsonl", {"id": "mended", "error": "no space"})
     append_jsonl(run_folder / "predictions.jsonl", {"id": "mended", "seconds": 1.0})

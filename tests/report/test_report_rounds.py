@@ -56,7 +56,7 @@ def labelled_run(run_folder: Path) -> Path:
         {"round": 1, "step": 500, "scans": 5, "agreement": None, "found": {"liver": 5},
          "trusted": False, "why": "First."},
         {"round": 2, "step": 900, "scans": 5, "agreement": 0.91, "found": {"liver": 5, "right kidney": 3},
-         "trusted": True},
+         "trusted": True, "why": ""},
     ]  # fmt: skip
     write_jsonl(run_folder / "rounds.jsonl", rows)
     return run_folder
@@ -108,7 +108,7 @@ def test_a_damaged_scan_is_named_not_drawn(labelled_run: Path) -> None:
     assert "This scan cannot be drawn." in labelled_scans(read_run(labelled_run), COLOURS).pictures[1].problem
 
 
-def test_a_row_of_a_round_may_lack_what_is_optional(labelled_run: Path) -> None:
+def test_a_round_without_one_before_has_no_agreement(labelled_run: Path) -> None:
     first, second = rounds(read_run(labelled_run))
     assert (first.agreement, first.trusted, first.why) == ("–", False, "First.")
     assert (second.agreement, second.trusted, second.why) == ("0.910", True, "")

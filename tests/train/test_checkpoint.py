@@ -137,7 +137,7 @@ def other_format(newest: Path) -> None:
     [
         (flip_a_bit, r"state\.safetensors: missing or damaged"),
         (lambda newest: (newest / "state.safetensors").unlink(), r"state\.safetensors: missing or damaged"),
-        (other_format, "a checkpoint of format 99, not 1"),
+        (other_format, "a checkpoint of format 99, not 2"),
         (lambda newest: (newest / "card.json").unlink(), r"card\.json: there is no such file"),
         (lambda newest: (newest / "card.json").write_text("{"), r"card\.json: not valid JSON"),
         (lambda newest: (newest / "card.json").write_text("[]"), "a checkpoint of format None"),

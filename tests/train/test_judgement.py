@@ -70,9 +70,14 @@ def test_rows_without_a_loss_on_labels_are_passed_over(tmp_path: Path) -> None:
     assert judged(tmp_path) == []
 
 
+def round_row(number: int, trusted: bool) -> dict[str, object]:
+    row = {"round": number, "step": number, "scans": 1, "agreement": None, "found": {}}
+    return row | {"trusted": trusted, "why": f"reason {number}."}
+
+
 @pytest.mark.parametrize(("trusted", "told"), [([False, False], True), ([False, True], False), ([], False)])
 def test_unlabelled_scans_that_nothing_was_learnt_from(tmp_path: Path, trusted: list[bool], told: bool) -> None:
-    write_jsonl(tmp_path / ROUNDS_FILE, [{"trusted": one, "why": f"reason {n}."} for n, one in enumerate(trusted)])
+    write_jsonl(tmp_path / ROUNDS_FILE, [round_row(n, one) for n, one in enumerate(trusted)])
     said = judged(tmp_path)
     assert bool(said) == told
     if told:

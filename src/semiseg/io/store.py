@@ -8,8 +8,6 @@ absent for an unlabelled case) and `case.json` (a `StoredCase`, and size and che
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -21,7 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import DataError
-from semiseg.files import atomic_file, atomic_folder, hash_files, read_json, write_json
+from semiseg.files import atomic_file, atomic_folder, digest_of, hash_files, read_json, write_json
 from semiseg.geometry import Box
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -113,7 +111,7 @@ def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, met
         sizes = {file.name: file.stat().st_size for file in files}
         digests = {file.name: hash_files([file]) for file in files}
         value = {"format": STORE_FORMAT, "bytes": sizes, "sha256": digests, "case": asdict(meta)}
-        write_json(temporary / "case.json", value | {"case_sha256": _digest(asdict(meta))})
+        write_json(temporary / "case.json", value | {"case_sha256": digest_of(asdict(meta))})
 
 
 def write_labels(path: Path, labels: LabelArray) -> None:
@@ -128,15 +126,10 @@ def open_labels(path: Path, shape: Shape) -> Any:
     return _open_array(path.parent, path.name, shape, ("uint8", "uint16"))
 
 
-def _digest(value: object) -> str:
-    """Of what JSON can hold, whatever the order of keys and however numbers are keys."""
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
-
-
 def check_files(folder: Path) -> None:
     """Read all of a stored case; raises `DataError` where a bit is not as it was written."""
     read_case_meta(folder)
-    for name, digest in dict(read_json(folder / "case.json")["sha256"]).items():
+    for name, digest in read_json(folder / "case.json")["sha256"].items():
         if hash_files([folder / name]) != digest:
             raise _damaged(folder, f"{name} does not fit its checksum")
 
@@ -147,10 +140,11 @@ def read_case_meta(folder: Path) -> StoredCase:
     try:
         if value["format"] != STORE_FORMAT:
             raise _damaged(folder, f"store format {value['format']}, but this version writes {STORE_FORMAT}")
-        if _digest(value["case"]) != value["case_sha256"]:
+        if digest_of(value["case"]) != value["case_sha256"]:
             raise _damaged(folder, "case.json does not fit its checksum")
         meta = _ADAPTER.validate_python(value["case"])
         sizes = {str(name): int(size) for name, size in value["bytes"].items()}
+        digests = {str(name): str(digest) for name, digest in value["sha256"].items()}
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(folder, f"case.json, {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -159,7 +153,7 @@ def read_case_meta(folder: Path) -> StoredCase:
     expected = {"image.b2nd", "label.b2nd"} if meta.labelled else {"image.b2nd"}
     if meta.id != folder.name:
         raise _damaged(folder, f"case.json is of the case {meta.id!r}")
-    if set(sizes) != expected or set(value["sha256"]) != expected:
+    if set(sizes) != expected or set(digests) != expected:
         raise _damaged(folder, f"case.json lists {sorted(sizes)} instead of {sorted(expected)}")
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else 0

@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import cache_folder, read_json, read_jsonl, write_json
+from semiseg.files import cache_folder, read_json, write_json
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.opening import is_installed, open_engine, precisions
 from semiseg.predict.inputs import Scan
@@ -23,6 +25,7 @@ from semiseg.predict.model import Model
 from semiseg.predict.parity import SMALLEST_DICE, References
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import processor_name, usable_cores
+from semiseg.rows import read_predictions
 
 
 class Choice(NamedTuple):
@@ -182,9 +185,10 @@ def _candidates(settings: PredictSettings) -> list[Choice]:
 
 def _begun_with(model: Model, output: Path) -> Choice | None:
     """What the folder's labels of this model were made with, if there are any and the engine is still there."""
-    for row in reversed(read_jsonl(output / "predictions.jsonl")):
-        if row.get("model") == model.hash and "key" in row and is_installed(row["engine"]):
-            return Choice(row["engine"], row["precision"])
+    for row in reversed(read_predictions(output)):
+        choice = Choice(row.get("engine", ""), row.get("precision", ""))
+        if row.get("model") == model.hash and "key" in row and is_installed(choice.engine):
+            return choice
     return None
 
 
@@ -226,6 +230,18 @@ def _trial(engine: Engine, model: Model) -> float:
     return min(times[1:])
 
 
+class _Row(TypedDict, total=False):
+    """What is remembered of an engine: its time, and what `parity` found."""
+
+    seconds_per_tile: float
+    worst_dice: float
+    passed: bool
+    dice: dict[str, dict[str, float]]
+
+
+_ROWS: TypeAdapter[dict[str, _Row]] = TypeAdapter(dict[str, _Row])
+
+
 class _Known:
     """What is remembered of engines, for one model on one machine with its libraries."""
 
@@ -236,9 +252,9 @@ class _Known:
         self._machine, self._device = machine | libraries, device
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
-        self._rows: dict[str, dict[str, Any]] = {}
-        with suppress(DataError, OSError, KeyError, TypeError, AttributeError):  # damaged or not there: found anew
-            self._rows = {name: dict(row.items()) for name, row in read_json(self._file)["engines"].items()}
+        self._rows: dict[str, _Row] = {}
+        with suppress(DataError, OSError, KeyError, TypeError, ValidationError):  # damaged or not there: found anew
+            self._rows = _ROWS.validate_python(read_json(self._file)["engines"])
 
     def seconds(self, choice: Choice) -> float | None:
         """Of a tile; None if it was not timed."""
@@ -256,7 +272,7 @@ class _Known:
         """All that is known of an engine."""
         self._rows.pop(self._name(choice), None)
 
-    def _row(self, choice: Choice) -> dict[str, Any]:
+    def _row(self, choice: Choice) -> _Row:
         return self._rows.get(self._name(choice), {})
 
     def _name(self, choice: Choice) -> str:
@@ -265,7 +281,7 @@ class _Known:
 
     def remember(self, choice: Choice, **facts: Any) -> None:
         """Add to what is known of an engine."""
-        self._rows[self._name(choice)] = self._row(choice) | facts
+        self._rows[self._name(choice)] = cast(_Row, {**self._row(choice), **facts})
         try:
             write_json(self._file, {"machine": self._machine, "engines": self._rows})
         except OSError as error:

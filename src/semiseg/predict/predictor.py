@@ -15,7 +15,7 @@ from semiseg.data.body import BodyBoxes
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import append_jsonl, hash_files, is_full, read_jsonl, remove_leftovers, why_not_written
+from semiseg.files import append_jsonl, hash_files, is_full, remove_leftovers, why_not_written
 from semiseg.io.dataset import unusable_id
 from semiseg.io.file_kinds import NIFTI_ENDINGS, stem
 from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
@@ -32,6 +32,7 @@ from semiseg.predict.settings import PredictSettings
 from semiseg.predict.sliding import blended_rows
 from semiseg.predict.window import Window, cheapest_axes, turned
 from semiseg.processes import usable_cores
+from semiseg.rows import read_predictions
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 from semiseg.words import printable
 
@@ -138,7 +139,7 @@ def predict_scans(
         raise ConfigError(f"{log}: a link, and what is behind it would be written to. Name another folder.")
     if not log.exists():
         log.touch()  # from here on the folder is known as one of predictions
-    finished = {row["id"]: row.get("key") for row in read_jsonl(log) if "error" not in row}
+    finished = {row["id"]: row.get("key") for row in read_predictions(output) if "error" not in row}
     outcomes = []
     for done, scan in enumerate(scans, start=1):
         if progress:

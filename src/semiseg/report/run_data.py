@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from semiseg.data.plan import Plan, read_plan
+from semiseg.data.roles import read_run_cases
 from semiseg.errors import DataError
 from semiseg.evaluate.summary import Summary, read_summary
-from semiseg.files import read_jsonl, read_toml
+from semiseg.files import read_toml
 from semiseg.notices import read_notices
+from semiseg.rows import RoundRow, read_metrics, read_predictions, read_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class RunData:
     summary: Summary | None
     feedback: tuple[Path, ...]
     notices: tuple[str, ...]
-    rounds: list[dict[str, Any]]
+    rounds: list[RoundRow]
     label_folders: tuple[Path, ...]
 
     @property
@@ -91,7 +93,7 @@ def read_run(folder: Path) -> RunData:
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such run folder. Give the folder that `semiseg train` wrote.")
     run_toml, plan_toml, summary = folder / "run.toml", folder / "plan.toml", folder / "summary.json"
-    settled = folder / "settled.toml"
+    settled, cases = folder / "settled.toml", folder / "cases.jsonl"
     return RunData(
         folder=folder,
         settings=read_toml(run_toml) if run_toml.exists() else {},
@@ -100,17 +102,13 @@ def read_run(folder: Path) -> RunData:
         settled_text=_text(settled),
         plan=read_plan(plan_toml) if plan_toml.exists() else None,
         plan_text=_text(plan_toml),
-        cases=read_jsonl(folder / "cases.jsonl"),
-        metrics=read_jsonl(folder / "metrics.jsonl"),
-        predictions=[
-            row
-            for path in (folder / "predictions" / "predictions.jsonl", folder / "predictions.jsonl")
-            for row in read_jsonl(path)
-        ],
+        cases=[asdict(case) for case in read_run_cases(cases)] if cases.exists() else [],
+        metrics=read_metrics(folder),
+        predictions=[dict(row) for place in (folder / "predictions", folder) for row in read_predictions(place)],
         summary=read_summary(summary) if summary.exists() else None,
         feedback=tuple(sorted((folder / "feedback").glob("*.npz"))),
         notices=tuple(read_notices(folder)),
-        rounds=read_jsonl(folder / "rounds.jsonl"),
+        rounds=read_rounds(folder),
         label_folders=tuple(sorted(_folders(folder / "scan_labels"), key=_changed, reverse=True)),
     )
 

@@ -29,8 +29,8 @@ from semiseg.evaluate.label_efficiency import (
     write_study,
 )
 from semiseg.evaluate.summary import read_summary
-from semiseg.files import read_jsonl
 from semiseg.processes import ending_with_this, processor_name, usable_cores
+from semiseg.rows import read_metrics
 from semiseg.run_folder import wait_for
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key
@@ -151,7 +151,7 @@ def _result(
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
     summary = read_summary(folder / "summary.json")
-    metrics = read_jsonl(folder / "metrics.jsonl")
+    metrics = read_metrics(folder)
     seconds = [float(row["seconds"]) for row in metrics if "seconds" in row]
     made = StudyRun(
         method=run.method,

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semiseg.errors import DataError, ModelError
-from semiseg.files import atomic_folder, hash_files, read_json, remove_made, write_json
+from semiseg.files import atomic_folder, digest_of, hash_files, read_json, remove_made, write_json
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 KEPT = 2
 _MADE = ("state.safetensors", "card.json")
 _NAME = re.compile(r"step-([0-9]{6,})")
@@ -33,7 +33,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder/step-N` and remove all but the newest two. Tensors keep their values bit for bit."""
-    with atomic_folder(folder / f"step-{checkpoint.step:06d}", made=_MADE) as temporary:
+    with atomic_folder(folder / _folder_name(checkpoint.step), made=_MADE) as temporary:
         weights = temporary / "state.safetensors"
         save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, weights)
         card = {
@@ -44,7 +44,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "numbers": {name: repr(value) for name, value in checkpoint.numbers.items()},
             "locations": checkpoint.locations,
         }
-        write_json(temporary / "card.json", card | checkpoint.card)
+        card |= checkpoint.card
+        write_json(temporary / "card.json", card | {"card_sha256": digest_of(card)})
     for old in _steps(folder)[:-KEPT]:
         remove_made(old, _MADE)
 
@@ -64,6 +65,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
     form = card.get("format") if isinstance(card, dict) else None
     if form != CHECKPOINT_FORMAT:
         raise ModelError(f"{newest}: a checkpoint of format {form}, not {CHECKPOINT_FORMAT}. {remedy}")
+    if card.pop("card_sha256", None) != digest_of(card) or newest.name != _folder_name(card["step"]):
+        raise ModelError(f"{newest}/card.json: damaged (it does not fit its checksum). {remedy}")
     if not state.is_file() or hash_files([state]) != card.get("state_sha256"):
         raise ModelError(f"{state}: missing or damaged (its hash is not the card's). {remedy}")
     try:
@@ -72,6 +75,10 @@ def load_latest(folder: Path) -> Checkpoint | None:
         raise ModelError(f"{state}: {error}. {remedy}") from None
     numbers = {name: float(value) for name, value in card["numbers"].items()}
     return Checkpoint(int(card["step"]), tensors, numbers, card["locations"], card)
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _steps(folder: Path) -> list[Path]:

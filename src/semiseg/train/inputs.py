@@ -21,12 +21,13 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.files import read_jsonl, write_jsonl
+from semiseg.files import write_jsonl
 from semiseg.io.store import open_labels, read_case_meta
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.predict.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
+from semiseg.rows import read_rounds
 from semiseg.train.progress import every_so_often
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.scan_labels import label_file, label_scans, labels_folder, remove_other_labels
@@ -242,7 +243,7 @@ class Feed:
             "trusted": trusted,
             "why": why,
         }
-        before = [one for one in read_jsonl(file) if one["step"] < step]
+        before = [dict(one) for one in read_rounds(file.parent) if one["step"] < step]
         write_jsonl(file, [*before, row])
         if why:
             self.say(f"Round {number}: {why}")

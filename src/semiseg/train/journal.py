@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semiseg.files import append_jsonl, read_jsonl, write_jsonl
+from semiseg.files import append_jsonl, write_jsonl
+from semiseg.rows import read_metrics
 from semiseg.train.pace import Pace
 from semiseg.train.progress import TrainingProgress
 from semiseg.train.settings import TrainSettings
@@ -26,7 +27,7 @@ class Journal:
     def __init__(self, run: Path, settings: TrainSettings, *, start: int, pace: Pace, quiet: bool) -> None:
         self._pace = pace
         self._log = run / "metrics.jsonl"
-        write_jsonl(self._log, [row for row in read_jsonl(self._log) if row["step"] <= start] if start else [])
+        write_jsonl(self._log, [row for row in read_metrics(run) if row["step"] <= start] if start else [])
         self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
         self._progress = TrainingProgress(start, pace, quiet=quiet)
         self._pending: list[dict[str, Tensor]] = []

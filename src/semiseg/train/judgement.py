@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from semiseg.files import read_jsonl
 from semiseg.methods.settings import MethodSettings
 from semiseg.notices import add_notice
-from semiseg.train.inputs import ROUNDS_FILE
+from semiseg.rows import RoundRow, read_metrics, read_rounds
 from semiseg.train.settings import TrainSettings
 
 FEW_STEPS = 500
@@ -25,12 +23,12 @@ def judge_training(
     run: Path, settings: TrainSettings, method: MethodSettings, *, steps: int, seconds: float, validated: bool
 ) -> list[str]:
     """Add to the run's notices what its steps, minutes and losses say, and return the sentences."""
-    rows = read_jsonl(run / "metrics.jsonl")
+    rows = read_metrics(run)
     found = {
         "steps": _few_steps(settings, steps),
         "minutes": _overrun(settings, seconds),
         "convergence": _not_converged([row["labelled_loss"] for row in rows if "labelled_loss" in row]),
-        "unlabelled": _not_learnt_from(method, read_jsonl(run / ROUNDS_FILE)),
+        "unlabelled": _not_learnt_from(method, read_rounds(run)),
         "validation": "" if validated else _NO_VALIDATION,
     }
     for topic, text in found.items():
@@ -73,7 +71,7 @@ def _not_converged(losses: Sequence[float]) -> str:
     )
 
 
-def _not_learnt_from(method: MethodSettings, rounds: Sequence[dict[str, Any]]) -> str:
+def _not_learnt_from(method: MethodSettings, rounds: Sequence[RoundRow]) -> str:
     if not rounds or any(row["trusted"] for row in rounds):
         return ""
     return (

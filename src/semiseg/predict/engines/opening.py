@@ -15,8 +15,8 @@ _NEEDS = {"torch": ("torch",), "openvino": ("openvino", "onnx"), "onnx": ("onnxr
 
 
 def is_installed(name: str) -> bool:
-    """Whether the libraries of an engine are there."""
-    return all(find_spec(library) is not None for library in _NEEDS[name])
+    """Whether an engine is known, and its libraries are there."""
+    return name in _NEEDS and all(find_spec(library) is not None for library in _NEEDS[name])
 
 
 def precisions(name: str) -> list[str]:

@@ -1,0 +1,89 @@
+"""The JSON lines that runs and predictions leave. Each row is checked where it is read: what was edited or damaged is
+named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NotRequired, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from semiseg.errors import DataError
+from semiseg.files import read_jsonl
+from semiseg.tables import first_problem
+
+Row = TypeVar("Row")
+
+
+class RoundRow(TypedDict):
+    """A labelling of whole unlabelled scans, in `rounds.jsonl`: docs/formats.md."""
+
+    round: int
+    step: int
+    scans: int
+    agreement: float | None
+    found: dict[str, int]
+    trusted: bool
+    why: str
+
+
+class PredictionRow(TypedDict):
+    """What became of a scan, in `predictions.jsonl`: docs/formats.md."""
+
+    id: str
+    output: NotRequired[str]
+    model: NotRequired[str]
+    engine: NotRequired[str]
+    precision: NotRequired[str]
+    key: NotRequired[str]
+    seconds: NotRequired[float]
+    error: NotRequired[str]
+
+
+class NoticeRow(TypedDict):
+    """What a person must know of a run, in `notices.jsonl`."""
+
+    topic: str
+    text: str
+
+
+_ROUNDS: TypeAdapter[RoundRow] = TypeAdapter(RoundRow)
+_PREDICTIONS: TypeAdapter[PredictionRow] = TypeAdapter(PredictionRow)
+_NOTICES: TypeAdapter[NoticeRow] = TypeAdapter(NoticeRow)
+_METRICS: TypeAdapter[dict[str, float]] = TypeAdapter(dict[str, float])
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`: numbers by name, the step (whole) and the phase (a word) among them."""
+    path = run / "metrics.jsonl"
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("step"), int) or not isinstance(row.get("phase", ""), str):
+            raise DataError(f"{path}, line {number}: has no whole step, or no phase. Mend or delete the line.")
+        _checked({key: value for key, value in row.items() if key != "phase"}, _METRICS, path, number)
+    return rows
+
+
+def read_rounds(run: Path) -> list[RoundRow]:
+    """The rows of `rounds.jsonl`."""
+    path = run / "rounds.jsonl"
+    return [_checked(row, _ROUNDS, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def read_predictions(folder: Path) -> list[PredictionRow]:
+    """The rows of `predictions.jsonl`."""
+    path = folder / "predictions.jsonl"
+    return [_checked(row, _PREDICTIONS, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def read_notice_rows(path: Path) -> list[NoticeRow]:
+    """The rows of `notices.jsonl`."""
+    return [_checked(row, _NOTICES, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
+
+
+def _checked(row: Any, adapter: TypeAdapter[Row], path: Path, number: int) -> Row:
+    try:
+        return adapter.validate_python(row, strict=True)
+    except ValidationError as error:
+        raise DataError(f"{path}, line {number}: {first_problem(error)} Mend or delete the line.") from None

@@ -1,0 +1,111 @@
+"""Damage: files with bytes flipped, cut off, doubled or exchanged, and JSON and TOML with strange values."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+STRANGE: tuple[Any, ...] = (
+    None, True, -1, 0, 7, 2**31, 10**20, 1e308, -1e308, 1e-320, "", "/", "../../victim", "\u001b[31m", "\u2028", "=1+2",
+    "[/]", "a" * 5000, [], {}, [[]], {"": None}, [None], "NaN", 0.5,
+)  # fmt: skip
+
+
+def flip(content: bytes, generator: np.random.Generator) -> bytes:
+    """One to eight bits."""
+    damaged = bytearray(content)
+    for place in generator.integers(0, len(damaged), int(generator.integers(1, 9))):
+        damaged[place] ^= 1 << int(generator.integers(8))
+    return bytes(damaged)
+
+
+def cut(content: bytes, generator: np.random.Generator) -> bytes:
+    """The beginning alone."""
+    return content[: int(generator.integers(0, len(content)))]
+
+
+def overwrite(content: bytes, generator: np.random.Generator) -> bytes:
+    """A stretch of random bytes, as a bad sector leaves."""
+    damaged, length = bytearray(content), int(generator.integers(1, 65))
+    start = int(generator.integers(0, len(damaged)))
+    damaged[start : start + length] = generator.bytes(len(damaged[start : start + length]))
+    return bytes(damaged)
+
+
+def double(content: bytes, generator: np.random.Generator) -> bytes:
+    """A stretch that comes twice, as an interrupted copy leaves."""
+    start, length = int(generator.integers(0, len(content))), int(generator.integers(1, 257))
+    return content[: start + length] + content[start:]
+
+
+def in_the_header(content: bytes, generator: np.random.Generator) -> bytes:
+    """A field of a NIfTI header of 348 bytes."""
+    damaged = bytearray(content)
+    start, values = int(generator.integers(0, 87)) * 4, (0x7F800000, 0xFFC00000, 0, 0x7FFFFFFF, 0x80000000, 0x4E6E6B28)
+    damaged[start : start + 4] = int(generator.choice(values)).to_bytes(4, "little")
+    return bytes(damaged)
+
+
+BYTES: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (flip, cut, overwrite, double)
+
+
+def strange_value(value: Any, generator: np.random.Generator) -> Any:
+    """The same tables and lists, where one entry somewhere is another, is gone, or is added."""
+    if isinstance(value, dict) and value and generator.random() < 0.85:
+        key = str(generator.choice(sorted(value)))
+        if (what := generator.random()) < 0.1:
+            return {name: inner for name, inner in value.items() if name != key}
+        if what < 0.15:
+            return value | {"strange": _any(generator)}
+        return value | {key: strange_value(value[key], generator)}
+    if isinstance(value, list) and value and generator.random() < 0.7:
+        index = int(generator.integers(len(value)))
+        return [*value[:index], strange_value(value[index], generator), *value[index + 1 :]]
+    return _any(generator)
+
+
+def _any(generator: np.random.Generator) -> Any:
+    return STRANGE[int(generator.integers(len(STRANGE)))]
+
+
+def damaged(path: Path, content: bytes, generator: np.random.Generator) -> bytes:
+    """What a file might hold in the place of its contents."""
+    kind = path.suffix
+    if kind in (".json", ".jsonl", ".toml") and generator.random() < 0.8:
+        return _strange_text(kind, content, generator)
+    if kind == ".nii" and generator.random() < 0.5:
+        return in_the_header(content, generator)
+    mutate = BYTES[int(generator.integers(len(BYTES)))]
+    return mutate(content, generator)
+
+
+def _strange_text(kind: str, content: bytes, generator: np.random.Generator) -> bytes:
+    if kind == ".toml":
+        return tomli_w.dumps(_without_none(strange_value(tomllib.loads(content.decode()), generator))).encode()
+    if kind == ".json":
+        return json.dumps(strange_value(json.loads(content), generator)).encode()
+    lines = content.decode().splitlines()
+    if not lines:
+        return b"7\n"
+    index = int(generator.integers(len(lines)))
+    lines[index] = json.dumps(strange_value(json.loads(lines[index]), generator))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null, and its files are tables."""
+    if not isinstance(value, dict):
+        return {}
+
+    def plain(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {name: plain(one) for name, one in inner.items() if one is not None}
+        return [plain(one) for one in inner if one is not None] if isinstance(inner, list) else inner
+
+    return plain(value)
