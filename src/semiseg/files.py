@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -278,5 +279,8 @@ def digest_of(value: object) -> str:
 
 def cache_folder() -> Path:
     """Where semiseg keeps what it found out or made on this machine: `$XDG_CACHE_HOME/semiseg`, or
-    `~/.cache/semiseg`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "semiseg"
+    `~/.cache/semiseg`; a temporary folder for who has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "semiseg"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"semiseg-{os.getuid()}"

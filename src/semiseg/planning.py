@@ -45,7 +45,10 @@ def made_plan(
             dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
         )
     anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
-    plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
+    from semiseg.train.session import torch_as_it_was
+
+    with torch_as_it_was():
+        plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
     reasons = (*plan.reasons, *anatomy.reasons)
     return replace(
         plan, mirror_axes=anatomy.mirror_axes, turned_about=anatomy.turned_about, reasons=reasons

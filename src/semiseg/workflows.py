@@ -249,15 +249,16 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
 
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
-    from semiseg.train.session import train_session
+    from semiseg.train.session import torch_as_it_was, train_session
 
-    settled, device = settle_machine(run, settings)
-    session = open_session(run, settings, settled, device)
-    if not quiet:
-        if device.type == "cpu":
-            warn_of_other_programs(print, threads=settled.threads or 1)
-        print(_announcement(session, settled))
-    train_session(session, quiet=quiet)
+    with torch_as_it_was():
+        settled, device = settle_machine(run, settings)
+        session = open_session(run, settings, settled, device)
+        if not quiet:
+            if device.type == "cpu":
+                warn_of_other_programs(print, threads=settled.threads or 1)
+            print(_announcement(session, settled))
+        train_session(session, quiet=quiet)
     return run / "model"
 
 

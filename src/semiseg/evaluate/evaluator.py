@@ -24,6 +24,7 @@ from semiseg.randomness import Draw
 from semiseg.types import LabelArray
 from semiseg.words import counted, shortened
 
+MOST_SAMPLES = 100_000
 Reference = tuple[str, Path, Path | None]
 """Case id, reference label map, image or None."""
 Progress = Callable[[int, int], None]
@@ -60,6 +61,8 @@ class EvaluateSettings:
                 f"evaluate.bootstrap_samples = {self.bootstrap_samples} is too few for 95 % intervals; "
                 "give at least 100."
             )
+        if self.bootstrap_samples > MOST_SAMPLES:
+            raise ConfigError(f"evaluate.bootstrap_samples = {self.bootstrap_samples}: give {MOST_SAMPLES:,} at most.")
 
     def check_labels(self, labels: LabelScheme) -> None:
         """Raise `ConfigError` where organs are named, or rules asked for, that do not fit a dataset's labels."""

@@ -37,6 +37,8 @@ NOT_NEGATIVE = (
 )
 
 
+LARGEST = 1e6
+"""Of any factor, weight or number: what is larger is a slip of the keyboard, and overflows."""
 _LABELS_BY_AVERAGE = ("mean_teacher", "copy_paste")
 _SHARES = (
     "warmup_fraction",
@@ -185,8 +187,8 @@ class MethodSettings:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
         for field in NOT_NEGATIVE:
             value = getattr(self, field)
-            if value is not None and value < 0:
-                raise ConfigError(f"method.{field} = {value}: give 0 or more.")
+            if value is not None and not 0 <= value <= LARGEST:
+                raise ConfigError(f"method.{field} = {value}: give 0 or more, and {LARGEST:g} at most.")
         if self.rounds < 1:
             raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
         for field in ("teacher_every", "teacher_rate"):

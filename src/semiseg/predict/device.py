@@ -10,11 +10,10 @@ from semiseg.predict.byte_sizes import parse_bytes, show_bytes
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA, then MPS, then CPU; raises `ConfigError` for a device that is not there."""
+    """`auto` is CUDA, or else the CPU: MPS, on which nothing was ever tested, has to be named. Raises `ConfigError` for
+    a device that is not there."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

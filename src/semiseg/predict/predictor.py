@@ -131,7 +131,7 @@ def predict_scans(
     Raises `ConfigError` where mirroring is asked of a model that was trained without.
     """
     check_mirroring(model, settings)
-    _check_outputs(scans, output)
+    _check_outputs(scans, output, settings)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output, alone=False)  # others may be predicting into it
     log = output / "predictions.jsonl"
@@ -235,10 +235,16 @@ def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, set
     return is_foreign(volume.channels, model.plan)
 
 
-def _check_outputs(scans: Sequence[Scan], output: Path) -> None:
+def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSettings) -> None:
     """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here."""
     inputs = {file.resolve() for scan in scans for file in scan.images}
     begun_here = (output / "predictions.jsonl").exists()
+    ids = {scan.id for scan in scans}
+    both = [scan.id for scan in scans if scan.id.removesuffix(_PROBABILITIES) in ids - {scan.id}]
+    if settings.probabilities and both:
+        raise ConfigError(
+            f"{both[0]}: the label map of this scan would be the probabilities of another. Rename one of them."
+        )
     for scan in scans:
         target = output / f"{scan.id}.nii.gz"
         for file in (target, probabilities_file(target)):
@@ -267,7 +273,10 @@ def check_mirroring(model: Model, settings: PredictSettings) -> None:
 
 def probabilities_file(target: Path) -> Path:
     """Where class probabilities go, beside a label map."""
-    return target.with_name(f"{stem(target)}_probabilities.nii.gz")
+    return target.with_name(f"{stem(target)}{_PROBABILITIES}.nii.gz")
+
+
+_PROBABILITIES = "_probabilities"
 
 
 def predict_array(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,6 +124,20 @@ class Session:
             device=self.device,
             autocast=self.place.autocast,
         )
+
+
+@contextmanager
+def torch_as_it_was() -> Iterator[None]:
+    """Within, `set_up_torch` may be called; afterwards threads, determinism and warnings are the caller's again."""
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    benchmark = torch.backends.cudnn.benchmark
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_deterministic_debug_mode(mode)
+            torch.backends.cudnn.benchmark = benchmark
 
 
 def set_up_torch(threads: int, *, deterministic: bool) -> None:
