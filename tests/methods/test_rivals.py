@@ -130,8 +130,8 @@ def test_they_are_built_from_plan_and_settings(name: str) -> None:
         judged = method.judged(step)
         assert judged.network in method.networks
         assert judged.loss in rows[step]
-    share = {"pseudo_rounds": 4, "copy_paste": 3}.get(name, 0)
-    assert [method.needs_unlabelled(step) for step in range(12)] == [step >= share for step in range(12)]
+    begin, end = {"pseudo_rounds": (4, 10), "copy_paste": (3, 12)}.get(name, (0, 12))
+    assert [step for step in range(12) if method.needs_unlabelled(step)] == list(range(begin, end))
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -378,7 +378,7 @@ def test_after_the_warm_up_copy_paste_goes_on_from_the_average() -> None:
 
 
 def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
-    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), rounds=3, ema_decay=0.5)
+    method = built("pseudo_rounds", Phases.of_steps(2, 10, 10), rounds=3, ema_decay=0.5)
     run(method, 0, 2)
     seen = []
     for step in range(2, 8):
@@ -390,7 +390,7 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
 
 
 def test_the_first_teacher_is_held_against_the_network_of_a_fifth_of_the_warm_up_before() -> None:
-    method = built("pseudo_rounds", Phases.of_steps(10, 14, 14), rounds=2, ema_decay=0.5)
+    method = built("pseudo_rounds", Phases.of_steps(10, 14, 14), rounds=1, ema_decay=0.5)
     run(method, 0, 8)  # 0.8 of 10 steps
     early = copy.deepcopy(weights(method.networks["student_average"]))
     run(method, 8, 10)
@@ -419,10 +419,10 @@ def test_the_student_goes_on_as_it_is_where_training_begins() -> None:
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_step_of_rounds_learns_true_labels_and_those_that_two_rounds_agree_on(step: int) -> None:
     """One patch of two with its true labels and one with the round's, the first or the second of each in turn; in the
-    training phase of 2 to 8 the second of three rounds begins at step 4, its teacher the student as it is."""
+    rounds of 2 to 8 the second of three begins at step 4, its teacher the student as it is."""
     changes: dict[str, Any] = {"label_scope": "patch", "round_agreement": 0.0, "ema_decay": 0.0}
     settings = MethodSettings(name="pseudo_rounds", learning_rate=0.01, unlabelled_weight=2.0, **changes)
-    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), unlabelled_weight=2.0, rounds=3, **changes)
+    method = built("pseudo_rounds", Phases.of_steps(2, 10, 10), unlabelled_weight=2.0, rounds=3, **changes)
     labelled, unlabelled = batches(step)
     before, student = tiny_unet(9, torch.float32), tiny_unet(1, torch.float32).train()
     if step == 4:
@@ -454,7 +454,7 @@ def test_a_batch_of_one_patch_is_true_and_pseudo_labelled() -> None:
 
 def test_rounds_label_whole_scans() -> None:
     """By who is the teacher from then on; the state of it before may contradict it, in the first round too."""
-    method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), rounds=3)
+    method = built("pseudo_rounds", Phases.of_steps(2, 10, 10), rounds=3)
     assert list(method.labelling_steps) == [2, 4, 6]
     found = [method.scan_labellers(step) for step in range(2, 8)]
     begins, goes_on = ("student_average", "teacher"), ("teacher", "teacher_before")
@@ -470,20 +470,28 @@ def test_rounds_label_whole_scans() -> None:
 
 
 def test_rounds_are_of_one_length() -> None:
-    found = {rounds: built("pseudo_rounds", Phases.of_steps(2, 14, 14), rounds=rounds) for rounds in (1, 2, 3, 4)}
+    found = {rounds: built("pseudo_rounds", Phases.of_steps(20, 100, 100), rounds=rounds) for rounds in (1, 2, 3, 4)}
     assert {rounds: list(method.labelling_steps) for rounds, method in found.items()} == {
-        1: [2],
-        2: [2, 8],
-        3: [2, 6, 10],
-        4: [2, 5, 8, 11],
+        1: [20],
+        2: [20, 50],
+        3: [20, 40, 60],
+        4: [20, 35, 50, 65],
     }
-    assert list(built("pseudo_rounds", Phases.of_steps(30, 100, 100)).labelling_steps) == list(range(30, 100, 10))
+    assert list(built("pseudo_rounds", Phases.of_steps(30, 100, 100)).labelling_steps) == list(range(30, 80, 10))
+
+
+@pytest.mark.parametrize(("warmup", "train", "end"), [(30, 100, 80), (30, 70, 70), (85, 100, 100)])
+def test_the_last_fifth_of_a_run_learns_from_true_labels_alone(warmup: int, train: int, end: int) -> None:
+    """Or what fine-tuning takes; not where the warm-up takes so long that nothing else would be learnt from."""
+    method = built("pseudo_rounds", Phases.of_steps(warmup, train, 100))
+    assert [step for step in range(100) if method.needs_unlabelled(step)] == list(range(warmup, end))
+    assert tuple(method.turns) == (warmup, end)
 
 
 def test_rounds_in_which_labelling_would_take_long_join_the_one_before() -> None:
     """And the first begins later; the states that are compared are those of the last possible beginnings."""
     method = built("pseudo_rounds", Phases.of_steps(30, 100, 100))
-    for shortest, expected in ((10, [*range(30, 100, 10)]), (20, [30, 50, 70, 90]), (35, [40, 80]), (999, [90])):
+    for shortest, expected in ((10, [*range(30, 80, 10)]), (20, [30, 50, 70]), (35, [40]), (999, [70])):
         method.shortest_round = shortest
         assert list(method.labelling_steps) == expected
         assert [method.needs_unlabelled(step) for step in (expected[0] - 1, expected[0])] == [False, True]

@@ -24,7 +24,7 @@ from semiseg.train.settings import TrainSettings
 pytestmark = pytest.mark.usefixtures("one_thread")
 Store = Callable[..., Path]
 CPU = torch.device("cpu")
-PHASES = Phases.of_steps(2, 8, 8)
+PHASES = Phases.of_steps(2, 8, 10)
 """With two rounds, from the steps 2 and 5 on."""
 
 
@@ -45,7 +45,7 @@ def feed(store: Store, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         kept.parent.mkdir(exist_ok=True)
         data = TrainingData(source, tuple(labelled), tuple(unlabelled), (), kept, label_scans)
         place = Place(plan, AugmentSettings(enabled=False), CPU, None)
-        return Feed(data, built, TrainSettings(steps=8, seed=seed), place)
+        return Feed(data, built, TrainSettings(steps=10, seed=seed), place)
 
     return made
 

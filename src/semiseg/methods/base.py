@@ -73,6 +73,11 @@ class Method(Protocol):
         ...
 
     @property
+    def turns(self) -> Sequence[int]:
+        """Steps within a phase from which on `needs_unlabelled` says otherwise."""
+        ...
+
+    @property
     def labelling_steps(self) -> Sequence[int]:
         """Steps before which unlabelled scans are labelled whole, in order; none where patches come without labels."""
         ...

@@ -161,6 +161,11 @@ class StudentMethod:
         return self.phases.name(step) == "train"
 
     @property
+    def turns(self) -> Sequence[int]:
+        """As `Method.turns`."""
+        return ()
+
+    @property
     def labelling_steps(self) -> Sequence[int]:
         """As `Method.labelling_steps`."""
         return ()

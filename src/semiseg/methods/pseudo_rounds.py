@@ -4,7 +4,7 @@ A network learns from labels alone at first. In every round then the network as 
 patch by patch as they are drawn, and goes on with batches of which a half has true labels and the other half these;
 voxels on which the network and an earlier state of it disagree do not count. A step costs as much as one on labels
 alone, and the learning rate falls once over the whole run, so a round whose labels are not to be trusted is training on
-labels alone. Shapes: B batch, C channels, K classes, D H W voxels.
+labels alone. So is the last fifth of every run. Shapes: B batch, C channels, K classes, D H W voxels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from semiseg.randomness import Draw
 
 SNAPSHOT = 0.8
 """Share of the warm-up after which the network is remembered, to be held against the one that labels first."""
+LABELS_AT_THE_END = 0.2
+"""Share of the run, at its end, in which it learns from true labels alone: pseudo-labels were made by networks that had
+learnt less, and hold it back (docs/lab/first_hour.md)."""
 
 
 @lru_cache(maxsize=2)
@@ -37,8 +40,9 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[in
     Rounds are of one length; one that would begin too few steps after the one before, or after the run's beginning,
     goes on with what is there.
     """
-    cuts = {phases.warmup_stop, *phases.cuts(rounds - 1)}
-    possible = sorted(step for step in cuts if step <= max(phases.warmup_stop, phases.train_stop - 1))
+    begin, end = phases.shares[0], _end(phases)
+    cuts = {phases.timeline.step_at(begin + (end - begin) * i / rounds) for i in range(rounds)}
+    possible = sorted(step for step in cuts if step <= max(phases.warmup_stop, phases.timeline.step_at(end) - 1))
     starts: list[int] = []
     for step in possible:
         if step - (starts[-1] if starts else 0) >= shortest:
@@ -46,6 +50,13 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[in
     starts = starts or possible[-1:]
     snapshots = [phases.timeline.step_at(SNAPSHOT * phases.shares[0]), *possible]
     return tuple(starts), tuple(step for step in snapshots if step < starts[0])
+
+
+def _end(phases: Phases) -> float:
+    """The share of the run from which on it learns from true labels alone; the end of training where the warm-up takes
+    so long that it would learn from nothing else."""
+    begin, end = phases.shares
+    return min(end, 1 - LABELS_AT_THE_END) if begin < 1 - LABELS_AT_THE_END else end
 
 
 class PseudoRounds(StudentMethod):
@@ -79,7 +90,12 @@ class PseudoRounds(StudentMethod):
 
     def needs_unlabelled(self, step: int) -> bool:
         """As `Method.needs_unlabelled`."""
-        return super().needs_unlabelled(step) and step >= self._starts[0]
+        return super().needs_unlabelled(step) and self._starts[0] <= step < self.turns[1]
+
+    @property
+    def turns(self) -> Sequence[int]:
+        """As `Method.turns`."""
+        return (self._starts[0], self.phases.timeline.step_at(_end(self.phases)))
 
     @property
     def labelling_steps(self) -> Sequence[int]:

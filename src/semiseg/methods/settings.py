@@ -37,7 +37,7 @@ NOT_NEGATIVE = (
 )
 
 
-LARGEST = 1e6
+LARGEST = 1e9
 """Of any factor, weight or number: what is larger is a slip of the keyboard, and overflows."""
 _LABELS_BY_AVERAGE = ("mean_teacher", "copy_paste")
 _SHARES = (
@@ -138,7 +138,7 @@ class MethodSettings:
     it."""
     uncertainty_passes: int = 0
     """mean_teacher: passes on noisy images by which the teacher's uncertainty is judged (UA-MT has 8); 0 trusts it."""
-    rounds: int = 7
+    rounds: int = 5
     """pseudo_rounds: rounds after the warm-up, of one length; fewer and longer ones, where scans are so large that
     labelling some for each would take long beside the training."""
     round_agreement: float = 0.7

@@ -103,7 +103,7 @@ class Feed:
         where the labels are not to be trusted. Else, where `refresh_steps` asks for it, its labeller predicts some
         scans in between, into `locations`.
         """
-        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.labelling_steps}
+        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.turns, *self.method.labelling_steps}
         labels_scans = bool(self.method.labelling_steps)
         refreshes: set[int] = set()
         if self.settings.refresh_steps and self.data.unlabelled and not labels_scans:
