@@ -18,7 +18,7 @@ from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.train import inputs
-from semiseg.train.inputs import LOOKED_AT, ROUNDS_FILE, Feed, Place, TrainingData
+from semiseg.train.inputs import FIRST_LOOK, LOOKED_AT, ROUNDS_FILE, Feed, Found, Place, TrainingData
 from semiseg.train.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,19 +71,21 @@ def test_steps_of_a_round_come_with_labels_of_whole_scans(feed: Callable[..., Fe
     ]
 
 
+@pytest.mark.parametrize(("agreement", "looked_at"), [(0.69, FIRST_LOOK), (0.89, LOOKED_AT)])
 def test_labels_that_are_not_trusted_are_not_given(
-    feed: Callable[..., Feed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    feed: Callable[..., Feed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreement: float, looked_at: int
 ) -> None:
-    """Four scans are labelled to know, and no more."""
+    """A few scans are labelled to know, two where these leave no hope, and no more."""
     monkeypatch.setattr(inputs, "verdict", lambda found: (False, "nothing is learnt."))
+    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(agreement, ()))
     one = feed(label_scans=6)
     said: list[str] = []
     one.say = said.append
-    given = list(one.steps(0, 8, PHASES))
+    given = list(one.steps(0, 5, PHASES))
+    assert len({file.stem for file in (tmp_path / "run").glob("scan_labels/*/*.b2nd")}) == looked_at
+    given += one.steps(5, 8, PHASES)
     assert not any(unlabelled for *_, unlabelled in given)
     assert [(row["trusted"], row["scans"]) for row in rounds(tmp_path)] == [(False, 0)] * 2
-    labelled = {file.stem for file in (tmp_path / "run").glob("scan_labels/*/*.b2nd")}
-    assert 0 < len(labelled) <= 2 * LOOKED_AT
     assert [text for text in said if text.endswith("nothing is learnt.")] == [
         f"Round {row['round']}: {row['why']}" for row in rounds(tmp_path)
     ]

@@ -32,7 +32,7 @@ from semiseg.train.progress import every_so_often
 from semiseg.train.refresh import predicted_locations
 from semiseg.train.scan_labels import label_file, label_scans, labels_folder, remove_other_labels
 from semiseg.train.settings import TrainSettings
-from semiseg.train.trust import LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
+from semiseg.train.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray, Shape
 
@@ -162,17 +162,21 @@ class Feed:
             engine = TorchEngine(network, place.device, place.autocast)
             return label_scans(cases, folder, engine, place.plan, seed=self.settings.seed, progress=progress)
 
-        found, trusted, why = None, True, ""
+        found: Found | None = None
+        trusted, why = True, ""
         places: dict[str, Any] = {}
         if len(networks) > 1 and len(few) < min(LOOKED_AT, self._asked):
             trusted, why = False, TOO_EARLY
         elif len(networks) > 1:
             began = time.perf_counter()
-            for network, folder in zip(networks, folders, strict=True):
-                places = label(few, network, folder)
-            self._say_if_dear(time.perf_counter() - began, len(few) * len(networks), len(drawn), len(rounds))
-            found = looked_at(few, folders, place.plan, data.labelled)
-            trusted, why = verdict(found)
+            for some in (few[:FIRST_LOOK], few):
+                for network, folder in zip(networks, folders, strict=True):
+                    places = label(some, network, folder)
+                found = looked = looked_at(some, folders, place.plan, data.labelled)
+                if looked.agreement < HOPELESS:
+                    break
+            self._say_if_dear(time.perf_counter() - began, len(some) * len(networks), len(drawn), len(rounds))
+            trusted, why = verdict(looked)
         if trusted:
             places = label(drawn, networks[0], folders[0])
             data.source.publish(places, from_step=step, among=set(places))

@@ -18,6 +18,9 @@ from semiseg.train.scan_labels import label_file, scan_agreement
 
 LOOKED_AT = 4
 """Scans that are labelled to know; the others of a round only if these are trusted."""
+FIRST_LOOK, HOPELESS = 2, 0.7
+"""Of these the scans that are labelled first, and the agreement on them below which the others need not be: labelling
+large scans takes long, and four of them would have to agree by more than 0.9."""
 LEAST_AGREEMENT = 0.9
 """Mean Dice of the two states' labels: docs/lab/first_hour.md."""
 VOLUME_RANGE = 3.0
