@@ -13,7 +13,7 @@ import pytest
 from semiseg.config import load_settings
 from semiseg.data.plan import read_plan
 from semiseg.evaluate import read_summary
-from semiseg.files import read_json, read_jsonl, write_json
+from semiseg.files import hash_files, read_json, read_jsonl, write_json
 from semiseg.io.layouts import read_dataset
 from semiseg.io.nifti import read_label
 from semiseg.io.store import read_case_meta
@@ -148,6 +148,8 @@ def test_the_compact_students_go_the_whole_way_on_phantoms(
 
     plan_file = teacher / "model" / "plan.toml"
     plan_file.write_text(plan_file.read_text().replace("liver", "heart"))
+    card = read_json(teacher / "model" / "card.json") | {"plan_sha256": hash_files([plan_file])}
+    write_json(teacher / "model" / "card.json", card)
     answer = semiseg_command("prepare", tmp_path / "other", "--recipe", coarse, *flags, *coarser)
     assert answer.code != 0
     assert f"data.teacher = {teacher}: knows" in answer.err.replace("\n", " ")

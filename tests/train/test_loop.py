@@ -37,7 +37,7 @@ class Told:
 
     evaluated = "student"
     labeller: str | None = None
-    labelling_steps = ()
+    turns = labelling_steps = ()
     shortest_round = 0.0
     phases = Phases.of_steps(0, 1, 1)
 
