@@ -99,7 +99,6 @@ def atomic_folder(path: Path, *, made: Collection[str]) -> Iterator[Path]:
                     _flush(file)
             if path.exists():
                 _copy_others(path, temporary, made)
-            if path.exists():
                 path.replace(replaced)
             temporary.replace(path)
             _flush(path.parent)
@@ -128,6 +127,7 @@ def restore_replaced(path: Path) -> None:
         for leftover, name in _leftovers(path.parent, alone=False):
             if name == path.name + _REPLACED:
                 leftover.replace(path)
+                return
 
 
 def remove_leftovers(folder: Path, *, alone: bool = True) -> None:
