@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -76,6 +77,18 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
             seconds = len(tests) * own * len(plan.labels.organs) * _EVALUATED_VOXEL_SECONDS / usable_cores()
             parts.append(f"evaluate ({_about(seconds)})")
     return "Now: " + ", ".join(parts) + "."
+
+
+def lacking_space(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase]) -> str:
+    """A sentence where the prepared scans, which are compressed, might not fit on the run's disk."""
+    voxels = prod(median_shape(fingerprint, plan.spacing_mm)) * len(of_role(cases, *LEARNT_FROM))
+    needed, free = voxels * (4 * len(plan.channels) + 1) / 1e9, shutil.disk_usage(run).free / 1e9
+    if needed < free:
+        return ""
+    return (
+        f"Note: prepared scans take up to {needed:.1f} GB, before compression, and {free:.1f} GB are free in {run}. If "
+        "they do not fit, make room and give the same command again."
+    )
 
 
 def _about(seconds: float) -> str:

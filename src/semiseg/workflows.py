@@ -54,7 +54,7 @@ from semiseg.io.nifti import read_grid, read_label
 from semiseg.io.store import read_case_meta
 from semiseg.methods.settings_by_method import ANY_STUDENT
 from semiseg.notices import add_notice
-from semiseg.planning import LEARNT_FROM, made_plan, settle_machine, what_comes
+from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, settle_machine, what_comes
 from semiseg.predict.engine_choice import choose_engine
 from semiseg.predict.ensemble import EnsembleEngine, joined
 from semiseg.predict.foreign import foreign_text
@@ -182,6 +182,8 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
             for reason in plan.reasons:
                 print(reason)
             print(what_comes(run, plan, fingerprint, cases, settings))
+            if lacking := lacking_space(run, plan, fingerprint, cases):
+                print(lacking)
     plan = read_plan(run / "plan.toml")
 
     remove_leftovers(run)

@@ -298,7 +298,7 @@ class _Cases:
 
 def _decompressed_bytes(case: OpenCase) -> int:
     voxels = int(np.prod(case.meta.shape_zyx))
-    label = 0 if case.label is None else case.label.dtype.itemsize
+    label = 1 if case.label is None else case.label.dtype.itemsize  # which may come later
     return voxels * (4 * case.meta.channels + label)
 
 
