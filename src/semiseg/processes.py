@@ -169,8 +169,8 @@ def _hidden_main() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Within, Ctrl-C waits, and in a process that is started it waits for `_begin`: a Python that is starting would tell
-    of it line by line."""
+    """Within, Ctrl-C waits, and in a process that is started it waits for `_begin`: a Python that is starting would
+    tell of it line by line."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
