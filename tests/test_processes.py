@@ -52,33 +52,6 @@ def test_workers_of_a_killed_process_end() -> None:
     assert not any(map(_lives, workers))
 
 
-STOPPED = """
-import time
-from semiseg.processes import each_of
-try:
-    for index, _ in each_of(time.sleep, [0.01, 600, 600], 2):
-        print(index, flush=True)
-except KeyboardInterrupt:
-    print("stopped")
-"""
-
-
-def test_ctrl_c_ends_workers_without_a_word() -> None:
-    """It reaches the whole group of processes."""
-    with subprocess.Popen(
-        [sys.executable, "-c", STOPPED],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "0\n"
-        os.killpg(parent.pid, signal.SIGINT)
-        out, err = parent.communicate(timeout=60)
-    assert (out, err) == ("stopped\n", "")
-
-
 def _lives(pid: int) -> bool:
     """Whether a process runs; one that ended and was not waited for does not (its state is Z)."""
     status = Path(f"/proc/{pid}/stat")

@@ -147,7 +147,7 @@ def in_order(results: Iterable[tuple[int, R]]) -> list[R]:
 class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing's name)
-        with _hidden_main(), _interrupts_later():
+        with _hidden_main():
             return SpawnProcess._Popen(process_obj)
 
 
@@ -167,21 +167,7 @@ def _hidden_main() -> Iterator[None]:
         vars(main).update(kept)
 
 
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Within, Ctrl-C waits, and in a process that is started it waits for `_begin`: a Python that is starting would
-    tell of it line by line."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _begin() -> None:
-    # Ctrl-C reaches all processes: who started this one says so.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Libraries that are loaded later read these; those that are loaded by now are told.
     os.environ |= dict.fromkeys(THREADS, "1")
     threadpool_limits(1)
