@@ -67,19 +67,21 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def read_rounds(run: Path) -> list[RoundRow]:
     """The rows of `rounds.jsonl`."""
-    path = run / "rounds.jsonl"
-    return [_checked(row, _ROUNDS, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
+    return _rows(run / "rounds.jsonl", _ROUNDS)
 
 
 def read_predictions(folder: Path) -> list[PredictionRow]:
     """The rows of `predictions.jsonl`."""
-    path = folder / "predictions.jsonl"
-    return [_checked(row, _PREDICTIONS, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
+    return _rows(folder / "predictions.jsonl", _PREDICTIONS)
 
 
 def read_notice_rows(path: Path) -> list[NoticeRow]:
     """The rows of `notices.jsonl`."""
-    return [_checked(row, _NOTICES, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
+    return _rows(path, _NOTICES)
+
+
+def _rows(path: Path, adapter: TypeAdapter[Row]) -> list[Row]:
+    return [_checked(row, adapter, path, number) for number, row in enumerate(read_jsonl(path), start=1)]
 
 
 def _checked(row: Any, adapter: TypeAdapter[Row], path: Path, number: int) -> Row:
