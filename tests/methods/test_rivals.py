@@ -403,6 +403,21 @@ def test_the_first_teacher_is_held_against_the_network_of_a_fifth_of_the_warm_up
         assert all(torch.equal(value, expected[key]) for key, value in weights(method.networks[name]).items())
 
 
+@pytest.mark.parametrize("learnt_from", [False, True])
+def test_where_nothing_was_to_be_learnt_the_next_round_is_held_against_a_later_network(learnt_from: bool) -> None:
+    """Rounds could begin at 4, 7, 10 and 13 and do at 4 and 10: the network of step 7 is remembered, unless that of
+    step 4 is the round's teacher."""
+    method = built("pseudo_rounds", Phases.of_steps(4, 16, 20), rounds=4)
+    method.shortest_round = 4
+    assert list(method.labelling_steps) == [4, 10]
+    kept = {}
+    for step in range(10):
+        kept[step] = copy.deepcopy(weights(method.networks[method.evaluated]))
+        labelled, unlabelled = batches(step)
+        method.step(labelled, unlabelled if learnt_from and step >= 4 else None, Draw(seed=4, step=step))
+    assert_same(weights(method.networks["teacher"]), kept[4 if learnt_from else 7])
+
+
 def test_the_student_goes_on_as_it_is_where_training_begins() -> None:
     """Its weights, not its average, and its momentum: the learning rate falls once."""
     method = built("pseudo_rounds", Phases.of_steps(2, 8, 8), ema_decay=0.5)

@@ -91,6 +91,16 @@ def test_labels_that_are_not_trusted_are_not_given(
     ]
 
 
+def test_a_round_that_was_refused_stays_so_when_a_run_goes_on(
+    feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its networks have been remembered anew by then, and might agree."""
+    monkeypatch.setattr(inputs, "verdict", lambda found: (False, "nothing is learnt."))
+    list(feed().steps(0, 4, PHASES))
+    monkeypatch.setattr(inputs, "verdict", lambda found: (True, "trusted."))
+    assert [unlabelled is not None for *_, unlabelled in feed().steps(4, 6, PHASES)] == [False, True]
+
+
 def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed]) -> None:
     def drawn(number: int, **changes: int) -> tuple[str, ...]:
         return tuple(case.name for case in feed(**changes)._drawn(number, 2, 0))

@@ -34,8 +34,8 @@ learnt less, and hold it back (docs/lab/first_hour.md)."""
 
 @lru_cache(maxsize=2)
 def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first steps of the rounds, and the steps before them at which the network is remembered, to be held against
-    the one that labels first.
+    """The first steps of the rounds, and the others at which the network is remembered while nothing is learnt from
+    unlabelled scans, to be held against the one that labels next.
 
     Rounds are of one length; one that would begin too few steps after the one before, or after the run's beginning,
     goes on with what is there.
@@ -49,7 +49,7 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[in
             starts.append(step)
     starts = starts or possible[-1:]
     snapshots = [phases.timeline.step_at(SNAPSHOT * phases.shares[0]), *possible]
-    return tuple(starts), tuple(step for step in snapshots if step < starts[0])
+    return tuple(starts), tuple(step for step in snapshots if step not in starts)
 
 
 def _end(phases: Phases) -> float:
@@ -113,7 +113,7 @@ class PseudoRounds(StudentMethod):
         starts, snapshots = self._cuts
         if draw.step in starts:
             self._teachers["teacher_before"].load_state_dict(self._teachers["teacher"].state_dict())
-        if draw.step in starts or draw.step in snapshots:
+        if draw.step in starts or (draw.step in snapshots and unlabelled is None):
             self._remember()
         if unlabelled is None:
             return self.labelled_step(labelled)

@@ -150,6 +150,8 @@ class Feed:
             data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
             return True
         first, before = rounds[number - 1], rounds[number - 2] if number > 1 else 0
+        if step > first and self._was_refused(first):
+            return False  # said before the run was stopped; the networks have been remembered anew since
         drawn = self._drawn(number, first, before)
         few = drawn[:LOOKED_AT]
         networks = [method.networks[name] for name in method.scan_labellers(step)]
@@ -223,6 +225,10 @@ class Feed:
             return float(draw.generator(f"whether {case.name} is labelled").random())
 
         return tuple(sorted(sorted(cases, key=lot)[:count]))
+
+    def _was_refused(self, first: int) -> bool:
+        assert self.data.scan_labels is not None  # nothing is labelled otherwise
+        return any(row["step"] == first and not row["trusted"] for row in read_rounds(self.data.scan_labels.parent))
 
     def _write_round(
         self,
