@@ -9,10 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from threadpoolctl import threadpool_info
 
-from semiseg.processes import warn_of_other_programs, worker_pool
+from semiseg.processes import map_cases, warn_of_other_programs, worker_pool
 
 PARENT = """
 import os, sys, time
@@ -50,6 +51,59 @@ def test_workers_of_a_killed_process_end() -> None:
     while any(map(_lives, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(_lives, workers))
+
+
+STOPPED = """
+import time
+from semiseg.processes import map_cases
+def killed(case):
+    raise AssertionError
+try:
+    map_cases(time.sleep, [0.01, 1, 1, 600], workers=2, killed=killed, progress=lambda *_: print("one", flush=True))
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_ctrl_c_is_not_heard_by_workers(early: bool) -> None:
+    """It reaches the whole group of processes, those too that are starting; what waits is not begun."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        if early:
+            while not psutil.Process(parent.pid).children():
+                time.sleep(0.01)
+        else:
+            assert parent.stdout.readline() == "one\n"
+        os.killpg(parent.pid, signal.SIGINT)
+        out, err = parent.communicate(timeout=120)
+    assert (out, err) == ("stopped\n", "")
+
+
+def _power(case: int) -> int:
+    if case == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return case**2
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_case_that_kills_its_process_stops_no_other(workers: int) -> None:
+    seen: list[int] = []
+    found = map_cases(
+        _power,
+        range(6),
+        workers=workers,
+        killed=lambda case: -case,
+        progress=lambda done, total, case: seen.append(case),
+    )
+    assert found == [0, 1, 4, -3, 16, 25]
+    assert sorted(seen) == list(range(6))
 
 
 def _lives(pid: int) -> bool:

@@ -7,11 +7,11 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -97,51 +97,69 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     multiprocessing's own they do not run the caller's script again, which therefore needs no `if __name__ ==
     "__main__"`; what they are given must be functions of a module.
     """
-    return ProcessPoolExecutor(workers, mp_context=_SpawnContext(), initializer=_begin)
+    return _Pool(workers, mp_context=_SpawnContext(), initializer=_begin)
+
+
+class _Pool(ProcessPoolExecutor):
+    """Ctrl-C waits while processes are started, and they never hear of it: it reaches all processes of a terminal, and
+    who started them says so."""
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 WAS_KILLED = "the process that read it was killed, most likely for want of memory"
 
 
-@dataclass(frozen=True)
-class Killed:
-    """In the place of a result: the process that was to make it was killed, and again when it did this alone."""
+def map_cases(
+    function: Callable[[T], R],
+    cases: Sequence[T],
+    *,
+    workers: int,
+    killed: Callable[[T], R],
+    progress: Callable[[int, int, T], None] | None = None,
+) -> list[R]:
+    """`function` of each case, in their order, from `workers` processes, or in this one where one is enough.
 
-
-def each_of(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R | Killed]]:
-    """`(index, function(item))` as they come, from `workers` processes, or in this one where one is enough.
-
-    Where a process is killed, the rest is done one by one, so that the item that is at fault is known and stops no
+    Where a process is killed, the rest is done one by one, so that the case that is at fault is known and stops no
     other. What else is raised ends it.
+
+    killed: given a case whose process was killed, and again when it did this case alone; what it returns takes the
+    result's place. progress: called with (done, of how many, the case), as they come.
     """
-    if workers <= 1 or len(items) <= 1:
-        yield from ((index, function(item)) for index, item in enumerate(items))
-        return
-    left = dict(enumerate(items))
-    while left:
-        pool = worker_pool(min(workers, len(left)))
+    results: dict[int, R] = {}
+
+    def done(index: int, result: R) -> None:
+        results[index] = result
+        if progress:
+            progress(len(results), len(cases), cases[index])
+
+    if workers <= 1 or len(cases) <= 1:
+        for index, case in enumerate(cases):
+            done(index, function(case))
+    while left := [index for index in range(len(cases)) if index not in results]:
+        pool, waiting = worker_pool(min(workers, len(left))), iter(left)
+        running: dict[Future[R], int] = {}
         try:
-            futures = {pool.submit(function, item): index for index, item in left.items()}
-            for future in as_completed(futures):
-                try:
-                    result = future.result()
-                except BrokenProcessPool:
-                    continue
-                index = futures[future]
-                del left[index]
-                yield index, result
+            # Not all at once: a pool begins cases before it is asked for them, and Ctrl-C would wait for those, too.
+            with suppress(BrokenProcessPool):
+                while True:
+                    running |= {pool.submit(function, cases[i]): i for i in islice(waiting, workers - len(running))}
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        done(running.pop(future), future.result())
         finally:
             pool.shutdown(cancel_futures=True)
+        left = [index for index in left if index not in results]
         if left and workers == 1:  # one process takes them in order: it was killed by the first that is left
-            index = min(left)
-            del left[index]
-            yield index, Killed()
+            done(left[0], killed(cases[left[0]]))
         workers = 1
-
-
-def in_order(results: Iterable[tuple[int, R]]) -> list[R]:
-    """The results of `each_of` in the order of their items."""
-    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+    return [results[index] for index in range(len(cases))]
 
 
 class _Process(SpawnProcess):

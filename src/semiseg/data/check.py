@@ -26,7 +26,7 @@ from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.processes import WAS_KILLED, Killed, each_of
+from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
@@ -108,11 +108,13 @@ def check_dataset(
 
 def _inspect_all(cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress) -> list[_Findings]:
     """Findings in the order of the cases."""
-    results: dict[int, _Findings] = {}
-    for index, found in each_of(partial(inspect_case, expected=expected), cases, workers):
-        results[index] = _killed(cases[index], expected.root) if isinstance(found, Killed) else found
-        progress(len(results), len(cases))
-    return [results[index] for index in range(len(cases))]
+    return map_cases(
+        partial(inspect_case, expected=expected),
+        cases,
+        workers=workers,
+        killed=partial(_killed, root=expected.root),
+        progress=lambda done, total, case: progress(done, total),
+    )
 
 
 def _killed(case: Case, root: Path) -> _Findings:

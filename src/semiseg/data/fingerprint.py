@@ -15,7 +15,7 @@ from semiseg.errors import DataError
 from semiseg.files import read_json, write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.nifti import read_grid, read_volume
-from semiseg.processes import WAS_KILLED, Killed, each_of, in_order
+from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray, FloatArray, Shape, Spacing
 
@@ -100,13 +100,13 @@ def compute_fingerprint(
     if not any(case.label for case in cases):
         raise DataError(f"{dataset.root}: no training case has a label. Give at least one label map to learn from.")
     measure = partial(_measure, labels=dataset.labels, channels=len(dataset.channels), draw=Draw(seed=seed))
-    found: list[tuple[int, _Measured]] = []
-    for index, one in each_of(measure, cases, workers):
-        killed = _Measured(error=f"{cases[index].images[0]}: {WAS_KILLED}. Leave the case out.")
-        found.append((index, killed if isinstance(one, Killed) else one))
-        if progress:
-            progress(len(found), len(cases), cases[index].id)
-    measured = in_order(found)
+    measured = map_cases(
+        measure,
+        cases,
+        workers=workers,
+        killed=lambda case: _Measured(error=f"{case.images[0]}: {WAS_KILLED}. Leave the case out."),
+        progress=(lambda done, total, case: progress(done, total, case.id)) if progress else None,
+    )
     problems = tuple((c.id, m.error) for c, m in zip(cases, measured, strict=True) if m.error is not None)
     samples = [m.samples for m in measured if m.samples is not None]
     if not samples:

@@ -25,7 +25,7 @@ from semiseg.io.dataset import Case
 from semiseg.io.nifti import RawChannel, RawVolume, read_raw
 from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
-from semiseg.processes import WAS_KILLED, Killed, each_of, in_order
+from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -138,13 +138,13 @@ def prepare_cases(
     goes on where the first was cut off. With more than one worker, processes are spawned with one compute
     thread each.
     """
-    results: list[tuple[int, PreparedCase]] = []
-    for index, one in each_of(partial(_attempt, plan=plan, store_folder=store_folder), cases, workers):
-        killed = PreparedCase(id=cases[index].id, error=f"{cases[index].images[0]}: {WAS_KILLED}.")
-        results.append((index, killed if isinstance(one, Killed) else one))
-        if progress:
-            progress(len(results), len(cases), cases[index].id)
-    return in_order(results)
+    return map_cases(
+        partial(_attempt, plan=plan, store_folder=store_folder),
+        cases,
+        workers=workers,
+        killed=lambda case: PreparedCase(id=case.id, error=f"{case.images[0]}: {WAS_KILLED}."),
+        progress=(lambda done, total, case: progress(done, total, case.id)) if progress else None,
+    )
 
 
 def _attempt(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:

@@ -17,7 +17,7 @@ from semiseg.geometry import bounding_box
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.nifti import read_label
 from semiseg.ops.resample import resample_image, resample_label, target_shape
-from semiseg.processes import Killed, each_of, in_order
+from semiseg.processes import map_cases
 from semiseg.types import BoolArray, Shape, Spacing
 
 MOST_CASES = 4
@@ -42,12 +42,14 @@ def grid_ceilings(
     step = max(1, len(labels) // MOST_CASES)
     chosen = list(labels)[::step][:MOST_CASES]
     measure = partial(_kept_of, grids=grids, scheme=scheme)
-    found: list[tuple[int, list[list[float]]]] = []
-    for index, one in each_of(measure, chosen, workers):
-        found.append((index, [] if isinstance(one, Killed) else one))  # the fingerprint names it
-        if progress:
-            progress(len(found), len(chosen), chosen[index].name)
-    organs = [organ for one in in_order(found) for organ in one]
+    kept = map_cases(
+        measure,
+        chosen,
+        workers=workers,
+        killed=lambda path: [],  # the fingerprint names it
+        progress=(lambda done, total, path: progress(done, total, path.name)) if progress else None,
+    )
+    organs = [organ for one in kept for organ in one]
     return {grid: float(np.mean([organ[i] for organ in organs])) if organs else 1.0 for i, grid in enumerate(grids)}
 
 

@@ -19,7 +19,7 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.nifti import Grid, read_label
-from semiseg.processes import WAS_KILLED, Killed, each_of, in_order
+from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.randomness import Draw
 from semiseg.types import LabelArray
 from semiseg.words import counted, shortened
@@ -110,21 +110,24 @@ def evaluate_folder(
         _Job(case, reference, prediction, image, labels, rules, tolerance_mm)
         for case, reference, prediction, image in _pair(predictions, references)
     ]
-    scored: list[tuple[int, CaseScores]] = []
-    for index, one in each_of(_score_files, jobs, workers):
-        if isinstance(one, Killed):
-            raise DataError(
-                f"{jobs[index].prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and "
-                f"{jobs[index].reference} are as large as they should be."
-            )
-        scored.append((index, one))
-        if progress:
-            progress(len(scored), len(jobs))
-    cases = in_order(scored)
+    cases = map_cases(
+        _score_files,
+        jobs,
+        workers=workers,
+        killed=_killed,
+        progress=(lambda done, total, job: progress(done, total)) if progress else None,
+    )
     draw = Draw(seed=settings.seed)
     summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=settings.bootstrap_samples)
     write_summary(output or predictions, summary)
     return summary
+
+
+def _killed(job: _Job) -> CaseScores:
+    raise DataError(
+        f"{job.prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and "
+        f"{job.reference} are as large as they should be."
+    )
 
 
 def _scored_organs(
