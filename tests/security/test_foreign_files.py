@@ -50,6 +50,39 @@ def test_a_new_run_is_not_made_among_other_files(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(("name", "text"), [("summary.csv", "case,mine\n"), ("summary.json", '{"rules": "mine"}')])
+def test_a_summary_is_not_written_over_a_file_of_another_kind(
+    name: str, text: str, semiseg_command: Command, run: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    output.mkdir()
+    (output / name).write_text(text)
+    command = (
+        "evaluate",
+        "--predictions",
+        run / "predictions",
+        "--references",
+        phantoms / "labelsTs",
+        "--output",
+        output,
+    )
+    answer = semiseg_command(*command)
+    assert answer.code == 2
+    assert f"{name}: is no summary of ours" in answer.err
+    assert contents(output) == {name: text.encode()}
+    (output / name).unlink()
+    for _ in range(2):  # its own it writes anew
+        assert semiseg_command(*command).code == 0
+
+
+def test_the_demo_does_not_write_over_another_page(semiseg_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    answer = semiseg_command("demo", tmp_path)
+    assert answer.code == 2
+    assert "report.html: no demo made it" in answer.err
+    assert contents(tmp_path) == {"report.html": b"mine"}
+
+
 def test_what_lies_beside_our_files_stays(semiseg_command: Command, run: Path, tmp_path: Path) -> None:
     """Training a finished run again, and exporting into an earlier export."""
     beside = [run / "model" / "notes.txt", run / "checkpoints" / "step-000003 copy" / "a.txt", run / "store" / "b.txt"]

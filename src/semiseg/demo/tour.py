@@ -14,7 +14,7 @@ from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.demo.dataset import write_phantom_dataset
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.settings import PredictSettings
@@ -67,6 +67,9 @@ def run_demo(
     console = Console(quiet=quiet)
     counts = f"{counted(size.labelled, 'scan')} with labels, {size.unlabelled} without, {size.test} to test on"
     console.rule(f"1. An abdominal CT phantom set: {counts}")
+    page = folder / "report.html"
+    if page.exists() and not (folder / "data").exists():
+        raise ConfigError(f"{page}: no demo made it, and it would be written over. Name a new folder, or an empty one.")
     data = write_phantom_dataset(folder / "data", seed=seed, **asdict(size))
     if not workflows.check(data, quiet=quiet).ok:
         raise DataError(f"{data}: the generated set is damaged. Delete the folder and run the demo again.")
@@ -85,7 +88,6 @@ def run_demo(
         workflows.run_all(folder / name, settings, quiet=quiet)
     console.rule("4. Both side by side")
     folders = [folder / name for name in runs]
-    page = folder / "report.html"
     workflows.compare(folders, names=["Baseline", "Baseline + MPL"], page=page, quiet=quiet)
     minutes = (time.monotonic() - began) / 60
     console.print(f"\nDone in {minutes:.1f} minutes. Open these in a browser:")

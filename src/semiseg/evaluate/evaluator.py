@@ -13,7 +13,7 @@ import numpy as np
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.evaluate.metrics import OrganScores, score_case
-from semiseg.evaluate.summary import CaseScores, Rules, Summary, summarise, write_summary
+from semiseg.evaluate.summary import CaseScores, Rules, Summary, refuse_foreign_summary, summarise, write_summary
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scan_files, stem
@@ -101,11 +101,13 @@ def evaluate_folder(
 
     Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
     is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
-    do not fit.
+    do not fit, and where a file that is no summary would be written over.
     """
     settings = settings or EvaluateSettings()
     rules = rules or settings.rules
     organs, tolerance_mm = _scored_organs(labels, rules, settings)
+    output = output or predictions
+    refuse_foreign_summary(output)
     jobs = [
         _Job(case, reference, prediction, image, labels, rules, tolerance_mm)
         for case, reference, prediction, image in _pair(predictions, references)
@@ -119,7 +121,7 @@ def evaluate_folder(
     )
     draw = Draw(seed=settings.seed)
     summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=settings.bootstrap_samples)
-    write_summary(output or predictions, summary)
+    write_summary(output, summary)
     return summary
 
 

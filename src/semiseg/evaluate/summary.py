@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.metrics import OrganScores
 from semiseg.evaluate.statistics import Interval, is_range, mean_interval
 from semiseg.files import read_json, write_json, write_text
@@ -99,12 +100,31 @@ def pair_count(cases: Sequence[CaseScores]) -> tuple[int, int]:
     return both, sum(organ["dice"] is not None for organ in scores)
 
 
+_FIELDS = ("case", "label", "organ", *OrganScores.__annotations__)
+
+
+def refuse_foreign_summary(folder: Path) -> None:
+    """Raise `ConfigError` where a summary would be written over a file that is none."""
+    table, file = folder / "summary.csv", folder / "summary.json"
+    with suppress(FileNotFoundError), table.open(encoding="utf-8", errors="replace", newline="") as lines:
+        if lines.readline().rstrip("\n") != ",".join(_FIELDS):
+            raise ConfigError(f"{table}: is no summary of ours, and would be written over. {_ELSEWHERE}")
+    if file.is_file():
+        with suppress(DataError):
+            found = read_json(file)
+            if isinstance(found, dict) and found.keys() >= Summary.__annotations__.keys():
+                return
+        raise ConfigError(f"{file}: is no summary of ours, and would be written over. {_ELSEWHERE}")
+
+
+_ELSEWHERE = "Move it away, or name another folder (--output)."
+
+
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write `summary.json`, and `summary.csv` with a row per case and organ (empty cell: undefined)."""
     labels = {name: value for value, name in summary["organs"].items()}
-    fields = ["case", "label", "organ", *OrganScores.__annotations__]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=fields, lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=_FIELDS, lineterminator="\n")
     writer.writeheader()
     for case in summary["cases"]:
         for organ, scores in case["organs"].items():
