@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from semiseg.errors import ConfigError
@@ -56,6 +59,21 @@ def test_a_command_that_is_over_before_the_first_sample(tmp_path: Path) -> None:
 def test_a_killed_command_has_the_code_of_a_shell(tmp_path: Path) -> None:
     code, _ = measure_command(["sh", "-c", "kill -9 $$"], tmp_path)
     assert code == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_measuring_ends_the_command_and_its_figures_are_written(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    waiting = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)"
+    measure = [sys.executable, "-m", "semiseg", "measure", "--output", str(tmp_path / "out"), "--"]
+    with subprocess.Popen([*measure, sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        command = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(number)
+        assert process.wait(timeout=120) == 128 + number
+    assert not command.is_running()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_code"] == 128 + number
 
 
 def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
