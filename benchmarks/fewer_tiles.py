@@ -51,7 +51,7 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for name, options in WAYS.items():
         output = run / "fewer-tiles" / name.replace(" ", "-").replace(",", "")
-        settings = PredictSettings(engine=arguments.engine, postprocess=False, **options)
+        settings = PredictSettings(engine=arguments.engine, postprocess=False, mirror=False, **options)
         workflows.predict(run / "model", images, output, settings=settings)
         summary = evaluate_folder(output, references, read_plan(run / "plan.toml").labels)
         dice[name] = case_means(summary["cases"], "dice")

@@ -27,7 +27,7 @@ def test_nothing_given_means_the_defaults() -> None:
         ("train.steps=100", "train", "steps", 100),
         ("method.learning_rate=3e-4", "method", "learning_rate", 3e-4),
         ("method.learning_rate=1", "method", "learning_rate", 1.0),
-        ("predict.mirror=true", "predict", "mirror", True),
+        ("predict.mirror=false", "predict", "mirror", False),
         ("method.name=supervised", "method", "name", "supervised"),
         ('method.name="supervised"', "method", "name", "supervised"),
         (" train.seed = 7", "train", "seed", 7),

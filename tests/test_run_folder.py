@@ -51,8 +51,8 @@ def test_until_it_is_trained_what_only_training_depends_on_may_change(tmp_path: 
         ConfigError, match=r"run\.toml: .*other settings:\n  train\.seed = 3 in the run, 4 now\nUse anoth"
     ):
         keep_asked(tmp_path, replace(changed, train=TrainSettings(seed=4)))
-    assert keep_asked(tmp_path, replace(changed, predict=PredictSettings(mirror=True))).predict.mirror
-    assert read_settings(tmp_path / "run.toml").predict.mirror
+    assert keep_asked(tmp_path, replace(changed, predict=PredictSettings(tile_step=0.7))).predict.tile_step == 0.7
+    assert read_settings(tmp_path / "run.toml").predict.tile_step == 0.7
 
 
 @pytest.mark.parametrize(

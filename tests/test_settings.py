@@ -53,7 +53,7 @@ UNUSUAL = RunSettings(
     augment=AugmentSettings(enabled=False, coarse_axis=0, mirror_axes=(), zoom=(0.5, 1.0), gamma=(1.0, 1.0)),
     method=MethodSettings(name="supervised", learning_rate=1e20, weight_decay=5e-324, teacher_every=7),
     train=TrainSettings(steps=10**9, minutes=0.1, seed=2**63 - 1, schedule="plateau"),
-    predict=PredictSettings(device="cuda:1", mirror=True, tile_step=1.0),
+    predict=PredictSettings(device="cuda:1", mirror=False, tile_step=1.0),
     evaluate=EvaluateSettings(tolerance_mm=0.0, organ_tolerance_mm={"left kidney": 2.5, "ö.x": 1.0}),
 )
 

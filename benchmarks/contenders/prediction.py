@@ -21,7 +21,8 @@ def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
 
     output = folder / "predicted-by-semiseg"
     shutil.rmtree(output, ignore_errors=True)
-    settings = PredictSettings(**({"engine": "openvino"} | options))
+    chosen: dict[str, Any] = {"engine": "openvino", "mirror": False} | options
+    settings = PredictSettings(**chosen)
 
     def work() -> dict[str, Any]:
         workflows.predict(folder / model, [folder / "scan"], output, settings=settings, quiet=True)

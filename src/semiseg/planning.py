@@ -69,8 +69,9 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
     else:
         parts.append(f"train {in_minutes(settings.train.minutes)}")
     if tests:
-        # A pass without gradients is a third of a training step, and tiles overlap.
-        cost = size.voxel_seconds * on_grid * _TILES_OVERLAP / 3 if size and size.voxel_seconds else None
+        # A pass without gradients is a third of a training step, tiles overlap, and each is seen mirrored, too.
+        views = 2 ** len(plan.mirror_axes) if settings.predict.mirror else 1
+        cost = size.voxel_seconds * on_grid * _TILES_OVERLAP * views / 3 if size and size.voxel_seconds else None
         took = f" ({_about(cost * len(tests))})" if cost is not None else ""
         parts.append(f"predict {counted(len(tests), 'test case')}{took}")
         if any(case.label for case in tests):

@@ -62,7 +62,7 @@ from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.memory import check_budget
 from semiseg.predict.model import Model, load_model
 from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
-from semiseg.predict.predictor import Outcome, check_mirroring, check_output_file, predict_scan_to, predict_scans
+from semiseg.predict.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.report import write_comparison_report, write_report
@@ -423,7 +423,6 @@ def _predict(
 ) -> list[Outcome]:
     members = [load_model(folder) for folder in (model, *ensemble)]
     loaded = joined(members) if ensemble else members[0]
-    check_mirroring(loaded, settings)
     engines = [
         choose_engine(member, scans, output, settings, say=lambda text: None if quiet else print(text))
         for member in members

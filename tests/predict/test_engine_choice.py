@@ -57,7 +57,7 @@ class Chosen:
 
     def __init__(self, model: Model, scans: list[Scan], output: Path, **settings: object) -> None:
         self.said: list[str] = []
-        given = PredictSettings(**{"device": "cpu", "tile_step": 1.0} | settings)  # type: ignore[arg-type]
+        given = PredictSettings(**{"device": "cpu", "tile_step": 1.0, "mirror": False} | settings)  # type: ignore[arg-type]
         self.engine = choose_engine(model, scans, output, given, say=self.said.append)
         self.choice = Choice(self.engine.name, self.engine.precision)
 
@@ -139,7 +139,7 @@ def test_an_engine_that_is_asked_for_is_checked_too(
 def test_a_folder_keeps_the_engine_that_it_was_begun_with(
     model: Model, scans: list[Scan], machine: list[str], tmp_path: Path
 ) -> None:
-    settings = PredictSettings(device="cpu", tile_step=1.0)
+    settings = PredictSettings(device="cpu", tile_step=1.0, mirror=False)
     begun = Chosen(model, scans, tmp_path / "out", engine="onnx")
     predict_scans(scans[:1], model, begun.engine, tmp_path / "out", settings)
     assert Chosen(model, scans, tmp_path / "out").choice == ("onnx", "float32")

@@ -25,7 +25,7 @@ pytestmark = [
     # NNCF and what it imports, over which the project has no say
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
-INT8 = PredictSettings(device="cpu", engine="openvino", precision="int8", tile_step=1.0)
+INT8 = PredictSettings(device="cpu", engine="openvino", precision="int8", tile_step=1.0, mirror=False)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ from semiseg.predict.settings import PredictSettings
 
 SIZES = NetworkPlan(features=(4, 6), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
 ORGANS = 13
-SETTINGS = PredictSettings(tile_step=1.0, device="cpu")
+SETTINGS = PredictSettings(tile_step=1.0, device="cpu", mirror=False)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ from semiseg.predict.settings import PredictSettings
 folder, scan, output, name, options = sys.argv[1:]
 model = load_model(Path(folder))
 engine = open_engine(model, name, device="cpu")
-settings = PredictSettings(tile_step=1.0, device="cpu", **json.loads(options))
+settings = PredictSettings(tile_step=1.0, device="cpu", **{"mirror": False} | json.loads(options))
 engine_bytes = measure_engine([engine], model, settings)
 scans = find_scans([Path(scan)])
 (planned,) = scan_needs(scans, model, settings, engine_bytes=engine_bytes).values()
@@ -136,7 +136,7 @@ from semiseg.predict.settings import PredictSettings
 folder, scan, output, share = sys.argv[1:]
 model = load_model(Path(folder))
 engine = open_engine(model, "openvino")
-settings = PredictSettings(tile_step=1.0, device="cpu")
+settings = PredictSettings(tile_step=1.0, device="cpu", mirror=False)
 engine_bytes = measure_engine([engine], model, settings)
 scans = find_scans([Path(scan)])
 (planned,) = scan_needs(scans, model, settings, engine_bytes=engine_bytes).values()

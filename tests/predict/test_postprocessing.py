@@ -85,7 +85,7 @@ def test_prediction_ends_with_the_chosen_steps(model_folder: Path, tmp_path: Pat
     folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
 
     def voxels(model: Model, **settings: Any) -> tuple[int, bool]:
-        given = PredictSettings(device="cpu", **settings)
+        given = PredictSettings(device="cpu", mirror=False, **settings)
         (outcome,) = predict_scans(find_scans([tmp_path / "in"]), model, Spotted(), tmp_path / "out", given)
         return int(np.count_nonzero(np.asarray(nib.load(outcome.output).dataobj) == 1)), outcome.reused
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def scan_memory(
 def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, int]:
     """The bytes that each scan takes, by its id; scans that cannot be read are left out, for prediction to name."""
     cleaned = bool(model_steps(model, settings))
+    settings = replace(settings, mirror=settings.mirror and bool(model.mirror_axes))
     needs: dict[str, int] = {}
     for scan in scans:
         with suppress(DataError, OSError):

