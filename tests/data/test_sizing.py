@@ -9,11 +9,20 @@ from itertools import pairwise
 from math import prod
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from semiseg.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from semiseg.data.plan import Plan
 from semiseg.data.planner import PlanSettings, estimated_gb, make_plan, target_spacing
-from semiseg.data.sizing import Candidate, candidate_grids, features_to_try, organ_voxels, timed_plan
+from semiseg.data.sizing import (
+    Candidate,
+    candidate_grids,
+    features_to_try,
+    organ_voxels,
+    proportional_patch,
+    timed_plan,
+)
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.types import Shape, Spacing
@@ -97,6 +106,29 @@ def test_a_scan_is_not_made_coarser_where_its_labels_would_not_survive() -> None
     plan = timed_plan(one, LABELS, CPU, kept, COSTS, seconds=600)
     assert plan.spacing_mm == grids[0]
     assert plan.reasons[1].endswith("that of the median scan.")
+
+
+@pytest.mark.parametrize(
+    ("scan", "voxels", "patch"),
+    [
+        ((35, 51, 35), 22_000, (24, 40, 24)),
+        ((30, 60, 120), 27_000, (16, 32, 64)),  # half of each edge, in steps that can be halved
+        ((7, 100, 100), 25_000, (7, 56, 56)),  # thin: its slices stay together
+        ((20, 200, 200), 30_000, (8, 64, 64)),  # a tenth of its slices would be none
+        ((35, 51, 35), 1e9, (32, 48, 32)),  # the scan, and no more
+    ],
+)
+def test_a_patch_has_the_proportions_of_the_scan(scan: Shape, voxels: float, patch: Shape) -> None:
+    assert proportional_patch(scan, voxels) == patch
+
+
+@given(scan=st.tuples(*[st.integers(4, 400)] * 3), voxels=st.floats(8_000, 400_000))
+def test_a_proportional_patch_has_as_many_voxels_as_was_asked_for(scan: Shape, voxels: float) -> None:
+    """Each edge is rounded to an eighth or nearer, or to 4 voxels and a half."""
+    found = proportional_patch(scan, voxels)
+    asked = min(voxels, prod(scan))
+    assert all(edge <= 1.25 * max(4, n) for edge, n in zip(found, scan, strict=True))
+    assert asked / 2 <= prod(found) <= 2 * max(asked, prod(min(8, n) for n in scan))
 
 
 def test_the_reasons_are_said() -> None:

@@ -1,7 +1,7 @@
 """The planner: from a fingerprint and a memory budget to the plan. Rules: docs/decisions/0001 and 0002.
 
 Spacing is nnU-Net's (median; the 10th percentile along a coarse axis). The patch starts at 4 voxels of the
-coarsest level and grows, always along the axis that is shortest in millimetres, until it covers the median
+coarsest level and grows, always along the axis of which it covers least of the median scan, until it covers that
 scan, has as many voxels as the paper's, or fills the memory with the smallest batch; what memory is left
 goes into the batch.
 """
@@ -114,9 +114,9 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
     spacing = settings.spacing_mm or target_spacing(fingerprint)
     median = median_shape(fingerprint, spacing)
     strides, kernels = _levels(settings.patch or median, spacing, settings)
-    units = _triple(prod(stride[axis] for stride in strides) for axis in range(3))
-    limit = _triple(ceil(n / unit) * unit for n, unit in zip(median, units, strict=True))
-    smallest = _triple(min(n, SMALLEST_BOTTLENECK * unit) for n, unit in zip(limit, units, strict=True))
+    units = triple(prod(stride[axis] for stride in strides) for axis in range(3))
+    limit = triple(ceil(n / unit) * unit for n, unit in zip(median, units, strict=True))
+    smallest = triple(min(n, SMALLEST_BOTTLENECK * unit) for n, unit in zip(limit, units, strict=True))
     least_batch, most_batch = (settings.batch, settings.batch) if settings.batch else BATCHES[settings.planned_for]
 
     def plan(base: int, patch: Shape, batch: int) -> Plan:
@@ -144,7 +144,7 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
         smallest,
         limit,
         units,
-        spacing,
+        median,
         lambda patch: prod(patch) <= most_voxels and fits(plan(base, patch, least_batch)),
     )
     batches = range(most_batch, least_batch, -1)
@@ -191,7 +191,7 @@ def target_spacing(fingerprint: Fingerprint) -> Spacing:
 def median_shape(fingerprint: Fingerprint, spacing_mm: Spacing) -> Shape:
     """The median over the training cases of their shapes at `spacing_mm`, rounded up."""
     shapes = [target_shape(case.shape_zyx, case.spacing_mm, spacing_mm) for case in fingerprint.cases]
-    return _triple(ceil(n) for n in np.median(shapes, axis=0))
+    return triple(ceil(n) for n in np.median(shapes, axis=0))
 
 
 def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
@@ -208,15 +208,15 @@ def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple
     kernels: list[Shape] = []
     while True:
         bound = HELD_BACK_RATIO * min(current)
-        kernel = _triple(3 if k == 3 or s <= bound else 1 for k, s in zip(kernel, current, strict=True))
+        kernel = triple(3 if k == 3 or s <= bound else 1 for k, s in zip(kernel, current, strict=True))
         kernels.append(kernel)
         room = [_can_pool(n, unit, given) for n, unit in zip(shape, units, strict=True)]
         bound = HELD_BACK_RATIO * min((s for s, free in zip(current, room, strict=True) if free), default=0.0)
-        stride = _triple(2 if free and s <= bound else 1 for free, s in zip(room, current, strict=True))
+        stride = triple(2 if free and s <= bound else 1 for free, s in zip(room, current, strict=True))
         if len(kernels) == settings.max_levels or sum(room) < 2:
             break
         strides.append(stride)
-        units = _triple(a * b for a, b in zip(units, stride, strict=True))
+        units = triple(a * b for a, b in zip(units, stride, strict=True))
         current = (current[0] * stride[0], current[1] * stride[1], current[2] * stride[2])
     if len(strides) == 1:
         source = f"plan.patch = {shape}" if given else f"the median scan of {shape} voxels at {spacing_mm} mm"
@@ -251,14 +251,14 @@ def _affordable_base(plan: Callable[[int], Plan], fits: Callable[[Plan], bool], 
     return base
 
 
-def _grow(smallest: Shape, limit: Shape, units: Shape, spacing_mm: Spacing, fits: Callable[[Shape], bool]) -> Shape:
-    """`smallest` grown by `units` along the axis that is shortest in mm, while it `fits` and is within
-    `limit`.
+def _grow(smallest: Shape, limit: Shape, units: Shape, median: Shape, fits: Callable[[Shape], bool]) -> Shape:
+    """`smallest` grown by `units` along the axis of which it covers least of the `median` scan, while it `fits` and is
+    within `limit`.
     """
     patch, growing = smallest, {0, 1, 2}
     while growing:
-        axis = min(growing, key=lambda a: (patch[a] * spacing_mm[a], a))
-        larger = _triple(n + units[a] if a == axis else n for a, n in enumerate(patch))
+        axis = min(growing, key=lambda a: (patch[a] / median[a], a))
+        larger = triple(n + units[a] if a == axis else n for a, n in enumerate(patch))
         if larger[axis] <= limit[axis] and fits(larger):
             patch = larger
         else:
@@ -287,6 +287,6 @@ def _normalisation(channel: str, intensity: ChannelIntensity) -> ChannelNormalis
     )
 
 
-def _triple(values: Iterable[int]) -> Shape:
+def triple(values: Iterable[int]) -> Shape:
     z, y, x = values
     return (z, y, x)

@@ -16,11 +16,21 @@ from statistics import fmean, median
 
 from semiseg.data.fingerprint import Fingerprint
 from semiseg.data.plan import Plan
-from semiseg.data.planner import BATCHES, FEATURES, PATCH_VOXELS, PlanSettings, estimated_gb, make_plan, median_shape
+from semiseg.data.planner import (
+    BATCHES,
+    FEATURES,
+    PATCH_VOXELS,
+    SMALLEST_BOTTLENECK,
+    PlanSettings,
+    estimated_gb,
+    make_plan,
+    median_shape,
+    triple,
+)
 from semiseg.data.planner import target_spacing as usual_spacing
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
-from semiseg.types import Spacing
+from semiseg.types import Shape, Spacing
 from semiseg.words import in_minutes
 
 FOR_STEPS = 0.85
@@ -39,6 +49,8 @@ EFFECTIVE_REACH = 0.75
 _COARSER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 _SMALLEST_PATCH_VOXELS = 8_000
 _PATCH_STEP = 1.4
+_THIN = 8
+"""Voxels of a patch along an axis, at least, where the scan has them."""
 _FEWEST_LEVELS = 3
 
 
@@ -139,14 +151,14 @@ def _candidates(
     least, most = BATCHES[settings.planned_for]
     batches = (settings.batch,) if settings.batch else tuple(sorted({least, 4, most} & set(range(least, most + 1))))
     for grid, share in kept.items():
-        scan, organ = prod(median_shape(fingerprint, grid)), organ_voxels(fingerprint, grid)
+        median, organ = median_shape(fingerprint, grid), organ_voxels(fingerprint, grid)
         for base, cost in voxel_seconds.items():
-            for batch, levels, voxels in product(batches, _levels(settings), _patch_sizes(settings)):
+            for batch, levels, patch in product(batches, _levels(settings), _patches(settings, median)):
                 told = replace(
                     settings,
                     spacing_mm=grid,
                     base_features=base,
-                    max_patch_voxels=voxels,
+                    patch=patch,
                     max_levels=levels,
                     batch=batch,
                 )
@@ -159,7 +171,7 @@ def _candidates(
                     continue
                 seen.add(key)
                 step = cost * prod(plan.patch) * batch
-                yield Candidate(plan, FOR_STEPS * seconds / step, step, scan, organ, share)
+                yield Candidate(plan, FOR_STEPS * seconds / step, step, prod(median), organ, share)
 
 
 def organ_voxels(fingerprint: Fingerprint, grid: Spacing) -> float:
@@ -177,12 +189,38 @@ def _levels(settings: PlanSettings) -> Sequence[int]:
     return list(range(settings.max_levels, _FEWEST_LEVELS - 1, -1)) or [settings.max_levels]
 
 
-def _patch_sizes(settings: PlanSettings) -> Sequence[int]:
-    most = settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for]
-    sizes = [most]
+def _patches(settings: PlanSettings, median: Shape) -> Sequence[Shape | None]:
+    """Patches to choose from; None is the one that the planner grows, the largest."""
+    if settings.patch:
+        return [settings.patch]
+    sizes = [float(settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for])]
     while sizes[-1] / _PATCH_STEP >= _SMALLEST_PATCH_VOXELS:
-        sizes.append(int(sizes[-1] / _PATCH_STEP))
-    return sizes[:1] if settings.patch else sizes
+        sizes.append(sizes[-1] / _PATCH_STEP)
+    return list(dict.fromkeys([None, *(proportional_patch(median, size) for size in sizes)]))
+
+
+def proportional_patch(scan: Shape, voxels: float) -> Shape:
+    """A patch of about so many voxels with the proportions of a scan, which holds more of what tells places apart than
+    a cube does (docs/lab/first_hour.md). Thin axes are not cut; edges can be halved while 4 voxels are left.
+    """
+    thin = {axis for axis in range(3) if scan[axis] <= _THIN}
+    while True:
+        free = [axis for axis in range(3) if axis not in thin]
+        room = voxels / prod(scan[axis] for axis in thin)
+        factor = min(1.0, (room / prod(scan[axis] for axis in free)) ** (1 / max(1, len(free))))
+        if not (cut := {axis for axis in free if factor * scan[axis] < _THIN}):
+            break
+        thin |= cut  # these keep as many voxels as a thin axis has, or nearly
+        scan = triple(min(edge, _THIN) if axis in cut else edge for axis, edge in enumerate(scan))
+    edges = (edge if axis in thin else factor * edge for axis, edge in enumerate(scan))
+    return triple(_halvable(edge) for edge in edges)
+
+
+def _halvable(edge: float) -> int:
+    unit = 1
+    while edge / (2 * unit) >= SMALLEST_BOTTLENECK:
+        unit *= 2
+    return max(SMALLEST_BOTTLENECK, round(edge / unit) * unit)
 
 
 def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Iterator[str]:
