@@ -60,11 +60,14 @@ class Learner:
         with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
             return cast(Tensor, self.network(images)).float()
 
+    def deep_logits(self, images: Tensor) -> list[Tensor]:
+        """As `logits`, then those of each coarser level that has a head."""
+        with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
+            return [logits.float() for logits in self.network.deep_logits(images)]
+
     def labelled_loss(self, labelled: Batch) -> Tensor:
         """Cross-entropy + Dice of the labelled batch, with a graph."""
-        with torch.autocast(labelled.images.device.type, self._autocast, enabled=self._autocast is not None):
-            outputs = self.network.deep_logits(labelled.images)
-        return deep_supervised_loss(labelled.labels, [o.float() for o in outputs], ignore=self._ignore)
+        return deep_supervised_loss(labelled.labels, self.deep_logits(labelled.images), ignore=self._ignore)
 
     def gradient(self, loss: Tensor) -> Parameters:
         """d loss / d parameters by name."""

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from semiseg.losses import supervised_loss
+from semiseg.losses import deep_supervised_loss
 from semiseg.methods.agreement import contradicted
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod, label_images
@@ -125,9 +125,9 @@ class PseudoRounds(StudentMethod):
         first = draw.step % 2 if len(labelled.images) > 1 else 0
         true, strong = Batch(labelled.images[first::2], labelled.labels[first::2]), unlabelled.strong[first::2]
         count, labels = len(true.images), labels[first::2]
-        logits = self.student.logits(torch.cat([true.images, strong]))
-        loss = supervised_loss(true.labels, logits[:count], ignore=self.ignore)
-        pseudo = supervised_loss(labels, logits[count:], ignore=HIDDEN)
+        outputs = self.student.deep_logits(torch.cat([true.images, strong]))
+        loss = deep_supervised_loss(true.labels, [logits[:count] for logits in outputs], ignore=self.ignore)
+        pseudo = deep_supervised_loss(labels, [logits[count:] for logits in outputs], ignore=HIDDEN)
         total = (loss + self.settings.weight_of_unlabelled * pseudo) / 2
         norm = self.student.step(total, self.learning_rate_factor)
         return {
