@@ -47,9 +47,9 @@ bench: .venv/installed .peers/installed
 	$(call study,hippocampus_by_minutes,Dataset004_Hippocampus)
 	$(call study,head_neck_by_minutes,Dataset101_HeadNeckCT)
 	$(call study,left_atrium_by_minutes,Dataset102_LeftAtriumHalf)
-	$(BIN)/semiseg run runs/hippocampus --recipe recipes/hippocampus.toml --data $(DATA)/Dataset004_Hippocampus --method pseudo_label
+	$(BIN)/semiseg run runs/hippocampus --data $(DATA)/Dataset004_Hippocampus --labelled 4 --minutes 10 --method pseudo_label
 	$(BIN)/python benchmarks/gradient_cosine.py --run runs/hippocampus
-	$(BIN)/semiseg run runs/head_neck --recipe recipes/head_neck.toml --data $(DATA)/Dataset101_HeadNeckCT --method supervised
+	$(BIN)/semiseg run runs/head_neck --data $(DATA)/Dataset101_HeadNeckCT --labelled 8 --minutes 10 --method supervised
 	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck --data $(DATA)/Dataset101_HeadNeckCT
 
 clean:

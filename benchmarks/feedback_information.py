@@ -1,6 +1,6 @@
 """Does dense feedback know which pseudo-labels are wrong?
 
-    semiseg prepare HIDDEN --recipe recipes/hippocampus.toml --data FOLDER --set data.labelled=160
+    semiseg prepare HIDDEN --recipe docs/lab/studies/recipes/hippocampus.toml --data FOLDER --set data.labelled=160
     python benchmarks/feedback_information.py --run RUN --hidden HIDDEN
 
 RUN: trained by mpl or pseudo_label, with a teacher. HIDDEN: the same cases prepared with all their labels, by the same

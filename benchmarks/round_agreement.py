@@ -1,7 +1,7 @@
 """Whether the scans on which the last two rounds agree are those that are labelled well, against hidden labels.
 
-    semiseg prepare ALL --recipe recipes/left_atrium.toml --data FOLDER --labelled 80 --set plan.base_features=16 \\
-        --set plan.patch=[32,48,48]
+    semiseg prepare ALL --recipe docs/lab/studies/recipes/left_atrium.toml --data FOLDER --labelled 80 \\
+        --set plan.base_features=16 --set plan.patch=[32,48,48]
     python benchmarks/round_agreement.py --run RUN --labels ALL
 
 RUN was trained by rounds of whole scans; ALL is a run of the same plan that is only prepared, with every label.

@@ -49,7 +49,7 @@ class _RunArguments(_Computes):
     run: tyro.conf.Positional[Path]
     """Run folder, for example runs/first; everything is kept there, and the same command goes on."""
     recipe: Path | None = None
-    """A TOML file of settings (recipes/*.toml are runs that we stand behind)."""
+    """A TOML file of settings (recipes/flare22.toml has the plan of the published system)."""
     data: Path | None = None
     """Dataset folder; overrides the recipe's data.root."""
     minutes: float | None = None

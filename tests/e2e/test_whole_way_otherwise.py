@@ -1,4 +1,4 @@
-"""Every recipe that is shipped takes real steps, at reduced sizes."""
+"""The published system's recipe, compact students, and real sets take real steps, at reduced sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semiseg.config import load_settings
 from semiseg.data.plan import read_plan
 from semiseg.evaluate import read_summary
 from semiseg.files import hash_files, read_json, read_jsonl, write_json
@@ -20,16 +19,11 @@ from semiseg.io.store import read_case_meta
 from semiseg.predict.model import load_model
 
 Command = Callable[..., Any]
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
-REAL = {
-    "hippocampus": ("Dataset004_Hippocampus", 2),
-    "head_neck": ("Dataset101_HeadNeckCT", 6),
-    "left_atrium": ("Dataset102_LeftAtriumHalf", 4),
-}
-COMPACT = ("head_neck_small_student", "head_neck_coarse_student")
+FLARE22 = Path(__file__).resolve().parents[2] / "recipes" / "flare22.toml"
+REAL = {"Dataset004_Hippocampus": 2, "Dataset101_HeadNeckCT": 6, "Dataset102_LeftAtriumHalf": 4}
 """Data set, and a spacing in mm at which its scans are small."""
 STEPS = ["train.steps=6", "train.log_every=1", "train.refresh_cases=1"]
-"""Enough for warm-up and training phase of every recipe."""
+"""Enough for warm-up and training phase of every run."""
 
 
 def smaller(tiny: list[str], *settings: str) -> list[str]:
@@ -43,17 +37,6 @@ def both_phases_were_taken(run: Path, *, has_feedback: bool = False) -> None:
     trained = [row for row in rows if row["phase"] == "train"]
     assert all(np.isfinite(row["pseudo_loss"]) for row in trained)
     assert any("feedback" in row for row in trained) == has_feedback
-
-
-def test_there_are_recipes_for_the_benchmarks_and_the_paper() -> None:
-    assert {path.stem for path in RECIPES} == {*REAL, *COMPACT, "flare22"}
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_loads_and_says_nothing_that_is_the_default(path: Path) -> None:
-    settings = load_settings(path)
-    assert settings.data.root == ""
-    assert (settings.method.name == "mpl") == (path.stem == "flare22")
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +63,9 @@ def release(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
 def test_the_flare22_recipe_goes_the_whole_way(
     semiseg_command: Command, release: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    recipe = next(path for path in RECIPES if path.stem == "flare22")
     run = tmp_path / "run"
     flags = smaller(tiny, "plan.device=cpu", "plan.max_features=8")
-    answer = semiseg_command("run", run, "--recipe", recipe, "--data", release, *flags)
+    answer = semiseg_command("run", run, "--recipe", FLARE22, "--data", release, *flags)
     assert answer.code == 0, answer
     both_phases_were_taken(run, has_feedback=True)
     roles = {row["id"]: row["role"] for row in read_jsonl(run / "cases.jsonl")}
@@ -100,34 +82,29 @@ def test_the_flare22_recipe_goes_the_whole_way(
     assert list(read_json(run / "checkpoints" / "step-000006" / "card.json")["locations"]), "no refresh took place"
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_a_recipe_goes_the_whole_way_on_phantoms(
-    name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
-) -> None:
-    recipe = next(path for path in RECIPES if path.stem == name)
-    flags = ["--method", "pseudo_label", "--labelled", 2, *smaller(tiny)]
-    answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", phantoms, *flags)
-    assert answer.code == 0, answer
-    both_phases_were_taken(tmp_path / "run")
-
-
 def test_the_compact_students_go_the_whole_way_on_phantoms(
     semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     """The small one under its teacher; the coarse one after it, from the labels that it gives."""
-    small, coarse = (next(path for path in RECIPES if path.stem == name) for name in COMPACT)
     flags = ["--data", phantoms, "--labelled", 2, *smaller(tiny)]
     teacher = tmp_path / "teacher"
-    halved = ["--set", "plan.base_features=4", "--set", "plan.student_base_features=2"]
-    answer = semiseg_command("run", teacher, "--recipe", small, *flags, *halved)
+    halved = ["--set", "plan.base_features=4", "--set", "plan.student_base_features=2", "--method", "pseudo_label"]
+    answer = semiseg_command("run", teacher, *flags, *halved)
     assert answer.code == 0, answer
     plan = read_plan(teacher / "plan.toml")
     assert plan.student.features[0] * 2 == plan.teacher.features[0]
     assert load_model(teacher).sizes == plan.student
 
     student = tmp_path / "student"
-    coarser = ["--set", "plan.spacing_mm=[24.0, 24.0, 24.0]", "--set", f"data.teacher={teacher}"]
-    answer = semiseg_command("run", student, "--recipe", coarse, *flags, *coarser)
+    coarser = [
+        "--set",
+        "plan.spacing_mm=[24.0, 24.0, 24.0]",
+        "--set",
+        f"data.teacher={teacher}",
+        "--method",
+        "supervised",
+    ]
+    answer = semiseg_command("run", student, *flags, *coarser)
     assert answer.code == 0, answer
     rows = read_jsonl(student / "cases.jsonl")
     taught = [row for row in rows if row["role"] == "taught"]
@@ -142,7 +119,7 @@ def test_the_compact_students_go_the_whole_way_on_phantoms(
         np.testing.assert_array_equal(given, by_teacher)
         assert read_case_meta(student / "store" / row["id"]).labelled
     assert f"{len(taught)} labelled by its teacher" in (student / "report.html").read_text()
-    again = semiseg_command("run", student, "--recipe", coarse, *flags, *coarser)
+    again = semiseg_command("run", student, *flags, *coarser)
     assert again.code == 0, again
     assert len(read_jsonl(student / "teacher_labels" / "predictions.jsonl")) == len(taught)  # not labelled twice
 
@@ -150,7 +127,7 @@ def test_the_compact_students_go_the_whole_way_on_phantoms(
     plan_file.write_text(plan_file.read_text().replace("liver", "heart"))
     card = read_json(teacher / "model" / "card.json") | {"plan_sha256": hash_files([plan_file])}
     write_json(teacher / "model" / "card.json", card)
-    answer = semiseg_command("prepare", tmp_path / "other", "--recipe", coarse, *flags, *coarser)
+    answer = semiseg_command("prepare", tmp_path / "other", *flags, *coarser)
     assert answer.code != 0
     assert f"data.teacher = {teacher}: knows" in answer.err.replace("\n", " ")
     assert "heart" in answer.err
@@ -173,16 +150,15 @@ def some_cases(source: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_a_recipe_goes_the_whole_way_on_its_data(
-    name: str, real_data: Path, semiseg_command: Command, tiny: list[str], tmp_path: Path
+@pytest.mark.parametrize("folder", REAL)
+def test_a_real_set_goes_the_whole_way(
+    folder: str, real_data: Path, semiseg_command: Command, tiny: list[str], tmp_path: Path
 ) -> None:
-    recipe = next(path for path in RECIPES if path.stem == name)
-    folder, mm = REAL[name]
+    mm = REAL[folder]
     data = some_cases(real_data.resolve() / folder, tmp_path / "data")
     flags = ["--method", "pseudo_label", "--labelled", 2]
     flags += smaller(tiny, f"plan.spacing_mm=[{mm}.0, {mm}.0, {mm}.0]", "plan.patch=[8, 8, 8]")
-    answer = semiseg_command("run", tmp_path / "run", "--recipe", recipe, "--data", data, *flags)
+    answer = semiseg_command("run", tmp_path / "run", "--data", data, *flags)
     assert answer.code == 0, answer
     both_phases_were_taken(tmp_path / "run")
     roles = [row["role"] for row in read_jsonl(tmp_path / "run" / "cases.jsonl")]
