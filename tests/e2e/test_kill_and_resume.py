@@ -47,7 +47,7 @@ VARIANTS = {
     # A still teacher labels whole scans, which are kept in files of their own.
     "pseudo-label-scan": (
         3,
-        ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0", "method.teacher_renewals=1"],
+        ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0"],
     ),
     # Scans are labelled and judged in each round, one of two drawn for each; the teachers are states of the student.
     "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.label_scans=1", "method.rounds=3"]),
@@ -161,11 +161,11 @@ def test_a_killed_run_ends_with_the_same_bits(
 
 
 BY_MINUTES = {
-    # A still teacher labels whole scans, within the minutes, and is renewed at a share of the run.
+    # A still teacher labels whole scans, within the minutes.
     "pseudo-label-scan": (
         0,
         3,
-        ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_renewals=1"],
+        ["method.name=pseudo_label", "method.label_scope=scan"],
     ),
     # The network is remembered at a share of the run, and the rate falls by it.
     "pseudo-rounds-patch": (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +93,6 @@ def test_a_step_that_is_past_stays_in_its_phase(
     before = Phases.at(timeline, warmup, 1 - finetune)
     after = Phases.at(timeline.with_stretch(Stretch(now, done, each)), warmup, 1 - finetune)
     assert [after.name(step) for step in range(now)] == [before.name(step) for step in range(now)]
-    assert [cut for cut in after.cuts(3) if cut < now] == [cut for cut in before.cuts(3) if cut < now]
 
 
 def test_what_was_laid_down_from_a_step_on_is_laid_down_anew() -> None:
@@ -117,10 +114,6 @@ def test_phases_go_by_the_share_of_the_run() -> None:
     settings = MethodSettings(warmup_fraction=0.5, finetune_fraction=0.1)
     phases = Phases.of(settings, timeline)
     assert (phases.warmup_stop, phases.train_stop, phases.total) == (10, 50, 60)
-    assert phases.cuts(1) == [30]
-    assert phases.cuts(0) == []
-    slower = replace(phases, timeline=timeline.with_stretch(Stretch(20, 0.6, 0.02)))
-    assert slower.cuts(1) == [30 - 5]  # 0.7 of the run: 0.1 are five steps now
 
 
 def test_phases_of_so_many_steps_and_those_of_their_shares_are_the_same() -> None:

@@ -98,8 +98,8 @@ def test_a_rehearsal_takes_every_kind_of_step(session: Callable[..., Watched], t
 
 @pytest.mark.parametrize("name", sorted(get_args(MethodName)))
 def test_every_method_can_be_rehearsed(session: Callable[..., Watched], name: str) -> None:
-    """More rounds or renewals than the rehearsal has steps are no reason to refuse."""
-    rehearsed = session(name=name, rounds=9, teacher_renewals=9)
+    """More rounds than the rehearsal has steps are no reason to refuse."""
+    rehearsed = session(name=name, rounds=9)
     rehearse(rehearsed)
     assert rehearsed.steps
 

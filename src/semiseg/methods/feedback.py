@@ -36,14 +36,13 @@ class Probe:
     """A student step to measure across, without taking it.
 
     parameters: `theta+`. coefficient: `eta` with the optimiser's factor. gradient: `g` before clipping. clip: the
-    largest norm, or 0 for none, or if the clipping factor is declared stopped its value is in `factor`.
+    largest norm, or 0 for none.
     """
 
     parameters: Parameters
     coefficient: float
     gradient: Parameters
     clip: float = 0.0
-    clip_stopped: bool = False
 
     def direction(self, g_plus: Parameters) -> Parameters:
         """`v = A'(g)^T g+`: for clipping at c, `(c/n)(I - g g^T / (|g| n)) g+` with `n = |g| + 1e-6` if |g| > c."""
@@ -52,7 +51,7 @@ class Probe:
         norm = global_norm(self.gradient)
         shifted = norm + CLIP_EPSILON
         factor = (self.clip / shifted).clamp(max=1.0)
-        if self.clip_stopped or float(factor) == 1.0:
+        if float(factor) == 1.0:
             return {name: factor * value for name, value in g_plus.items()}
         dot = torch.stack([(self.gradient[name] * value).sum() for name, value in g_plus.items()]).sum()
         along = dot / (norm * shifted)
@@ -74,7 +73,6 @@ def real_probe(
     momentum: float,
     weight_decay: float,
     clip: float = 0.0,
-    clip_stopped: bool = False,
     nesterov: bool = True,
 ) -> Probe:
     """The step that `torch.optim.SGD` would take, without taking it.
@@ -91,7 +89,7 @@ def real_probe(
         buffer = momentum * momentum_buffers[name] + update if name in momentum_buffers else update
         moved[name] = (value - rate * (update + momentum * buffer if nesterov else buffer)).detach()
     coefficient = rate * (1 + momentum) if nesterov else rate
-    return Probe(moved, coefficient, gradient, clip, clip_stopped)
+    return Probe(moved, coefficient, gradient, clip)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ Shapes: B batch, C channels, K classes, D H W voxels. Symbols as in docs/method.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,6 @@ from torch.nn import functional
 from semiseg.augment.cutmix import box_mask, sample_boxes
 from semiseg.errors import ConfigError
 from semiseg.losses import PseudoDice, one_hot, pseudo_label_loss
-from semiseg.methods.agreement import contradicted
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.feedback import (
     NOT_TAUGHT,
@@ -44,6 +42,9 @@ from semiseg.randomness import Draw
 Metrics = dict[str, Tensor]
 CERTAIN = 1e-7
 """Probability of the classes that a label map does not name."""
+SMALLEST_FEEDBACK, LARGEST_FACTOR = 1e-12, 1e8
+"""Where the meta gradient is normalised: a smaller norm is divided by this, so that no feedback stays no feedback, and
+the largest factor."""
 BOX_EDGE = (0.3, 0.7)
 """Range of a cut-mix box's edge relative to the patch's; around the 2/3 of bidirectional copy-paste."""
 
@@ -87,13 +88,6 @@ class MetaPseudoLabels(StudentMethod):
         self._same_size = _sizes(teacher) == _sizes(student)
         if settings.student_start == "teacher" and not self._same_size:
             raise ConfigError('method.student_start = "teacher", but the networks differ in size: choose "fresh".')
-        if settings.teacher_renewals and not self._same_size:
-            raise ConfigError(
-                f"method.teacher_renewals = {settings.teacher_renewals}, but the student is of another size than the "
-                "teacher, which cannot take its weights: set it to 0."
-            )
-        if settings.renewal_filter:
-            self.networks["teacher_before"] = copy.deepcopy(teacher).requires_grad_(False)
 
     @property
     def teacher(self) -> Learner:
@@ -101,13 +95,9 @@ class MetaPseudoLabels(StudentMethod):
         return self.learners["teacher"]
 
     @property
-    def _renewals(self) -> list[int]:
-        return [step for step in self.phases.cuts(self.settings.teacher_renewals) if step > self.phases.warmup_stop]
-
-    @property
     def labelling_steps(self) -> Sequence[int]:
         """As `Method.labelling_steps`."""
-        return [self.phases.warmup_stop, *self._renewals] if self.settings.labels_whole_scans else ()
+        return [self.phases.warmup_stop] if self.settings.labels_whole_scans else ()
 
     def judged(self, step: int) -> Judged:
         """As `Method.judged`."""
@@ -118,18 +108,12 @@ class MetaPseudoLabels(StudentMethod):
 
     def scan_labellers(self, step: int) -> Sequence[str]:
         """As `Method.scan_labellers`."""
-        if not self.settings.labels_whole_scans:
-            return ()
-        return (self.evaluated if step in self._renewals else self.teacher.evaluated,)
+        return (self.teacher.evaluated,) if self.settings.labels_whole_scans else ()
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> Metrics:
         """As `Method.step`."""
         if draw.step == self.phases.warmup_stop:
             self._start_student()
-        if draw.step in self._renewals:
-            if self.settings.renewal_filter:
-                self.networks["teacher_before"].load_state_dict(self.teacher.settled.state_dict())
-            self.teacher.restart(self.student.settled)
         phase = self.phases.name(draw.step)
         if phase == "warmup":
             return self.teacher.labelled_step(labelled, self.learning_rate_factor)
@@ -154,9 +138,6 @@ class MetaPseudoLabels(StudentMethod):
                 term, measured = self._feedback(lesson, gradient, labelled, rate)
                 teacher_gradient, ratio = self._add_meta_gradient(teacher_gradient, term)
                 metrics |= {"feedback": measured, "feedback_ratio": ratio}
-            if self.settings.consistency_weight:
-                metrics["consistency"], extra = self._consistency(unlabelled, lesson)
-                teacher_gradient = _add(teacher_gradient, extra)
         if self.settings.student_supervised_weight:
             with batch_statistics_only(self.student.network):
                 loss = self.student.labelled_loss(labelled)
@@ -188,8 +169,6 @@ class MetaPseudoLabels(StudentMethod):
             with torch.set_grad_enabled(wants_graph):
                 log_q = self.soft_labels(unlabelled.weak, network)
         lesson = self._lesson(unlabelled.strong, log_q)
-        if self.settings.renewal_filter and self._renewals and draw.step >= self._renewals[0]:
-            lesson = self._filtered(lesson, unlabelled.weak)
         return self._mixed(lesson, labelled, draw) if self.settings.cutmix_fraction else lesson
 
     def soft_labels(self, images: Tensor, network: nn.Module | None = None) -> Tensor:
@@ -209,22 +188,9 @@ class MetaPseudoLabels(StudentMethod):
             confident = q.detach().amax(1) >= self.settings.confidence_threshold
             weight, labels = confident[:, None].float(), labels.masked_fill(~confident, NOT_TAUGHT)
         dice = PseudoDice(semimetric=self.settings.student_dice == "semimetric")
-        if self.settings.student_dice in ("true_labels", "off"):
+        if self.settings.student_dice == "off":
             dice = PseudoDice(torch.zeros_like(target[:, :1]))
         return Lesson(images, q, target, weight, dice, log_q, labels)
-
-    def _filtered(self, lesson: Lesson, images: Tensor) -> Lesson:
-        """Without what the teacher before contradicts."""
-        with torch.no_grad():
-            before = self.soft_labels(images, self.networks["teacher_before"]).argmax(1)
-        labels = lesson.log_q.detach().argmax(1)
-        hidden = contradicted(labels, before, lesson.q.shape[1], self.settings.round_agreement)
-        counts = (~hidden)[:, None].float()
-        return replace(
-            lesson,
-            weight=counts if lesson.weight is None else lesson.weight * counts,
-            labels=lesson.labels.masked_fill(hidden, NOT_TAUGHT),
-        )
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
         """Parts of the labelled patches and their labels in the place of parts of the student's.
@@ -237,18 +203,15 @@ class MetaPseudoLabels(StudentMethod):
         known = torch.ones_like(pasted[:, :1])
         if self.ignore is not None:
             known = (labelled.labels != self.ignore).float()[:, None]
-        weight, dice = lesson.weight, lesson.dice
+        weight = lesson.weight
         if weight is not None or self.ignore is not None:
             weight = torch.where(everywhere, known, torch.ones_like(known) if weight is None else weight)
-        if dice.weight is not None and self.settings.student_dice == "true_labels":
-            dice = PseudoDice(torch.where(everywhere, known, dice.weight))
         return replace(
             lesson,
             images=torch.where(everywhere, labelled.images, lesson.images),
             q=torch.where(everywhere, pasted, lesson.q),
             target=torch.where(everywhere, pasted, lesson.target),
             weight=weight,
-            dice=dice,
             labels=lesson.labels.masked_fill(is_true, NOT_TAUGHT),
         )
 
@@ -315,7 +278,6 @@ class MetaPseudoLabels(StudentMethod):
             momentum=self.settings.momentum,
             weight_decay=self.settings.used_weight_decay,
             clip=self.settings.gradient_clip,
-            clip_stopped=self.settings.clip_factor == "stopped",
             nesterov=self.settings.momentum > 0,
         )
 
@@ -326,15 +288,9 @@ class MetaPseudoLabels(StudentMethod):
         scale: Tensor = torch.full_like(meta_norm, self.settings.feedback_weight)
         if self.settings.normalises_feedback:
             wanted = self.settings.feedback_ratio * supervised_norm
-            scale = (wanted / meta_norm.clamp_min(self.settings.feedback_floor)).clamp_max(self.settings.feedback_cap)
+            scale = (wanted / meta_norm.clamp_min(SMALLEST_FEEDBACK)).clamp_max(LARGEST_FACTOR)
         ratio = scale * meta_norm / supervised_norm.clamp_min(1e-12)
         return {name: value + scale * meta[name] for name, value in supervised.items()}, ratio
-
-    def _consistency(self, unlabelled: UnlabelledBatch, lesson: Lesson) -> tuple[Tensor, Parameters]:
-        with batch_statistics_only(self.teacher.network):
-            p = functional.softmax(self.teacher.logits(unlabelled.strong), dim=1)
-        loss = self.settings.consistency_weight * (p - lesson.log_q.detach().exp()).square().sum(1).mean()
-        return loss.detach(), self.teacher.gradient(loss)
 
     # Where a phase begins.
 

@@ -60,11 +60,6 @@ class Phases:
             warmup_stop, train_stop, total, (warmup_stop / total, train_stop / total), Timeline.of_steps(total)
         )
 
-    def cuts(self, count: int) -> list[int]:
-        """The steps at which the training phase is cut into `count + 1` parts of one length."""
-        begin, end = self.shares
-        return [self.timeline.step_at(begin + (end - begin) * i / (count + 1)) for i in range(1, count + 1)]
-
     def name(self, step: int) -> PhaseName:
         if step < self.warmup_stop:
             return "warmup"

@@ -24,12 +24,9 @@ NOT_NEGATIVE = (
     "restart_rate",
     "teacher_rate",
     "teacher_every",
-    "teacher_renewals",
     "label_scans",
     "student_supervised_weight",
-    "consistency_weight",
     "feedback_ratio",
-    "feedback_cap",
     "feedback_weight",
     "probe_rate",
     "unlabelled_weight",
@@ -88,12 +85,6 @@ class MethodSettings:
     teacher_every: int | None = None
     """In the training phase the teacher moves every so many steps, by its labels and by feedback; 0 holds it still.
     None is 4 for mpl, and 0 for pseudo_label: without feedback nothing is gained by moving it."""
-    teacher_renewals: int = 0
-    """So many times in the training phase, at equal distances, the student's weights become the teacher's: what the
-    student gained is labelled with. The networks must be of one size."""
-    renewal_filter: bool = False
-    """After a renewal voxels on which the teacher and the one before it disagree do not count for the student, nor
-    patches of which `round_agreement` says so: what `pseudo_rounds` does. For labels of patches; one more pass."""
     student_start: Literal["auto", "teacher", "fresh"] = "auto"
     """The student's weights after the warm-up; auto copies the teacher where the sizes agree."""
 
@@ -115,9 +106,9 @@ class MethodSettings:
     """Where whole scans are labelled: so many at a time, drawn anew each time. 0 is all of them."""
     student_supervised_weight: float = 0.0
     """Weight of an additional loss of the student on the labelled batch, at the cost of one more pass."""
-    student_dice: Literal["soft", "semimetric", "true_labels", "off"] = "semimetric"
+    student_dice: Literal["soft", "semimetric", "off"] = "semimetric"
     """The student's Dice on its pseudo-labelled batch, beside cross-entropy. soft: it enlarges organs whose labels are
-    soft; semimetric: the form that does not; true_labels: of pasted true labels alone; off."""
+    soft; semimetric: the form that does not (decision 0013); off."""
     cutmix_fraction: float = 1.0
     """Share of the student's patches that are mixed with a labelled patch and its label; 0 is off."""
     cutmix_ways: Literal["one", "both", "whole"] | None = None
@@ -125,8 +116,6 @@ class MethodSettings:
     what is around it. one: unlabelled patches with a labelled box; both: every second one is a labelled one with an
     unlabelled box. Either way of two gives the student as many true voxels as pseudo-labelled ones. None is whole for
     pseudo_label, and both for mpl, in which all patches are to have their feedback."""
-    consistency_weight: float = 0.0
-    """Weight of the teacher's consistency between its weak and strong view, at the cost of one more pass."""
     ema_decay: float = 0.99
     """Decay a step of the averaged copies of teacher and student; the student's copy is evaluated; 0 is off."""
 
@@ -142,25 +131,19 @@ class MethodSettings:
     """pseudo_rounds: rounds after the warm-up, of one length; fewer and longer ones, where scans are so large that
     labelling some for each would take long beside the training."""
     round_agreement: float = 0.7
-    """`renewal_filter`, and pseudo_rounds where it labels patches: those count on which the last two teachers' labels
-    have at least this mean Dice."""
+    """pseudo_rounds, where it labels patches: those count on which the last two teachers' labels have at least this
+    mean Dice."""
 
     feedback_normalise: Literal["auto", "on", "off"] = "auto"
     """Scale the meta gradient to `feedback_ratio` of the supervised one; auto does so for dense feedback."""
     feedback_ratio: float = 0.2
     """Norm of the meta gradient divided by that of the supervised gradient, where normalised."""
-    feedback_floor: float = 1e-12
-    """A meta gradient of smaller norm is divided by this, so that no feedback stays no feedback."""
-    feedback_cap: float = 1e8
-    """Largest factor that normalising may apply."""
     feedback_weight: float = 1.0
     """Weight of the meta term where it is not normalised."""
     probe: Literal["sgd", "real"] = "sgd"
     """The student's step across which feedback is measured: plain SGD, or its own optimiser's (the paper)."""
     probe_rate: float = 0.01
     """Learning rate of the plain SGD probe."""
-    clip_factor: Literal["differentiated", "stopped"] = "differentiated"
-    """How dense feedback across the real step treats gradient clipping."""
     directional_derivative: Literal["auto", "forward", "central"] = "auto"
     """Exact forward-mode differentiation, or a central difference of two plain passes. auto is central on a CPU, where
     it costs less and is as good, and forward on a GPU, where differences need convolutions without TF32."""
@@ -181,7 +164,7 @@ class MethodSettings:
         for field in ("momentum", "ema_decay", "baseline_decay"):
             if not 0 <= getattr(self, field) < 1:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number from 0 to below 1.")
-        for field in ("learning_rate", "temperature", "central_epsilon", "feedback_floor"):
+        for field in ("learning_rate", "temperature", "central_epsilon"):
             value = getattr(self, field)
             if value is not None and value <= 0:
                 raise ConfigError(f"method.{field} = {getattr(self, field)}: give a number above 0.")
@@ -197,12 +180,6 @@ class MethodSettings:
 
         if self.name in _LABELS_BY_AVERAGE and not self.ema_decay:
             raise ConfigError(f"method.ema_decay = 0, but the teacher of {self.name} is the average: give 0.99, say.")
-
-        if self.renewal_filter and not self.teacher_renewals:
-            raise ConfigError(
-                "method.renewal_filter compares a teacher with the one before it, but method.teacher_renewals = 0: "
-                "renew it, or leave the filter out."
-            )
 
         if self.label_scope == "scan" and self._needs_patch_labels:
             raise ConfigError(
@@ -254,7 +231,6 @@ class MethodSettings:
         needs = {
             f"teacher_every = {self.teacher_every}": self.teacher_moves_every > 0,
             f"confidence_threshold = {self.confidence_threshold}": self.confidence_threshold > 0,
-            "renewal_filter = true": self.renewal_filter,
         }
         return next((setting for setting, given in needs.items() if given and self.name == "pseudo_label"), "")
 
