@@ -35,7 +35,7 @@ def main() -> None:
     cases = of_role(read_run_cases(arguments.run / "cases.jsonl"), "unlabelled")
     hidden = [(case.id, label, Path(case.images[0])) for case in cases if (label := labels[case.id])]
     output = arguments.run / "unlabelled_predictions"
-    settings = PredictSettings(engine="torch", device="cpu")
+    settings = PredictSettings(engine="torch", device="cpu", mirror=False)
     workflows.predict(arguments.run, [image for *_, image in hidden], output, settings=settings, quiet=True)
     summary = evaluate_folder(output, hidden, read_plan(arguments.run / "plan.toml").labels)
     dice = {case["id"]: mean for case in summary["cases"] if (mean := case_means([case], "dice")[0]) is not None}

@@ -43,7 +43,7 @@ def main() -> None:
     short = inputs.write_long_ct(folder / "short_0000.nii.gz", arguments.out, 64)
     scan = inputs.write_long_ct(folder / f"long{arguments.slices}_0000.nii.gz", arguments.out, arguments.slices)
     program = [sys.executable, "-m", "semiseg", "predict", str(model.folder)]
-    options = ["--output", str(folder / arguments.model), "--engine", "openvino", "--quiet"]
+    options = ["--output", str(folder / arguments.model), "--engine", "openvino", "--no-mirror", "--quiet"]
     # The engine is checked against torch first, on a short scan: that takes both at once.
     subprocess.run([*program, str(short), *options], check=True)
     started = time.perf_counter()

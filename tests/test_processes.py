@@ -54,7 +54,8 @@ def test_workers_of_a_killed_process_end() -> None:
 
 
 STOPPED = """
-import time
+import threading, time
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()  # as torch has: it takes signals, too
 from semiseg.processes import map_cases
 def killed(case):
     raise AssertionError

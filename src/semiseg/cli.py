@@ -151,7 +151,7 @@ class Predict(_Computes):
     raw: Quiet = False
     """Do not clean the labels as `semiseg postprocess` chose for the model."""
     no_mirror: Quiet = False
-    """Do not average over mirrored tiles: half of the time, and a little worse."""
+    """Do not average over mirrored tiles: half of the time for each mirrored axis, and a little worse."""
     probabilities: Quiet = False
     """Also write class probabilities."""
     quiet: Quiet = False

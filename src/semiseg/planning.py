@@ -70,7 +70,7 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
         parts.append(f"train {in_minutes(settings.train.minutes)}")
     if tests:
         # A pass without gradients is a third of a training step, tiles overlap, and each is seen mirrored, too.
-        views = 2 ** len(plan.mirror_axes) if settings.predict.mirror else 1
+        views = 2 ** len(_mirrored(plan, settings))
         cost = size.voxel_seconds * on_grid * _TILES_OVERLAP * views / 3 if size and size.voxel_seconds else None
         took = f" ({_about(cost * len(tests))})" if cost is not None else ""
         parts.append(f"predict {counted(len(tests), 'test case')}{took}")
@@ -78,6 +78,13 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
             seconds = len(tests) * own * len(plan.labels.organs) * _EVALUATED_VOXEL_SECONDS / usable_cores()
             parts.append(f"evaluate ({_about(seconds)})")
     return "Now: " + ", ".join(parts) + "."
+
+
+def _mirrored(plan: Plan, settings: RunSettings) -> tuple[int, ...]:
+    """The axes along which prediction mirrors: those of training."""
+    if not (settings.predict.mirror and settings.augment.enabled):
+        return ()
+    return plan.mirror_axes if settings.augment.mirror_axes is None else settings.augment.mirror_axes
 
 
 def lacking_space(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase]) -> str:

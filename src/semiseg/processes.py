@@ -15,7 +15,7 @@ from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
 import psutil
@@ -101,15 +101,32 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 
 
 class _Pool(ProcessPoolExecutor):
-    """Ctrl-C waits while processes are started, and they never hear of it: it reaches all processes of a terminal, and
-    who started them says so."""
+    """Ctrl-C and SIGTERM wait while processes are started, and these never hear of Ctrl-C: it reaches all processes of
+    a terminal, and who started them says so."""
 
     def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _signals_later():
             return super().submit(*args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Within, signals that would end this process are only remembered, and processes that are started begin with Ctrl-C
+    blocked. Both are needed: what one thread blocks another one gets, and Python answers it in the main thread."""
+    caught: list[int] = []
+    handlers: dict[int, Any] = {}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if current_thread() is main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda sent, _frame: caught.append(sent))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for ending, handler in handlers.items():
+            signal.signal(ending, handler)
+        for sent in caught:
+            signal.raise_signal(sent)
 
 
 WAS_KILLED = "the process that read it was killed, most likely for want of memory"
@@ -152,7 +169,9 @@ def map_cases(
                     if not running:
                         break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        done(running.pop(future), future.result())
+                        index = running.pop(future)
+                        with suppress(BrokenProcessPool):
+                            done(index, future.result())
         finally:
             pool.shutdown(cancel_futures=True)
         left = [index for index in left if index not in results]

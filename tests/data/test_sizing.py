@@ -9,12 +9,12 @@ from itertools import pairwise
 from math import prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semiseg.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
-from semiseg.data.plan import Plan
-from semiseg.data.planner import PlanSettings, estimated_gb, make_plan, target_spacing
+from semiseg.data.plan import Plan, indivisible
+from semiseg.data.planner import PATCH_VOXELS, PlanSettings, estimated_gb, make_plan, median_shape, target_spacing
 from semiseg.data.sizing import (
     Candidate,
     candidate_grids,
@@ -131,6 +131,25 @@ def test_a_proportional_patch_has_as_many_voxels_as_was_asked_for(scan: Shape, v
     assert asked / 2 <= prod(found) <= 2 * max(asked, prod(min(8, n) for n in scan))
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(2, 300)] * 3).filter(lambda shape: sorted(shape)[1] >= 8),
+    spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),
+    device=st.sampled_from(["cpu", "cuda"]),
+    minutes=st.sampled_from(MINUTES),
+)
+def test_every_timed_plan_can_be_built(shape: Shape, spacing: Spacing, device: str, minutes: float) -> None:
+    """And has no patch beyond the scan but for what halving needs."""
+    one, told = fingerprint(shape, spacing), PlanSettings(device=device)  # type: ignore[arg-type]
+    plan = timed_plan(one, LABELS, told, kept_of(one, told), COSTS, seconds=60 * minutes)
+    assert indivisible(plan.patch, plan.teacher) is None
+    median = median_shape(one, plan.spacing_mm)
+    for axis in range(3):
+        unit = prod(stride[axis] for stride in plan.teacher.strides)
+        assert plan.patch[axis] < median[axis] + max(unit, 2)
+    assert prod(plan.patch) <= max(PATCH_VOXELS[told.planned_for], prod(make_plan(one, LABELS, told).patch))
+
+
 def test_the_reasons_are_said() -> None:
     plan = planned(1.5)
     time, grid, patch, network = plan.reasons
@@ -190,7 +209,8 @@ def candidate(
     steps: float = 3000.0, covered: float = 0.3, kept: float = 0.95, base: int = 16, organ: float = 1000.0
 ) -> Candidate:
     plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", base_features=base))
-    return Candidate(plan, steps, 0.1, round(prod(plan.patch) / covered), organ, kept)
+    z, y, x = plan.patch
+    return Candidate(plan, steps, 0.1, (z, y, round(x / covered)), organ, kept)
 
 
 def test_each_term_of_the_loss_has_its_sign() -> None:
@@ -208,7 +228,7 @@ def test_each_term_of_the_loss_has_its_sign() -> None:
 def test_networks_of_few_levels_see_little_of_a_patch() -> None:
     """Of 96 voxels a network of three levels decides by 31, one of five by all."""
     plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", patch=(96, 96, 96), base_features=16))
-    deep = Candidate(plan, 3000.0, 0.1, 2 * 96**3, 1000.0, 0.95)
+    deep = Candidate(plan, 3000.0, 0.1, (96, 96, 192), 1000.0, 0.95)
     assert len(plan.student.features) == 5
     assert deep.seen == deep.covered == 0.5
 

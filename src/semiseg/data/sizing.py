@@ -88,21 +88,22 @@ class Candidate:
     plan: Plan
     steps: float
     step_seconds: float
-    scan_voxels: int
+    scan: Shape
+    """The median scan on the grid."""
     organ_voxels: float
     kept: float
 
     @property
     def covered(self) -> float:
         """The share of the median scan that a patch covers."""
-        return min(1.0, prod(self.plan.patch) / self.scan_voxels)
+        return prod(map(min, self.plan.patch, self.scan)) / prod(self.scan)
 
     @property
     def seen(self) -> float:
         """The share of the median scan that the label of a voxel is decided by: what lies in the patch and within the
         network's effective reach."""
-        edges = zip(self.plan.patch, self.plan.student.reach, strict=True)
-        return min(1.0, prod(min(edge, 1 + EFFECTIVE_REACH * (reach - 1)) for edge, reach in edges) / self.scan_voxels)
+        edges = zip(self.plan.patch, self.plan.student.reach, self.scan, strict=True)
+        return prod(min(edge, 1 + EFFECTIVE_REACH * (reach - 1), n) for edge, reach, n in edges) / prod(self.scan)
 
     @property
     def loss(self) -> float:
@@ -153,7 +154,7 @@ def _candidates(
     for grid, share in kept.items():
         median, organ = median_shape(fingerprint, grid), organ_voxels(fingerprint, grid)
         for base, cost in voxel_seconds.items():
-            for batch, levels, patch in product(batches, _levels(settings), _patches(settings, median)):
+            for batch, (levels, patch) in product(batches, _patches(settings, median)):
                 told = replace(
                     settings,
                     spacing_mm=grid,
@@ -171,7 +172,7 @@ def _candidates(
                     continue
                 seen.add(key)
                 step = cost * prod(plan.patch) * batch
-                yield Candidate(plan, FOR_STEPS * seconds / step, step, prod(median), organ, share)
+                yield Candidate(plan, FOR_STEPS * seconds / step, step, median, organ, share)
 
 
 def organ_voxels(fingerprint: Fingerprint, grid: Spacing) -> float:
@@ -184,19 +185,19 @@ def organ_voxels(fingerprint: Fingerprint, grid: Spacing) -> float:
     return exp(fmean(log(voxels * volume_mm3 / prod(grid)) for voxels in sizes))
 
 
-def _levels(settings: PlanSettings) -> Sequence[int]:
-    """Numbers of levels: with fewer, patches may be smaller."""
-    return list(range(settings.max_levels, _FEWEST_LEVELS - 1, -1)) or [settings.max_levels]
-
-
-def _patches(settings: PlanSettings, median: Shape) -> Sequence[Shape | None]:
-    """Patches to choose from; None is the one that the planner grows, the largest."""
+def _patches(settings: PlanSettings, median: Shape) -> Sequence[tuple[int, Shape | None]]:
+    """Most levels and patches to choose from. None is the patch that the planner grows, the largest, which may be
+    smaller with fewer levels; the others have as many levels as they can be halved, up to the most."""
+    most_levels = settings.max_levels
+    levels = list(range(most_levels, _FEWEST_LEVELS - 1, -1)) or [most_levels]
     if settings.patch:
-        return [settings.patch]
-    sizes = [float(settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for])]
+        return [(one, settings.patch) for one in levels]
+    most = settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for]
+    sizes = [float(most)]
     while sizes[-1] / _PATCH_STEP >= _SMALLEST_PATCH_VOXELS:
         sizes.append(sizes[-1] / _PATCH_STEP)
-    return list(dict.fromkeys([None, *(proportional_patch(median, size) for size in sizes)]))
+    patches = dict.fromkeys(proportional_patch(median, size) for size in sizes)
+    return [*((one, None) for one in levels), *((most_levels, patch) for patch in patches if prod(patch) <= most)]
 
 
 def proportional_patch(scan: Shape, voxels: float) -> Shape:
@@ -220,7 +221,7 @@ def _halvable(edge: float) -> int:
     unit = 1
     while edge / (2 * unit) >= SMALLEST_BOTTLENECK:
         unit *= 2
-    return max(SMALLEST_BOTTLENECK, round(edge / unit) * unit)
+    return max(1, round(edge / unit) * unit)
 
 
 def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Iterator[str]:

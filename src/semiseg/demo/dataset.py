@@ -18,7 +18,7 @@ from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.randomness import Draw
 from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
-_RECIPE = "phantom.json"
+RECIPE = "phantom.json"
 _VERSION = 1
 _LPS_EVERY = 9
 """One case in so many is stored as LPS, the others as RAS: reading must bring both to one orientation."""
@@ -86,7 +86,7 @@ def write_phantom_dataset(
 
 def _claim(folder: Path, recipe: dict[str, object]) -> None:
     """Note how the set is made, or raise if what is there was made otherwise."""
-    path = folder / _RECIPE
+    path = folder / RECIPE
     if path.exists():
         there = read_json(path)
         changed = [key for key in recipe if not isinstance(there, dict) or there.get(key) != recipe[key]]

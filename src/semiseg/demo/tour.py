@@ -13,7 +13,7 @@ from semiseg.augment.settings import AugmentSettings
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
-from semiseg.demo.dataset import write_phantom_dataset
+from semiseg.demo.dataset import RECIPE, write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.methods.settings import MethodSettings
@@ -68,11 +68,11 @@ def run_demo(
     counts = f"{counted(size.labelled, 'scan')} with labels, {size.unlabelled} without, {size.test} to test on"
     console.rule(f"1. An abdominal CT phantom set: {counts}")
     page = folder / "report.html"
-    if page.exists() and not (folder / "data").exists():
+    if page.exists() and not ((folder / "data" / RECIPE).exists() or (folder / BASELINE / "run.toml").exists()):
         raise ConfigError(f"{page}: no demo made it, and it would be written over. Name a new folder, or an empty one.")
     data = write_phantom_dataset(folder / "data", seed=seed, **asdict(size))
     if not workflows.check(data, quiet=quiet).ok:
-        raise DataError(f"{data}: the generated set is damaged. Delete the folder and run the demo again.")
+        raise DataError(f"{data}: the generated set is damaged. Delete {folder} and run the demo again.")
     with_mpl = demo_settings(data, seed=seed, steps=steps)
     baseline = replace(
         with_mpl,
