@@ -17,7 +17,7 @@ semiseg run "$RUN" --data "$DATA" $TINY --quiet
 for engine in torch openvino onnx; do
   semiseg predict "$RUN" "$DATA/imagesTs" --output "$OUT/$engine" --engine $engine --precision float32 --device cpu
 done
-semiseg predict "$RUN" "$DATA/imagesTs" --output "$OUT/int8" --engine openvino --precision int8 --device cpu || true
+semiseg predict "$RUN" "$DATA/imagesTs" --output "$OUT/int8" --engine openvino --precision int8 --device cpu
 for form in onnx openvino torch; do semiseg export "$RUN" --to $form --output "$OUT/export_$form"; done
 """
 NAMES_A_HOST = ("AF_INET", "AF_INET6")
@@ -35,7 +35,7 @@ def test_no_command_opens_a_socket(phantoms: Path, tiny: list[str], tmp_path: Pa
         "DATA": str(phantoms),
         "RUN": str(tmp_path / "run"),
         "OUT": str(tmp_path / "out"),
-        "TINY": " ".join(flag.replace(" ", "") for flag in tiny),
+        "TINY": " ".join(flag.replace(" ", "") for flag in [*tiny, "--set", "train.steps=120"]),  # organs are found
         "OMP_NUM_THREADS": "1",
     }
     ended = subprocess.run(
