@@ -6,7 +6,7 @@
 Minutes are of 2 cores; `--cores 1` trains twice as long on one, as the runs of a study with `--jobs 2` do. Needs
 `.peers` (see against_peers.py) and those cores to itself. Adds a run of method nnunet (nnunet_80min for other minutes
 than the study's) to `results.json`, with whose test cases and tolerances it must agree; a run that is there is not made
-again.
+again, and one that was cut off after training goes on with the scans that are not predicted yet.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ def main() -> None:
         raise SystemExit(f"{file}: was scored on other cases. Is --development that of the study?")
     folder = arguments.out / study["name"] / name
     raw = folder / "raw" / "Dataset001_Study"
-    shutil.rmtree(folder, ignore_errors=True)
+    if not (folder / "trained.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
     for part in (raw / "imagesTr", raw / "labelsTr", folder / "test"):
-        part.mkdir(parents=True)
+        part.mkdir(parents=True, exist_ok=True)
     for case in labelled:
         _copy_channels(case.images, raw / "imagesTr" / case.id)
         shutil.copy(str(case.label), raw / "labelsTr" / f"{case.id}.nii.gz")

@@ -6,7 +6,8 @@ FOLDER holds `raw/Dataset001_Study` (nnU-Net's form) and `test/ID_0000.nii.gz`; 
 `results` and `predicted`. nnU-Net's own fingerprint, plan, preprocessing, network, augmentation, optimiser, loss,
 schedule, sliding window and mirroring; trained on all cases (fold "all"). Of its trainer only the loop is not used: the
 number of epochs is set from the time of the first ones, so that the learning rate reaches zero when the minutes end,
-and nothing is validated or written in between.
+and nothing is validated or written in between. A network that is trained is not trained again (`network.pt`), and a
+scan that is predicted not predicted again.
 """
 
 from __future__ import annotations
@@ -34,17 +35,32 @@ def main() -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    extract_fingerprints([1], num_processes=1, show_progress_bar=False)
-    plan_experiments([1])
-    preprocess([1], configurations=("3d_fullres",), num_processes=(1,), show_progress_bar=False)
     prepared = folder / "preprocessed" / "Dataset001_Study"
+    if not (folder / "trained.json").exists():
+        extract_fingerprints([1], num_processes=1, show_progress_bar=False)
+        plan_experiments([1])
+        preprocess([1], configurations=("3d_fullres",), num_processes=(1,), show_progress_bar=False)
     plans = json.loads((prepared / "nnUNetPlans.json").read_text()) | {"continue_training": False}
     description = json.loads((prepared / "dataset.json").read_text())
     torch.manual_seed(0)
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", description, device=torch.device("cpu"))
-    began = time.perf_counter()
-    steps = train(trainer, 60 * minutes)
-    trained_minutes = round((time.perf_counter() - began) / 60, 2)
+    network, facts_file = folder / "network.pt", folder / "trained.json"
+    if facts_file.exists():
+        trainer.initialize()
+        trainer.network.load_state_dict(torch.load(network, weights_only=True))
+    else:
+        began = time.perf_counter()
+        steps = train(trainer, 60 * minutes)
+        trained_minutes = round((time.perf_counter() - began) / 60, 2)
+        torch.save(trainer.network.state_dict(), network)
+        configuration = trainer.configuration_manager
+        facts = {
+            "steps": steps,
+            "minutes": trained_minutes,
+            "patch": list(configuration.patch_size),
+            "batch": configuration.batch_size,
+        }
+        facts_file.write_text(json.dumps(facts))
     trainer.set_deep_supervision_enabled(False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.manual_initialization(
@@ -59,15 +75,7 @@ def main() -> None:
     scans = sorted((folder / "test").glob("*_0000.nii.gz"))
     targets = [str(folder / "predicted" / scan.name.removesuffix("_0000.nii.gz")) for scan in scans]
     (folder / "predicted").mkdir(exist_ok=True)
-    predictor.predict_from_files_sequential([[str(scan)] for scan in scans], targets)
-    configuration = trainer.configuration_manager
-    facts = {
-        "steps": steps,
-        "minutes": trained_minutes,
-        "patch": list(configuration.patch_size),
-        "batch": configuration.batch_size,
-    }
-    (folder / "trained.json").write_text(json.dumps(facts))
+    predictor.predict_from_files_sequential([[str(scan)] for scan in scans], targets, overwrite=False)
 
 
 def train(trainer: Any, seconds: float) -> int:
