@@ -52,7 +52,7 @@ def made_plan(
         plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
     reasons = (*plan.reasons, *anatomy.reasons)
     return replace(
-        plan, mirror_axes=anatomy.mirror_axes, turned_about=anatomy.turned_about, reasons=reasons
+        plan, mirror_axes=anatomy.mirror_axes, turn_degrees=anatomy.turn_degrees, reasons=reasons
     ), fingerprint
 
 

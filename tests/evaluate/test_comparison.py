@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.console import Console
 from semiseg.errors import DataError
 from semiseg.evaluate import Summary, compare_summaries, comparison_markdown, print_comparison, print_summary
 from semiseg.evaluate.metrics import OrganScores
-from semiseg.evaluate.summary import CaseScores, read_summary, summarise, write_summary
+from semiseg.evaluate.summary import CaseScores, summarise
 from semiseg.randomness import Draw
 
 ORGANS = {1: "liver", 2: "spleen"}
@@ -141,15 +140,6 @@ def test_an_hd95_that_leaves_out_missed_organs_says_so() -> None:
     console, text = printed()
     print_summary(summary, console)
     assert "HD95 is over the 11 of 12 organs in cases that reference and prediction both have." in text.getvalue()
-
-
-def test_a_summary_of_an_earlier_version_is_read_with_ranges(tmp_path: Path) -> None:
-    summary = summary_of(BASELINE)
-    for row in (*summary["per_organ"].values(), summary["mean"]):
-        row["dice"] |= {"low": 0.01, "high": 0.99}
-    write_summary(tmp_path, summary)
-    liver = read_summary(tmp_path / "summary.json")["per_organ"]["liver"]["dice"]
-    assert (liver["low"], liver["high"]) == (0.7, 0.9)
 
 
 def test_mean_distances_are_compared_over_the_organs_that_every_run_has() -> None:

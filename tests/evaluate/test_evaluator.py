@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -171,3 +172,14 @@ def test_a_damaged_summary_names_the_key(folders: tuple[Path, Path], tmp_path: P
     (tmp_path / "summary.json").write_text(text.replace('"rules": "standard"', '"rules": "home-made"'))
     with pytest.raises(DataError, match=r"summary.json: rules: .*Run `semiseg evaluate` again"):
         read_summary(tmp_path / "summary.json")
+    for damage, key in (
+        (lambda found: found["organs"].popitem(), "tolerance_mm"),
+        (lambda found: found["per_organ"].popitem(), "per_organ"),
+        (lambda found: found["cases"][0]["organs"].popitem(), "cases: "),
+        (lambda found: found["mean"].popitem(), "mean, per_organ"),
+    ):
+        found = json.loads(text)
+        damage(found)
+        (tmp_path / "summary.json").write_text(json.dumps(found))
+        with pytest.raises(DataError, match=rf"summary.json: {key}.*Run `semiseg evaluate` again"):
+            read_summary(tmp_path / "summary.json")

@@ -217,6 +217,7 @@ def test_fewer_than_six_cases_have_a_range_and_no_interval(run_folder: Path) -> 
     for row in (*summary["per_organ"].values(), summary["mean"]):
         for found in row.values():
             found["count"] = 4
+    summary["mean"]["dice"] |= {"low": min(dice), "high": max(dice)}
     write_json(run_folder / "summary.json", summary)
     page = Page(write_report(run_folder))
     assert f"range {min(dice):.3f}–{max(dice):.3f} of 4 cases, too few for an interval" in page.text

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import TURNED_PROBABILITY, AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.data.sampling import SamplingSettings
@@ -117,9 +117,16 @@ def test_the_warm_up_may_have_patches_of_its_own(session: Callable[..., Watched]
 def test_scans_are_mirrored_and_turned_as_the_plan_says(session: Callable[..., Watched]) -> None:
     """Unless the settings say along which axes; along the coarse axis nothing is interpolated."""
     made = session(name="supervised")
-    lying = replace(made.plan, mirror_axes=(1, 2), turned_about=0, anisotropic_axis=0)
+    lying = replace(made.plan, mirror_axes=(1, 2), turn_degrees=(180.0, 30.0, 30.0), anisotropic_axis=0)
     found = replace(made, plan=lying, augment=AugmentSettings()).place.augment
     assert (found.mirror_axes, found.coarse_axis, found.rotation_radians[0]) == ((1, 2), 0, math.pi)
+    assert found.rotation_probability == TURNED_PROBABILITY > AugmentSettings().rotation_probability
+    asked = replace(made, plan=lying, augment=AugmentSettings(rotation_radians=(0.1, 0.1, 0.1))).place.augment
+    assert asked.rotation_radians == (0.1, 0.1, 0.1)
+    for turns in ((70.0, 30.0, 30.0), (30.0, 180.0, 30.0)):  # nothing is turned about Y where Z is coarse
+        some = replace(made, plan=replace(lying, turn_degrees=turns), augment=AugmentSettings()).place.augment
+        assert some.rotation_probability == 0.2
+        assert some.rotation_radians == pytest.approx(np.radians(turns))
     assert replace(made, plan=lying, augment=AugmentSettings(mirror_axes=())).place.augment.mirror_axes == ()
     assert replace(made, augment=AugmentSettings()).place.augment.mirror_axes == (2,)
 

@@ -32,7 +32,7 @@ class AugmentSettings:
     """Probability that a sample is rotated."""
     rotation_radians: tuple[float, float, float] = (math.pi / 6, math.pi / 6, math.pi / 6)
     """Largest angle about the Z, Y and X axis in either direction; 30 degrees, as a patient may lie in a
-    scanner."""
+    scanner, and more where labelled scans are turned by more, unless given."""
     zoom_probability: float = 0.2
     """Probability that a sample is scaled."""
     zoom: tuple[float, float] = (0.7, 1.4)
@@ -121,23 +121,28 @@ class AugmentSettings:
             )
 
     def suited_to(
-        self, coarse_axis: int | None, mirror_axes: tuple[int, ...], turned_about: int | None, *, has_unit: bool = True
+        self,
+        coarse_axis: int | None,
+        mirror_axes: tuple[int, ...],
+        turn_degrees: tuple[float, float, float],
+        *,
+        has_unit: bool = True,
     ) -> AugmentSettings:
         """The settings with what the plan says filled in: the axis that is not interpolated along, those to mirror
-        along where nothing else is asked for, the one about which scans are turned by any angle, and wider changes of
-        intensities that have no unit, but for those that are asked for otherwise."""
-        angles = list(self.rotation_radians)
-        usual = AugmentSettings()
-        wider = {name: value for name, value in _WITHOUT_UNIT.items() if getattr(self, name) == getattr(usual, name)}
-        if turned_about is not None:
-            angles[turned_about] = math.pi
+        along, how far scans are turned, and wider changes of intensities that have no unit; but for those that are
+        asked for otherwise."""
+        usual, changes = AugmentSettings(), {} if has_unit else dict(_WITHOUT_UNIT)
+        z, y, x = map(math.radians, turn_degrees)
+        changes["rotation_radians"] = (z, y, x)
+        turns = [angle for axis, angle in enumerate((z, y, x)) if coarse_axis in (None, axis)]
+        if max(turns) > math.pi - 1e-6:
+            changes["rotation_probability"] = TURNED_PROBABILITY
+        asked_for = {name for name in changes if getattr(self, name) != getattr(usual, name)}
         return replace(
             self,
-            **({} if has_unit else wider),
+            **{name: value for name, value in changes.items() if name not in asked_for},
             coarse_axis=coarse_axis,
             mirror_axes=mirror_axes if self.mirror_axes is None else self.mirror_axes,
-            rotation_radians=(angles[0], angles[1], angles[2]),
-            rotation_probability=self.rotation_probability if turned_about is None else TURNED_PROBABILITY,
         )
 
     @classmethod

@@ -1,8 +1,8 @@
 """What the places of organs say about the scans: which mirror images of them could be scans, and which turns.
 
 Where the directions from organ to organ are alike in all labelled scans, a patient lies as a patient lies: only left
-and right may change places. Where they are not, as in scans whose rows and columns are exchanged in some, all that
-turning and mirroring in that plane makes could be a scan, too.
+and right may change places, and scans may be turned as far as the labelled ones are. Where they are not, as in scans
+whose rows and columns are exchanged in some, all that turning and mirroring in that plane makes could be a scan, too.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
-from math import cos, radians
+from math import cos, radians, sqrt
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from semiseg.data.laterality import MEASURED_CASES, measured_mirror_axis
+from semiseg.data.plan import ANY_DEGREES, USUAL_DEGREES
 from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.nifti import read_label
@@ -24,23 +26,25 @@ from semiseg.types import DoubleArray, LabelArray, Spacing
 
 LARGEST_SPREAD_DEGREES = 40.0
 """About the mean direction: more is no common direction."""
-FEWEST_CASES = 3
-"""Fewer scans say nothing of how scans lie; then their headers are believed."""
+FEWEST_CASES, FEWEST_PAIRS = 3, 2
+"""Fewer scans, or pairs of organs, say nothing of how scans lie; then their headers are believed."""
 _FEWEST_VOXELS = 10
 _ALIKE, _STRAIGHT, _OVERLAP = 1.6, 0.35, 0.6
 """Of a pair: the largest ratio of volumes, the largest part of the distance that is not along the left-right axis, and
 the least Dice of one organ with the other's mirror image."""
+_IN_PLANE = 0.5
+"""The least length in a plane of unit vectors that says how scans are turned in it."""
 _UNNAMED = re.compile(r"(class|label|organ)?[_ ]?\d+")
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """labels: with the axis of left and right and the mirror pairs. mirror_axes: along which a mirrored scan could be a
-    scan. turned_about: the axis about which turned scans could be scans, or None. reasons: sentences."""
+    scan. turn_degrees: how far, about Z, Y and X, a turned scan could be a scan. reasons: sentences."""
 
     labels: LabelScheme
     mirror_axes: tuple[int, ...]
-    turned_about: int | None
+    turn_degrees: tuple[float, float, float]
     reasons: tuple[str, ...]
 
 
@@ -50,6 +54,10 @@ class Organ:
 
     centre_mm: DoubleArray
     radius_mm: float
+
+
+Directions = dict[tuple[int, int], DoubleArray]
+"""For pairs of organs the unit vectors from centre to centre, `(cases, 3)`, NaN where a case does not show them."""
 
 
 def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
@@ -68,19 +76,24 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
             names = " and ".join(f"{labels.names[a]} with {labels.names[b]}" for a, b in pairs)
             reasons.append(f"Mirror pairs: {names}, by their places and shapes.")
     axis = labels.mirror_axis
-    plane = varying_plane(cases)
+    between = directions(cases, axis)
+    plane = varying_plane(between)
     if plane is None:
-        known = len(cases) >= FEWEST_CASES and len(labels.organs) > 1
-        why = "organs lie alike in all labelled scans" if known else "the scans' headers are believed"
+        why = "organs lie alike in all labelled scans" if between else "the scans' headers are believed"
         reasons.append(f"Mirroring: left and right alone (axis {'ZYX'[axis]}), since {why}.")
-        return Anatomy(labels, (axis,), None, tuple(reasons))
+        turns = turn_degrees(between)
+        if max(turns) > USUAL_DEGREES:
+            wide = [f"{by:.0f} degrees about {'ZYX'[axis]}" for axis, by in enumerate(turns) if by > USUAL_DEGREES]
+            reasons.append(f"Turning: up to {' and '.join(wide)}, since labelled scans differ from each other so far.")
+        return Anatomy(labels, (axis,), turns, tuple(reasons))
     about = next(a for a in range(3) if a not in plane)
     letters = " and ".join("ZYX"[a] for a in plane)
     reasons.append(
         f"Mirroring: along {letters}, and turning about {'ZYX'[about]}, since the directions between organs differ "
         "from scan to scan in that plane."
     )
-    return Anatomy(labels, plane, about, tuple(reasons))
+    z, y, x = (ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
+    return Anatomy(labels, plane, (z, y, x), tuple(reasons))
 
 
 def _read(files: Iterable[Path]) -> Iterator[tuple[LabelArray, Spacing]]:
@@ -104,31 +117,75 @@ def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> di
     return found
 
 
-def varying_plane(cases: Sequence[dict[int, Organ]]) -> tuple[int, int] | None:
-    """The two axes in whose plane the directions between organs differ from case to case; None where they agree, or
-    too few cases show any.
+def directions(cases: Sequence[dict[int, Organ]], mirror_axis: int) -> Directions:
+    """From organ to organ in each case; none where too few cases or pairs of organs show them.
 
-    Directions of a pair of organs agree where their mean is as long as that of directions within 40 degrees of one.
+    What lies on the left in some and on the right in others, as a tumour of one kidney, is taken to one side: mirrored
+    scans are scans anyway.
     """
-    spreads: list[DoubleArray] = []
-    agree = True
+    found: Directions = {}
     for a, b in combinations(sorted({value for case in cases for value in case}), 2):
-        directions = np.array(
-            [
-                (step := case[b].centre_mm - case[a].centre_mm) / np.linalg.norm(step)
-                for case in cases
-                if a in case and b in case and _are_apart(case[a], case[b])
-            ]
-        )
-        if len(directions) < max(FEWEST_CASES, len(cases) / 2):
+        rows = np.full((len(cases), 3), np.nan)
+        for row, case in zip(rows, cases, strict=True):
+            if a in case and b in case and _are_apart(case[a], case[b]):
+                step = case[b].centre_mm - case[a].centre_mm
+                row[:] = step / np.linalg.norm(step)
+        if np.isfinite(rows[:, 0]).sum() < max(FEWEST_CASES, len(cases) / 2):
             continue
-        agree = agree and float(np.linalg.norm(directions.mean(axis=0))) >= cos(radians(LARGEST_SPREAD_DEGREES))
-        spreads.append(directions.var(axis=0))
-    if agree or not spreads:
+        one_side = rows.copy()
+        one_side[:, mirror_axis] = np.abs(one_side[:, mirror_axis])
+        found[a, b] = one_side if _agree(one_side) and not _agree(rows) else rows
+    return found if len(found) >= FEWEST_PAIRS else {}
+
+
+def _agree(rows: DoubleArray) -> bool:
+    """Whether in each plane the mean of directions is as long as that of directions within 40 degrees of one."""
+    planes = [np.delete(rows, axis, axis=1) for axis in range(3)]
+    lengths = [float(np.nanmean(np.linalg.norm(planar, axis=1))) for planar in planes]
+    means = [float(np.linalg.norm(np.nanmean(planar, axis=0))) for planar in planes]
+    least = cos(radians(LARGEST_SPREAD_DEGREES))
+    return all(mean >= least * length for mean, length in zip(means, lengths, strict=True) if length >= _IN_PLANE)
+
+
+def _without_one(pairs: Directions) -> list[list[DoubleArray]]:
+    """The directions that are left without each of the organs, since one may lie anywhere, as a lesion does."""
+    organs = {organ for pair in pairs for organ in pair}
+    left = [[rows for pair, rows in pairs.items() if organ not in pair] for organ in sorted(organs)]
+    return [rows for rows in left if rows]
+
+
+def varying_plane(pairs: Directions) -> tuple[int, int] | None:
+    """The two axes in whose plane directions differ from case to case; None where all agree, but for those of one
+    organ."""
+    if not pairs or any(all(map(_agree, rest)) for rest in _without_one(pairs)):
         return None
-    steady = int(np.argmin(np.mean(spreads, axis=0)))
+    steady = int(np.argmin(np.mean([np.nanvar(rows, axis=0) for rows in pairs.values()], axis=0)))
     first, second = (axis for axis in range(3) if axis != steady)
     return first, second
+
+
+def turn_degrees(pairs: Directions) -> tuple[float, float, float]:
+    """How far about Z, Y and X scans are turned against their mean: the larger of 30 degrees and what 95 % of scans
+    stay within, by Student's prediction interval for one more scan (n cases, deviation s: t * s * sqrt(1 + 1 / n)),
+    without the organ that widens it most."""
+    z, y, x = (min((_turned(rest, axis) for rest in _without_one(pairs)), default=USUAL_DEGREES) for axis in range(3))
+    return z, y, x
+
+
+def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:
+    first, second = (other for other in range(3) if other != axis)
+    # As complex numbers, whose angles are those in the plane. What lies along the axis says nothing of turns about it.
+    planar = [rows[:, first] + 1j * rows[:, second] for rows in pairs]
+    planar = [each for each in planar if abs(np.nanmean(each)) >= _IN_PLANE]
+    if not planar:
+        return USUAL_DEGREES
+    # Each pair's mean direction is taken to one axis, so that what is left is how a case is turned.
+    turned = [each * np.nanmean(each).conj() for each in planar]
+    shown = np.isfinite(turned).any(axis=0)
+    angles = np.degrees(np.angle(np.nanmean(np.array(turned)[:, shown], axis=0)))
+    n = len(angles)
+    wide = float(stdtrit(n - 1, 0.975) * np.std(angles, ddof=1) * sqrt(1 + 1 / n))
+    return min(ANY_DEGREES, max(USUAL_DEGREES, wide))
 
 
 def _are_apart(a: Organ, b: Organ) -> bool:

@@ -58,13 +58,17 @@ class NetworkPlan:
         return (reach[0], reach[1], reach[2])
 
 
+USUAL_DEGREES, ANY_DEGREES = 30.0, 180.0
+"""How far scans are turned at least (as in nnU-Net), and at most."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The agreement of a run. `(Z, Y, X)` order throughout; spacings in mm.
 
     anisotropic_axis: the axis whose spacing is more than 3 times that of the others (resampled with order 0 along it),
-    or None. mirror_axes, turned_about: axes along which mirrored scans, and about which turned ones, could be scans
-    (`semiseg.data.anatomy`). reasons: sentences that say why it is as it is.
+    or None. mirror_axes: along which mirrored scans could be scans; turn_degrees: how far about Z, Y and X turned ones
+    could (`semiseg.data.anatomy`). reasons: sentences that say why it is as it is.
     """
 
     dataset: str
@@ -78,7 +82,7 @@ class Plan:
     teacher: NetworkPlan
     student: NetworkPlan
     mirror_axes: tuple[int, ...] = (LEFT_RIGHT_AXIS,)
-    turned_about: int | None = None
+    turn_degrees: tuple[float, float, float] = (USUAL_DEGREES,) * 3
     reasons: tuple[str, ...] = ()
 
 
@@ -98,7 +102,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan:
     """Read and check a plan; raises `ConfigError` that names the key."""
     value = read_toml(path)
-    value = {"anisotropic_axis": None, "turned_about": None} | value
+    value = {"anisotropic_axis": None} | value
     refuse_unknown_keys(value, Plan, str(path))
     try:
         plan = _ADAPTER.validate_python(value)
@@ -162,10 +166,13 @@ def _wrong_axes(plan: Plan) -> str | None:
         "labels.mirror_axis": (plan.labels.mirror_axis,),
         "mirror_axes": plan.mirror_axes,
         "anisotropic_axis": () if plan.anisotropic_axis is None else (plan.anisotropic_axis,),
-        "turned_about": () if plan.turned_about is None else (plan.turned_about,),
     }
     wrong = [key for key, axes in given.items() if not set(axes) <= {0, 1, 2}]
-    return f"{wrong[0]} must be 0, 1 or 2 (Z, Y, X)." if wrong else None
+    if wrong:
+        return f"{wrong[0]} must be 0, 1 or 2 (Z, Y, X)."
+    if not all(0 <= degrees <= ANY_DEGREES for degrees in plan.turn_degrees):
+        return f"turn_degrees must be 0 to {ANY_DEGREES:.0f}."
+    return None
 
 
 def indivisible(patch: Shape, network: NetworkPlan) -> str | None:

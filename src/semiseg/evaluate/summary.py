@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.metrics import OrganScores
-from semiseg.evaluate.statistics import Interval, is_range, mean_interval
+from semiseg.evaluate.statistics import Interval, mean_interval
 from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
 from semiseg.words import as_text_cell
@@ -135,26 +135,23 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def read_summary(path: Path) -> Summary:
-    """Read and check a summary.json; raises `DataError` that names the key.
-
-    An earlier version drew bootstrap intervals from fewer than six cases; what is read has their range, as it is now.
-    """
+    """Read and check a summary.json; raises `DataError` that names the key."""
     try:
         summary = _SUMMARY.validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}. Run `semiseg evaluate` again.") from None
-    cases = summary["cases"]
-    for metric in METRICS:
-        for organ, intervals in summary["per_organ"].items():
-            intervals[metric] = _ranged(intervals[metric], organ_values(cases, organ, metric))
-        summary["mean"][metric] = _ranged(summary["mean"][metric], case_means(cases, metric))
+        raise DataError(f"{path}: {key}: {first['msg']}. {_ANEW}") from None
+    organs = set(summary["organs"].values())
+    of_organs = {"tolerance_mm": summary["tolerance_mm"], "per_organ": summary["per_organ"]}
+    of_organs |= {f"cases: {case['id']!a}": case["organs"] for case in summary["cases"]}
+    for key, found in of_organs.items():
+        if found.keys() != organs:
+            raise DataError(f"{path}: {key}: has not the organs that `organs` names. {_ANEW}")
+    for intervals in (summary["mean"], *summary["per_organ"].values()):
+        if intervals.keys() != set(METRICS):
+            raise DataError(f"{path}: mean, per_organ: must have {', '.join(METRICS)}. {_ANEW}")
     return summary
 
 
-def _ranged(interval: Interval, values: Sequence[float | None]) -> Interval:
-    defined = [value for value in values if value is not None]
-    if not is_range(interval) or len(defined) < 2:
-        return interval
-    return Interval(mean=interval["mean"], low=min(defined), high=max(defined), count=interval["count"])
+_ANEW = "Run `semiseg evaluate` again."

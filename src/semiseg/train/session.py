@@ -73,7 +73,7 @@ class Session:
     def place(self) -> Place:
         plan = self.plan
         has_unit = any(one.scheme == "ct" for one in plan.normalisation)
-        augment = self.augment.suited_to(plan.anisotropic_axis, plan.mirror_axes, plan.turned_about, has_unit=has_unit)
+        augment = self.augment.suited_to(plan.anisotropic_axis, plan.mirror_axes, plan.turn_degrees, has_unit=has_unit)
         return Place(
             self.plan,
             augment,
