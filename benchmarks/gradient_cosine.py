@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from torch import Tensor
 from semiseg.files import write_json
 from semiseg.losses import one_hot, pseudo_label_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
-from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.feedback import (
     Probe,
     dense_feedback,
@@ -43,6 +43,9 @@ from semiseg.train.inputs import Feed
 from semiseg.train.session import Session
 from semiseg.train.settled import read_settled
 from semiseg.workflows import open_session
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "methods"))
+from exact_feedback import exact_labelled_loss, sgd_step
 
 Gradients = dict[str, Tensor]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from exact_feedback import Step, exact_labelled_loss, sgd_step
 from networks import CLASSES, Problem, problem, smooth_twin, tiny_unet
 from torch import Tensor, nn
 
 from semiseg.losses import PseudoDice, pseudo_label_loss, supervised_loss
-from semiseg.methods.exact_feedback import Step, exact_labelled_loss, sgd_step
 from semiseg.methods.feedback import (
     CLIP_EPSILON,
     Probe,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_feedback import exact_labelled_loss, sgd_step
 from networks import CLASSES, TINY, tiny_unet
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ from semiseg.losses import PseudoDice, supervised_loss
 from semiseg.methods import mpl
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.build import build_method
-from semiseg.methods.exact_feedback import exact_labelled_loss, sgd_step
 from semiseg.methods.feedback import NOT_TAUGHT
 from semiseg.methods.mpl import BOX_EDGE, MetaPseudoLabels
 from semiseg.methods.optimiser import NamedOptimiser, global_norm, gradients_of

@@ -143,7 +143,10 @@ def read_summary(path: Path) -> Summary:
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {key}: {first['msg']}. {_ANEW}") from None
     organs = set(summary["organs"].values())
-    of_organs = {"tolerance_mm": summary["tolerance_mm"], "per_organ": summary["per_organ"]}
+    of_organs: dict[str, Mapping[str, object]] = {
+        "tolerance_mm": summary["tolerance_mm"],
+        "per_organ": summary["per_organ"],
+    }
     of_organs |= {f"cases: {case['id']!a}": case["organs"] for case in summary["cases"]}
     for key, found in of_organs.items():
         if found.keys() != organs:

@@ -1,4 +1,4 @@
-"""The exact feedback by double backward: an oracle for tests and benchmarks. No method uses it.
+"""The exact feedback by double backward, an oracle; `benchmarks/gradient_cosine.py` uses it, too.
 
 It keeps the second-order graph of the student's step that `semiseg.methods.feedback` does without.
 """
