@@ -117,6 +117,7 @@ def test_a_slip_does_not_spoil_the_run_folder(
     """A wrong folder or a patch that cannot be, and the right call afterwards."""
     run = tmp_path / "run"
     refused(semiseg_command("prepare", run, "--data", tmp_path / "none", *tiny), "there is no such folder")
+    assert not run.exists()
     answer = semiseg_command("prepare", run, "--data", phantoms, *tiny, "--set", "plan.patch=[7, 7, 7]")
     refused(answer, "plan.patch", kind="settings")
     assert semiseg_command("prepare", run, "--data", phantoms, *tiny, "--quiet").code == 0

@@ -45,7 +45,7 @@ from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import is_nifti, scan_files
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.layouts.folders import read_object
 from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
@@ -144,6 +144,7 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
             "data.teacher out."
         )
     refuse_foreign(run)
+    refuse_no_folder(Path(settings.data.root))
     run.mkdir(parents=True, exist_ok=True)
     with alone_in(run):
         before = (run / "run.toml").read_text(encoding="utf-8") if (run / "run.toml").exists() else None
@@ -575,7 +576,8 @@ def closing_lines(run: AnyPath) -> list[str]:
     scores = "no test case has a label, so nothing is scored."
     if (run / "summary.json").exists():
         summary = read_summary(run / "summary.json")
-        mean, organs = summary["mean"]["dice"]["mean"], len(summary["organs"])
+        mean = summary["mean"]["dice"]["mean"]
+        organs = sum(found["dice"]["mean"] is not None for found in summary["per_organ"].values())
         value = "undefined" if mean is None else f"{mean:.3f}"
         scores = f"mean Dice {value} of {counted(organs, 'organ')} in {counted(len(summary['cases']), 'test case')}."
     length = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes." if rows else "unknown."

@@ -514,6 +514,7 @@ def test_plain_counts_the_classes(tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path)
     assert dataset.layout == "plain"
     assert dataset.labels.organs == {1: "class_1", 2: "class_2", 3: "class_3", 4: "class_4"}
+    assert any(f"Name them in {tmp_path / 'labels.json'}" in text for _, _, text in dataset.remarks)
     assert ids(dataset, labelled=True) == ["a", "b"]
     assert ids(dataset, labelled=False) == ["c"]
     assert ids(dataset, "test") == ["d"]

@@ -15,7 +15,7 @@ import pytest
 
 from semiseg.data.plan import read_plan, write_plan
 from semiseg.errors import DataError
-from semiseg.files import append_jsonl, read_json, write_json, write_jsonl, write_text
+from semiseg.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl, write_text
 from semiseg.notices import add_notice
 from semiseg.report import write_report
 from semiseg.report.numbers import count, duration, ends, interval, lengths, spread, value
@@ -170,6 +170,23 @@ def test_supervised_training_does_not_claim_the_unlabelled_scans(run_folder: Pat
     write_text(run_folder / "run.toml", '[method]\nname = "supervised"\n')
     text = Page(write_report(run_folder)).text
     assert "Trained on 4 labelled scans (24 unlabelled ones unused), measured on 7 test cases." in text
+
+
+def test_a_run_without_test_cases_does_not_ask_for_scores(run_folder: Path) -> None:
+    (run_folder / "summary.json").unlink()
+    rows = [row for row in read_jsonl(run_folder / "cases.jsonl") if row["role"] != "test"]
+    write_jsonl(run_folder / "cases.jsonl", rows)
+    text = Page(write_report(run_folder)).text
+    assert "No test case has a label, so there are no scores" in text
+    assert "has been evaluated" not in text
+
+
+def test_one_scan_is_no_scans(run_folder: Path) -> None:
+    rows = {row["role"]: row for row in read_jsonl(run_folder / "cases.jsonl")}
+    write_jsonl(run_folder / "cases.jsonl", rows.values())
+    write_text(run_folder / "run.toml", '[method]\nname = "supervised"\n')
+    text = Page(write_report(run_folder)).text
+    assert "Trained on 1 labelled scan (1 unlabelled one unused), measured on 1 test case." in text
 
 
 def test_cases_that_were_held_back_are_not_called_test_cases(run_folder: Path) -> None:

@@ -11,7 +11,7 @@ from semiseg.files import write_jsonl
 from semiseg.methods.settings import MethodSettings
 from semiseg.notices import read_notices
 from semiseg.train.inputs import ROUNDS_FILE
-from semiseg.train.judgement import FEW_STEPS, OVERRUN, STILL_FALLING, judge_training
+from semiseg.train.judgement import FEW_STEPS, HARDLY_LEARNT, OVERRUN, STILL_FALLING, judge_training
 from semiseg.train.settings import TrainSettings
 
 
@@ -26,7 +26,7 @@ def write_losses(run: Path, losses: list[float]) -> None:
 
 
 def test_nothing_is_said_where_all_is_well(tmp_path: Path) -> None:
-    write_losses(tmp_path, [1.0] * 100)
+    write_losses(tmp_path, [0.5] * 100)
     assert judged(tmp_path) == []
     assert read_notices(tmp_path) == []
 
@@ -52,10 +52,18 @@ def test_minutes_that_were_not_kept(tmp_path: Path) -> None:
 def test_a_loss_that_still_falls(tmp_path: Path) -> None:
     """The last fifth against the third."""
     last = STILL_FALLING - 0.01
-    write_losses(tmp_path, [9.0] * 40 + [1.0] * 20 + [0.9] * 20 + [last] * 20)
+    write_losses(tmp_path, [9.0] * 40 + [0.5] * 20 + [0.45] * 20 + [last / 2] * 20)
     (said,) = judged(tmp_path)
-    assert said.startswith(f"Training had not converged: its loss still fell from 1.00 to {last:.2f}")
-    write_losses(tmp_path, [9.0] * 40 + [1.0] * 20 + [0.5] * 20 + [STILL_FALLING] * 20)
+    assert said.startswith(f"Training had not converged: its loss still fell from 0.50 to {last / 2:.2f}")
+    write_losses(tmp_path, [9.0] * 40 + [0.5] * 20 + [0.3] * 20 + [STILL_FALLING / 2] * 20)
+    assert judged(tmp_path) == []
+
+
+def test_a_loss_of_a_network_that_finds_nothing(tmp_path: Path) -> None:
+    write_losses(tmp_path, [1.9] * 80 + [1.5] * 20)
+    (said,) = judged(tmp_path)
+    assert said.startswith("Training had hardly begun to learn: its loss was still 1.50 at the end")
+    write_losses(tmp_path, [HARDLY_LEARNT] * 100)
     assert judged(tmp_path) == []
 
 
@@ -65,7 +73,7 @@ def test_a_few_rows_say_nothing_of_convergence(tmp_path: Path) -> None:
 
 
 def test_rows_without_a_loss_on_labels_are_passed_over(tmp_path: Path) -> None:
-    rows = [{"step": n, "labelled_loss": 1.0} if n % 2 else {"step": n, "validation_dice": 0.5} for n in range(100)]
+    rows = [{"step": n, "labelled_loss": 0.5} if n % 2 else {"step": n, "validation_dice": 0.5} for n in range(100)]
     write_jsonl(tmp_path / "metrics.jsonl", rows)
     assert judged(tmp_path) == []
 

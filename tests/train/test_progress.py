@@ -76,15 +76,17 @@ def test_a_run_by_minutes_says_about_how_many_steps_there_will_be(
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown, pace = console(), Pace(tmp_path, TrainSettings(minutes=10))
     with TrainingProgress(0, pace, quiet=False, console=shown) as training:
+        now[0] = 25.0  # labelling scans, say: the minutes stay what they are
+        training.show(row(0))
         pace.look(4, 30.0, 0.0)  # a twentieth of ten minutes for four steps
-        now[0] = 30.0
+        now[0] = 50.0
         training.show(row(4))
         pace.look(8, 90.0, 0.0)  # slower since: three twentieths are done
         now[0] = 90.0
         training.show(row(8))
     lines = text(shown).splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["9:30 left", "8:30 left"]
-    assert ["step 4 of about 80 " in lines[0], "step 8 of about 42 " in lines[1]] == [True, True]
+    assert [line.split("  ")[-1] for line in lines] == ["10:00 left", "9:30 left", "8:30 left"]
+    assert ["step 4 of about 80 " in lines[1], "step 8 of about 42 " in lines[2]] == [True, True]
 
 
 def test_quiet_says_nothing() -> None:
@@ -117,3 +119,6 @@ def test_what_takes_long_is_said_now_and_then_and_at_the_end(monkeypatch: pytest
         now[0] += 0.6 * progress.PLAIN_SECONDS
         tell(done, 5)
     assert said == ["2 of 5", "4 of 5", "5 of 5"]
+    tell = progress.every_so_often(said.append, "{} of {}", at_end=False)
+    tell(1, 1)
+    assert said[3:] == []

@@ -101,4 +101,6 @@ def test_organs_that_are_not_found_are_named_however_well_states_agree() -> None
     """Two states that both find nothing agree, too."""
     trusted, why = verdict(Found(1.0, ("liver", "spleen")))
     assert not trusted
-    assert "liver, spleen" in why
+    assert "liver, spleen are not found" in why
+    assert "since liver is not found" in verdict(Found(1.0, ("liver",)))[1]
+    assert "since 4 organs (a, b, c and others) are not found" in verdict(Found(1.0, ("a", "b", "c", "d")))[1]

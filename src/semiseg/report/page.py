@@ -59,6 +59,7 @@ def render(data: RunData) -> str:
         warnings=banner(data),
         facts=facts(data),
         summary=data.summary,
+        no_tests=bool(data.roles) and not data.roles.get("test"),
         few_cases=data.summary is not None and len(data.summary["cases"]) < FEWEST_CASES,
         pairs=pair_count(data.summary["cases"]) if data.summary else (0, 0),
         worst=worst_distance(data.summary),
@@ -136,13 +137,17 @@ def trained_on(data: RunData) -> str:
     drawn = sum(row["scans"] for row in data.rounds)
     if "unlabelled" in used and 0 < drawn < roles.get("unlabelled", 0):
         learnt[-1] = f"at most {count(drawn)} of {count(roles['unlabelled'])} unlabelled"
-    text = f"Trained on {' and '.join(learnt) or 'no'} scans"
-    if "unlabelled" not in used and roles.get("unlabelled"):
-        text += f" ({count(roles['unlabelled'])} unlabelled ones unused)"
-    if roles.get("validation"):
-        text += f", watched on {count(roles['validation'])} validation cases"
-    measured = "training cases that were held back" if data.setting("data.development") else "test cases"
-    return text + (f", measured on {count(roles['test'])} {measured}." if roles.get("test") else ".")
+    scans = "scan" if [roles.get(role) for role in used if roles.get(role)] == [1] else "scans"
+    text = f"Trained on {' and '.join(learnt) or 'no'} {scans}"
+    if "unlabelled" not in used and (unused := roles.get("unlabelled")):
+        text += f" ({count(unused)} unlabelled {'one' if unused == 1 else 'ones'} unused)"
+    if watched := roles.get("validation"):
+        text += f", watched on {count(watched)} validation case{'' if watched == 1 else 's'}"
+    if not (measured := roles.get("test")):
+        return f"{text}."
+    what, were = ("case", "was") if measured == 1 else ("cases", "were")
+    held_back = f"training {what} that {were} held back"
+    return f"{text}, measured on {count(measured)} {held_back if data.setting('data.development') else f'test {what}'}."
 
 
 def facts(data: RunData) -> list[tuple[str, str]]:

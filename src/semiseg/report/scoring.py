@@ -19,7 +19,8 @@ from semiseg.types import Spacing
 @dataclass(frozen=True, kw_only=True)
 class WorstDistance:
     """The organ with the largest mean HD95. there: in how many cases reference or prediction have it (`interval` counts
-    those in which both do). without: organs that have no HD95 at all, since both never have them."""
+    those in which both do). without: organs that some case has, and that have no HD95 at all, since both never have
+    them."""
 
     organ: str
     interval: Interval
@@ -72,7 +73,7 @@ def worst_distance(summary: Summary | None) -> WorstDistance | None:
         organ=organ,
         interval=found[organ],
         there=summary["per_organ"][organ]["dice"]["count"],
-        without=len(summary["per_organ"]) - len(found),
+        without=sum(row["dice"]["count"] > 0 for row in summary["per_organ"].values()) - len(found),
     )
 
 

@@ -35,6 +35,7 @@ from semiseg.train.settings import TrainSettings
 from semiseg.train.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray, Shape
+from semiseg.words import counted
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
 ROUNDS_FILE = "rounds.jsonl"
@@ -158,9 +159,10 @@ class Feed:
         folders = [labels_folder(data.scan_labels, network) for network in networks]
         remove_other_labels(data.scan_labels, folders)
 
-        def label(cases: Sequence[Path], network: nn.Module, folder: Path) -> dict[str, Any]:
-            """The places that are found."""
-            progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} unlabelled scans are labelled.")
+        def label(cases: Sequence[Path], network: nn.Module, folder: Path, *, to_look: bool = False) -> dict[str, Any]:
+            """The places that are found. to_look: only to see whether labels agree."""
+            what = "scans are labelled, to see whether two states agree" if to_look else "unlabelled scans are labelled"
+            progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} {what}.", at_end=not to_look)
             engine = TorchEngine(network, place.device, place.autocast)
             return label_scans(cases, folder, engine, place.plan, seed=self.settings.seed, progress=progress)
 
@@ -173,11 +175,11 @@ class Feed:
             began = time.perf_counter()
             for some in (few[:FIRST_LOOK], few):
                 for network, folder in zip(networks, folders, strict=True):
-                    places = label(some, network, folder)
+                    places = label(some, network, folder, to_look=True)
                 found = looked = looked_at(some, folders, place.plan, data.labelled)
                 if looked.agreement < HOPELESS:
                     break
-            self._say_if_dear(time.perf_counter() - began, len(some) * len(networks), len(drawn), len(rounds))
+            self._say_if_dear((time.perf_counter() - began) / len(some) / len(networks), len(drawn), len(rounds))
             trusted, why = verdict(looked)
         if trusted:
             places = label(drawn, networks[0], folders[0])
@@ -188,14 +190,16 @@ class Feed:
         self._write_round(number, first, len(drawn), found, trusted, why, places)
         return trusted
 
-    def _say_if_dear(self, seconds: float, labelled: int, drawn: int, rounds: int) -> None:
-        """Say what labelling scans takes of the minutes where that is much, by what the first took, and what to do."""
+    def _say_if_dear(self, each: float, drawn: int, rounds: int) -> None:
+        """Say what labelling scans takes of the minutes where that is much, by the seconds that one takes, and what to
+        do."""
         minutes = self.settings.minutes
-        dear = seconds / max(1, labelled) * (drawn + LOOKED_AT) * rounds / 60
+        dear = each * (drawn + min(LOOKED_AT, drawn)) * rounds / 60
         if self.settings.steps is None and dear > DEAR_LABELLING * minutes:
+            fewer = ", or label fewer scans (--set method.label_scans=8, in a new run)" if drawn > 8 else ""
             self.say(
-                f"Labelling {drawn} unlabelled scans in each of {rounds} rounds takes about {dear:.1f} of {minutes:g} "
-                "minutes. Give more minutes, or label fewer scans (--set method.label_scans=8, in a new run)."
+                f"Labelling {counted(drawn, 'unlabelled scan')} in each of {rounds} rounds takes about {dear:.1f} of "
+                f"{minutes:g} minutes. Give more minutes{fewer}."
             )
 
     @property

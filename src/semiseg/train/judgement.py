@@ -16,6 +16,9 @@ STILL_FALLING = 0.82
 """The loss of the last fifth of a run, divided by that of the fifth before the last but one. Runs with less gained 0.01
 to 0.03 Dice by three to four times the steps: docs/lab/first_hour.md."""
 OVERRUN = 1.1
+HARDLY_LEARNT = 0.8
+"""The loss at the end of a run that has not found most of its organs yet: where networks had not, it was 0.84 to 1.02,
+and below 0.43 where their labels were to be trusted (docs/lab/first_hour.md)."""
 _FEWEST_ROWS = 20
 
 
@@ -63,6 +66,11 @@ def _not_converged(losses: Sequence[float]) -> str:
         return ""
     fifth = len(losses) // 5
     last, before = fmean(losses[-fifth:]), fmean(losses[-3 * fifth : -2 * fifth])
+    if last > HARDLY_LEARNT:
+        return (
+            f"Training had hardly begun to learn: its loss was still {last:.2f} at the end, where networks that find "
+            "their organs are far below 0.8. Give more minutes, or label more scans."
+        )
     if last >= STILL_FALLING * before:
         return ""
     return (
@@ -75,6 +83,6 @@ def _not_learnt_from(method: MethodSettings, rounds: Sequence[RoundRow]) -> str:
     if not rounds or any(row["trusted"] for row in rounds):
         return ""
     return (
-        "Nothing was learnt from the unlabelled scans: the model is one of labels alone, with all of the compute. "
+        "Nothing was learnt from the unlabelled scans: the model is one of labels alone. "
         f"In the last round: {rounds[-1]['why']}"
     )

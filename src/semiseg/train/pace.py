@@ -65,6 +65,11 @@ class Pace:
         return self._settings.steps is None
 
     @property
+    def seconds(self) -> float | None:
+        """Of the run, where it is by minutes."""
+        return self._seconds if self.by_minutes else None
+
+    @property
     def threads(self) -> int:
         """Of the CPU, by which the next steps are computed; 0 is as many as training began with."""
         return next((one.threads for one in reversed(self.timeline.stretches) if one.threads), 0)

@@ -64,22 +64,25 @@ class TrainingProgress:
     def _line(self, step: int) -> str:
         values = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in self._seen.items())
         total, share = self.pace.timeline.total, self.pace.timeline.share
-        done = max(1e-9, share(step) - share(self.start))
-        left = (time.monotonic() - self._began) / done * (1 - share(step))
+        if self.pace.seconds:  # what labelling scans takes is among them
+            left = self.pace.seconds * (1 - share(step))
+        else:
+            done = max(1e-9, share(step) - share(self.start))
+            left = (time.monotonic() - self._began) / done * (1 - share(step))
         about = "about " if self.pace.by_minutes and step < total else ""
         return f"step {step} of {about}{total}  {values}  {_clock(left)} left"
 
 
-def every_so_often(say: Callable[[str], None], text: str) -> Callable[[int, int], None]:
-    """A progress callback that says the text of the number done and of all, at the last and now and then before.
+def every_so_often(say: Callable[[str], None], text: str, *, at_end: bool = True) -> Callable[[int, int], None]:
+    """A progress callback that says the text of the number done and of all now and then, and at the last.
 
-    text: with two places, as of `str.format`.
+    text: with two places, as of `str.format`. at_end: whether the last is said however short it took.
     """
     said = time.monotonic()
 
     def tell(done: int, count: int) -> None:
         nonlocal said
-        if done == count or time.monotonic() - said > PLAIN_SECONDS:
+        if (at_end and done == count) or time.monotonic() - said > PLAIN_SECONDS:
             said = time.monotonic()
             say(text.format(done, count))
 

@@ -23,6 +23,8 @@ FIRST_LOOK, HOPELESS = 2, 0.7
 large scans takes long, and four of them would have to agree by more than 0.9."""
 LEAST_AGREEMENT = 0.9
 """Mean Dice of the two states' labels: docs/lab/first_hour.md."""
+NAMED = 3
+"""So many organs are named in a sentence."""
 VOLUME_RANGE = 3.0
 """An organ may be so many times smaller or larger than in any labelled scan."""
 
@@ -65,10 +67,12 @@ def verdict(found: Found) -> tuple[bool, str]:
     """Whether a round learns from unlabelled scans, and the sentence that says why."""
     said = f"two states of the network agree by {found.agreement:.2f} (Dice) on unlabelled scans"
     if found.implausible:
-        organs = ", ".join(found.implausible)
+        few, count = found.implausible[:NAMED], len(found.implausible)
+        organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
+        are = "is" if count == 1 else "are"
         return (
             False,
-            f"nothing is learnt from unlabelled scans, since {organs} is not found in them as in labelled ones.",
+            f"nothing is learnt from unlabelled scans yet, since {organs} {are} not found in them as in labelled ones.",
         )
     if found.agreement < LEAST_AGREEMENT:
         return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."

@@ -57,8 +57,7 @@ def read_dataset(
     """
     if layout != "auto" and layout not in READERS:
         raise ConfigError(f"layout = {layout!r} is not known. Choose auto, {', '.join(READERS)}.")
-    if not root.is_dir():
-        raise DataError(f"{root}: {'is a file. Name the folder' if root.exists() else 'there is no such folder'}.")
+    refuse_no_folder(root)
     layout = detect_layout(root) if layout == "auto" else layout
     found = READERS[layout](root, labels)
     problems = list(found.problems)
@@ -80,6 +79,12 @@ def read_dataset(
         problems=tuple(problems),
         remarks=(*of_channels, *found.remarks),
     )
+
+
+def refuse_no_folder(root: Path) -> None:
+    """Raise `DataError` where there is no folder of a dataset."""
+    if not root.is_dir():
+        raise DataError(f"{root}: {'is a file. Name the folder' if root.exists() else 'there is no such folder'}.")
 
 
 def detect_layout(root: Path) -> str:

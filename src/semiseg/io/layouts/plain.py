@@ -65,10 +65,14 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
     read = [folder for images, label_folder, _ in folders for folder in (images, label_folder) if folder]
     note_other_folders(root, read, remarks)
     note_training_count(description, file, cases, remarks)
+    named = labels or _labels(root, description, cases)
+    if list(named.names.values()) == list(unknown_names(named.organs).values()):
+        text = f'The classes have no names. Name them in {root / "labels.json"}, such as {{"liver": 1}}.'
+        remarks.append(("note", root / LABELS, text))
     return Found(
         name=str(description.get("name", root.resolve().name)),
         channels=channels,
-        labels=labels or _labels(root, description, cases),
+        labels=named,
         cases=cases,
         pairs=description.get("mirror_pairs"),
         problems=problems,
