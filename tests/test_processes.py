@@ -54,7 +54,8 @@ def test_workers_of_a_killed_process_end() -> None:
 
 
 STOPPED = """
-import threading, time
+import signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()  # as torch has: it takes signals, too
 from semiseg.processes import map_cases
 def killed(case):

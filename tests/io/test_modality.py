@@ -35,6 +35,7 @@ def folder(root: Path, images: list[np.ndarray], channel: str | None = None) -> 
     for number, array in enumerate(images):
         nib.save(nib.Nifti1Image(array, np.eye(4)), root / "images" / f"s{number}.nii.gz")
     nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.eye(4)), root / "labels" / "s0.nii.gz")
+    (root / "labels.json").write_text('{"a": 1}')
     if channel:
         (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": channel}, "labels": {"b": 0, "a": 1}}))
     return root

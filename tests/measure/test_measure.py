@@ -63,10 +63,12 @@ def test_a_killed_command_has_the_code_of_a_shell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_ends_measuring_ends_the_command_and_its_figures_are_written(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     waiting = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)"
     measure = [sys.executable, "-m", "semiseg", "measure", "--output", str(tmp_path / "out"), "--"]
+    before = signal.signal(number, signal.SIG_DFL)  # inherited by the command, even where nohup ignores it
+    request.addfinalizer(lambda: signal.signal(number, before))
     with subprocess.Popen([*measure, sys.executable, "-c", waiting], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         command = psutil.Process(int(process.stdout.readline()))
