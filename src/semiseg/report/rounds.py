@@ -11,7 +11,7 @@ import numpy as np
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case, open_labels
-from semiseg.report.numbers import value
+from semiseg.report.numbers import NOTHING, value
 from semiseg.report.overlays import label_panels
 from semiseg.report.pictures import Picture, spread_out
 from semiseg.report.run_data import RunData
@@ -34,6 +34,11 @@ class Round:
     found: Mapping[str, int]
     trusted: bool
     why: str
+
+    @property
+    def labelled_any(self) -> bool:
+        """Whether scans were labelled at all, if only to see whether labels agree."""
+        return self.trusted or self.agreement != NOTHING
 
     @property
     def organs_found(self) -> int:
