@@ -30,7 +30,7 @@ fuzz: .venv/installed
 
 # Slow: hours, on a quiet machine. docs/benchmarks.md says what each shows. DATA is the folder of real volumes.
 DATA ?= ../shared/data
-study = $(BIN)/semiseg compare benchmarks/studies/$(1).toml --data $(DATA)/$(2) --output runs/$(1)_study \
+study = $(BIN)/semiseg study benchmarks/studies/$(1).toml --data $(DATA)/$(2) --output runs/$(1)_study \
 	--results docs/benchmarks/$(1)
 
 # The tools that we are measured against, in an environment of their own. Not by their requirements: one of them asks for

@@ -2,7 +2,7 @@
 
     semiseg rank RUN
     python benchmarks/annotation_lists.py --run RUN --add 4 --out docs/lab/studies/hippocampus_annotation
-    semiseg compare docs/lab/studies/hippocampus_annotation.toml --data FOLDER --output runs/hippocampus_annotation
+    semiseg study docs/lab/studies/hippocampus_annotation.toml --data FOLDER --output runs/hippocampus_annotation
 
 Each list has the run's labelled cases and then, in the order that an annotator would be told, so many of its unlabelled
 ones: by entropy, by disagreement, and in three random orders.

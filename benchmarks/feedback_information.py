@@ -30,7 +30,7 @@ from semiseg.data.roles import of_role, read_run_cases
 from semiseg.files import write_json
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
-from semiseg.losses import PseudoDice, pseudo_label_loss
+from semiseg.losses import pseudo_label_loss
 from semiseg.methods.base import Batch
 from semiseg.methods.feedback import dense_feedback, labelled_gradient_at, sgd_probe
 from semiseg.methods.mpl import MetaPseudoLabels
@@ -40,7 +40,6 @@ from semiseg.types import Shape
 
 DOUBTFUL = 0.8
 """Voxels whose first choice has less than this are looked at apart: there a correction is to be had."""
-SEMIMETRIC = PseudoDice(semimetric=True)
 
 
 def main() -> None:
@@ -79,7 +78,6 @@ def main() -> None:
         "run": arguments.run.name,
         "patches": arguments.patches,
         "batches": arguments.batches,
-        "teacher": method.settings.teacher_mode,
         "all voxels": _areas(voxels, np.ones(len(voxels["doubt"]), dtype=bool)),
         f"first choice below {DOUBTFUL}": _areas(voxels, voxels["first"] < DOUBTFUL),
     }
@@ -111,7 +109,7 @@ def _voxels(
 ) -> dict[str, NDArray[np.float64]]:
     """Of every voxel whose true label is the teacher's first or second choice."""
     with torch.no_grad():
-        q = method.soft_labels(image).exp()
+        q = method.soft_labels(image, method.teacher.network).exp()
     values, choices = q.topk(2, dim=1)
     first, second = choices[:, 0], choices[:, 1]
     counts = (truth == first) | (truth == second)
@@ -131,10 +129,10 @@ def _feedback(method: MetaPseudoLabels, image: Tensor, q: Tensor, labelled: Batc
     """`dJ/dq`, as training measures it."""
     start = {name: value.detach() for name, value in method.student.optimiser.parameters.items()}
     with batch_statistics_only(method.student.network):
-        loss = pseudo_label_loss(q, method.student.network(image), None, SEMIMETRIC)
-        probe = sgd_probe(start, gradients_of(loss, method.student.optimiser.parameters), method.settings.probe_rate)
-    _, g_plus = labelled_gradient_at(method.student.network, probe.parameters, labelled.images, labelled.labels, None)
-    return dense_feedback(method.student.network, start, image, q, None, probe, g_plus, dice=SEMIMETRIC)
+        loss = pseudo_label_loss(q, method.student.network(image))
+        probe = sgd_probe(start, gradients_of(loss, method.student.optimiser.parameters), method.probe_rate)
+    _, g_plus = labelled_gradient_at(method.student.network, probe, labelled.images, labelled.labels, None)
+    return dense_feedback(method.student.network, start, image, q, None, g_plus, rate=method.probe_rate)
 
 
 def _areas(voxels: dict[str, NDArray[np.float64]], among: NDArray[np.bool_]) -> dict[str, float]:

@@ -13,17 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from semiseg.files import write_json
-from semiseg.losses import one_hot, pseudo_label_loss
+from semiseg.losses import pseudo_label_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
+from semiseg.methods.build import add_method
 from semiseg.methods.feedback import (
-    Probe,
     dense_feedback,
     dense_teacher_term,
     labelled_gradient_at,
@@ -35,6 +36,8 @@ from semiseg.methods.feedback import (
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.optimiser import Parameters, gradients_of
 from semiseg.methods.phases import Phases
+from semiseg.methods.pseudo_label import Lesson
+from semiseg.methods.settings import MplSettings
 from semiseg.models.unet import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings
@@ -50,12 +53,25 @@ from exact_feedback import exact_labelled_loss, sgd_step
 Gradients = dict[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnmixedSettings(MplSettings):
+    """Those of Meta Pseudo Labels."""
+
+
+class Unmixed(MetaPseudoLabels):
+    """Meta Pseudo Labels in which all labels are the teacher's."""
+
+    def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
+        return lesson
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
+    add_method(UnmixedSettings, Unmixed)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     method, session = restored(arguments.run, arguments.steps)
@@ -82,11 +98,10 @@ def main() -> None:
 def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
     """The method of a trained run at its last checkpoint, about to train `steps` steps with dense feedback."""
     settings = read_settings(run / "run.toml")
-    method_settings = replace(
-        settings.method, name="mpl", feedback="dense", teacher_every=1, cutmix_fraction=0.0, label_scope="patch"
-    )
     settled = replace(read_settled(run), precision="float32")
-    session = open_session(run, replace(settings, method=method_settings), settled, torch.device("cpu"))
+    session = open_session(
+        run, replace(settings, method=UnmixedSettings(teacher_every=1)), settled, torch.device("cpu")
+    )
     method = session.build(Phases.of_steps(0, steps, steps))
     checkpoint = load_latest(run / "checkpoints")
     assert checkpoint is not None
@@ -104,52 +119,38 @@ def all_gradients(
     """The teacher's meta gradient by each rule, and the scalar feedback."""
     student, images = method.student.network, unlabelled.strong
     weights = method.teacher.optimiser.parameters
-    rate = method.settings.probe_rate
+    rate = method.probe_rate
     start = {name: value.detach() for name, value in method.student.optimiser.parameters.items()}
 
-    log_q = method.soft_labels(unlabelled.weak)
+    log_q = method.soft_labels(unlabelled.weak, method.teacher.network)
     q = log_q.exp()
-    hard = one_hot(q.detach().argmax(1), q.shape[1])
+    hard = q.detach().argmax(1)
     loss = exact_labelled_loss(student, start, images, q, None, labelled.images, labelled.labels, sgd_step(rate))
     found = {"exact": kept_gradients(loss, weights)}
-    for name, target, derivative in (
-        ("dense", q.detach(), "forward"),
-        ("dense_central", q.detach(), "central"),
-        ("dense_hard", hard, "forward"),
-    ):
-        probe = probe_of(method, images, target, start)
-        _, g_plus = labelled_gradient_at(student, probe.parameters, labelled.images, labelled.labels, None)
-        feedback = dense_feedback(
-            student,
-            start,
-            images,
-            target,
-            None,
-            probe,
-            g_plus,
-            derivative=derivative,  # type: ignore[arg-type]
-            epsilon=method.settings.central_epsilon,
-        )
+    probe = probe_of(method, images, q.detach(), start)
+    _, g_plus = labelled_gradient_at(student, probe, labelled.images, labelled.labels, None)
+    kinds: dict[str, Literal["forward", "central"]] = {"dense": "forward", "dense_central": "central"}
+    for name, kind in kinds.items():
+        feedback = dense_feedback(student, start, images, q.detach(), None, g_plus, rate=rate, derivative=kind)
         found[name] = kept_gradients(dense_teacher_term(feedback, q), weights)
-    probe = probe_of(method, images, hard, start)
     before, after = (
         labelled_loss_at(student, weights_then, labelled.images, labelled.labels, None)
-        for weights_then in (start, probe.parameters)
+        for weights_then in (start, probe)
     )
     h = scalar_feedback(before, after)
-    found["scalar"] = kept_gradients(scalar_teacher_term(h, 0.0, log_q, hard.argmax(1)), weights)
-    found["scalar_with_baseline"] = kept_gradients(scalar_teacher_term(h, baseline, log_q, hard.argmax(1)), weights)
+    found["scalar"] = kept_gradients(scalar_teacher_term(h, 0.0, log_q, hard), weights)
+    found["scalar_with_baseline"] = kept_gradients(scalar_teacher_term(h, baseline, log_q, hard), weights)
     found["scalar_as_printed"] = {name: -value for name, value in found["scalar"].items()}
     return found, float(h)
 
 
-def probe_of(method: MetaPseudoLabels, images: Tensor, target: Tensor, start: Parameters) -> Probe:
+def probe_of(method: MetaPseudoLabels, images: Tensor, target: Tensor, start: Parameters) -> Parameters:
     """The student's plain SGD step on a target."""
     with batch_statistics_only(method.student.network):
         gradient = gradients_of(
             pseudo_label_loss(target, method.student.network(images)), method.student.optimiser.parameters
         )
-    return sgd_probe(start, gradient, method.settings.probe_rate)
+    return sgd_probe(start, gradient, method.probe_rate)
 
 
 def kept_gradients(loss: Tensor, weights: Parameters) -> Gradients:

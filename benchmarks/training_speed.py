@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.files import write_json
@@ -31,25 +31,31 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import (
+    CopyPasteSettings,
+    CrossPseudoSettings,
+    MeanTeacherSettings,
+    MethodSettings,
+    MplSettings,
+    PseudoLabelSettings,
+    PseudoRoundsSettings,
+    SupervisedSettings,
+)
 from semiseg.processes import processor_name, usable_cores
 from semiseg.randomness import Draw
 from semiseg.train.precision import autocast_dtype
 
 METHODS: dict[str, MethodSettings] = {
-    "supervised": MethodSettings(name="supervised"),
-    "dense, teacher moves": MethodSettings(name="mpl", teacher_every=1, directional_derivative="central"),
-    "dense by forward mode, teacher moves": MethodSettings(
-        name="mpl", teacher_every=1, directional_derivative="forward"
-    ),
-    "dense, every 4th step": MethodSettings(name="mpl", teacher_every=4),
-    "scalar, teacher moves": MethodSettings(name="mpl", feedback="scalar", teacher_every=1),
-    "pseudo_label, teacher still": MethodSettings(name="pseudo_label", teacher_every=0, label_scope="patch"),
-    "pseudo_label, scans labelled": MethodSettings(name="pseudo_label", teacher_every=0, label_scope="scan"),
-    "mean_teacher": MethodSettings(name="mean_teacher"),
-    "cross_pseudo": MethodSettings(name="cross_pseudo"),
-    "copy_paste": MethodSettings(name="copy_paste"),
-    "pseudo_rounds": MethodSettings(name="pseudo_rounds", label_scope="patch"),
+    "supervised": SupervisedSettings(),
+    "dense, teacher moves": MplSettings(teacher_every=1),
+    "dense, every 4th step": MplSettings(),
+    "scalar, teacher moves": MplSettings(feedback="scalar", teacher_every=1),
+    "pseudo_label, patches labelled": PseudoLabelSettings(label_scope="patch"),
+    "pseudo_label, scans labelled": PseudoLabelSettings(),
+    "mean_teacher": MeanTeacherSettings(),
+    "cross_pseudo": CrossPseudoSettings(),
+    "copy_paste": CopyPasteSettings(),
+    "pseudo_rounds": PseudoRoundsSettings(),
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -113,7 +119,7 @@ def _runner(
     plan = _plan(arguments, batch)
     autocast = autocast_dtype(arguments.precision)
     method = build_method(plan, settings, Phases.of_steps(0, 10**6, 10**6), seed=0, device=device, autocast=autocast)
-    augment = AugmentSettings()
+    augment = Augmentation()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((batch, 1, z, y, x), generator=generator).to(device)
     labels = torch.randint(0, 3, (batch, z, y, x), generator=generator).to(device)
@@ -124,7 +130,7 @@ def _runner(
         labelled = Batch(*labelled_view(images, labels, draw, augment, plan.labels))
         unlabelled = None
         if method.needs_unlabelled(step):
-            pseudo = (labels, plan.labels) if settings.labels_whole_scans else None
+            pseudo = (labels, plan.labels) if method.labelling_steps else None
             unlabelled = UnlabelledBatch(*unlabelled_views(images, draw, augment, pseudo))
         made = _now(device)
         method.step(labelled, unlabelled, draw)

@@ -79,7 +79,6 @@ def tiny(request: pytest.FixtureRequest) -> list[str]:
         "plan.batch": 2,
         "plan.base_features": 4,
         "plan.max_levels": 2,
-        "method.finetune_fraction": 0.2,
         "train.steps": 6,
         "train.threads": 1,
         "train.device": device,
@@ -88,7 +87,6 @@ def tiny(request: pytest.FixtureRequest) -> list[str]:
         "train.checkpoint_every": 3,
         "predict.device": device,
         "predict.tile_step": 1,
-        "evaluate.bootstrap_samples": 100,
     }
     return [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
 

@@ -17,7 +17,7 @@ import pytest
 from semiseg.settings import read_settings
 
 Command = Callable[..., Any]
-COMMANDS = ("check", "prepare", "train", "predict", "evaluate", "compare", "report", "run", "demo")
+COMMANDS = ("check", "prepare", "train", "predict", "evaluate", "compare", "study", "report", "run", "demo")
 pytestmark = pytest.mark.usefixtures("one_core")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.config import load_settings, without_effect
+from semiseg.config import load_settings
 from semiseg.errors import ConfigError, DataError
+from semiseg.methods.settings import OptimiserSettings, SupervisedSettings, TeacherPhases
 from semiseg.settings import RunSettings
 
 
@@ -25,8 +26,9 @@ def test_nothing_given_means_the_defaults() -> None:
     ("override", "section", "name", "value"),
     [
         ("train.steps=100", "train", "steps", 100),
-        ("method.learning_rate=3e-4", "method", "learning_rate", 3e-4),
-        ("method.learning_rate=1", "method", "learning_rate", 1.0),
+        ("method.rounds=7", "method", "rounds", 7),
+        ("sampling.cache_gb=3e-4", "sampling", "cache_gb", 3e-4),
+        ("sampling.cache_gb=1", "sampling", "cache_gb", 1.0),
         ("predict.mirror=false", "predict", "mirror", False),
         ("method.name=supervised", "method", "name", "supervised"),
         ('method.name="supervised"', "method", "name", "supervised"),
@@ -50,12 +52,30 @@ def test_set_comes_after_the_recipe_and_the_last_one_wins(tmp_path: Path) -> Non
     assert (settings.train.steps, settings.train.seed) == (7, 3)
 
 
-def test_what_the_method_does_not_use_is_named() -> None:
-    overrides = ["method.name=pseudo_label", "method.rounds=5", "method.label_scope=scan", "method.momentum=0.8"]
-    assert without_effect(load_settings(None, overrides), overrides) == [
-        "--set method.rounds=5: pseudo_label does not use it, pseudo_rounds would."
-    ]
-    assert not without_effect(load_settings(None, overrides[1:]), overrides[1:])
+def test_tables_within_the_methods_are_set_key_by_key() -> None:
+    overrides = ["method.name=mpl", "method.phases.warmup=0.25", "method.optimiser.momentum=0.8"]
+    method = load_settings(None, overrides).method
+    assert method.parts == TeacherPhases(warmup=0.25), "what else the method has stays"
+    assert method.optimiser == OptimiserSettings(momentum=0.8)
+
+
+def test_what_the_method_does_not_use_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    message = (
+        r"unknown key method\.rounds: pseudo_label does not use it, pseudo_rounds has it\. Leave it out, or choose"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_settings(None, ["method.name=pseudo_label", "method.rounds=5"])
+    recipe = write(tmp_path, "[method]\nname = 'pseudo_label'\nrounds = 5\n")
+    with pytest.raises(ConfigError, match=r"recipe\.toml: " + message):
+        load_settings(recipe)
+    with pytest.raises(ConfigError, match=message):
+        load_settings(write(tmp_path, "[method]\nrounds = 5\n"), ["method.name=pseudo_label"])
+
+
+def test_the_method_of_a_run_may_be_left_out_for_another(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "[method]\nrounds = 5\n[train]\nsteps = 3\n")
+    settings = load_settings(recipe, ["method.name=supervised"], another_method=True)
+    assert (settings.method, settings.train.steps) == (SupervisedSettings(), 3)
 
 
 def test_steps_take_the_place_of_a_recipes_minutes(tmp_path: Path) -> None:
@@ -102,8 +122,10 @@ def test_set_below_a_value_is_refused(tmp_path: Path) -> None:
         ("[plan]\npatch = [16, 16, 0]", "plan.patch"),
         ("[plan]\npatch = 16", "plan.patch"),
         ("[method]\nname = 'magic'", "method.name"),
-        ("[method]\nlearning_rate = nan", "method.learning_rate"),
-        ("[method]\nlearning_rate = inf", "method.learning_rate"),
+        ("[method.optimiser]\nlearning_rate = nan", "method.optimiser.learning_rate"),
+        ("[method.optimiser]\nlearning_rate = inf", "method.optimiser.learning_rate"),
+        ("[method.phases]\nwarmup = 'long'", "method.phases.warmup"),
+        ("method = 'mpl'", "method"),
         ("[plan]\nspacing_mm = [1.0, inf, 1.0]", "plan.spacing_mm"),
         ("[data]\nlabelled = 0", "data.labelled"),
         ("[data]\nlayout = 'dicom'", "data.layout"),
@@ -133,6 +155,8 @@ def test_an_unknown_key_is_told_what_is_known() -> None:
         ("train.minute=5", "unknown key train.minute. Did you mean train.minutes?"),
         ("train.budget_minute=5", "unknown key train.budget_minute. Did you mean train.minutes?"),
         ("method.steps=5", "unknown key method.steps. Did you mean train.steps?"),
+        ("method.momentum=0.5", "unknown key method.momentum. Did you mean method.optimiser.momentum?"),
+        ("method.rounds.warmup=0.5", "method.rounds"),
         ("trian.steps=3", "unknown key trian. Did you mean train?"),
         ("predict.qqq=1", "unknown key predict.qqq. Known here: device, engine"),
         ("plan.patch=64", "plan.patch = 64: give three whole numbers, for example plan.patch=[32, 64, 64]."),

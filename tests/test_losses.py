@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from semiseg.losses import (
+    CROSS_ENTROPY_DICE,
     DICE_SMOOTH,
-    PseudoDice,
-    deep_supervised_loss,
     dice_per_class,
     one_hot,
     pseudo_label_gradient,
@@ -69,49 +68,75 @@ def test_hard_pseudo_labels_give_the_supervised_loss() -> None:
     assert torch.allclose(pseudo_label_loss(hard, logits), supervised_loss(labels, logits), atol=1e-12)
 
 
+def soft_labels(seed: int = 2) -> tuple[Tensor, Tensor]:
+    """For logits of `batch`: probabilities of each voxel, and a weight of 0 or 1."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn((2, 4, 3, 4, 5), generator=generator, dtype=torch.float64).softmax(1)
+    return q, (torch.rand((2, 1, 3, 4, 5), generator=generator) > 0.3).double()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_pseudo_label_loss_is_cross_entropy_plus_a_semimetric_dice_over_the_batch(weighted: bool) -> None:
+    (logits, _), (q, weight) = batch(), soft_labels()
+    p, w = logits.softmax(1), weight[:, 0] if weighted else torch.ones_like(weight[:, 0])
+    cross_entropy = -torch.stack([(w * q[:, k] * p[:, k].log()).sum() for k in range(4)]).sum() / w.numel()
+    dice = []
+    for k in (1, 2, 3):
+        overlap = (w * torch.where(q[:, k] < p[:, k], q[:, k], p[:, k])).sum()
+        sizes = (w * q[:, k]).sum() + (w * p[:, k]).sum()
+        dice.append((2 * overlap + DICE_SMOOTH) / (sizes + DICE_SMOOTH))
+    expected = cross_entropy + 1 - torch.stack(dice).mean()
+    assert torch.allclose(pseudo_label_loss(q, logits, weight if weighted else None), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_gradient_with_respect_to_pseudo_labels_is_the_explicit_formula(weighted: bool) -> None:
-    logits, _ = batch()
-    q = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).softmax(1)
-    weight = (torch.rand((2, 1, 3, 4, 5), generator=torch.Generator().manual_seed(3)) > 0.3).double()
+    (logits, _), (q, weight) = batch(), soft_labels()
     w = weight if weighted else None
     q.requires_grad_()
-    for dice in (PseudoDice(), PseudoDice(1 - weight), PseudoDice(torch.zeros_like(weight)), PseudoDice(None, True)):
-        (expected,) = torch.autograd.grad(pseudo_label_loss(q, logits, w, dice), q)
-        assert torch.allclose(pseudo_label_gradient(q.detach(), logits, w, dice), expected, atol=1e-14)
+    (expected,) = torch.autograd.grad(pseudo_label_loss(q, logits, w), q)
+    assert torch.allclose(pseudo_label_gradient(q.detach(), logits, w), expected, atol=1e-14)
 
 
-def test_soft_labels_are_met_exactly_by_cross_entropy_and_not_by_dice() -> None:
-    """Why Dice may be left to true labels: against soft ones it wants another network than one that agrees."""
+def test_voxels_of_no_weight_teach_nothing() -> None:
+    (logits, _), (q, weight) = batch(), soft_labels()
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits, weight), logits)
+    off = (weight[:, 0] == 0)[:, None].expand_as(gradient)
+    assert torch.count_nonzero(gradient[off]) == 0
+    assert torch.count_nonzero(gradient[~off]) > 0
+    assert torch.count_nonzero(pseudo_label_gradient(q, logits.detach(), weight)[off]) == 0
+
+
+def test_soft_dice_is_not_least_where_soft_labels_are_met() -> None:
+    """Why pseudo-labels have a Dice of their own: against soft ones soft Dice wants another network than one that
+    agrees."""
     logits, _ = batch()
     logits.requires_grad_()
     q = logits.detach().softmax(1)
-    nowhere = PseudoDice(torch.zeros_like(q[:, :1]))
-    (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits, None, nowhere), logits)
-    # Zero but for rounding: p = q is where cross-entropy is least.
-    assert float(gradient.abs().max()) < 1e-15
-    (gradient,) = torch.autograd.grad(pseudo_label_loss(q, logits), logits)
+    (gradient,) = torch.autograd.grad(dice_per_class(q, logits.softmax(1))[1:].mean(), logits)
     assert float(gradient.abs().max()) > 1e-4
 
 
 def test_dice_as_a_semimetric_is_least_at_soft_labels_and_the_same_for_hard_ones() -> None:
     logits, labels = batch()
-    q, semimetric = logits.softmax(1), PseudoDice(semimetric=True)
-    at_labels = pseudo_label_loss(q, logits, None, semimetric)
+    q = logits.softmax(1)
+    at_labels = pseudo_label_loss(q, logits)
     for seed in range(20):
         noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed), dtype=logits.dtype)
-        assert pseudo_label_loss(q, logits + 0.1 * noise, None, semimetric) > at_labels
+        assert pseudo_label_loss(q, logits + 0.1 * noise) > at_labels
     sharper = 1.5 * logits
     assert dice_per_class(q, q, semimetric=True).min() == 1
     assert dice_per_class(q, sharper.softmax(1))[1:].mean() > dice_per_class(q, q)[1:].mean()  # what soft Dice wants
-    hard = one_hot(labels, 4, dtype=torch.float64)
+    hard, p = one_hot(labels, 4, dtype=torch.float64), logits.softmax(1)
     # The same sums in another form: rounding.
-    torch.testing.assert_close(pseudo_label_loss(hard, logits, None, semimetric), pseudo_label_loss(hard, logits))
+    torch.testing.assert_close(dice_per_class(hard, p, semimetric=True), dice_per_class(hard, p))
 
 
-def test_deep_supervision_weighs_levels_by_halves() -> None:
-    logits, labels = batch()
-    fine = logits.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-    fine_labels = labels.repeat_interleave(2, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    expected = (supervised_loss(fine_labels, fine) + 0.5 * supervised_loss(labels, logits)) / 1.5
-    assert torch.allclose(deep_supervised_loss(fine_labels, [fine, logits]), expected, atol=1e-12)
+def test_the_losses_that_methods_have_by_default_are_these() -> None:
+    (logits, labels), (q, weight) = batch(), soft_labels()
+    labels[0, 0] = 9
+    losses = CROSS_ENTROPY_DICE
+    assert torch.equal(losses.labelled(labels, logits, 9), supervised_loss(labels, logits, 9))
+    assert torch.equal(losses.pseudo(q, logits, weight), pseudo_label_loss(q, logits, weight))
+    assert torch.equal(losses.pseudo_gradient(q, logits, weight), pseudo_label_gradient(q, logits, weight))

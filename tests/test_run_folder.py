@@ -12,7 +12,7 @@ from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import RunCase, write_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_jsonl
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import MplSettings, PseudoRoundsSettings
 from semiseg.predict.settings import PredictSettings
 from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, read_settings, write_settings
@@ -32,7 +32,7 @@ def test_what_was_asked_is_written_as_it_was_asked(tmp_path: Path) -> None:
     settings = asked(tmp_path, plan=PlanSettings(device="auto"), train=TrainSettings(minutes=5.0))
     kept = read_settings(tmp_path / "run.toml")
     assert kept == settings
-    assert (kept.plan, kept.train, kept.method) == (PlanSettings(), TrainSettings(minutes=5.0), MethodSettings())
+    assert (kept.plan, kept.train, kept.method) == (PlanSettings(), TrainSettings(minutes=5.0), PseudoRoundsSettings())
 
 
 def test_a_run_without_a_plan_counts_as_new(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_run_without_a_plan_counts_as_new(tmp_path: Path) -> None:
 
 def test_until_it_is_trained_what_only_training_depends_on_may_change(tmp_path: Path) -> None:
     asked(tmp_path, "plan.toml")
-    changed = RunSettings(method=MethodSettings(name="mpl"), train=TrainSettings(seed=3))
+    changed = RunSettings(method=MplSettings(), train=TrainSettings(seed=3))
     assert keep_asked(tmp_path, changed).train.seed == 3
     assert read_settings(tmp_path / "run.toml").method.name == "mpl"
     (tmp_path / "checkpoints").mkdir()

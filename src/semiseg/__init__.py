@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semiseg.errors import SemisegError
+    from semiseg.improving import postprocess, rank
     from semiseg.predict.model import load_model
     from semiseg.predict.predictor import predict_array
     from semiseg.settings import RunSettings
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         evaluate_run,
-        postprocess,
         predict,
         predict_test_cases,
         prepare,
-        rank,
         report,
         run_all,
         train,
@@ -49,6 +48,8 @@ _HOMES = {
     "RunSettings": "semiseg.settings",
     "SemisegError": "semiseg.errors",
     "load_model": "semiseg.predict.model",
+    "postprocess": "semiseg.improving",
+    "rank": "semiseg.improving",
     "predict_array": "semiseg.predict.predictor",
 } | dict.fromkeys(
     (
@@ -56,11 +57,9 @@ _HOMES = {
         "compare",
         "evaluate",
         "evaluate_run",
-        "postprocess",
         "predict",
         "predict_test_cases",
         "prepare",
-        "rank",
         "report",
         "run_all",
         "train",

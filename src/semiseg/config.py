@@ -10,18 +10,23 @@ from typing import Any
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml
-from semiseg.methods.settings_by_method import others_that_use
 from semiseg.settings import RunSettings, settings_from
 
 
-def load_settings(recipe: str | Path | None, overrides: Sequence[str] = ()) -> RunSettings:
+def load_settings(
+    recipe: str | Path | None, overrides: Sequence[str] = (), *, another_method: bool = False
+) -> RunSettings:
     """The recipe (or the defaults) with `section.key=value` overrides applied in order.
+
+    another_method: leave out the recipe's section `[method]`, which is that of a method that the run is not to have.
 
     A relative path of section `[data]` of a recipe starts from the recipe's folder, one given by an override from
     the working folder. Raises `ConfigError` for anything unknown.
     """
     recipe = Path(recipe) if recipe else None
     tables = read_toml(recipe) if recipe else {}
+    if another_method:
+        tables.pop("method", None)
     if recipe:
         _resolve_paths(tables, DATA_PATHS, recipe.parent)
     for override in overrides:
@@ -29,17 +34,6 @@ def load_settings(recipe: str | Path | None, overrides: Sequence[str] = ()) -> R
         _resolve_paths(tables, [key for key in DATA_PATHS if override.strip().startswith(f"data.{key}")], Path())
     source = str(recipe) if recipe else "settings"
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
-
-
-def without_effect(settings: RunSettings, overrides: Sequence[str]) -> list[str]:
-    """A sentence for each override of section `[method]` that the run's method does not use."""
-    method = settings.method.name
-    found = [(override, others_that_use(override.partition("=")[0].strip(), method)) for override in overrides]
-    return [
-        f"--set {override}: {method} does not use it, {' and '.join(users)} would."
-        for override, users in found
-        if users
-    ]
 
 
 DATA_PATHS = ("root", "teacher", "label_list", "exclude")

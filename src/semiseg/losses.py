@@ -11,6 +11,7 @@ The background class is left out of Dice, as in nnU-Net.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ def one_hot(labels: Tensor, classes: int, *, dtype: torch.dtype = torch.float32)
 
 
 def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None, *, semimetric: bool = False) -> Tensor:
-    """Soft Dice of each class, background included: `(K,)`. semimetric: as in `PseudoDice`."""
+    """Soft Dice of each class, background included: `(K,)`. semimetric: as in `pseudo_label_loss`."""
     overlap = torch.minimum(target, p) if semimetric else target * p
     if weight is not None:
         overlap, target, p = overlap * weight, target * weight, p * weight
@@ -38,7 +39,7 @@ def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None, *, s
     return (2 * overlap.sum(_SPACE) + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
 
 
-def supervised_loss(labels: Tensor, logits: Tensor, *, ignore: int | None = None) -> Tensor:
+def supervised_loss(labels: Tensor, logits: Tensor, ignore: int | None = None) -> Tensor:
     """Cross-entropy + Dice of logits `(B, K, D, H, W)` against a label map `(B, D, H, W)`.
 
     Voxels of value `ignore` count in neither term. If a batch holds nothing else the loss is a zero with a graph.
@@ -53,73 +54,51 @@ def supervised_loss(labels: Tensor, logits: Tensor, *, ignore: int | None = None
     return cross_entropy + _dice_loss(target, log_p.exp(), weight)
 
 
-def deep_supervised_loss(labels: Tensor, outputs: list[Tensor], *, ignore: int | None = None) -> Tensor:
-    """`supervised_loss` over the levels of a deeply supervised network, with weights 1, 1/2, 1/4, ... normalised.
-
-    Labels are brought to a level's grid by nearest neighbour (Lee et al. 2015; weights as in nnU-Net).
-    """
-    weights = [0.5**level for level in range(len(outputs))]
-    total = outputs[0].new_zeros(())
-    for weight, logits in zip(weights, outputs, strict=True):
-        size = logits.shape[2:]
-        at_level = (
-            labels
-            if labels.shape[1:] == size
-            else functional.interpolate(labels[:, None].float(), size=size, mode="nearest")[:, 0].long()
-        )
-        total = total + weight / sum(weights) * supervised_loss(at_level, logits, ignore=ignore)
-    return total
-
-
-class PseudoDice(NamedTuple):
-    """Dice of the student against pseudo-labels.
-
-    weight: of each voxel `(B, 1, D, H, W)`; None is that of the cross-entropy. semimetric: the overlap is
-    `sum_i w min(q, p)` in the place of `sum_i w q p` (Wang et al. 2023, arXiv 2303.16296). For hard labels both are the
-    same; for soft ones it is least at `p = q`, whereas soft Dice is least at an organ that is larger than labelled.
-    """
-
-    weight: Tensor | None = None
-    semimetric: bool = False
-
-
-SOFT_DICE = PseudoDice()
-
-
-def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None, dice: PseudoDice = SOFT_DICE) -> Tensor:
+def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross-entropy + Dice of the student's logits against pseudo-labels `q` `(B, K, D, H, W)`, soft or one-hot.
 
-    weight: `(B, 1, D, H, W)`, confidence of each voxel, without gradient; None is 1 everywhere. N counts all voxels.
+    Dice's overlap is `sum_i w min(q, p)` in the place of `sum_i w q p` (Wang et al. 2023, arXiv 2303.16296). For hard
+    labels both are the same; for soft ones it is least at `p = q`, whereas soft Dice is least at an organ that is
+    larger than labelled. weight: `(B, 1, D, H, W)`, of each voxel, without gradient; None is 1 everywhere. N counts all
+    voxels.
     """
     log_p = functional.log_softmax(logits, dim=1)
     weighted = log_p if weight is None else log_p * weight
     count = logits.numel() / logits.shape[1]
-    p, w = log_p.exp(), weight if dice.weight is None else dice.weight
-    return -(q * weighted).sum() / count + _dice_loss(q, p, w, semimetric=dice.semimetric)
+    return -(q * weighted).sum() / count + _dice_loss(q, log_p.exp(), weight, semimetric=True)
 
 
-def pseudo_label_gradient(
-    q: Tensor, logits: Tensor, weight: Tensor | None = None, dice: PseudoDice = SOFT_DICE
-) -> Tensor:
+def pseudo_label_gradient(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
     """d `pseudo_label_loss` / d `q`, an explicit function of the student's logits: `(B, K, D, H, W)`.
 
     Cross-entropy gives `-(w/N) log p`; a class of Dice with overlap I, sizes Q and P gives
-    `-(w/(K-1)) (2 p (Q+P+s) - (2I+s)) / (Q+P+s)^2`, with Dice's own w, and where it is a semimetric with 1 where q < p
-    and 0 elsewhere in the place of the first p. This is what dense feedback differentiates along the probe.
+    `-(w/(K-1)) (2 m (Q+P+s) - (2I+s)) / (Q+P+s)^2`, with m 1 where q < p and 0 elsewhere. This is what dense feedback
+    differentiates along the probe.
     """
     classes = logits.shape[1]
     log_p = functional.log_softmax(logits, dim=1)
     p = log_p.exp()
     w = torch.ones_like(p[:, :1]) if weight is None else weight
     gradient = -log_p * w / (logits.numel() / classes)
-    w = w if dice.weight is None else dice.weight
-    overlap = (w * (torch.minimum(q, p) if dice.semimetric else q * p)).sum(_SPACE, keepdim=True)
-    slope = (q < p).to(p.dtype) if dice.semimetric else p
+    overlap = (w * torch.minimum(q, p)).sum(_SPACE, keepdim=True)
+    slope = (q < p).to(p.dtype)
     sizes = (w * q).sum(_SPACE, keepdim=True) + (w * p).sum(_SPACE, keepdim=True) + DICE_SMOOTH
     of_dice = -w * (2 * slope * sizes - (2 * overlap + DICE_SMOOTH)) / sizes.square() / max(1, classes - 1)
     foreground = torch.ones(1, classes, 1, 1, 1, dtype=p.dtype, device=p.device)
     foreground[:, 0] = 0.0
     return gradient + of_dice * foreground
+
+
+class Losses(NamedTuple):
+    """What methods learn by. labelled: `(labels, logits, ignore)`, as `supervised_loss`. pseudo: `(q, logits, weight)`,
+    as `pseudo_label_loss`. pseudo_gradient: its derivative by q, which dense feedback needs."""
+
+    labelled: Callable[[Tensor, Tensor, int | None], Tensor]
+    pseudo: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    pseudo_gradient: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+CROSS_ENTROPY_DICE = Losses(supervised_loss, pseudo_label_loss, pseudo_label_gradient)
 
 
 def _dice_loss(target: Tensor, p: Tensor, weight: Tensor | None, *, semimetric: bool = False) -> Tensor:

@@ -175,7 +175,7 @@ def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.dev
         with suppress(ConfigError):  # a GPU that it began on may be missing here: it goes on with what there is
             device = choose_device(settled.device)
     if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
-        settled = replace(settled, threads=None, precision=None, directional_derivative=None)
+        settled = replace(settled, threads=None, precision=None)
     threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())
     set_up_torch(threads, deterministic=train.deterministic)
     precision = settled.precision if train.precision == "auto" else None
@@ -185,7 +185,6 @@ def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.dev
         processor=processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=threads,
         precision=precision or choose_precision(train.precision, device),
-        directional_derivative=settled.directional_derivative or settings.method.derivative_on(device.type),
         torch=str(torch.__version__),
     )
     write_settled(run, settled)

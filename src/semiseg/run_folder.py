@@ -14,6 +14,7 @@ from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.rows import read_metrics
 from semiseg.settings import RunSettings, read_settings, write_settings
+from semiseg.tables import flattened
 from semiseg.words import in_minutes, shortened
 
 
@@ -113,11 +114,11 @@ _OF_THE_PLAN = ("train.minutes", "train.steps", "train.device")
 
 def _differences(before: RunSettings, now: RunSettings) -> Iterator[tuple[str, str]]:
     """Each `section.key` that differs, and a line that says how."""
-    old, new = asdict(before), asdict(now)
-    for section, table in old.items():
-        for key, value in table.items():
-            if new[section][key] != value:
-                yield f"{section}.{key}", f"{section}.{key} = {value!r} in the run, {new[section][key]!r} now"
+    old, new = flattened(asdict(before)), flattened(asdict(now))
+    for key in old.keys() | new.keys():  # methods have keys of their own
+        was, is_now = (values.get(key) for values in (old, new))
+        if was != is_now:
+            yield key, f"{key} = {was!r} in the run, {is_now!r} now"
 
 
 def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
 from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.files import read_toml, write_toml
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import DEFAULT, MethodSettings, PseudoRoundsSettings, methods_with, settings_kind
 from semiseg.predict.settings import PredictSettings
-from semiseg.tables import first_problem, refuse_unknown_keys
+from semiseg.tables import first_problem, flattened, refuse_unknown_keys
 from semiseg.train.settings import TrainSettings
 
 
@@ -34,8 +34,8 @@ class RunSettings:
     """How patches are chosen."""
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     """How patches are augmented."""
-    method: MethodSettings = field(default_factory=MethodSettings)
-    """How is learned."""
+    method: MethodSettings = field(default_factory=PseudoRoundsSettings)
+    """How is learned: the method that `method.name` names, with its keys alone."""
     train: TrainSettings = field(default_factory=TrainSettings)
     """How long, on what, and how it is logged."""
     predict: PredictSettings = field(default_factory=PredictSettings)
@@ -44,19 +44,41 @@ class RunSettings:
     """How predictions are scored."""
 
 
-_ADAPTER: TypeAdapter[RunSettings] = TypeAdapter(RunSettings)
-
-
 def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
     """Settings from nested tables; raises `ConfigError` for unknown keys, wrong types and bad values."""
-    refuse_unknown_keys(value, RunSettings, source)
+    method = value.get("method", {})
     try:
+        if isinstance(method, dict):
+            _refuse_keys_of_others(method)
+        kind = _with_method(settings_kind(method.get("name", DEFAULT) if isinstance(method, dict) else DEFAULT))
         # By way of JSON, since only there strict types (no "5" or true for a number) take a list for a tuple.
-        return _ADAPTER.validate_json(json.dumps(value, default=str), strict=True)
+        refuse_unknown_keys(value, kind, source)
+        settings = TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {first_problem(error, RunSettings)}") from None
+        raise ConfigError(f"{source}: {first_problem(error, kind)}") from None
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(str(error) if str(error).startswith(f"{source}: ") else f"{source}: {error}") from None
+    return RunSettings(**{one.name: getattr(settings, one.name) for one in fields(RunSettings)})
+
+
+def _with_method(kind: type[MethodSettings]) -> type[RunSettings]:
+    """`RunSettings` whose section `[method]` is that of one method."""
+    section = [("method", kind, field(default_factory=kind))]
+    return make_dataclass("RunSettings", section, bases=(RunSettings,), frozen=True, kw_only=True)
+
+
+def _refuse_keys_of_others(method: dict[str, Any]) -> None:
+    """Raise `ConfigError` for a key that other methods have and this one has not."""
+    kind = settings_kind(method.get("name", DEFAULT))
+    name, own = method.get("name", DEFAULT), flattened(asdict(kind()))  # type: ignore[call-arg]
+    for key in flattened(method):
+        is_table = any(path.startswith(f"{key}.") for path in own)  # empty, or no table: that is said elsewhere
+        if key not in own and not is_table and (others := methods_with(key)):
+            have = "has" if len(others) == 1 else "have"
+            raise ConfigError(
+                f"unknown key method.{key}: {name} does not use it, {' and '.join(others)} {have} it. Leave it out, or "
+                "choose another method.name."
+            )
 
 
 def read_settings(path: Path) -> RunSettings:

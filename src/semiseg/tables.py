@@ -48,7 +48,7 @@ def _meant(key: str, kind: type, whole: type, prefix: str) -> str:
     """Which known key an unknown one may be meant for: one of the same table by its letters or words, one of the same
     name in another table, or one of those by its letters; otherwise all that there are here."""
     here = [field.name for field in fields(kind)]
-    elsewhere = [path for path in _paths(whole) if path.count(".") and not path.startswith(prefix or "-")]
+    elsewhere = [path for path in _paths(whole) if path.count(".") and f"{path.rpartition('.')[0]}." != prefix]
     by_name: dict[str, list[str]] = {}
     for path in elsewhere:
         by_name.setdefault(path.rpartition(".")[2], []).append(path)
@@ -74,6 +74,15 @@ def _paths(kind: type, prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{field.name}"
         if is_dataclass(hints[field.name]):
             yield from _paths(hints[field.name], f"{prefix}{field.name}.")
+
+
+def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        path = f"{prefix}{key}"
+        found |= flattened(value, f"{path}.") if isinstance(value, dict) and value else {path: value}
+    return found
 
 
 _NUMBERS = {2: "two", 3: "three"}

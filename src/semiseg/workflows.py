@@ -8,18 +8,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from semiseg.console import bar
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
 from semiseg.data.fingerprint import write_fingerprint
-from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.remarks import print_label_remarks, print_remarks
 from semiseg.data.roles import (
-    FEWEST_TO_VALIDATE,
     DataSettings,
     RunCase,
     assign_roles,
@@ -41,18 +39,14 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
+from semiseg.evaluate.scheme import scheme_of
+from semiseg.evaluate.summary import never_found
 from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import is_nifti, scan_files
-from semiseg.io.flare22_labels import FLARE22_LABELS
+from semiseg.io.file_kinds import is_nifti
 from semiseg.io.layouts import read_dataset, refuse_no_folder
-from semiseg.io.layouts.folders import read_object
-from semiseg.io.layouts.nnunet import dataset_labels
-from semiseg.io.layouts.plain import labels_found
 from semiseg.io.modality import Modality
-from semiseg.io.nifti import read_grid, read_label
 from semiseg.io.store import read_case_meta
-from semiseg.methods.settings_by_method import ANY_STUDENT
 from semiseg.notices import add_notice
 from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, settle_machine, what_comes
 from semiseg.predict.engine_choice import choose_engine
@@ -61,12 +55,10 @@ from semiseg.predict.foreign import foreign_text
 from semiseg.predict.inputs import Scan, find_scans
 from semiseg.predict.memory import check_budget
 from semiseg.predict.model import Model, load_model
-from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
 from semiseg.predict.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
 from semiseg.predict.settings import PredictSettings
 from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.report import write_comparison_report, write_report
-from semiseg.rows import read_metrics
 from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings, refuse_foreign
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train.settings import TrainSettings
@@ -76,7 +68,6 @@ from semiseg.words import counted, in_minutes, shortened
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
 
-    from semiseg.train.ranking import Doubt, Order
     from semiseg.train.session import Session
 
 
@@ -132,7 +123,7 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     if run.resolve().is_relative_to(root):
         raise ConfigError(f"{run}: lies in the dataset {root}. Name a run folder outside of it.")
     student = settings.plan.student_base_features
-    if student not in (None, settings.plan.base_features) and settings.method.name not in ANY_STUDENT:
+    if student not in (None, settings.plan.base_features) and not settings.method.student_has_own_size:
         raise ConfigError(
             f"plan.student_base_features = {student}: {settings.method.name} has no teacher of another size. Choose "
             'method.name = "pseudo_label" or "mpl", or leave it out.'
@@ -224,7 +215,7 @@ def _teach(
     output = run / "teacher_labels"
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in of_role(cases, "unlabelled")]
     predict_settings = replace(settings.predict, probabilities=False)
-    outcomes = _predict(teacher.folder, scans, output, predict_settings, quiet=quiet)
+    outcomes = predict_into(teacher.folder, scans, output, predict_settings, quiet=quiet)
     if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
         raise DataError("the teacher could not label (the others are kept):\n  " + "\n  ".join(failed))
     return taught(cases, output)
@@ -284,7 +275,6 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
         train=replace(
             settings.train, precision=settled.precision or "float32", threads=settled.threads or settings.train.threads
         ),
-        method=replace(settings.method, directional_derivative=settled.directional_derivative or "auto"),
     )
     return Session(
         run=run,
@@ -325,7 +315,7 @@ def predict(
         check_output_file(output, settings)
     members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
     folder = model.folder if isinstance(model, Model) else Path(model)
-    return _predict(folder, scans, output, settings, ensemble=members, quiet=quiet)
+    return predict_into(folder, scans, output, settings, ensemble=members, quiet=quiet)
 
 
 def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
@@ -334,86 +324,10 @@ def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
     settings = prepared_settings(run).predict
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
-    return _predict(run / "model", scans, run / "predictions", settings, quiet=quiet)
+    return predict_into(run / "model", scans, run / "predictions", settings, quiet=quiet)
 
 
-def rank(
-    run: AnyPath,
-    *,
-    by: Order = "disagreement",
-    against: AnyPath | None = None,
-    exclude_worst: float = 0.0,
-    quiet: bool = False,
-) -> list[Doubt]:
-    """Order the unlabelled cases of a trained run by how doubtful their pseudo-labels are, the most doubtful first.
-
-    Writes `run/ranking.csv` and, where `exclude_worst` names a share of the cases, `run/exclude.txt`, a list for
-    `data.exclude`. by: disagreement of the run's two networks (teacher and student, partners, the network of the last
-    round's labels and the one that learnt them, or a network and its average), or of its model with that of another run
-    (against: the round before, say); entropy; or random, the baseline.
-
-    Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
-    networks do not fit this run's or there is none to disagree with.
-    """
-    from semiseg.predict.device import choose_device
-    from semiseg.train.ranking import doubts, ranked, ranking_engines, write_ranking
-
-    run = Path(run)
-    if not 0 <= exclude_worst < 1:
-        raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
-    if against and by != "disagreement":
-        raise ConfigError(f"--against names who may disagree, but cases are ordered by {by}: leave one of them out.")
-    if exclude_worst and by == "random":
-        raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
-    settings = prepared_settings(run)
-    session = open_session(run, settings, read_settled(run), choose_device(settings.train.device))
-    cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
-    if not cases:
-        raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to rank.")
-    first, second = ranking_engines(session, None if against is None else Path(against))
-    if by == "disagreement" and second is None:
-        raise ConfigError(
-            f"{run}: has one network alone, which cannot contradict itself. Name another with --against, or order by "
-            "entropy."
-        )
-    with bar("ranking", quiet) as advance:
-        order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
-    write_ranking(run, order, by, exclude_worst=exclude_worst)
-    return order
-
-
-def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
-    """Choose, on the run's validation cases, which cleaning of labels helps which organ, and keep it with the model.
-
-    Returns `steps` by organ, `dice` by organ and choice, and the ids of the `cases`. Raises `DataError` where the run
-    holds no case back, or one cannot be predicted.
-    """
-    run = Path(run)
-    settings = replace(prepared_settings(run).predict, postprocess=False, probabilities=False)
-    plan = read_plan(run / "plan.toml")
-    held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
-    if not held:
-        raise DataError(
-            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
-            f"{FEWEST_TO_VALIDATE} labelled ones or more and neither train.validation_fraction nor "
-            "train.validation_every is 0: label more scans and make a new run. Until then labels stay as predicted."
-        )
-    output = run / "validation"
-    outcomes = _predict(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
-    if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
-        raise DataError("validation cases could not be predicted:\n  " + "\n  ".join(failed))
-    pairs = []
-    for case in held:
-        assert case.label is not None  # a validation case has one
-        reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
-        labels, _ = read_label(output / f"{case.id}.nii.gz")
-        pairs.append(Pair(case.id, reference, labels))
-    chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
-    write_steps(run / "model", chosen)
-    return chosen
-
-
-def _predict(
+def predict_into(
     model: Path,
     scans: Sequence[Scan],
     output: Path,
@@ -461,7 +375,7 @@ def evaluate(
         if not folder.is_dir():
             wrong = "is a file" if folder.exists() else "there is no such folder"
             raise DataError(f"{folder}: {wrong}. Name the folder of the {holds} label maps.")
-    scheme = _label_scheme(None if labels is None else Path(labels), references, settings.rules)
+    scheme = scheme_of(None if labels is None else Path(labels), references, settings.rules)
     with bar("scoring", quiet) as advance:
         summary = evaluate_folder(
             predictions,
@@ -506,19 +420,6 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
     if missed and not quiet:
         print(f"Note: {missed}")
     return summary
-
-
-def never_found(summary: Summary) -> str:
-    """A sentence that names the organs of which no test case's prediction has anything right; empty without any."""
-    names = []
-    for organ in summary["organs"].values():
-        scores = [dice for case in summary["cases"] if (dice := case["organs"][organ]["dice"]) is not None]
-        if scores and max(scores) == 0:
-            names.append(organ)
-    if not names:
-        return ""
-    was = "was" if len(names) == 1 else "were"
-    return f"{', '.join(names)} {was} never found in {counted(len(summary['cases']), 'test case')}."
 
 
 def compare(
@@ -567,35 +468,3 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
         if any(case.label for case in cases):
             evaluate_run(run, quiet=quiet)
     return report(run)
-
-
-def closing_lines(run: AnyPath) -> list[str]:
-    """What a person wants to know when a run is done, in five lines: scores, length, model, page, the next command."""
-    run = Path(run)
-    rows = [row for row in read_metrics(run) if "seconds" in row]
-    scores = "no test case has a label, so nothing is scored."
-    if (run / "summary.json").exists():
-        summary = read_summary(run / "summary.json")
-        mean = summary["mean"]["dice"]["mean"]
-        organs = sum(found["dice"]["mean"] is not None for found in summary["per_organ"].values())
-        value = "undefined" if mean is None else f"{mean:.3f}"
-        scores = f"mean Dice {value} of {counted(organs, 'organ')} in {counted(len(summary['cases']), 'test case')}."
-    length = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes." if rows else "unknown."
-    return [
-        f"Scores:  {scores}",
-        f"Trained: {length}",
-        f"Model:   {run / 'model'}",
-        f"Page:    {run / 'report.html'} (open it in a browser)",
-        f"Next:    semiseg predict {run} SCANS --output LABELS",
-    ]
-
-
-def _label_scheme(file: Path | None, references: Path, rules: str) -> LabelScheme:
-    if file is None:
-        remedy = "Name the classes with --labels FILE: a dataset.json, or the plan.toml of a run."
-        if rules == "flare22":
-            return FLARE22_LABELS
-        return labels_found(references, scan_files(references), remedy=remedy)
-    if file.suffix == ".toml":
-        return read_plan(file).labels
-    return dataset_labels(read_object(file), file)

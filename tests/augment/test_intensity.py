@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from semiseg.augment import intensity
 from semiseg.augment.intensity import IntensityParams, apply_intensity, sample_intensity
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.randomness import Draw
 
-ALWAYS = AugmentSettings(
+ALWAYS = Augmentation(
     noise_probability=1.0,
     blur_probability=1.0,
     brightness_probability=1.0,
@@ -21,7 +21,7 @@ ALWAYS = AugmentSettings(
     gamma_probability=1.0,
     inverted_gamma_probability=1.0,
 )
-OFF = AugmentSettings.none()
+OFF = Augmentation.none()
 
 
 def _images(n: int = 3, channels: int = 2) -> torch.Tensor:
@@ -132,7 +132,7 @@ def _neutral() -> dict[str, np.ndarray]:
 
 
 def test_how_often_each_change_happens() -> None:
-    params = sample_intensity(Draw(0), 3000, 1, AugmentSettings())
+    params = sample_intensity(Draw(0), 3000, 1, Augmentation())
     # 4 standard deviations of 3,000 draws are at most 0.034.
     assert (params.noise_deviation > 0).mean() == pytest.approx(0.1, abs=0.034)
     assert (params.gamma != 1).mean() == pytest.approx(0.3, abs=0.034)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from semiseg.augment.mirror import mirror_classes, mirror_images, mirror_labels, sample_flips
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
 
@@ -16,13 +16,13 @@ ALL_FLIPS = np.array(list(itertools.product([False, True], repeat=3)))
 
 
 def test_flips_are_keyed_and_keep_to_their_axes() -> None:
-    flips = sample_flips(Draw(1), 200, AugmentSettings(mirror_axes=(0, 2)))
-    assert np.array_equal(flips, sample_flips(Draw(1), 200, AugmentSettings(mirror_axes=(0, 2))))
+    flips = sample_flips(Draw(1), 200, Augmentation(mirror_axes=(0, 2)))
+    assert np.array_equal(flips, sample_flips(Draw(1), 200, Augmentation(mirror_axes=(0, 2))))
     assert not flips[:, 1].any()
     # 4 standard deviations of 200 fair draws are 0.14.
     assert np.allclose(flips[:, [0, 2]].mean(axis=0), 0.5, atol=0.14)
-    assert not sample_flips(Draw(1), 50, AugmentSettings.none()).any()
-    assert not sample_flips(Draw(1), 50, AugmentSettings()).any()  # nothing is known of the scans yet
+    assert not sample_flips(Draw(1), 50, Augmentation.none()).any()
+    assert not sample_flips(Draw(1), 50, Augmentation()).any()  # nothing is known of the scans yet
 
 
 def test_left_right_mirroring_exchanges_pairs_and_only_there() -> None:

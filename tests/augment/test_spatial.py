@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy import ndimage
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.augment.spatial import SpatialParams, apply_spatial, rotation_matrix, sample_spatial
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray
 
-ALWAYS = AugmentSettings(rotation_probability=1.0, zoom_probability=1.0, elastic_probability=1.0)
+ALWAYS = Augmentation(rotation_probability=1.0, zoom_probability=1.0, elastic_probability=1.0)
 AFFINE = replace(ALWAYS, elastic_probability=0.0)
 SIZE = (9, 11, 10)
 
@@ -171,7 +171,7 @@ def test_rotation_and_zoom_do_not_depend_on_elastic_deformation() -> None:
 
 
 def test_probabilities_and_ranges_are_those_of_the_settings() -> None:
-    params = sample_spatial(Draw(0), _batch_of(2000), AugmentSettings())
+    params = sample_spatial(Draw(0), _batch_of(2000), Augmentation())
     # 1 - 0.8 * 0.8 * 0.5 = 0.68 are changed; 4 standard deviations of 2,000 draws are 0.042.
     assert len(params.changed) / 2000 == pytest.approx(0.68, abs=0.042)
     scales = np.cbrt(1 / np.linalg.det(params.matrices))
@@ -183,4 +183,4 @@ def test_probabilities_and_ranges_are_those_of_the_settings() -> None:
     assert np.sqrt((moved**2).mean()) == pytest.approx(math.sqrt(3), abs=0.11)
     by_sample = moved.reshape(len(moved), -1).std(axis=1)  # of 54 draws each: off by a tenth
     assert (by_sample < 0.75).mean() == pytest.approx(0.25, abs=0.07)  # four deviations are 0.055, and that tenth
-    assert len(sample_spatial(Draw(0), _batch_of(50), AugmentSettings.none()).changed) == 0
+    assert len(sample_spatial(Draw(0), _batch_of(50), Augmentation.none()).changed) == 0

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
 
 SCHEME = LabelScheme(names={0: "background", 1: "left", 2: "right"}, mirror_pairs=((1, 2),))
-ANY_WAY = AugmentSettings(mirror_axes=(0, 1, 2))
+ANY_WAY = Augmentation(mirror_axes=(0, 1, 2))
 STILL = replace(ANY_WAY.weak(), rotation_probability=0.0, zoom_probability=0.0, elastic_probability=0.0)
 GEOMETRY = replace(STILL, rotation_probability=1.0, zoom_probability=1.0, elastic_probability=1.0)
 STRONG = replace(ANY_WAY, gamma_probability=1.0, noise_probability=1.0)
@@ -26,7 +26,7 @@ def _batch(n: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_without_augmentation_every_view_is_its_input() -> None:
     images, labels = _batch()
-    none = AugmentSettings.none()
+    none = Augmentation.none()
     out, out_labels = labelled_view(images, labels, Draw(0), none, SCHEME)
     weak, strong, _ = unlabelled_views(images, Draw(0), none)
     assert out is images
@@ -83,7 +83,7 @@ def test_pseudo_labels_follow_their_images() -> None:
 
 
 @pytest.mark.parametrize("settings", [GEOMETRY, STRONG], ids=["geometry", "strong"])
-def test_ranks_see_what_one_device_sees(settings: AugmentSettings) -> None:
+def test_ranks_see_what_one_device_sees(settings: Augmentation) -> None:
     images, labels = _batch(4)
     whole, whole_labels = labelled_view(images, labels, Draw(1, 2), settings, SCHEME)
     weak, strong, _ = unlabelled_views(images, Draw(1, 2), settings)

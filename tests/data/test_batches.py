@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from semiseg.data import sampling
 from semiseg.data.batches import BatchSource, _Cases
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError, DataError
@@ -120,16 +121,6 @@ def test_iterate_yields_the_steps_and_ends_its_thread(cases: tuple[list[Path], l
     assert threading.active_count() == threads
 
 
-def test_labelled_patches_of_another_size(cases: tuple[list[Path], list[Path]]) -> None:
-    """Unlabelled ones stay as they are."""
-    source = _source(cases)
-    (batch,) = source.iterate(3, 4, patch=(2, 3, 4))
-    assert batch.images.shape[2:] == batch.labels.shape[1:] == (2, 3, 4)
-    assert np.array_equal(batch.labels, _source(cases).labelled(3, (2, 3, 4))[1])
-    assert batch.unlabelled is not None
-    assert np.array_equal(batch.unlabelled, source.unlabelled(3))
-
-
 def test_an_error_of_the_thread_is_raised_and_names_the_case(tmp_path: Path) -> None:
     folders = [_write(tmp_path, i, labelled=True) for i in range(4)]
     source = BatchSource(folders, patch=PATCH, batch=1, seed=0)
@@ -158,10 +149,13 @@ def test_memory_is_filled_as_far_as_it_goes(cases: tuple[list[Path], list[Path]]
     assert np.array_equal(source.unlabelled(1), _source(cases).unlabelled(1))
 
 
-def test_published_predictions_hold_from_their_step_on(cases: tuple[list[Path], list[Path]]) -> None:
+def test_published_predictions_hold_from_their_step_on(
+    cases: tuple[list[Path], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "PREDICTED_FRACTION", 1.0)
+    monkeypatch.setattr(sampling, "JITTER", 0.0)
     predicted = {f"case{i}": {1: [(11, 8, 5)]} for i in range(3, 8)}
-    always = SamplingSettings(predicted_fraction=1.0, jitter_fraction=0.0)
-    source, plain = _source(cases, settings=always), _source(cases, settings=always)
+    source, plain = _source(cases), _source(cases)
     seen = []
     with closing(source.iterate(0, 8)) as batches:
         for batch in batches:
@@ -172,7 +166,7 @@ def test_published_predictions_hold_from_their_step_on(cases: tuple[list[Path], 
                 source.publish(predicted, from_step=4)
     same = [np.array_equal(images, plain.unlabelled(step)) for step, images in enumerate(seen)]
     assert same == [True] * 4 + [False] * 4
-    resumed = _source(cases, settings=always)
+    resumed = _source(cases)
     resumed.publish(predicted, from_step=4)
     assert all(np.array_equal(images, resumed.unlabelled(step)) for step, images in enumerate(seen))
 

@@ -124,13 +124,11 @@ def test_settings_are_taken_as_given() -> None:
         base_features=12,
         student_base_features=6,
         max_features=40,
-        deep_supervision=True,
     )
     plan = make_plan(_flare22(), _labels(13), wanted)
     assert (plan.spacing_mm, plan.patch, plan.batch) == ((2.0, 2.0, 2.0), (32, 48, 40), 3)
     assert plan.teacher.features == (12, 24, 40, 40)
     assert plan.student.features == (6, 12, 24, 40)
-    assert plan.student.deep_supervision
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from semiseg.data import sampling
 from semiseg.data.sampling import (
     Patch,
     PredictedLocations,
@@ -63,14 +64,13 @@ def _holds(box: Box, voxel: Shape) -> bool:
     shape=st.tuples(*[st.integers(1, 30)] * 3),
     patch=st.tuples(*[st.integers(1, 20)] * 3),
     where=st.tuples(*[st.floats(0, 0.999)] * 3),
-    jitter=st.floats(0, 0.4999),
     seed=st.integers(0, 1000),
 )
 def test_boxes_hold_their_voxel_and_stay_with_the_volume(
-    shape: Shape, patch: Shape, where: tuple[float, float, float], jitter: float, seed: int
+    shape: Shape, patch: Shape, where: tuple[float, float, float], seed: int
 ) -> None:
     z, y, x = (int(w * n) for w, n in zip(where, shape, strict=True))
-    box = place_box((z, y, x), shape, patch, np.random.Generator(np.random.Philox(seed)), jitter)
+    box = place_box((z, y, x), shape, patch, np.random.Generator(np.random.Philox(seed)))
     assert box.shape == patch
     assert _holds(box, (z, y, x))
     for a, b, n, p in zip(box.start, box.stop, shape, patch, strict=True):
@@ -82,9 +82,9 @@ def test_boxes_hold_their_voxel_and_stay_with_the_volume(
             assert b >= n
 
 
-def test_without_jitter_small_volumes_are_centred_and_patches_too() -> None:
-    generator = np.random.Generator(np.random.Philox(0))
-    box = place_box((10, 0, 0), (20, 20, 4), PATCH, generator, 0.0)
+def test_without_jitter_small_volumes_are_centred_and_patches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "JITTER", 0.0)
+    box = place_box((10, 0, 0), (20, 20, 4), PATCH, np.random.Generator(np.random.Philox(0)))
     assert box.start == (6, 0, -2)
 
 
@@ -116,8 +116,9 @@ def test_forced_patches_hold_their_class_and_rare_classes_come_as_often() -> Non
     assert abs(rare - 200) < 40
 
 
-def test_unforced_patches_reach_all_of_the_volume() -> None:
-    never = SamplingSettings(foreground_fraction=0.0, jitter_fraction=0.0)
+def test_unforced_patches_reach_all_of_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "JITTER", 0.0)
+    never = SamplingSettings(foreground_fraction=0.0)
     patches = [_labelled(step, 0, 1, never) for step in range(400)]
     assert {p.box.start[0] for p in patches} == set(range(20 - 8 + 1))
     assert {p.box.start[2] for p in patches} == {-1}
@@ -168,10 +169,7 @@ def test_unlabelled_case_without_body_is_sampled_uniformly() -> None:
     ("name", "value"),
     [
         ("foreground_fraction", 1.1),
-        ("predicted_fraction", -0.1),
-        ("jitter_fraction", 0.5),
         ("cache_gb", -1),
-        ("warmup_patch", (8, 0, 8)),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(name: str, value: Any) -> None:

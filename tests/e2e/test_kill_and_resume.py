@@ -38,21 +38,19 @@ VARIANTS = {
     "mpl-dense-plateau-refresh": (
         KILLS,
         [
-            *["method.name=mpl", "method.feedback=dense", "method.teacher_every=2", "method.student_start=fresh"],
-            "method.cutmix_fraction=0.5",
-            *["train.schedule=plateau", "train.epoch_steps=4", "train.plateau_patience=1", "train.refresh_steps=7"],
-            "train.refresh_cases=1",
+            *["method.name=mpl", "method.feedback=dense", "method.teacher_every=2", "method.phases.finetune=0.2"],
+            *["train.schedule=plateau", "train.refresh_steps=7"],
         ],
     ),
     # A still teacher labels whole scans, which are kept in files of their own.
     "pseudo-label-scan": (
         3,
-        ["method.name=pseudo_label", "method.label_scope=scan", "method.teacher_every=0"],
+        ["method.name=pseudo_label"],
     ),
     # Scans are labelled and judged in each round, one of two drawn for each; the teachers are states of the student.
     "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.label_scans=1", "method.rounds=3"]),
-    # Each hides what the other contradicts.
-    "pseudo-rounds-patch": (3, ["method.name=pseudo_rounds", "method.label_scope=patch", "method.round_agreement=0.0"]),
+    # A still teacher labels each patch as it is drawn.
+    "pseudo-label-patch": (3, ["method.name=pseudo_label", "method.label_scope=patch"]),
     # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
     "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
 }
@@ -165,13 +163,13 @@ BY_MINUTES = {
     "pseudo-label-scan": (
         0,
         3,
-        ["method.name=pseudo_label", "method.label_scope=scan"],
+        ["method.name=pseudo_label"],
     ),
     # The network is remembered at a share of the run, and the rate falls by it.
-    "pseudo-rounds-patch": (
+    "pseudo-rounds": (
         2,
         0,
-        ["method.name=pseudo_rounds", "method.label_scope=patch", "method.round_agreement=0.0"],
+        ["method.name=pseudo_rounds"],
     ),
 }
 """How often a run is killed while its steps are found out, and how often where it is made once more."""

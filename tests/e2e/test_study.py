@@ -1,4 +1,4 @@
-"""`semiseg compare STUDY.toml` on a phantom set: all methods in one house, resumed run by run, and its files."""
+"""`semiseg study STUDY.toml` on a phantom set: all methods in one house, resumed run by run, and its files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 from semiseg.config import load_settings
 from semiseg.evaluate.label_efficiency import name_of, read_study
+from semiseg.files import read_toml, write_toml
 from semiseg.run_folder import alone_in, wait_for
 from semiseg.settings import read_settings, write_settings
 from semiseg.study import runner
@@ -36,6 +37,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("study")
     flags = [flag for flag in tiny if "=" in flag and not flag.startswith("data.labelled")]
     write_settings(folder / "recipe.toml", load_settings(None, flags))
+    recipe = read_toml(folder / "recipe.toml")
+    write_toml(folder / "recipe.toml", {name: table for name, table in recipe.items() if name != "method"})
     methods = "\n".join(f'{name} = {{ "method.name" = "{name}" }}' for name in METHODS)
     (folder / "small.toml").write_text(
         f'recipe = "recipe.toml"\n[common]\n"train.steps" = {STEPS}\n[methods]\n{methods}\n[[budgets]]\nlabelled = 2\n'
@@ -47,7 +50,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def compared(study: Path, phantoms: Path, semiseg_command: Command) -> Any:
     """What the command answers; it leaves `runs` and `results` beside the study file."""
-    return semiseg_command("compare", study, "--data", phantoms, "--output", study.parent / "runs", "--results",
+    return semiseg_command("study", study, "--data", phantoms, "--output", study.parent / "runs", "--results",
                            study.parent / "results")  # fmt: skip
 
 
@@ -78,7 +81,7 @@ def test_runs_that_are_known_are_not_made_again(
     lost = known["runs"].pop(1)
     known["runs"].append(known["runs"][0] | {"method": "another program", "labelled": 3, "key": "another"})
     (tmp_path / "results" / "results.json").write_text(json.dumps(known))
-    answer = semiseg_command("compare", study, "--data", phantoms, "--output", tmp_path / "runs", "--results",
+    answer = semiseg_command("study", study, "--data", phantoms, "--output", tmp_path / "runs", "--results",
                              tmp_path / "results")  # fmt: skip
     assert answer.code == 0, answer
     assert f"{len(METHODS)} runs, {len(METHODS) - 1} of them finished before." in answer.out
@@ -105,7 +108,7 @@ def test_what_is_known_is_shown_without_any_run(
     (tmp_path / "results" / "results.json").write_text(json.dumps(known))
     (tmp_path / "results" / "table.md").unlink()
     flags = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--known"]
-    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags)
+    answer = semiseg_command("study", study, "--data", phantoms.name, *flags)
     assert answer.code == 0, answer
     assert "copy_paste" in answer.out
     assert "Mean DSC by organ, and minus supervised on the runs of both" in answer.out
@@ -113,21 +116,21 @@ def test_what_is_known_is_shown_without_any_run(
     assert "copy_paste" in table
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["compare.html"]
     assert read_study(tmp_path / "results" / "results.json") == known
-    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "copy_paste")
+    answer = semiseg_command("study", study, "--data", phantoms.name, *flags, "--baseline", "copy_paste")
     assert answer.code == 0, answer
     assert "DSC - copy_paste [95 %]" in answer.out
     assert (tmp_path / "results" / "table.md").read_text(encoding="utf-8") == table  # it keeps the study's baseline
-    answer = semiseg_command("compare", study, "--data", phantoms.name, *flags, "--baseline", "nobody")
+    answer = semiseg_command("study", study, "--data", phantoms.name, *flags, "--baseline", "nobody")
     assert (answer.code, "baseline = 'nobody': name one of [methods]: supervised" in answer.err) == (2, True)
     edited = study.with_name("edited.toml")  # by name: with which settings they were made is not looked at
     edited.write_text(study.read_text(encoding="utf-8").replace('"train.steps"', '"train.a_setting_that_is_gone"')
                       .replace("[common]", "minutes = 5.0\n[common]"))  # fmt: skip
-    answer = semiseg_command("compare", edited, *flags)
+    answer = semiseg_command("study", edited, *flags)
     assert answer.code == 0, answer
     assert (tmp_path / "results" / "table.md").read_text(encoding="utf-8").count("| 2 | ") == table.count("| 2 | ")
     others = study.with_name("others.toml")
     others.write_text(study.read_text(encoding="utf-8").replace("labelled = 2", "labelled = 1"))
-    answer = semiseg_command("compare", others, *flags)
+    answer = semiseg_command("study", others, *flags)
     assert (answer.code, "has no run of" in answer.err) == (2, True)
 
 
@@ -138,7 +141,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     text = study.read_text().replace('recipe = "recipe.toml"', f'recipe = "{study.parent}/recipe.toml"')
     alone = "methods = ['supervised']"
     file.write_text(text.replace("labelled = 2", f"labelled = 2\n{alone}\n[[budgets]]\nlabelled = 99\n{alone}"))
-    answer = semiseg_command("compare", file, "--data", phantoms, "--output", tmp_path / "runs")
+    answer = semiseg_command("study", file, "--data", phantoms, "--output", tmp_path / "runs")
     assert answer.code == 2
     assert re.search(r"supervised-99-first-seed0-\w{8}: the run failed: .*labelled = 99.* All of it is in", answer.err)
     assert "1 of 2 runs failed; finished runs are kept." in answer.err
@@ -157,7 +160,7 @@ def test_a_study_that_is_ended_leaves_no_run_behind(
     shutil.copytree(study.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("results", "*-2-*"))
     file = tmp_path / study.name
     file.write_text(file.read_text().replace(f'"train.steps" = {STEPS}', '"train.steps" = 100000'))
-    command = [sys.executable, "-m", "semiseg", "compare", file, "--data", phantoms, "--output", runs]
+    command = [sys.executable, "-m", "semiseg", "study", file, "--data", phantoms, "--output", runs]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         began = time.monotonic()
         while not list(runs.glob("*/metrics.jsonl")):
@@ -178,7 +181,7 @@ def test_a_study_that_is_ended_leaves_no_run_behind(
 def test_a_study_without_a_dataset_is_refused_before_anything_is_made(
     study: Path, semiseg_command: Command, tmp_path: Path
 ) -> None:
-    answer = semiseg_command("compare", study, "--output", tmp_path / "runs")
+    answer = semiseg_command("study", study, "--output", tmp_path / "runs")
     assert answer.code == 2
     assert "methods.supervised: no dataset. Name its folder with --data FOLDER." in answer.err
     assert not (tmp_path / "runs").exists()
@@ -200,7 +203,7 @@ def test_why_a_run_failed_is_told_whole(log: str, code: int, reason: str) -> Non
 def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:
     answer = semiseg_command("compare", tmp_path)
     assert answer.code == 2
-    assert "one run alone. Name two runs or more, or a study file" in answer.err
+    assert "one run alone. Name two runs or more." in answer.err
 
 
 def made(study: Path, method: str) -> Path:
@@ -244,12 +247,12 @@ def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
 
 def test_flags_that_do_not_belong_together_are_refused(semiseg_command: Command, study: Path, tmp_path: Path) -> None:
     answer = semiseg_command("compare", study, tmp_path)
-    assert (answer.code, "a study file is compared alone" in answer.err) == (2, True)
-    answer = semiseg_command("compare", tmp_path, tmp_path, "--output", tmp_path)
-    assert (answer.code, "--output is for a study file" in answer.err) == (2, True)
-    answer = semiseg_command("compare", study, "--baseline", "mpl")
+    assert (answer.code, "If it is a study file: semiseg study" in answer.err) == (2, True)
+    answer = semiseg_command("study", tmp_path)
+    assert (answer.code, "is no study file (.toml)" in answer.err) == (2, True)
+    answer = semiseg_command("study", study, "--baseline", "mpl")
     assert (answer.code, "--baseline mpl: for what is known. Add --known" in answer.err) == (2, True)
-    answer = semiseg_command("compare", study, "--jobs", 0)
+    answer = semiseg_command("study", study, "--jobs", 0)
     assert (answer.code, "jobs = 0: give 1 or more" in answer.err) == (2, True)
 
 
@@ -265,7 +268,7 @@ def test_runs_have_the_minutes_of_the_study_and_are_made_anew_where_they_are_oth
     flags = ["--data", phantoms, "--output", tmp_path / "runs"]
     for minutes in (0.004, 0.002):
         file.write_text(f"minutes = {minutes}\n{timed}")
-        answer = semiseg_command("compare", file, *flags)
+        answer = semiseg_command("study", file, *flags)
         assert answer.code == 0, answer
     (run,) = read_study(tmp_path / "runs" / "results.json")["runs"]
     made = tmp_path / "runs" / f"supervised-2-first-seed0-{run['key'][:8]}"

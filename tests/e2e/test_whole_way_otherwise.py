@@ -22,7 +22,7 @@ Command = Callable[..., Any]
 FLARE22 = Path(__file__).resolve().parents[2] / "recipes" / "flare22.toml"
 REAL = {"Dataset004_Hippocampus": 2, "Dataset101_HeadNeckCT": 6, "Dataset102_LeftAtriumHalf": 4}
 """Data set, and a spacing in mm at which its scans are small."""
-STEPS = ["train.steps=6", "train.log_every=1", "train.refresh_cases=1"]
+STEPS = ["train.steps=6", "train.log_every=1"]
 """Enough for warm-up and training phase of every run."""
 
 

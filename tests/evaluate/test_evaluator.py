@@ -141,7 +141,6 @@ def test_tolerances_per_organ(folders: tuple[Path, Path]) -> None:
         ({"rules": "flare21"}, "rules = 'flare21' is none of standard, flare22"),
         ({"tolerance_mm": -1.0}, "tolerance_mm = -1.0 must be"),
         ({"organ_tolerance_mm": {"liver": float("nan")}}, "organ_tolerance_mm.liver = nan must be"),
-        ({"bootstrap_samples": 3}, "bootstrap_samples = 3 is too few"),
     ],
 )
 def test_bad_settings(values: dict[str, object], words: str) -> None:

@@ -47,7 +47,7 @@ FAILURES = OUTCOMES[3:]
 TINY = (
     "plan.patch=[16,16,16]", "plan.batch=2", "plan.base_features=4", "plan.max_levels=2", "train.steps=6",
     "train.threads=1", "train.device=cpu", "train.precision=float32", "train.log_every=1", "train.checkpoint_every=3",
-    "predict.device=cpu", "predict.engine=torch", "predict.tile_step=1", "evaluate.bootstrap_samples=100",
+    "predict.device=cpu", "predict.engine=torch", "predict.tile_step=1",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from semiseg.io.store import check_files, open_case
 from semiseg.predict.engines.torch_engine import load_network
 from semiseg.predict.model import load_model
 from semiseg.predict.postprocessing import read_steps
+from semiseg.report.closing import closing_lines
 from semiseg.run_folder import budget, prepared_settings
 from semiseg.train.checkpoint import load_latest
 from semiseg.train.settled import read_settled
@@ -74,7 +75,7 @@ def _run(folder: Path) -> str:
     prepared_settings(folder)
     read_run_cases(folder / "cases.jsonl")
     read_settled(folder)
-    workflows.closing_lines(folder)
+    closing_lines(folder)
     return budget(folder)
 
 

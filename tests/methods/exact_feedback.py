@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from semiseg.losses import SOFT_DICE, PseudoDice, pseudo_label_loss, supervised_loss
+from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.feedback import call_with
 from semiseg.methods.optimiser import Parameters
 from semiseg.models.unet import batch_statistics_only
@@ -28,7 +28,7 @@ def exact_labelled_loss(
     labelled_images: Tensor,
     labels: Tensor,
     step: Step,
-    dice: PseudoDice = SOFT_DICE,
+    losses: Losses = CROSS_ENTROPY_DICE,
 ) -> Tensor:
     """`J(theta+(q))` with its whole graph back to `q` (and to the teacher, if `q` has one).
 
@@ -36,10 +36,10 @@ def exact_labelled_loss(
     """
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with batch_statistics_only(student):
-        loss = pseudo_label_loss(q, call_with(student, leaves, images), weight, dice)
+        loss = losses.pseudo(q, call_with(student, leaves, images), weight)
         values = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
         gradient = dict(zip(leaves, values, strict=True))
-        return supervised_loss(labels, call_with(student, step(leaves, gradient), labelled_images))
+        return losses.labelled(labels, call_with(student, step(leaves, gradient), labelled_images), None)
 
 
 def sgd_step(rate: float) -> Step:

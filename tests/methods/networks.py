@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import grad
+from torch.nn import functional
 
 from semiseg.data.plan import NetworkPlan
+from semiseg.losses import Losses, dice_per_class, supervised_loss
 from semiseg.models.unet import UNet3d, build_unet
 
 CLASSES = 3
@@ -34,6 +37,25 @@ def smooth_twin(network: nn.Module) -> nn.Module:
         else:
             smooth_twin(child)
     return network
+
+
+def cross_entropy(q: Tensor, logits: Tensor, weight: Tensor | None) -> Tensor:
+    """Of soft labels; a mean over all voxels, as in `pseudo_label_loss`."""
+    terms = q * functional.log_softmax(logits, dim=1)
+    return -(terms if weight is None else terms * weight).sum() / (logits.numel() / logits.shape[1])
+
+
+def soft_dice_loss(q: Tensor, logits: Tensor, weight: Tensor | None) -> Tensor:
+    """Cross-entropy + soft Dice, which has all derivatives, as semiseg's own has not where a label is met exactly."""
+    return cross_entropy(q, logits, weight) + 1 - dice_per_class(q, logits.softmax(1), weight)[1:].mean()
+
+
+def labelled_cross_entropy(labels: Tensor, logits: Tensor, ignore: int | None) -> Tensor:
+    return functional.cross_entropy(logits, labels, ignore_index=-100 if ignore is None else ignore)
+
+
+SOFT_DICE = Losses(supervised_loss, soft_dice_loss, grad(soft_dice_loss))
+CROSS_ENTROPY = Losses(labelled_cross_entropy, cross_entropy, grad(cross_entropy))
 
 
 @dataclass(frozen=True)

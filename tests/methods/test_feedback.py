@@ -4,78 +4,79 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
-from exact_feedback import Step, exact_labelled_loss, sgd_step
-from networks import CLASSES, Problem, problem, smooth_twin, tiny_unet
+from exact_feedback import exact_labelled_loss, sgd_step
+from networks import CLASSES, CROSS_ENTROPY, SOFT_DICE, Problem, problem, smooth_twin, tiny_unet
 from torch import Tensor, nn
 
-from semiseg.losses import PseudoDice, pseudo_label_loss, supervised_loss
+from semiseg.losses import CROSS_ENTROPY_DICE, Losses, pseudo_label_loss, supervised_loss
+from semiseg.methods import feedback
 from semiseg.methods.feedback import (
-    CLIP_EPSILON,
-    Probe,
     call_with,
     dense_feedback,
     dense_teacher_term,
     labelled_gradient_at,
     labelled_loss_at,
-    real_probe,
     scalar_feedback,
     scalar_teacher_term,
     sgd_probe,
 )
-from semiseg.methods.optimiser import NamedOptimiser, Parameters, global_norm, gradients_of
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.optimiser import Parameters, global_norm, gradients_of
 from semiseg.models.unet import batch_statistics_only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RATE = 0.3
+Derivative = Literal["forward", "central"]
 
 
 def parameters_of(network: nn.Module) -> Parameters:
     return {name: value.detach() for name, value in network.named_parameters()}
 
 
-def student_gradient(network: nn.Module, p: Problem, weight: Tensor | None = None) -> Parameters:
+def student_gradient(
+    network: nn.Module, p: Problem, weight: Tensor | None = None, losses: Losses = CROSS_ENTROPY_DICE
+) -> Parameters:
     with batch_statistics_only(network):
-        loss = pseudo_label_loss(p.q, network(p.unlabelled), weight)
+        loss = losses.pseudo(p.q, network(p.unlabelled), weight)
     return gradients_of(loss, dict(network.named_parameters()))
-
-
-def momentum_buffers(network: nn.Module) -> Parameters:
-    generator = torch.Generator().manual_seed(5)
-    return {
-        name: 0.1 * torch.randn(value.shape, generator=generator).to(value.dtype)
-        for name, value in network.named_parameters()
-    }
-
-
-def optimiser_step(buffers: Parameters, *, momentum: float, nesterov: bool, clip: float) -> Step:
-    """The optimiser's step written out as a differentiable function of the gradient, from torch's documentation."""
-
-    def step(parameters: Parameters, gradient: Parameters) -> Parameters:
-        norm = global_norm(gradient)
-        factor = (clip / (norm + CLIP_EPSILON)).clamp(max=1.0) if clip else torch.ones_like(norm)
-        moved = {}
-        for name, value in parameters.items():
-            update = factor * gradient[name] + 1e-2 * value
-            buffer = momentum * buffers[name] + update
-            moved[name] = value - RATE * (update + momentum * buffer if nesterov else buffer)
-        return moved
-
-    return step
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def dense(network: nn.Module, p: Problem, probe: Probe, weight: Tensor | None = None, **options: object) -> Tensor:
-    _, g_plus = labelled_gradient_at(network, probe.parameters, p.images, p.labels, None)
+def probed(
+    network: nn.Module,
+    p: Problem,
+    weight: Tensor | None = None,
+    *,
+    rate: float = RATE,
+    losses: Losses = CROSS_ENTROPY_DICE,
+) -> Parameters:
+    """The student's weights after the probe on the problem's pseudo-labels."""
+    return sgd_probe(parameters_of(network), student_gradient(network, p, weight, losses), rate)
+
+
+def dense(
+    network: nn.Module,
+    p: Problem,
+    weight: Tensor | None = None,
+    *,
+    rate: float = RATE,
+    losses: Losses = CROSS_ENTROPY_DICE,
+    derivative: Derivative | None = "forward",
+) -> Tensor:
+    probe = probed(network, p, weight, rate=rate, losses=losses)
+    _, g_plus = labelled_gradient_at(network, probe, p.images, p.labels, None, losses)
     start = parameters_of(network)
-    return dense_feedback(network, start, p.unlabelled, p.q, weight, probe, g_plus, **options)  # type: ignore[arg-type]
+    return dense_feedback(
+        network, start, p.unlabelled, p.q, weight, g_plus, rate=rate, losses=losses, derivative=derivative
+    )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -86,62 +87,33 @@ def test_dense_feedback_across_the_sgd_probe_equals_double_backward(weighted: bo
     start = parameters_of(network)
     loss = exact_labelled_loss(network, start, p.unlabelled, q, weight, p.images, p.labels, sgd_step(RATE))
     (expected,) = torch.autograd.grad(loss, q)
-    probe = sgd_probe(start, student_gradient(network, p, weight), RATE)
     # Both are exact; what is left is rounding in float64, far below the promised 1e-6.
-    assert relative_error(dense(network, p, probe, weight), expected) < 1e-9
+    assert relative_error(dense(network, p, weight), expected) < 1e-9
 
 
-@pytest.mark.parametrize(("share", "semimetric"), [(0.0, False), (0.5, False), (1.0, True)])
-def test_dense_feedback_knows_which_dice_the_student_has(share: float, semimetric: bool) -> None:
-    network, p = tiny_unet(), problem()
-    counted = (torch.rand(p.weight.shape, generator=torch.Generator().manual_seed(6)) < share).to(p.q.dtype)
-    dice = PseudoDice(counted, semimetric)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("losses", [SOFT_DICE, CROSS_ENTROPY], ids=["soft Dice", "cross-entropy"])
+def test_dense_feedback_is_exact_for_other_losses(losses: Losses, weighted: bool) -> None:
+    """Those of both networks: what the student learns by, and what its labelled loss is."""
+    network, p = tiny_unet(1), problem(1)
+    weight = p.weight if weighted else None
     q, start = p.q.clone().requires_grad_(), parameters_of(network)
-    arguments = (network, start, p.unlabelled, q, None, p.images, p.labels, sgd_step(RATE))
-    (expected,) = torch.autograd.grad(exact_labelled_loss(*arguments, dice=dice), q)
-    with batch_statistics_only(network):
-        loss = pseudo_label_loss(p.q, network(p.unlabelled), None, dice)
-    probe = sgd_probe(start, gradients_of(loss, dict(network.named_parameters())), RATE)
-    # As above: rounding in float64.
-    assert relative_error(dense(network, p, probe, dice=dice), expected) < 1e-9
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("clip", [0.0, 0.05, 1e6])
-def test_dense_feedback_across_the_real_step_equals_double_backward(nesterov: bool, clip: float) -> None:
-    network, p = tiny_unet(1), problem(1)
-    buffers = momentum_buffers(network)
-    q = p.q.clone().requires_grad_()
-    start = parameters_of(network)
-    step = optimiser_step(buffers, momentum=0.9, nesterov=nesterov, clip=clip)
-    loss = exact_labelled_loss(network, start, p.unlabelled, q, None, p.images, p.labels, step)
+    loss = exact_labelled_loss(network, start, p.unlabelled, q, weight, p.images, p.labels, sgd_step(RATE), losses)
     (expected,) = torch.autograd.grad(loss, q)
-    gradient = student_gradient(network, p)
-    options = {"rate": RATE, "momentum": 0.9, "weight_decay": 1e-2, "clip": clip}
-    probe = real_probe(start, gradient, buffers, nesterov=nesterov, **options)  # type: ignore[arg-type]
-    assert relative_error(dense(network, p, probe), expected) < 1e-9
+    # As above: rounding in float64.
+    assert relative_error(dense(network, p, weight, losses=losses), expected) < 1e-9
+    assert relative_error(dense(network, p, weight), expected) > 1e-2  # the losses do matter
 
 
-def test_the_clipped_case_really_clips() -> None:
-    network, p = tiny_unet(1), problem(1)
-    assert float(global_norm(student_gradient(network, p))) > 0.05
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("clip", [0.0, 0.05])
-def test_the_real_probe_is_the_step_that_the_optimiser_takes(first: bool, clip: float) -> None:
-    network, p = tiny_unet(2), problem(2)
-    settings = MethodSettings(learning_rate=RATE, momentum=0.9, weight_decay=1e-2, gradient_clip=clip)
-    sgd = NamedOptimiser(network, settings)
-    if not first:
-        sgd.step(student_gradient(network, p), RATE)
-    gradient = student_gradient(network, p)
-    start = {name: value.clone() for name, value in parameters_of(network).items()}
-    probe = real_probe(start, gradient, sgd.momentum(), rate=RATE, momentum=0.9, weight_decay=1e-2, clip=clip)
-    sgd.step(gradient, RATE)
-    for name, value in network.named_parameters():
-        # The same formula in another order of additions: float64 rounding.
-        assert torch.allclose(probe.parameters[name], value, rtol=1e-12, atol=1e-14)
+def test_scalar_feedback_is_measured_by_the_losses_that_are_given() -> None:
+    network, p = tiny_unet(), problem()
+    start = parameters_of(network)
+    with batch_statistics_only(network), torch.no_grad():
+        expected = nn.functional.cross_entropy(network(p.images), p.labels)
+    found = labelled_loss_at(network, start, p.images, p.labels, None, CROSS_ENTROPY)
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)  # the same sums in float64
+    usual = labelled_loss_at(network, start, p.images, p.labels, None)
+    assert float(usual) > float(found) + 0.1  # there is Dice in it
 
 
 def test_the_teachers_gradient_equals_double_backward_through_the_teacher() -> None:
@@ -150,11 +122,10 @@ def test_the_teachers_gradient_equals_double_backward_through_the_teacher() -> N
         q = (teacher(p.unlabelled) / 0.5).softmax(1)
     start = parameters_of(student)
     loss = exact_labelled_loss(student, start, p.unlabelled, q, None, p.images, p.labels, sgd_step(RATE))
-    weights = dict(teacher.named_parameters())
+    weights: Parameters = dict(teacher.named_parameters())
     expected = gradients_of_all(loss, weights)
     taught = Problem(p.unlabelled, q.detach(), p.weight, p.images, p.labels)
-    probe = sgd_probe(start, student_gradient(student, taught), RATE)
-    found = gradients_of_all(dense_teacher_term(dense(student, taught, probe), q), weights)
+    found = gradients_of_all(dense_teacher_term(dense(student, taught), q), weights)
     assert relative_error(found, expected) < 1e-9
 
 
@@ -163,25 +134,55 @@ def gradients_of_all(loss: Tensor, weights: Parameters) -> Tensor:
     return torch.cat([value.flatten() for value in values])
 
 
-def test_central_differences_have_slope_two_on_the_smooth_twin() -> None:
+def test_central_differences_have_slope_two_on_the_smooth_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With soft Dice: in semiseg's own, a voxel's derivative jumps where the student meets its label."""
     network, p = smooth_twin(tiny_unet()), problem()
-    probe = sgd_probe(parameters_of(network), student_gradient(network, p), RATE)
-    exact = dense(network, p, probe)
-    steps = [0.2, 0.1, 0.05, 0.025]
-    errors = [relative_error(dense(network, p, probe, derivative="central", epsilon=e), exact) for e in steps]
+    exact = dense(network, p, losses=SOFT_DICE)
+    errors = []
+    for step in (0.2, 0.1, 0.05, 0.025):
+        monkeypatch.setattr(feedback, "EPSILON", step)
+        errors.append(relative_error(dense(network, p, losses=SOFT_DICE, derivative="central"), exact))
     ratios = [a / b for a, b in itertools.pairwise(errors)]
     # Halving the step quarters the error of a second-order difference; the next order bends it by some percent.
     assert all(3.5 < ratio < 4.5 for ratio in ratios), ratios
 
 
-def test_central_differences_in_float32_on_relu_and_max_pooling() -> None:
+@pytest.mark.parametrize("losses", [SOFT_DICE, CROSS_ENTROPY_DICE], ids=["soft Dice", "semiseg's"])
+def test_central_differences_in_float32_on_relu_and_max_pooling(losses: Losses) -> None:
     network, p = tiny_unet(dtype=torch.float32), problem(dtype=torch.float32)
-    probe = sgd_probe(parameters_of(network), student_gradient(network, p), RATE)
-    exact = dense(network, p, probe)
-    epsilon = MethodSettings().central_epsilon
-    found = dense(network, p, probe, derivative="central", epsilon=epsilon)
-    # Kinks that the displacement of norm 0.01 crosses, and float32 differences: under 1 % was seen, 5 % is refused.
+    exact = dense(network, p, losses=losses)
+    found = dense(network, p, losses=losses, derivative="central")
+    # Kinks that the displacement of norm 0.01 crosses, and float32 differences: 4 to 5 % was seen, 5 % is refused.
     assert relative_error(found, exact) < 0.05
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_central_difference_is_off_only_where_label_and_student_cross_within_it(seed: int) -> None:
+    """There the derivative of the Dice of pseudo-labels jumps, by as much as the difference is wide."""
+    network, p = tiny_unet(seed, torch.float32), problem(seed, torch.float32)
+    start = parameters_of(network)
+    _, g_plus = labelled_gradient_at(network, probed(network, p), p.images, p.labels, None)
+    step = feedback.EPSILON / float(global_norm(g_plus))
+    ends = [{name: value + way * step * g_plus[name] for name, value in start.items()} for way in (-1, 1)]
+    with batch_statistics_only(network), torch.no_grad():
+        behind, ahead = (p.q < call_with(network, weights, p.unlabelled).softmax(1) for weights in ends)
+    crossing = behind != ahead
+    crossing[:, 0] = False  # which has no Dice
+    exact, found = dense(network, p), dense(network, p, derivative="central")
+    assert 0 < int(crossing.sum()) < 5
+    assert relative_error(found[~crossing], exact[~crossing]) < 0.05  # as above
+    assert relative_error(found[crossing], exact[crossing]) > 1
+
+
+def test_central_differences_are_for_cpus_and_forward_mode_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, p = tiny_unet(dtype=torch.float32), problem(dtype=torch.float32)
+    usual = dense(network, p, derivative=None)
+    assert torch.equal(usual, dense(network, p, derivative="central"))
+    assert not torch.equal(usual, dense(network, p, derivative="forward"))
+    monkeypatch.setattr(feedback, "jvp", lambda *given: (None, torch.ones(())))
+    start: Any = parameters_of(network)
+    images: Any = SimpleNamespace(device=torch.device("cuda"))
+    assert float(dense_feedback(network, start, images, p.q, None, start, rate=3.0)) == -3
 
 
 def test_the_gradient_after_the_probe_may_be_of_bfloat16() -> None:
@@ -199,14 +200,24 @@ def test_the_gradient_after_the_probe_may_be_of_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("derivative", ["forward", "central"])
-def test_a_probe_that_does_not_move_gives_exactly_zero(derivative: str) -> None:
+def test_a_probe_that_does_not_move_gives_exactly_zero(derivative: Derivative) -> None:
+    network, p = tiny_unet(dtype=torch.float32), problem(dtype=torch.float32)
+    start, probe = parameters_of(network), probed(network, p, rate=0.0)
+    before = labelled_loss_at(network, start, p.images, p.labels, None)
+    after = labelled_loss_at(network, probe, p.images, p.labels, None)
+    assert float(scalar_feedback(before, after)) == 0.0
+    assert torch.count_nonzero(dense(network, p, rate=0.0, derivative=derivative)) == 0
+
+
+def test_a_labelled_loss_without_a_slope_gives_exactly_zero() -> None:
+    """Where the gradient after the probe is nothing, there is no direction to difference along."""
     network, p = tiny_unet(dtype=torch.float32), problem(dtype=torch.float32)
     start = parameters_of(network)
-    probe = sgd_probe(start, student_gradient(network, p), rate=0.0)
-    before = labelled_loss_at(network, start, p.images, p.labels, None)
-    after = labelled_loss_at(network, probe.parameters, p.images, p.labels, None)
-    assert float(scalar_feedback(before, after)) == 0.0
-    assert torch.count_nonzero(dense(network, p, probe, derivative=derivative)) == 0
+    flat = {name: torch.zeros_like(value) for name, value in start.items()}
+    for derivative in ("forward", "central"):
+        found = dense_feedback(network, start, p.unlabelled, p.q, None, flat, rate=RATE, derivative=derivative)
+        assert torch.count_nonzero(found) == 0
+        assert found.shape == p.q.shape
 
 
 def test_measuring_changes_nothing() -> None:
@@ -215,11 +226,9 @@ def test_measuring_changes_nothing() -> None:
         parameter.grad = torch.full_like(parameter, 0.5)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random_state = torch.get_rng_state()
-    gradient = student_gradient(network, p)
-    probe = sgd_probe(parameters_of(network), gradient, RATE)
-    for derivative in ("forward", "central"):
-        dense(network, p, probe, derivative=derivative)
-    labelled_loss_at(network, probe.parameters, p.images, p.labels, None)
+    dense(network, p, derivative="forward")
+    dense(network, p, derivative="central")
+    labelled_loss_at(network, probed(network, p), p.images, p.labels, None)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(q.grad, torch.full_like(q, 0.5)) for q in network.parameters() if q.grad is not None)
@@ -229,7 +238,7 @@ def test_measuring_changes_nothing() -> None:
 
 def fitted(network: nn.Module, p: Problem) -> nn.Module:
     """The student after 20 steps on the labelled batch; before, any label lowers the loss by calibrating it."""
-    weights = dict(network.named_parameters())
+    weights: Parameters = dict(network.named_parameters())
     for _ in range(20):
         with batch_statistics_only(network):
             gradient = gradients_of(supervised_loss(p.labels, network(p.images)), weights)
@@ -242,10 +251,9 @@ def planted(labels: Tensor, network: nn.Module, p: Problem) -> Tensor:
     """`h` when the student is taught these hard labels on the labelled images themselves."""
     q = nn.functional.one_hot(labels, CLASSES).movedim(-1, 1).to(p.images.dtype)
     taught = Problem(p.images, q, p.weight, p.images, p.labels)
-    start = parameters_of(network)
-    probe = sgd_probe(start, student_gradient(network, taught), 0.05)
-    before = labelled_loss_at(network, start, p.images, p.labels, None)
-    return scalar_feedback(before, labelled_loss_at(network, probe.parameters, p.images, p.labels, None))
+    before = labelled_loss_at(network, parameters_of(network), p.images, p.labels, None)
+    after = labelled_loss_at(network, probed(network, taught, rate=0.05), p.images, p.labels, None)
+    return scalar_feedback(before, after)
 
 
 def push_on_label(h: Tensor, labels: Tensor, rule: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
@@ -287,10 +295,9 @@ def test_dense_feedback_has_the_sign_of_a_planted_label() -> None:
     network, p = tiny_unet(), problem()
     uniform = torch.full_like(p.q, 1 / CLASSES)
     taught = Problem(p.images, uniform, p.weight, p.images, p.labels)
-    probe = sgd_probe(parameters_of(network), student_gradient(network, taught), 0.05)
-    feedback = dense(network, taught, probe)
+    found = dense(network, taught, rate=0.05)
     true = nn.functional.one_hot(p.labels, CLASSES).movedim(-1, 1).bool()
-    assert float(feedback[true].mean()) < float(feedback[~true].mean())
+    assert float(found[true].mean()) < float(found[~true].mean())
 
 
 def test_the_scalar_rule_is_unbiased_by_enumeration() -> None:
@@ -309,7 +316,7 @@ def test_the_scalar_rule_is_unbiased_by_enumeration() -> None:
         label = torch.tensor(values).view(1, 1, 1, 2)
         q = nn.functional.one_hot(label, 2).movedim(-1, 1).double()
         gradient = gradients_of(pseudo_label_loss(q, student(x_u)), dict(student.named_parameters()))
-        after = supervised_loss(y_l, call_with(student, sgd_probe(start, gradient, 0.5).parameters, x_l)).detach()
+        after = supervised_loss(y_l, call_with(student, sgd_probe(start, gradient, 0.5), x_l)).detach()
         log_q = teacher_logits.log_softmax(1)
         probability = log_q.gather(1, label[:, None]).sum().exp()
         expected = expected + probability * after

@@ -1,8 +1,8 @@
-"""SGD and AdamW by name, averaged networks, and the state of both."""
+"""SGD by name, averaged networks, and the state of both."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from networks import tiny_unet
 from torch import Tensor, nn
 
 from semiseg.errors import ModelError
+from semiseg.methods import optimiser
 from semiseg.methods.optimiser import (
     Average,
     NamedOptimiser,
@@ -19,7 +20,7 @@ from semiseg.methods.optimiser import (
     gradients_of,
     restore_state,
 )
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import OptimiserSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,24 +38,26 @@ def gradients(network: nn.Module, seed: int) -> Parameters:
     return {name: torch.randn(p.shape, generator=generator) for name, p in network.named_parameters()}
 
 
-def by_hand(start: Tensor, given: list[Tensor], settings: MethodSettings, rates: list[float]) -> Tensor:
+def by_hand(start: Tensor, given: list[Tensor], settings: OptimiserSettings, rates: list[float]) -> Tensor:
     """SGD with Nesterov momentum as torch documents it, in float64."""
     value = start.double()
     buffer: Tensor | None = None
     for gradient, rate in zip(given, rates, strict=True):
-        update = gradient.double() + settings.used_weight_decay * value
+        update = gradient.double() + optimiser.WEIGHT_DECAY * value
         buffer = update if buffer is None else settings.momentum * buffer + update
         value = value - rate * (update + settings.momentum * buffer if settings.momentum else update)
     return value
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_steps_equal_the_formula(momentum: float) -> None:
-    settings = MethodSettings(momentum=momentum, weight_decay=0.1, gradient_clip=0)
+def test_steps_equal_the_formula(momentum: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimiser, "WEIGHT_DECAY", 0.1)
+    settings = OptimiserSettings(momentum=momentum)
     network = small_network()
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
     sgd, rates = NamedOptimiser(network, settings), [0.1, 0.05, 0.2]
     given = [gradients(network, seed) for seed in range(3)]
+    assert all(global_norm(gradient) < optimiser.LARGEST_NORM for gradient in given)  # none is clipped
     for gradient, rate in zip(given, rates, strict=True):
         sgd.step({name: value.clone() for name, value in gradient.items()}, rate)
     for name, value in network.named_parameters():
@@ -64,7 +67,7 @@ def test_steps_equal_the_formula(momentum: float) -> None:
 
 
 def test_steps_equal_torch_bit_for_bit() -> None:
-    settings = MethodSettings(learning_rate=0.1, gradient_clip=0)
+    settings = OptimiserSettings(learning_rate=0.1)
     ours, theirs = small_network(), small_network()
     sgd = NamedOptimiser(ours, settings)
     torchs = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-5, nesterov=True)
@@ -76,14 +79,17 @@ def test_steps_equal_torch_bit_for_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
-def test_the_gradient_is_clipped_and_its_norm_told(clip: float) -> None:
+@pytest.mark.parametrize("clip", [0.5, 12.0, math.inf])
+def test_the_gradient_is_clipped_and_its_norm_told(clip: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimiser, "WEIGHT_DECAY", 0.0)
+    assert optimiser.LARGEST_NORM == 12
+    monkeypatch.setattr(optimiser, "LARGEST_NORM", clip)
     network = small_network()
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
-    settings = MethodSettings(momentum=0.0, weight_decay=0.0, gradient_clip=clip)
+    settings = OptimiserSettings(momentum=0.0)
     given = gradients(network, 1)
     norm = float(global_norm(given))
-    assert norm > 0.5
+    assert 0.5 < norm < 12
     told = NamedOptimiser(network, settings).step({k: v.clone() for k, v in given.items()}, 1.0)
     assert float(told) == pytest.approx(norm, rel=1e-6)
     moved = {name: start[name] - value.detach() for name, value in network.named_parameters()}
@@ -91,32 +97,16 @@ def test_the_gradient_is_clipped_and_its_norm_told(clip: float) -> None:
     assert float(global_norm(moved)) == pytest.approx(0.5 if clip == 0.5 else norm, rel=1e-5)
 
 
-def test_adamw_equals_torch_bit_for_bit_with_its_own_rate_and_decay() -> None:
-    settings = MethodSettings(optimiser="adamw", gradient_clip=0)
-    assert settings.first_learning_rate == 0.003
-    ours, theirs = small_network(), small_network()
-    named = NamedOptimiser(ours, settings)
-    torchs = torch.optim.AdamW(theirs.parameters(), lr=0.003, weight_decay=0.01)
-    for seed in range(3):
-        named.step(gradients(ours, seed), settings.first_learning_rate)
-        for name, parameter in theirs.named_parameters():
-            parameter.grad = gradients(theirs, seed)[name]
-        torchs.step()
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(("optimiser", "kinds"), [("sgd", {"momentum"}), ("adamw", {"step", "exp_avg", "exp_avg_sq"})])
-def test_the_optimisers_state_goes_and_comes_back_bit_for_bit(
-    optimiser: Literal["sgd", "adamw"], kinds: set[str]
-) -> None:
-    settings = MethodSettings(optimiser=optimiser)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_optimisers_state_goes_and_comes_back_bit_for_bit(momentum: float) -> None:
+    settings = OptimiserSettings(momentum=momentum)
     first, second = small_network(), small_network()
     named, resumed = NamedOptimiser(first, settings), NamedOptimiser(second, settings)
-    assert named.buffers() == {}
+    assert named.momentum() == {}
     named.step(gradients(first, 0), 0.1)
-    assert named.buffers().keys() == kinds
-    assert (named.momentum() == {}) == (optimiser == "adamw")
+    assert named.momentum().keys() == (dict(first.named_parameters()).keys() if momentum else set())
     tensors = flatten_state({"student": first}, {"student": named})
+    assert {name.split("/", 1)[0] for name in tensors} == ({"network", "momentum"} if momentum else {"network"})
     kept = {name: value.clone() for name, value in tensors.items()}
     restore_state(tensors, {"student": second}, {"student": resumed})
     resumed.step(gradients(second, 1), 0.1)
@@ -124,11 +114,25 @@ def test_the_optimisers_state_goes_and_comes_back_bit_for_bit(
     assert all(torch.equal(kept[name], value) for name, value in now.items())  # copies were taken
     named.step(gradients(first, 1), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(torch.equal(value, resumed.momentum()[name]) for name, value in named.momentum().items())
+
+
+def test_without_momentum_to_load_the_optimiser_begins_anew() -> None:
+    settings = OptimiserSettings()
+    used, fresh = small_network(), small_network()
+    old, new = NamedOptimiser(used, settings), NamedOptimiser(fresh, settings)
+    old.step(gradients(used, 0), 0.1)
+    old.load_momentum({})
+    assert old.momentum() == {}
+    used.load_state_dict(fresh.state_dict())
+    for network, one in ((used, old), (fresh, new)):
+        one.step(gradients(network, 1), 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(used.parameters(), fresh.parameters(), strict=True))
 
 
 def test_gradients_of_a_loss_without_some_parameter_are_zero() -> None:
     network = small_network()
-    parameters = dict(network.named_parameters())
+    parameters: Parameters = dict(network.named_parameters())
     found = gradients_of(2 * parameters["0.weight"].sum(), parameters)
     assert torch.equal(found["0.weight"], torch.full((4, 3), 2.0))
     assert all(torch.count_nonzero(found[name]) == 0 for name in parameters if name != "0.weight")
@@ -182,7 +186,7 @@ def test_a_restarted_average_is_the_network_and_follows_slowly_from_the_first() 
     average.restart(network)
     assert all(torch.equal(a, b) for a, b in zip(average.network.parameters(), network.parameters(), strict=True))
     with torch.no_grad():
-        network[0].bias += 1  # type: ignore[index,union-attr]
+        network[0].bias += 1  # type: ignore[index]
     assert not torch.equal(average.network.state_dict()["0.bias"], network.state_dict()["0.bias"])
     average.update(network)
     moved = network.state_dict()["0.bias"] - average.network.state_dict()["0.bias"]
@@ -191,7 +195,7 @@ def test_a_restarted_average_is_the_network_and_follows_slowly_from_the_first() 
 
 def test_a_state_of_another_network_is_refused_by_name() -> None:
     networks: dict[str, nn.Module] = {"student": small_network()}
-    optimisers = {"student": NamedOptimiser(networks["student"], MethodSettings())}
+    optimisers = {"student": NamedOptimiser(networks["student"], OptimiserSettings())}
     tensors = flatten_state(networks, optimisers)
     with pytest.raises(ModelError, match="does not fit network teacher"):
         restore_state(tensors, {"teacher": small_network()}, {})

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semiseg.errors import ConfigError
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import PhaseSettings, RoundPhases, method_settings
 from semiseg.methods.timeline import Stretch, Timeline
 
 EACH = st.floats(1e-4, 0.3)
@@ -111,7 +112,7 @@ def test_a_share_that_passed_between_two_steps_is_reached_at_the_later_one() -> 
 def test_phases_go_by_the_share_of_the_run() -> None:
     """Half of the time are the first 10 steps; then each takes a fifth of what it took."""
     timeline = Timeline((Stretch(0, 0.0, 0.05), Stretch(10, 0.5, 0.01)))
-    settings = MethodSettings(warmup_fraction=0.5, finetune_fraction=0.1)
+    settings = method_settings("pseudo_rounds", phases=RoundPhases(warmup=0.5, finetune=0.1))
     phases = Phases.of(settings, timeline)
     assert (phases.warmup_stop, phases.train_stop, phases.total) == (10, 50, 60)
 
@@ -120,3 +121,37 @@ def test_phases_of_so_many_steps_and_those_of_their_shares_are_the_same() -> Non
     phases = Phases.of_steps(3, 8, 10)
     assert Phases.at(Timeline.of_steps(10), *phases.shares) == phases
     assert [phases.name(step) for step in (0, 2, 3, 7, 8)] == ["warmup", "warmup", "train", "train", "finetune"]
+
+
+def test_phases_of_a_run() -> None:
+    settings = method_settings("cross_pseudo", phases=PhaseSettings(warmup=0.3, finetune=0.2))
+    phases = Phases.of(settings, Timeline.of_steps(10))
+    assert phases == Phases.of_steps(3, 8, 10)
+    assert [phases.name(step) for step in range(10)] == ["warmup"] * 3 + ["train"] * 5 + ["finetune"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup"),
+    [
+        ("supervised", 0),
+        ("pseudo_rounds", 30),
+        ("pseudo_label", 50),
+        ("mpl", 50),
+        ("mean_teacher", 0),
+        ("cross_pseudo", 0),
+        ("copy_paste", 25),
+    ],
+)
+def test_phases_that_methods_have_by_default(name: str, warmup: int) -> None:
+    """One that has none trains in one, as supervised training does."""
+    assert Phases.of(method_settings(name), Timeline.of_steps(100)) == Phases.of_steps(warmup, 100, 100)
+
+
+def test_a_warm_up_that_leaves_the_student_no_step_is_refused() -> None:
+    late = method_settings("pseudo_rounds", phases=RoundPhases(warmup=0.9))
+    with pytest.raises(ConfigError, match=r"method\.phases\.warmup = 0\.9 takes all of the 3 steps"):
+        Phases.of(late, Timeline.of_steps(3))
+    nothing = method_settings("pseudo_rounds", phases=RoundPhases(warmup=0.75, finetune=0.25))
+    with pytest.raises(ConfigError, match=r"method\.phases: warmup = 0\.75 and finetune = 0\.25 leave no step"):
+        Phases.of(nothing, Timeline.of_steps(100))
+    assert Phases.of(method_settings("supervised"), Timeline.of_steps(1)).total == 1

@@ -141,20 +141,6 @@ def test_channels_last_changes_the_layout_only() -> None:
         assert torch.allclose(plain(image(1, 2, 8, 8, 8)), turned(image(1, 2, 8, 8, 8)), atol=1e-5)
 
 
-def test_deep_supervision_gives_an_output_for_each_finer_decoder_level() -> None:
-    plan = NetworkPlan(
-        features=(4, 6, 8, 10), kernels=(CUBE,) * 4, strides=((1, 1, 1), (1, 2, 2), *((2, 2, 2),) * 2),
-        deep_supervision=True,
-    )  # fmt: skip
-    network = small(plan=plan)
-    x = image(1, 2, 8, 16, 16)
-    with batch_statistics_only(network):
-        outputs = network.deep_logits(x)
-        assert torch.equal(outputs[0], network(x))
-    assert [tuple(o.shape) for o in outputs] == [(1, 3, 8, 16, 16), (1, 3, 8, 8, 8), (1, 3, 4, 4, 4)]
-    assert len(small().deep_logits(image(1, 2, 8, 8, 8))) == 1
-
-
 def buffers(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in network.named_buffers()}
 

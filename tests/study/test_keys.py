@@ -8,7 +8,7 @@ import pytest
 
 from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import PseudoRoundsSettings
 from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings
 from semiseg.study.keys import run_key
@@ -20,7 +20,7 @@ def test_a_run_is_known_by_method_and_settings() -> None:
     assert key == run_key("mpl", RunSettings())
     others = [
         run_key("other", RunSettings()),
-        run_key("mpl", RunSettings(method=MethodSettings(temperature=1.0))),
+        run_key("mpl", RunSettings(method=PseudoRoundsSettings(rounds=4))),
         run_key("mpl", RunSettings(data=DataSettings(label_seed=3))),
         run_key("mpl", RunSettings(train=TrainSettings(minutes=5.0))),
         run_key("mpl", RunSettings(train=TrainSettings(steps=100))),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from semiseg.errors import ConfigError
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import MplSettings, OptimiserSettings, SupervisedSettings
 from semiseg.study.settings import load_study, planned_runs, run_settings
 
 TEXT = """
@@ -18,7 +18,7 @@ common = { "data.development" = 40 }
 
 [methods]
 supervised = { "method.name" = "supervised" }
-dense = { "method.name" = "mpl", "method.feedback" = "dense", "method.ema_decay" = 0.9 }
+dense = { "method.name" = "mpl", "method.feedback" = "dense", "method.feedback_ratio" = 0.9 }
 
 [[budgets]]
 labelled = 4
@@ -33,7 +33,7 @@ methods = ["supervised"]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    (tmp_path / "recipe.toml").write_text('[data]\nroot = "scans"\n[method]\nlearning_rate = 0.05\n')
+    (tmp_path / "recipe.toml").write_text('[data]\nroot = "scans"\n[method.optimiser]\nlearning_rate = 0.05\n')
     (tmp_path / "study.toml").write_text(TEXT)
     return tmp_path / "study.toml"
 
@@ -51,7 +51,7 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
     study = load_study(file)
     runs = {run.name: run_settings(study, file, None, run) for run in planned_runs(study)}
     one = runs["dense-4-labels7-seed1"]
-    assert (one.method.name, one.method.ema_decay, one.method.learning_rate) == ("mpl", 0.9, 0.05)
+    assert one.method == MplSettings(feedback_ratio=0.9, optimiser=OptimiserSettings(learning_rate=0.05))
     assert (one.data.labelled, one.data.label_seed, one.data.development) == (4, 7, 40)
     assert one.train.seed == 1
     assert one.data.root == str(tmp_path / "scans")
@@ -85,11 +85,6 @@ def with_reference(text: str) -> tuple[str, str]:
         ("labelled = 160", "labelled = 0", "labelled = 0: give 1 label"),
         ("labelled = 160", 'labelled = "all"', r"study\.toml: budgets\.1\.labelled = 'all'"),
         ("ceiling = 160", "ceiling = 7", r"ceiling = 7: no \[\[budgets\]\] table has so many labels"),
-        (
-            '"method.ema_decay" = 0.9',
-            '"method.rounds" = 2',
-            r'\[methods\.dense\] "method\.rounds": mpl does not use it, pseudo_rounds would',
-        ),
         ('"data.development" = 40', '"train.threads" = 2', r'\[common\] "train.threads": is set by --jobs'),
         (
             '"method.name" = "mpl"',
@@ -121,7 +116,7 @@ def test_runs_have_the_minutes_of_the_study_or_the_steps_that_it_sets(file: Path
     study = load_study(file)
     assert {run_settings(study, file, None, run).train.minutes for run in planned_runs(study)} == {8.0}
     assert {run_settings(study, file, None, run).train.steps for run in planned_runs(study)} == {None}
-    file.write_text(TEXT.replace('"method.ema_decay" = 0.9', '"train.steps" = 77'))
+    file.write_text(TEXT.replace('"method.feedback_ratio" = 0.9', '"train.steps" = 77'))
     study = load_study(file)
     steps = {run.method: run_settings(study, file, None, run).train.steps for run in planned_runs(study)}
     assert steps == {"supervised": None, "dense": 77}
@@ -131,7 +126,7 @@ def test_a_study_without_a_recipe_starts_from_the_defaults(file: Path) -> None:
     file.write_text(TEXT.replace('recipe = "recipe.toml"', ""))
     study = load_study(file)
     settings = run_settings(study, file, file.parent, next(planned_runs(study)))
-    assert settings.method == MethodSettings(name="supervised")
+    assert settings.method == SupervisedSettings()
     assert settings.data.development == 40
 
 
@@ -140,6 +135,14 @@ def test_a_key_that_no_run_has_is_refused(file: Path) -> None:
     study = load_study(file)
     with pytest.raises(ConfigError, match=r"unknown key data\.develop"):
         run_settings(study, file, None, next(planned_runs(study)))
+
+
+def test_a_key_that_the_method_does_not_use_is_refused(file: Path) -> None:
+    file.write_text(TEXT.replace('"method.feedback_ratio" = 0.9', '"method.rounds" = 2'))
+    study = load_study(file)
+    *_, dense = [run for run in planned_runs(study) if run.method == "dense"]
+    with pytest.raises(ConfigError, match=r"methods\.dense: .*method\.rounds: mpl does not use it, pseudo_rounds has"):
+        run_settings(study, file, None, dense)
 
 
 def test_a_method_may_name_the_cases_that_keep_their_labels(file: Path) -> None:

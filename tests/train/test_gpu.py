@@ -21,18 +21,18 @@ Command = Callable[..., Any]
 DEVICE = "cuda"
 METHODS: dict[str, dict[str, object]] = {
     "supervised": {"method.name": "supervised"},
-    "pseudo_label": {"method.name": "pseudo_label", "method.teacher_every": 0},
-    "with_labels": {"method.name": "pseudo_label", "method.student_supervised_weight": 1.0, "train.refresh_steps": 2},
+    "pseudo_label": {"method.name": "pseudo_label"},
+    "pseudo_label, patches": {
+        "method.name": "pseudo_label",
+        "method.label_scope": "patch",
+        "train.refresh_steps": 2,
+    },
     "dense": {"method.name": "mpl", "method.feedback": "dense"},
-    "dense, real probe": {"method.name": "mpl", "method.probe": "real"},
-    "dense, central": {"method.name": "mpl", "method.directional_derivative": "central"},
     "scalar": {"method.name": "mpl", "method.feedback": "scalar"},
     "mean_teacher": {"method.name": "mean_teacher", "method.uncertainty_passes": 2},
     "cross_pseudo": {"method.name": "cross_pseudo"},
     "copy_paste": {"method.name": "copy_paste"},
     "pseudo_rounds": {"method.name": "pseudo_rounds", "method.rounds": 2},
-    "pseudo_rounds, patches": {"method.name": "pseudo_rounds", "method.rounds": 2, "method.label_scope": "patch"},
-    "adamw": {"method.name": "mpl", "method.optimiser": "adamw"},
 }
 TENSOR_FLOAT_32 = 2e-2
 """Relative. TensorFloat-32, which the GPU's convolutions use, keeps 10 bits of a factor (1e-3), and what six steps at a

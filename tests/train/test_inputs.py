@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.files import read_jsonl
 from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import MethodSettings, PseudoLabelSettings, PseudoRoundsSettings
 from semiseg.train import inputs
 from semiseg.train.inputs import FIRST_LOOK, LOOKED_AT, ROUNDS_FILE, Feed, Found, Place, TrainingData
 from semiseg.train.settings import TrainSettings
@@ -37,14 +37,14 @@ def feed(store: Store, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     labelled = [store(f"l{n}", shown, shown) for n in range(2)]
     unlabelled = [store(f"u{n}", shown) for n in range(8)]
 
-    def made(label_scans: int = 3, seed: int = 0, **method: object) -> Feed:
-        settings = MethodSettings(**({"name": "pseudo_rounds", "rounds": 2} | method))  # type: ignore[arg-type]
+    def made(label_scans: int = 3, seed: int = 0, settings: MethodSettings | None = None) -> Feed:
+        settings = settings or PseudoRoundsSettings(rounds=2, label_scans=label_scans)
         built: Method = build_method(plan, settings, PHASES, seed=seed, device=CPU)
         source = BatchSource(labelled, unlabelled, patch=plan.patch, batch=2, seed=seed)
         kept = tmp_path / "run" / "scan_labels"
         kept.parent.mkdir(exist_ok=True)
-        data = TrainingData(source, tuple(labelled), tuple(unlabelled), (), kept, label_scans)
-        place = Place(plan, AugmentSettings(enabled=False), CPU, None)
+        data = TrainingData(source, tuple(labelled), tuple(unlabelled), (), kept)
+        place = Place(plan, Augmentation.none(), CPU, None)
         return Feed(data, built, TrainSettings(steps=10, seed=seed), place)
 
     return made
@@ -164,7 +164,7 @@ def test_what_labelling_took_is_counted(feed: Callable[..., Feed]) -> None:
 
 
 def test_a_method_of_patches_labels_no_scan(feed: Callable[..., Feed], tmp_path: Path) -> None:
-    given = list(feed(label_scope="patch").steps(0, 8, PHASES))
+    given = list(feed(settings=PseudoLabelSettings(label_scope="patch")).steps(0, 8, PHASES))
     assert all(unlabelled.labels is None for *_, unlabelled in given[2:] if unlabelled)
     assert all(unlabelled for *_, unlabelled in given[2:])
     assert not (tmp_path / "run" / "scan_labels").exists()

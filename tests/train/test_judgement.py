@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from semiseg.files import write_jsonl
-from semiseg.methods.settings import MethodSettings
 from semiseg.notices import read_notices
 from semiseg.train.inputs import ROUNDS_FILE
 from semiseg.train.judgement import FEW_STEPS, HARDLY_LEARNT, OVERRUN, STILL_FALLING, judge_training
@@ -18,7 +17,7 @@ from semiseg.train.settings import TrainSettings
 def judged(run: Path, train: TrainSettings | None = None, **changes: Any) -> list[str]:
     """Of a training with nothing to complain of, but for the changes."""
     given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "validated": True} | changes
-    return judge_training(run, train or TrainSettings(minutes=10.0), MethodSettings(), **given)
+    return judge_training(run, train or TrainSettings(minutes=10.0), **given)
 
 
 def write_losses(run: Path, losses: list[float]) -> None:

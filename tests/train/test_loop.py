@@ -13,28 +13,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import OptimiserSettings, SupervisedSettings
 from semiseg.randomness import Draw
-from semiseg.train import inputs
+from semiseg.train import inputs, loop, schedule
 from semiseg.train.inputs import Place, TrainingData
 from semiseg.train.loop import train_method
 from semiseg.train.loop_state import Clock
 from semiseg.train.settings import TrainSettings
 
 Store = Callable[..., Path]
-SUPERVISED = MethodSettings(name="supervised", learning_rate=0.5)
+SUPERVISED = SupervisedSettings(optimiser=OptimiserSettings(learning_rate=0.5))
 
 
 class Told:
     """A method whose loss is told step by step; its one weight counts the steps that it was trained."""
 
+    settings = SUPERVISED
     evaluated = "student"
     labeller: str | None = None
     turns = labelling_steps = ()
@@ -84,18 +85,17 @@ Train = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def train(tmp_path: Path, plan: Plan, data: TrainingData) -> Train:
-    """Train in `tmp_path/run` and return the rows of its log."""
-    place = Place(plan, AugmentSettings(enabled=False), torch.device("cpu"), None)
+def train(tmp_path: Path, plan: Plan, data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train in `tmp_path/run`, in epochs of 4 steps, and return the rows of its log."""
+    monkeypatch.setattr(loop, "EPOCH_STEPS", 4)
+    place = Place(plan, Augmentation.none(), torch.device("cpu"), None)
 
     def run(method: Told, *, validation: bool = False, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
         given = data if validation else TrainingData(data.source, (), (), ())
-        settled = TrainSettings(**{"log_every": 2, "checkpoint_every": 4, "epoch_steps": 4} | settings)
+        settled = TrainSettings(**{"log_every": 2, "checkpoint_every": 4} | settings)
         folder = tmp_path / "run"
         origin = {"train.seed": seed}
-        train_method(
-            folder, method, given, place, settings=settled, method_settings=SUPERVISED, origin=origin, quiet=True
-        )
+        train_method(folder, method, given, place, settings=settled, origin=origin, quiet=True)
         return read_jsonl(folder / "metrics.jsonl")
 
     return run
@@ -111,9 +111,12 @@ def test_a_row_is_the_mean_since_the_row_before(train: Train) -> None:
 
 
 @pytest.mark.parametrize(("steps", "every"), [(7, 1), (199, 1), (250, 2), (350, 3), (2000, 3)])
-def test_a_run_of_few_steps_has_a_hundred_rows_if_it_can(train: Train, steps: int, every: int) -> None:
+def test_a_run_of_few_steps_has_a_hundred_rows_if_it_can(
+    train: Train, monkeypatch: pytest.MonkeyPatch, steps: int, every: int
+) -> None:
     """Asked for is a row every three steps; besides there is one at the end of an epoch, of a stretch and of all."""
-    rows = train(Told(float), steps=steps, log_every=3, epoch_steps=10**6, checkpoint_every=10**6)
+    monkeypatch.setattr(loop, "EPOCH_STEPS", 10**6)
+    rows = train(Told(float), steps=steps, log_every=3, checkpoint_every=10**6)
     assert [row["step"] for row in rows] == sorted({*range(every, steps + 1, every), steps})
 
 
@@ -123,10 +126,12 @@ def test_validation_every_so_many_epochs_and_at_the_end(train: Train, every: int
     assert [row["step"] for row in rows if "validation_dice" in row] == steps
 
 
-def test_a_plateau_of_the_training_loss_lowers_the_rate(train: Train) -> None:
+def test_a_plateau_of_the_training_loss_lowers_the_rate(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs of 4 steps, patience 2: the loss stops falling after the first, so two more must pass."""
+    monkeypatch.setattr(schedule, "PLATEAU_PATIENCE", 2)
+    monkeypatch.setattr(schedule, "PLATEAU_SMOOTHING", 0.0)
     method = Told(lambda step: max(1.0, 4.0 - step))
-    train(method, steps=20, schedule="plateau", plateau_patience=2, plateau_factor=0.2, plateau_smoothing=0.0)
+    train(method, steps=20, schedule="plateau")
     assert method.rates == pytest.approx([1.0] * 16 + [0.2] * 4)
 
 

@@ -13,9 +13,10 @@ from semiseg.augment.settings import AugmentSettings
 from semiseg.data.plan import Plan
 from semiseg.data.roles import RunCase
 from semiseg.data.sampling import SamplingSettings
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import PseudoRoundsSettings, RoundPhases
 from semiseg.train.origin import Origin, changed, origin_of
 
+METHOD = PseudoRoundsSettings()
 CASES = [
     RunCase(id=name, images=(Path(f"{name}.nii.gz"),), label=None, split="train", role=role, hash=name * 8)
     for name, role in (("a", "labelled"), ("b", "unlabelled"), ("c", "test"))
@@ -28,7 +29,12 @@ def origin(plan: Plan) -> Origin:
 
 
 def made(plan: Plan, cases: list[RunCase] = CASES, **changes: Any) -> Origin:
-    sections = {"sampling": SamplingSettings(), "augment": AugmentSettings(), "method": MethodSettings(), "seed": 0}
+    sections = {
+        "sampling": SamplingSettings(),
+        "augment": AugmentSettings(),
+        "method": PseudoRoundsSettings(),
+        "seed": 0,
+    }
     return origin_of(plan, cases, **(sections | changes))
 
 
@@ -40,7 +46,10 @@ def test_a_card_keeps_it(plan: Plan, origin: Origin) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"method": MethodSettings(temperature=0.25)}, "method.temperature = 0.5 then, 0.25 now"),
+        (
+            {"method": PseudoRoundsSettings(phases=RoundPhases(warmup=0.25))},
+            "method.phases.warmup = 0.3 then, 0.25 now",
+        ),
         ({"augment": AugmentSettings(mirror_axes=(0,))}, "augment.mirror_axes = None then, [0] now"),
         ({"seed": 3}, "train.seed = 0 then, 3 now"),
         ({"cases": [CASES[0], replace(CASES[1], hash="other"), CASES[2]]}, "cases.jsonl: other cases"),

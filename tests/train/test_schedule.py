@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from semiseg.errors import ConfigError
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import PseudoRoundsSettings, RoundPhases
 from semiseg.methods.timeline import Stretch, Timeline
+from semiseg.train import schedule as schedules
 from semiseg.train.schedule import Schedule
 from semiseg.train.settings import TrainSettings
 
@@ -18,7 +20,7 @@ PHASES = Phases.of_steps(4, 16, 20)
 
 
 def schedule(phases: Phases = PHASES, restart_rate: float = 0.0, **changes: Any) -> Schedule:
-    return Schedule(TrainSettings(**changes), phases, MethodSettings(finetune_rate=0.1, restart_rate=restart_rate))
+    return Schedule(TrainSettings(**changes), phases, restart_rate)
 
 
 def test_poly_runs_over_warm_up_and_training_and_anew_over_fine_tuning() -> None:
@@ -41,21 +43,10 @@ def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
     assert found == pytest.approx(warm_up + training + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)], rel=1e-12)
 
 
-def test_what_is_not_said_is_one_decay_for_rounds_and_two_for_other_methods() -> None:
-    """Rounds go on with the network as it is."""
-
-    def factors(name: str, restart_rate: float | None) -> list[float]:
-        method = MethodSettings(name=name, restart_rate=restart_rate)  # type: ignore[arg-type]
-        return [Schedule(TrainSettings(), PHASES, method).factor(step) for step in range(20)]
-
-    assert factors("pseudo_rounds", None) == factors("pseudo_rounds", 0.0)
-    assert factors("pseudo_label", None) == factors("pseudo_label", 0.5) != factors("pseudo_label", 0.0)
-
-
 def test_the_rate_falls_by_the_share_of_the_run_where_the_pace_changes() -> None:
     """The first 10 steps take a fifth of the run, and then each a fifth of that: what counts is the time."""
     timeline = Timeline((Stretch(0, 0.0, 0.02), Stretch(10, 0.2, 0.004)))
-    phases = Phases.of(MethodSettings(warmup_fraction=0.4, finetune_fraction=0.2), timeline)
+    phases = Phases.of(PseudoRoundsSettings(phases=RoundPhases(warmup=0.4, finetune=0.2)), timeline)
     assert (phases.warmup_stop, phases.train_stop, phases.total) == (60, 160, 210)
     one = schedule(phases)
     assert [one.factor(step) for step in (0, 5, 10, 60, 110)] == pytest.approx(
@@ -71,8 +62,20 @@ def test_without_a_warm_up_there_is_nothing_to_start_anew() -> None:
     assert whole.factor(0) == 1.0
 
 
-def test_a_plateau_is_looked_for_in_each_phase_by_itself() -> None:
-    s = schedule(schedule="plateau", plateau_patience=2, plateau_smoothing=0.0, plateau_factor=0.2, restart_rate=0.5)
+@pytest.fixture
+def plateau(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Another patience and another smoothing than the paper's."""
+
+    def changed(patience: int, smoothing: float) -> None:
+        monkeypatch.setattr(schedules, "PLATEAU_PATIENCE", patience)
+        monkeypatch.setattr(schedules, "PLATEAU_SMOOTHING", smoothing)
+
+    return changed
+
+
+def test_a_plateau_is_looked_for_in_each_phase_by_itself(plateau: Callable[..., None]) -> None:
+    plateau(patience=2, smoothing=0.0)
+    s = schedule(schedule="plateau", restart_rate=0.5)
     assert not s.begin(0)
     assert [s.end_epoch(1.0) for _ in range(2)] == [False, False]
     assert not s.begin(3)
@@ -89,9 +92,10 @@ def test_poly_hears_of_losses_and_keeps_its_way() -> None:
     assert s.factor(0) == 1.0
 
 
-def test_the_plateau_waits_for_the_smoothed_loss() -> None:
+def test_the_plateau_waits_for_the_smoothed_loss(plateau: Callable[..., None]) -> None:
     """Against the rule written out: patience 2, decay 0.5, factor 0.2."""
-    s = schedule(schedule="plateau", plateau_patience=2, plateau_smoothing=0.5, plateau_factor=0.2)
+    plateau(patience=2, smoothing=0.5)
+    s = schedule(schedule="plateau")
     # Smoothed: 4, 3, 3 (wait 1), 3.5 (wait 2: reduced), 3.25 (wait 1), 2.125 (better), 4.06 (1), 5.03 (2: reduced).
     losses = [4.0, 2.0, 3.0, 4.0, 3.0, 1.0, 6.0, 6.0]
     assert [s.end_epoch(loss) for loss in losses] == [False, False, False, True, False, False, False, True]
@@ -109,8 +113,9 @@ def test_the_papers_plateau() -> None:
     assert s.factor(0) == pytest.approx(0.04)
 
 
-def test_its_memory_goes_and_comes_back() -> None:
-    options: dict[str, Any] = {"schedule": "plateau", "plateau_patience": 3, "plateau_smoothing": 0.3}
+def test_its_memory_goes_and_comes_back(plateau: Callable[..., None]) -> None:
+    plateau(patience=3, smoothing=0.3)
+    options: dict[str, Any] = {"schedule": "plateau"}
     whole, resumed = schedule(**options), schedule(**options)
     losses = [3.0, 2.0, 2.5, 2.6, 2.7, 2.0, 2.0, 2.0, 2.9]
     told = [whole.end_epoch(loss) for loss in losses]
@@ -130,8 +135,6 @@ def test_its_memory_goes_and_comes_back() -> None:
         {"minutes": 0.0},
         {"minutes": math.inf},
         {"validation_fraction": 1.0},
-        {"plateau_smoothing": -0.1},
-        {"plateau_factor": 1.0},
     ],
 )
 def test_bad_settings_are_refused_by_name(changes: dict[str, Any]) -> None:

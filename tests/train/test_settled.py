@@ -18,7 +18,6 @@ SIZE = PlanSize(
     reasons=('Grid: "coarse".', "Patch: ö."),
 )  # fmt: skip
 WHOLE = Settled(
-    device="cuda:1", processor='A "CPU" \\ 7', threads=3, precision="bfloat16", directional_derivative="forward",
     torch="2.0", plan=SIZE, timeline=((0, 0.0, 1 / 3, 0), (7, 0.1 + 0.2, 5e-324, 2)), finished=True,
 )  # fmt: skip
 

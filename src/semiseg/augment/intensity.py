@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from semiseg.augment.draws import factor, sample_draws
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.randomness import Draw
 from semiseg.transfer import to_device
 from semiseg.types import DoubleArray
@@ -48,7 +48,7 @@ class IntensityParams:
 
 
 def sample_intensity(
-    draw: Draw, n: int, channels: int, settings: AugmentSettings, purpose: str = "intensity"
+    draw: Draw, n: int, channels: int, settings: Augmentation, purpose: str = "intensity"
 ) -> IntensityParams:
     """Draw the changes of n samples of so many channels, each sample by its own key."""
     axes = tuple(axis for axis in range(3) if axis != settings.coarse_axis)
@@ -75,7 +75,7 @@ _NEUTRAL = {
 }
 
 
-def _sample_channel(generator: np.random.Generator, settings: AugmentSettings) -> dict[str, float]:
+def _sample_channel(generator: np.random.Generator, settings: Augmentation) -> dict[str, float]:
     """The changes of one channel that take place."""
     chances = {name: getattr(settings, _probability(name)) for name in _NEUTRAL}
     happens = dict(zip(chances, generator.random(len(chances)), strict=True))

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from semiseg.augment.draws import generators
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
 from semiseg.transfer import to_device
 from semiseg.types import BoolArray
 
 
-def sample_flips(draw: Draw, n: int, settings: AugmentSettings, purpose: str = "mirror") -> BoolArray:
+def sample_flips(draw: Draw, n: int, settings: Augmentation, purpose: str = "mirror") -> BoolArray:
     """Which of the axes Z, Y, X each of the n samples is mirrored along, (n, 3) bool."""
     flips = np.zeros((n, 3), dtype=bool)
     if settings.enabled:
-        allowed = np.isin(np.arange(3), settings.mirror_axes or ())
+        allowed = np.isin(np.arange(3), settings.mirror_axes)
         for i, generator in enumerate(generators(draw, n, purpose)):
             flips[i] = (generator.random(3) < 0.5) & allowed
     return flips

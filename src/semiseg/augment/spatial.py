@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from semiseg.augment.draws import factor, generators
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.randomness import Draw
 from semiseg.transfer import to_device
 from semiseg.types import DoubleArray
@@ -40,7 +40,7 @@ class SpatialParams:
 
 
 def sample_spatial(
-    draw: Draw, shape: tuple[int, ...], settings: AugmentSettings, purpose: str = "spatial"
+    draw: Draw, shape: tuple[int, ...], settings: Augmentation, purpose: str = "spatial"
 ) -> SpatialParams:
     """Draw rotation, zoom and elastic deformation for the samples of a batch, each by its own key.
 
@@ -61,7 +61,7 @@ def sample_spatial(
     return SpatialParams(matrices, displacements)
 
 
-def _nodes(size: tuple[int, ...], settings: AugmentSettings) -> list[int]:
+def _nodes(size: tuple[int, ...], settings: Augmentation) -> list[int]:
     """How many along each axis of a patch, no further apart than `elastic_spacing`; one, where nothing is interpolated
     along the axis."""
     return [
@@ -70,7 +70,7 @@ def _nodes(size: tuple[int, ...], settings: AugmentSettings) -> list[int]:
     ]
 
 
-def _sample_matrix(generator: np.random.Generator, settings: AugmentSettings) -> DoubleArray:
+def _sample_matrix(generator: np.random.Generator, settings: Augmentation) -> DoubleArray:
     # Everything is drawn whether it is used or not, so that one probability does not shift the other draws.
     rotate, scale = generator.random(2)
     angles = generator.uniform(-1, 1, size=3) * np.array(settings.rotation_radians)

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from semiseg.augment.intensity import apply_intensity, sample_intensity
 from semiseg.augment.mirror import mirror_images, mirror_labels, sample_flips
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.augment.spatial import apply_spatial, sample_spatial
 from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
 
 
 def labelled_view(
-    images: Tensor, labels: Tensor, draw: Draw, settings: AugmentSettings, scheme: LabelScheme
+    images: Tensor, labels: Tensor, draw: Draw, settings: Augmentation, scheme: LabelScheme
 ) -> tuple[Tensor, Tensor]:
     """The fully augmented images (B, C, D, H, W), float32, and their label maps (B, D, H, W), integer.
 
@@ -34,7 +34,7 @@ def labelled_view(
 def unlabelled_views(
     images: Tensor,
     draw: Draw,
-    settings: AugmentSettings,
+    settings: Augmentation,
     pseudo: tuple[Tensor, LabelScheme] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place, and
@@ -56,6 +56,6 @@ def unlabelled_views(
     return weak, _with_intensity(images, draw, settings, "unlabelled/strong"), warped
 
 
-def _with_intensity(images: Tensor, draw: Draw, settings: AugmentSettings, purpose: str) -> Tensor:
+def _with_intensity(images: Tensor, draw: Draw, settings: Augmentation, purpose: str) -> Tensor:
     n, channels = images.shape[:2]
     return apply_intensity(images, sample_intensity(draw, n, channels, settings, purpose))

@@ -90,12 +90,12 @@ class BatchSource:
         self._published: list[_Published] = [_Published(0, {}, range(len(self._unlabelled.metas)))]
         self._asked = -1
 
-    def labelled(self, step: int, patch: Shape | None = None) -> tuple[FloatArray, NDArray[np.int64]]:
+    def labelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64]]:
         """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of this rank for a step.
 
         patch: its size; None is the source's.
         """
-        size = self._patch if patch is None else patch
+        size = self._patch
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step, self._batch):
@@ -162,12 +162,10 @@ class BatchSource:
         with self._reading:
             self._unlabelled.label(labels_of, among)
 
-    def iterate(
-        self, start_step: int, stop_step: int, *, unlabelled: bool = True, patch: Shape | None = None
-    ) -> Generator[Batch, None, None]:
+    def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
         """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
 
-        unlabelled: whether to read unlabelled images too. patch: size of labelled patches; None is the source's.
+        unlabelled: whether to read unlabelled images too.
         An error of the thread is raised here, at its step. Closing the generator (or leaving the loop) waits for the
         batch in the making and drops the others.
         """
@@ -181,14 +179,14 @@ class BatchSource:
                 while ahead < min(stop_step, step + 1 + self.depth):
                     if unlabelled:
                         self._asked = max(self._asked, ahead)
-                    waiting.append(pool.submit(self._read, ahead, unlabelled, patch))
+                    waiting.append(pool.submit(self._read, ahead, unlabelled))
                     ahead += 1
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int, unlabelled: bool, patch: Shape | None) -> Batch:
-        images, labels = self.labelled(step, patch)
+    def _read(self, step: int, unlabelled: bool) -> Batch:
+        images, labels = self.labelled(step)
         return Batch(step, images, labels, *(self._unlabelled_part(step) if unlabelled else (None, None)))
 
     def _require_unlabelled(self) -> None:

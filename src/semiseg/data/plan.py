@@ -44,7 +44,6 @@ class NetworkPlan:
     features: tuple[int, ...]
     kernels: tuple[Shape, ...]
     strides: tuple[Shape, ...]
-    deep_supervision: bool = False
 
     @property
     def reach(self) -> Shape:

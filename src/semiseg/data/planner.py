@@ -42,6 +42,7 @@ GPU_SHARE = 0.85
 """Of a GPU's memory that is planned with; the rest is for its context, its libraries' workspaces and fragments."""
 _BUDGET_GB = {"cpu": 4.0, "cuda": 48.0, "mps": 16.0}
 PATCH_VOXELS = {"cpu": 64 * 64 * 80, "cuda": 64 * 160 * 160, "mps": 64 * 160 * 160}
+"""Patches grow to at most so many: the paper's, and fewer where there is no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,6 @@ class PlanSettings:
     """Target spacing (Z, Y, X) in mm; None takes nnU-Net's rule."""
     patch: Shape | None = None
     """Patch (Z, Y, X) in voxels of the target spacing; None grows it from the data."""
-    max_patch_voxels: int | None = None
-    """Patches grow to at most this many voxels; None is the paper's 64 x 160 x 160, and 64 x 64 x 80 on
-    cpu.
-    """
     batch: int | None = None
     """Samples in a batch; None takes what fits, from 2 to the paper's 8, and 2 on cpu."""
     base_features: int | None = None
@@ -77,11 +74,9 @@ class PlanSettings:
     """No level has more features than this: the paper's coarsest level."""
     max_levels: int = 5
     """At most so many levels, the paper's five; small scans get fewer."""
-    deep_supervision: bool = False
-    """Whether coarser decoder levels have a loss of their own; the paper's network has none."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_budget_gb", "max_patch_voxels", "batch", "base_features", "student_base_features"):
+        for name in ("memory_budget_gb", "batch", "base_features", "student_base_features"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"plan.{name} = {value}: must be above 0. Raise it, or remove the key.")
@@ -139,7 +134,7 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
     base = settings.base_features or _affordable_base(
         lambda base: plan(base, settings.patch or smallest, least_batch), fits, settings
     )
-    most_voxels = settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for]
+    most_voxels = PATCH_VOXELS[settings.planned_for]
     patch = settings.patch or _grow(
         smallest,
         limit,
@@ -271,7 +266,6 @@ def _network(base: int, strides: tuple[Shape, ...], kernels: tuple[Shape, ...], 
         features=tuple(min(base * 2**level, settings.max_features) for level in range(len(strides))),
         kernels=kernels,
         strides=strides,
-        deep_supervision=settings.deep_supervision,
     )
 
 

@@ -28,6 +28,14 @@ PredictedLocations = Mapping[str, Locations]
 _T = TypeVar("_T")
 
 
+PREDICTED_FRACTION = 0.5
+"""Share of the unlabelled patches that are placed on a class that the teacher predicts, once there are predictions; the
+rest is placed on the body, since the teacher may have missed an organ altogether."""
+JITTER = 0.25
+"""Largest offset of a patch from the voxel that it is placed on, as a share of its edge; below 0.5, so that the voxel
+stays inside, and above 0, so that organs are not always seen in the middle."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
     """How patches are chosen. Raises `ConfigError` for a value out of range."""
@@ -35,29 +43,13 @@ class SamplingSettings:
     foreground_fraction: float = 0.5
     """Share of the labelled patches that must hold a voxel of a class drawn evenly from those that are
     labelled; 0.5 is what nnU-Net's 0.33 comes to at its usual batch of 2."""
-    predicted_fraction: float = 0.5
-    """Share of the unlabelled patches placed on a class that the teacher predicts, once there are
-    predictions; the rest is placed on the body, since the teacher may have missed an organ altogether."""
-    jitter_fraction: float = 0.25
-    """Largest offset of a patch from the voxel that it is placed on, as a share of its edge; below 0.5, so
-    that the voxel stays inside, and above 0, so that organs are not always seen in the middle."""
-    warmup_patch: Shape | None = None
-    """Patch `(Z, Y, X)` in voxels of the warm-up, in which the teacher learns from labels alone; None is the plan's.
-    From few labels a teacher learns more on small patches, its student more on larger ones. Without a warm-up it has no
-    effect."""
     cache_gb: float = 2.0
     """Memory for decompressed cases in gigabytes (1e9 bytes), which saves most of the reading time of small
     data sets; cases beyond it are read patch by patch."""
 
     def __post_init__(self) -> None:
-        for name in ("foreground_fraction", "predicted_fraction"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(f"sampling.{name} = {value} is no fraction; choose a value from 0 to 1.")
-        if not 0 <= self.jitter_fraction < 0.5:
-            raise ConfigError(f"sampling.jitter_fraction = {self.jitter_fraction} must lie in [0, 0.5).")
-        if self.warmup_patch is not None and min(self.warmup_patch) < 1:
-            raise ConfigError(f"sampling.warmup_patch = {self.warmup_patch}: all three must be above 0.")
+        if not 0 <= self.foreground_fraction <= 1:
+            raise ConfigError(f"sampling.foreground_fraction = {self.foreground_fraction}: give a number from 0 to 1.")
         if not self.cache_gb >= 0:
             raise ConfigError(f"sampling.cache_gb = {self.cache_gb} must not be negative; 0 keeps nothing in memory.")
 
@@ -96,9 +88,9 @@ def labelled_patch(
         value = _choice(generator, list(holders))
         case = _choice(generator, holders[value])
         centre = _choice(generator, cases[case].class_locations[value])
-        return Patch(case, place_box(centre, cases[case].shape_zyx, patch, generator, settings.jitter_fraction))
+        return Patch(case, place_box(centre, cases[case].shape_zyx, patch, generator))
     case = int(generator.integers(len(cases)))
-    return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator, settings.jitter_fraction))
+    return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator))
 
 
 def unlabelled_patch(
@@ -119,13 +111,13 @@ def unlabelled_patch(
     case = int(case_order(draw.seed, number, len(cases))[position])
     meta = cases[case]
     found = {value: places for value, places in predicted.get(meta.id, {}).items() if value != 0 and places}
-    if found and generator.random() < settings.predicted_fraction:
+    if found and generator.random() < PREDICTED_FRACTION:
         centre = _choice(generator, found[_choice(generator, sorted(found))])
     elif meta.body_locations:
         centre = _choice(generator, meta.body_locations)
     else:
-        return Patch(case, uniform_box(meta.shape_zyx, patch, generator, settings.jitter_fraction))
-    return Patch(case, place_box(centre, meta.shape_zyx, patch, generator, settings.jitter_fraction))
+        return Patch(case, uniform_box(meta.shape_zyx, patch, generator))
+    return Patch(case, place_box(centre, meta.shape_zyx, patch, generator))
 
 
 def is_forced(index: int, fraction: float) -> bool:
@@ -143,13 +135,13 @@ def case_order(seed: int, number: int, count: int) -> NDArray[np.int64]:
     return Draw(seed=seed, step=number).generator("pass over unlabelled cases").permutation(count)
 
 
-def place_box(centre: Shape, shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float) -> Box:
-    """A box of the patch's size that holds the voxel `centre`, off its middle by up to `jitter` edges.
+def place_box(centre: Shape, shape: Shape, patch: Shape, generator: np.random.Generator) -> Box:
+    """A box of the patch's size that holds the voxel `centre`, off its middle by up to `JITTER` edges.
 
     Along an axis on which the volume is the larger one, the box lies inside of it; else it holds the whole
-    volume, which is off the box's middle by up to `jitter` edges.
+    volume, which is off the box's middle by up to `JITTER` edges.
     """
-    offsets = generator.uniform(-jitter, jitter, size=3) * np.array(patch)
+    offsets = generator.uniform(-JITTER, JITTER, size=3) * np.array(patch)
     starts = [
         _start(c if n > p else n // 2, offset, n, p)
         for c, offset, n, p in zip(centre, offsets, shape, patch, strict=True)
@@ -157,10 +149,10 @@ def place_box(centre: Shape, shape: Shape, patch: Shape, generator: np.random.Ge
     return _box(starts, patch)
 
 
-def uniform_box(shape: Shape, patch: Shape, generator: np.random.Generator, jitter: float) -> Box:
+def uniform_box(shape: Shape, patch: Shape, generator: np.random.Generator) -> Box:
     """A box of the patch's size, uniform over the places inside of the volume where it holds the patch; else as
     `place_box`."""
-    where, offsets = generator.random(3), generator.uniform(-jitter, jitter, size=3) * np.array(patch)
+    where, offsets = generator.random(3), generator.uniform(-JITTER, JITTER, size=3) * np.array(patch)
     starts = [
         int(w * (n - p + 1)) if n >= p else _start(n // 2, offset, n, p)
         for w, offset, n, p in zip(where, offsets, shape, patch, strict=True)

@@ -192,7 +192,7 @@ def _patches(settings: PlanSettings, median: Shape) -> Sequence[tuple[int, Shape
     levels = list(range(most_levels, _FEWEST_LEVELS - 1, -1)) or [most_levels]
     if settings.patch:
         return [(one, settings.patch) for one in levels]
-    most = settings.max_patch_voxels or PATCH_VOXELS[settings.planned_for]
+    most = PATCH_VOXELS[settings.planned_for]
     sizes = [float(most)]
     while sizes[-1] / _PATCH_STEP >= _SMALLEST_PATCH_VOXELS:
         sizes.append(sizes[-1] / _PATCH_STEP)

@@ -16,7 +16,7 @@ from semiseg.data.sampling import SamplingSettings
 from semiseg.demo.dataset import RECIPE, write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
 from semiseg.evaluate.evaluator import EvaluateSettings
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import MplSettings, SupervisedSettings, TeacherPhases
 from semiseg.predict.settings import PredictSettings
 from semiseg.settings import RunSettings
 from semiseg.train.settings import TrainSettings
@@ -37,8 +37,8 @@ def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:
         data=DataSettings(root=str(data.resolve())),
         plan=PlanSettings(base_features=8, patch=(24, 40, 48), batch=2, max_levels=4),
         sampling=SamplingSettings(foreground_fraction=0.67),
-        augment=AugmentSettings(mirror_axes=(), rotation_radians=(0.26, 0.26, 0.26), zoom=(0.85, 1.2)),
-        method=MethodSettings(name="mpl", feedback="dense", warmup_fraction=0.7),
+        augment=AugmentSettings(mirror_axes=(), turn_degrees=(15.0, 15.0, 15.0), zoom=(0.85, 1.2)),
+        method=MplSettings(phases=TeacherPhases(warmup=0.7)),
         train=train,
         predict=PredictSettings(tile_step=0.5),
         evaluate=EvaluateSettings(tolerance_mm=6.0),
@@ -76,7 +76,7 @@ def run_demo(
     with_mpl = demo_settings(data, seed=seed, steps=steps)
     baseline = replace(
         with_mpl,
-        method=replace(with_mpl.method, name="supervised"),
+        method=SupervisedSettings(),
         train=with_mpl.train if steps else replace(with_mpl.train, minutes=BASELINE_MINUTES),
     )
     runs = {BASELINE: baseline, MPL: with_mpl}

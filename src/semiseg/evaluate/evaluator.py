@@ -24,7 +24,8 @@ from semiseg.randomness import Draw
 from semiseg.types import LabelArray
 from semiseg.words import counted, shortened
 
-MOST_SAMPLES = 100_000
+BOOTSTRAP_SAMPLES = 2000
+"""Draws of the cases behind each 95 % interval; at 2000 its ends are stable to about a hundredth of its width."""
 Reference = tuple[str, Path, Path | None]
 """Case id, reference label map, image or None."""
 Progress = Callable[[int, int], None]
@@ -43,11 +44,6 @@ class EvaluateSettings:
     usual."""
     organ_tolerance_mm: dict[str, float] = field(default_factory=dict)
     """Tolerance in mm of single organs, by name, where it is not `tolerance_mm`."""
-    bootstrap_samples: int = 2000
-    """Draws of the cases behind each 95 % interval; at 2000 its ends are stable to about a hundredth of its
-    width."""
-    seed: int = 0
-    """Seed of the bootstrap's draws; the scores themselves are not random."""
 
     def __post_init__(self) -> None:
         if self.rules not in get_args(Rules):
@@ -56,13 +52,6 @@ class EvaluateSettings:
             if not (math.isfinite(value) and value >= 0):
                 name = f"organ_tolerance_mm.{key}" if key else "tolerance_mm"
                 raise ConfigError(f"evaluate.{name} = {value} must be a distance in mm, 0 or more.")
-        if self.bootstrap_samples < 100:
-            raise ConfigError(
-                f"evaluate.bootstrap_samples = {self.bootstrap_samples} is too few for 95 % intervals; "
-                "give at least 100."
-            )
-        if self.bootstrap_samples > MOST_SAMPLES:
-            raise ConfigError(f"evaluate.bootstrap_samples = {self.bootstrap_samples}: give {MOST_SAMPLES:,} at most.")
 
     def check_labels(self, labels: LabelScheme) -> None:
         """Raise `ConfigError` where organs are named, or rules asked for, that do not fit a dataset's labels."""
@@ -119,8 +108,8 @@ def evaluate_folder(
         killed=_killed,
         progress=(lambda done, total, job: progress(done, total)) if progress else None,
     )
-    draw = Draw(seed=settings.seed)
-    summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=settings.bootstrap_samples)
+    draw = Draw(seed=0)
+    summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=BOOTSTRAP_SAMPLES)
     write_summary(output, summary)
     return summary
 

@@ -17,7 +17,7 @@ from semiseg.evaluate.metrics import OrganScores
 from semiseg.evaluate.statistics import Interval, mean_interval
 from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
-from semiseg.words import as_text_cell
+from semiseg.words import as_text_cell, counted
 
 Metric = Literal["dice", "nsd", "hd95_mm"]
 Rules = Literal["standard", "flare22"]
@@ -158,3 +158,16 @@ def read_summary(path: Path) -> Summary:
 
 
 _ANEW = "Run `semiseg evaluate` again."
+
+
+def never_found(summary: Summary) -> str:
+    """A sentence that names the organs of which no test case's prediction has anything right; empty without any."""
+    names = []
+    for organ in summary["organs"].values():
+        scores = [dice for case in summary["cases"] if (dice := case["organs"][organ]["dice"]) is not None]
+        if scores and max(scores) == 0:
+            names.append(organ)
+    if not names:
+        return ""
+    was = "was" if len(names) == 1 else "were"
+    return f"{', '.join(names)} {was} never found in {counted(len(summary['cases']), 'test case')}."

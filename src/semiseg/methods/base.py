@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
 
 HIDDEN = -100
@@ -53,12 +54,24 @@ class Method(Protocol):
     """Name of the network that is shipped."""
     labeller: str | None
     """Name of the network that labels unlabelled scans, if there is one."""
+    doubter: str | None
+    """Name of the network that is most independent of the one that is shipped, and may contradict it; None where there
+    is no other."""
+    scans_to_label: int
+    """Where whole scans are labelled: so many at a time; 0 is all."""
     phases: Phases
     """Set by the loop where minutes are laid down anew; steps that are past stay in the phase that they were in."""
     learning_rate_factor: float
     """Set by the loop before a step: the schedule's fraction of the first learning rate."""
+    period: int
+    """Steps after which the kinds of step of the training phase come round again."""
     shortest_round: float
     """Set by the feed: steps after which labelling unlabelled scans anew takes little beside them."""
+
+    @property
+    def settings(self) -> MethodSettings:
+        """What it was told."""
+        ...
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """Train one step and return detached scalars to log. `draw.step` is the step's number."""
@@ -86,6 +99,11 @@ class Method(Protocol):
         """Names of the network whose labels of whole unlabelled scans the patches of a step come with, and of one that
         may contradict it; none where patches come without. Where the two contradict each other too much, the step gets
         no unlabelled patches."""
+        ...
+
+    def feedback_map(self, labelled: Batch, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """For a look at it: the labels `(B, D, H, W)` that unlabelled patches get, and the feedback on each voxel's;
+        None where a method has none. No state changes."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:

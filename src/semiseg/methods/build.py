@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from semiseg.data.plan import NetworkPlan, Plan
+from semiseg.data.plan import Plan
 from semiseg.methods.base import Method
 from semiseg.methods.copy_paste import CopyPaste
 from semiseg.methods.cross_pseudo import CrossPseudo
+from semiseg.methods.learner import StudentMethod
 from semiseg.methods.mean_teacher import MeanTeacher
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.phases import Phases
+from semiseg.methods.pseudo_label import PseudoLabel
 from semiseg.methods.pseudo_rounds import PseudoRounds
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import (
+    CopyPasteSettings,
+    CrossPseudoSettings,
+    MeanTeacherSettings,
+    MethodSettings,
+    MplSettings,
+    PseudoLabelSettings,
+    PseudoRoundsSettings,
+    SupervisedSettings,
+    add_settings,
+)
 from semiseg.methods.supervised import Supervised
 from semiseg.models.unet import UNet3d, build_unet, in_channels_last
 from semiseg.randomness import Draw
+
+_METHODS: dict[type[MethodSettings], type[StudentMethod[Any]]] = {
+    SupervisedSettings: Supervised,
+    PseudoRoundsSettings: PseudoRounds,
+    PseudoLabelSettings: PseudoLabel,
+    MplSettings: MetaPseudoLabels,
+    MeanTeacherSettings: MeanTeacher,
+    CrossPseudoSettings: CrossPseudo,
+    CopyPasteSettings: CopyPaste,
+}
+
+
+def add_method(settings: type[MethodSettings], method: type[StudentMethod[Any]]) -> None:
+    """Make a method of one's own known, in recipes and on the command line, by the name that its settings have
+    (docs/extending.md)."""
+    add_settings(settings)
+    _METHODS[settings] = method
 
 
 def build_method(
@@ -29,32 +58,17 @@ def build_method(
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> Method:
-    """The method that `settings.name` asks for, on `device`. Weights depend on the seed and the plan alone."""
-    ignore = plan.labels.ignore
+    """The method that has these settings, on `device`. Weights depend on the seed and the plan alone."""
 
-    def network(role: str, sizes: NetworkPlan) -> UNet3d:
+    def network(name: str) -> UNet3d:
         built = build_unet(
-            sizes,
+            plan.teacher if name == "teacher" else plan.student,
             channels=len(plan.channels),
             classes=plan.labels.count,
-            seed=Draw(seed=seed).torch_seed(f"weights of the {role}"),
+            seed=Draw(seed=seed).torch_seed(f"weights of the {name}"),
         )
         return in_channels_last(built.to(device))
 
-    student = network("student", plan.student)
-    if settings.name == "cross_pseudo":
-        partner = network("partner", plan.student)
-        return CrossPseudo(student, partner, settings, phases, ignore=ignore, autocast=autocast)
-    if alone := _ONE_NETWORK.get(settings.name):
-        return alone(student, settings, phases, ignore=ignore, autocast=autocast)
-    teacher = network("teacher", plan.teacher)
-    return MetaPseudoLabels(teacher, student, settings, phases, ignore=ignore, autocast=autocast)
-
-
-_ONE_NETWORK: dict[str, Callable[..., Method]] = {
-    "supervised": Supervised,
-    "mean_teacher": MeanTeacher,
-    "copy_paste": CopyPaste,
-    "pseudo_rounds": PseudoRounds,
-}
-"""Methods of one network, which learns from labels alone or teaches itself, by an earlier state or an average."""
+    kind = _METHODS[type(settings)]
+    networks = {name: network(name) for name in kind.learner_names}
+    return kind(networks, settings, phases, ignore=plan.labels.ignore, autocast=autocast)

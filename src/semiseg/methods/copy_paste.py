@@ -8,15 +8,16 @@ trained on labelled patches pasted into each other. Shapes: B batch, C channels,
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from semiseg.augment.cutmix import apply_cutmix, sample_boxes
-from semiseg.losses import supervised_loss
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod, label_images
+from semiseg.methods.settings import CopyPasteSettings
 from semiseg.ops.cleaning import largest_component
 from semiseg.randomness import Draw
 
@@ -24,10 +25,10 @@ BOX_EDGE = (2 / 3, 2 / 3)
 """The box's edge relative to the patch's, as published."""
 
 
-class CopyPaste(StudentMethod):
+class CopyPaste(StudentMethod[CopyPasteSettings]):
     """A student and its moving average, which labels."""
 
-    pseudo_loss = "pseudo_loss"
+    pseudo_loss: ClassVar[str] = "pseudo_loss"
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
@@ -37,17 +38,17 @@ class CopyPaste(StudentMethod):
             warm = self.phases.name(draw.step) == "warmup"
             return self.labelled_step(self._among_labelled(labelled, draw) if warm else labelled)
         with torch.no_grad():
-            logits = label_images(self.student.settled, unlabelled.weak, self.settings.teacher_mode, self.autocast)
+            logits = label_images(self.student.settled, unlabelled.weak, self.autocast)
         labels = largest_components(logits.argmax(1))
         images, truth, taught = mixed_both_ways(labelled, unlabelled.strong, labels, self._boxes(labelled, draw))
         if self.ignore is not None:
             truth = truth.masked_fill(truth == self.ignore, HIDDEN)
         logits = self.student.logits(images)
         both = zip(truth.chunk(2), taught.chunk(2), logits.chunk(2), strict=True)
-        losses = [[supervised_loss(labels, x, ignore=HIDDEN) for labels in pair] for *pair, x in both]
+        losses = [[self.losses.labelled(labels, x, HIDDEN) for labels in pair] for *pair, x in both]
         # Each direction by itself, as published: the voxels of boxes weigh as much as those around them.
         loss_true, loss_taught = (torch.stack(found).mean() for found in zip(*losses, strict=True))
-        loss = loss_true + self.settings.weight_of_unlabelled * loss_taught
+        loss = loss_true + self.settings.unlabelled_weight * loss_taught
         norm = self.student.step(loss, self.learning_rate_factor)
         return {"labelled_loss": loss_true.detach(), "pseudo_loss": loss_taught.detach(), "gradient_norm": norm}
 

@@ -7,45 +7,51 @@ channels, K classes, D H W voxels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from semiseg.losses import supervised_loss
+from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import CrossPseudoSettings
 from semiseg.models.unet import UNet3d
 from semiseg.randomness import Draw
 
 
-class CrossPseudo(StudentMethod):
+class CrossPseudo(StudentMethod[CrossPseudoSettings]):
     """Two students, of which one is validated and shipped."""
+
+    learner_names: ClassVar[tuple[str, ...]] = ("student", "partner")
 
     def __init__(
         self,
-        student: UNet3d,
-        partner: UNet3d,
-        settings: MethodSettings,
+        networks: Mapping[str, UNet3d],
+        settings: CrossPseudoSettings,
         phases: Phases,
         *,
-        ignore: int | None,
-        autocast: torch.dtype | None,
+        losses: Losses = CROSS_ENTROPY_DICE,
+        ignore: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(student, settings, phases, others={"partner": partner}, ignore=ignore, autocast=autocast)
+        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
+        self.doubter = self.learners["partner"].evaluated
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if unlabelled is None:
             return self.labelled_step(labelled)
-        weight = self.settings.weight_of_unlabelled * self.ramp(draw.step, self.settings.ramp_fraction)
+        weight = self.settings.unlabelled_weight * self.ramp(draw.step)
         count = len(labelled.images)
         both = torch.cat([labelled.images, unlabelled.strong])  # one pass over both, as published
         student, partner = self.learners.values()
         logits = [learner.logits(both) for learner in (student, partner)]
         labels = [x.detach().argmax(1) for x in logits]
-        supervised = [supervised_loss(labelled.labels, x[:count], ignore=self.ignore) for x in logits]
-        crossed = [supervised_loss(labels[1 - i], x) for i, x in enumerate(logits)]
+        supervised = [self.losses.labelled(labelled.labels, x[:count], self.ignore) for x in logits]
+        crossed = [self.losses.labelled(labels[1 - i], x, None) for i, x in enumerate(logits)]
         norm = student.step(supervised[0] + weight * crossed[0], self.learning_rate_factor)
         partner.step(supervised[1] + weight * crossed[1], self.learning_rate_factor)
         return {

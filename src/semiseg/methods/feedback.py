@@ -1,10 +1,10 @@
 """How the teacher learns what its pseudo-labels did to the student. Shapes: B, C, K, D H W as elsewhere.
 
 Notation of docs/method.md: the student's weights `theta`, the labelled loss `J(theta+) = L(y_l, S(x_l; theta+))` after
-one step `theta+ = theta - eta * A(g)`, `g = d/dtheta L_u(q, S(x_u; theta))`, `A` the optimiser's map of the gradient,
-and `g+ = d/dtheta J` at `theta+`. By the chain rule, since `d g / d q` is the mixed second derivative of `L_u`:
+one plain step `theta+ = theta - eta * g`, `g = d/dtheta L_u(q, S(x_u; theta))`, and `g+ = d/dtheta J` at `theta+`. By
+the chain rule, since `d g / d q` is the mixed second derivative of `L_u`:
 
-    dJ/dq = -eta * d/de [ dL_u/dq (q, S(x_u; theta + e v)) ]  at e = 0,     v = A'(g)^T g+
+    dJ/dq = -eta * d/de [ dL_u/dq (q, S(x_u; theta + e g+)) ]  at e = 0
 
 which needs two plain passes (or one in forward mode, exact) and no second-order graph. Everything here works on copies
 of the weights through functional calls: it measures, and leaves weights, buffers, `.grad` and random state untouched.
@@ -14,94 +14,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from semiseg.losses import SOFT_DICE, PseudoDice, pseudo_label_gradient, supervised_loss
+from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.optimiser import Parameters, global_norm
+from semiseg.methods.pseudo_label import NOT_TAUGHT
 from semiseg.models.unet import batch_statistics_only
 
-CLIP_EPSILON = 1e-6
-"""What `torch.nn.utils.clip_grad_norm_` adds to the norm that it divides by."""
-NOT_TAUGHT = -100
-"""In the teacher's hard labels: a voxel whose label the student was not taught."""
+EPSILON = 1e-2
+"""Norm of the weights' displacement in a central difference."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A student step to measure across, without taking it.
-
-    parameters: `theta+`. coefficient: `eta` with the optimiser's factor. gradient: `g` before clipping. clip: the
-    largest norm, or 0 for none.
-    """
-
-    parameters: Parameters
-    coefficient: float
-    gradient: Parameters
-    clip: float = 0.0
-
-    def direction(self, g_plus: Parameters) -> Parameters:
-        """`v = A'(g)^T g+`: for clipping at c, `(c/n)(I - g g^T / (|g| n)) g+` with `n = |g| + 1e-6` if |g| > c."""
-        if self.clip <= 0:
-            return g_plus
-        norm = global_norm(self.gradient)
-        shifted = norm + CLIP_EPSILON
-        factor = (self.clip / shifted).clamp(max=1.0)
-        if float(factor) == 1.0:
-            return {name: factor * value for name, value in g_plus.items()}
-        dot = torch.stack([(self.gradient[name] * value).sum() for name, value in g_plus.items()]).sum()
-        along = dot / (norm * shifted)
-        return {name: factor * (value - along * self.gradient[name]) for name, value in g_plus.items()}
-
-
-def sgd_probe(parameters: Parameters, gradient: Parameters, rate: float) -> Probe:
-    """A plain SGD step of its own rate: momentum would replay old pseudo-labels and credit the wrong ones."""
-    moved = {name: (value - rate * gradient[name]).detach() for name, value in parameters.items()}
-    return Probe(moved, rate, gradient)
-
-
-def real_probe(
-    parameters: Parameters,
-    gradient: Parameters,
-    momentum_buffers: Parameters,
-    *,
-    rate: float,
-    momentum: float,
-    weight_decay: float,
-    clip: float = 0.0,
-    nesterov: bool = True,
-) -> Probe:
-    """The step that `torch.optim.SGD` would take, without taking it.
-
-    With `b' = mu b + c g + wd theta` (b' = c g + wd theta at the first step), plain momentum moves by `-rate b'` and
-    Nesterov by `-rate (c g + wd theta + mu b')`, so `d theta+ / d(c g)` is `-rate` and `-rate (1 + mu)`.
-    """
-    factor = 1.0
-    if clip > 0:
-        factor = float((clip / (global_norm(gradient) + CLIP_EPSILON)).clamp(max=1.0))
-    moved: Parameters = {}
-    for name, value in parameters.items():
-        update = factor * gradient[name] + weight_decay * value
-        buffer = momentum * momentum_buffers[name] + update if name in momentum_buffers else update
-        moved[name] = (value - rate * (update + momentum * buffer if nesterov else buffer)).detach()
-    coefficient = rate * (1 + momentum) if nesterov else rate
-    return Probe(moved, coefficient, gradient, clip)
+def sgd_probe(parameters: Parameters, gradient: Parameters, rate: float) -> Parameters:
+    """`theta+`, the weights after a plain SGD step of its own rate, which is not taken."""
+    return {name: (value - rate * gradient[name]).detach() for name, value in parameters.items()}
 
 
 @torch.no_grad()
 def labelled_loss_at(
-    student: nn.Module, parameters: Parameters, images: Tensor, labels: Tensor, ignore: int | None
+    student: nn.Module,
+    parameters: Parameters,
+    images: Tensor,
+    labels: Tensor,
+    ignore: int | None,
+    losses: Losses = CROSS_ENTROPY_DICE,
 ) -> Tensor:
     """`J` at given weights: batch statistics of `images` alone, no running statistic moved, in float32.
 
     On a GPU not in TF32: scalar feedback is the small difference of two of these losses.
     """
     with batch_statistics_only(student), _without_tf32():
-        return supervised_loss(labels, call_with(student, parameters, images), ignore=ignore)
+        return losses.labelled(labels, call_with(student, parameters, images), ignore)
 
 
 @contextmanager
@@ -116,7 +63,12 @@ def _without_tf32() -> Iterator[None]:
 
 
 def labelled_gradient_at(
-    student: nn.Module, parameters: Parameters, images: Tensor, labels: Tensor, ignore: int | None
+    student: nn.Module,
+    parameters: Parameters,
+    images: Tensor,
+    labels: Tensor,
+    ignore: int | None,
+    losses: Losses = CROSS_ENTROPY_DICE,
 ) -> tuple[Tensor, Parameters]:
     """`J` and `g+`, its gradient with respect to the given weights: batch statistics of `images` alone, no running
     statistic moved. In the caller's precision, autocast included."""
@@ -124,7 +76,7 @@ def labelled_gradient_at(
     with batch_statistics_only(student), torch.enable_grad():
         logits = call_with(student, leaves, images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = supervised_loss(labels, logits, ignore=ignore)
+        loss = losses.labelled(labels, logits, ignore)
         values = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     gradient = {
         name: torch.zeros_like(leaf) if value is None else value
@@ -139,37 +91,37 @@ def dense_feedback(
     images: Tensor,
     q: Tensor,
     weight: Tensor | None,
-    probe: Probe,
     g_plus: Parameters,
     *,
-    dice: PseudoDice = SOFT_DICE,
-    derivative: Literal["forward", "central"] = "forward",
-    epsilon: float = 1e-2,
+    rate: float,
+    losses: Losses = CROSS_ENTROPY_DICE,
+    derivative: Literal["forward", "central"] | None = None,
 ) -> Tensor:
     """`dJ/dq` `(B, K, D, H, W)`: how the labelled loss after the probe changes with every pseudo-probability.
 
-    parameters: the student's weights before the probe. images: exactly the student's batch. q, weight, dice:
-    what the student was taught with, as in `pseudo_label_loss`. epsilon: norm of the weights' displacement of a central
-    difference. A zero probe gives exactly zero.
+    parameters: the student's weights before the probe. images: exactly the student's batch. q, weight: what the student
+    was taught with, as in `Losses.pseudo`. rate: of the probe. derivative: exact forward-mode differentiation, or a
+    central difference of two plain passes; None is central on a CPU, where it costs less and is as good, and forward on
+    a GPU, where differences need convolutions without TF32. A zero probe gives exactly zero.
     """
-    direction = probe.direction(g_plus)
+    derivative = derivative or ("central" if images.device.type == "cpu" else "forward")
 
     def gradient_at(weights: Parameters) -> Tensor:
-        return pseudo_label_gradient(q, call_with(student, weights, images), weight, dice)
+        return losses.pseudo_gradient(q, call_with(student, weights, images), weight)
 
     start = {name: value.detach() for name, value in parameters.items()}
     with torch.no_grad(), batch_statistics_only(student):
         if derivative == "forward":  # convolutions cost three of a plain pass: weights and maps both have tangents
-            tangent = cast(Tensor, jvp(gradient_at, (start,), (direction,))[1])
-            return -probe.coefficient * tangent
-        length = float(global_norm(direction))
+            tangent = cast(Tensor, jvp(gradient_at, (start,), (g_plus,))[1])
+            return -rate * tangent
+        length = float(global_norm(g_plus))
         if length == 0.0:
             return torch.zeros_like(q)
-        step = epsilon / length
+        step = EPSILON / length
         with _without_tf32():
-            ahead = gradient_at({name: value + step * direction[name] for name, value in start.items()})
-            behind = gradient_at({name: value - step * direction[name] for name, value in start.items()})
-        return -probe.coefficient * (ahead - behind) / (2 * step)
+            ahead = gradient_at({name: value + step * g_plus[name] for name, value in start.items()})
+            behind = gradient_at({name: value - step * g_plus[name] for name, value in start.items()})
+        return -rate * (ahead - behind) / (2 * step)
 
 
 def scalar_feedback(before: Tensor, after: Tensor) -> Tensor:

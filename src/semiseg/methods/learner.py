@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import cast
+from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from semiseg.losses import deep_supervised_loss
-from semiseg.methods.base import Batch, Judged
+from semiseg.losses import CROSS_ENTROPY_DICE, Losses
+from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.optimiser import (
     Average,
     NamedOptimiser,
@@ -24,24 +23,33 @@ from semiseg.methods.optimiser import (
     restore_state,
 )
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings, TeacherMode
-from semiseg.models.unet import UNet3d, batch_statistics_only
+from semiseg.methods.settings import MethodSettings, OptimiserSettings
+from semiseg.models.unet import UNet3d
+from semiseg.randomness import Draw
 
 
 class Learner:
     """One network of a method."""
 
     def __init__(
-        self, name: str, network: UNet3d, settings: MethodSettings, *, ignore: int | None, autocast: torch.dtype | None
+        self,
+        name: str,
+        network: UNet3d,
+        settings: OptimiserSettings,
+        *,
+        losses: Losses,
+        average_decay: float,
+        ignore: int | None,
+        autocast: torch.dtype | None,
     ) -> None:
         self.name, self.network = name, network.train()
-        self._settings, self._ignore, self._autocast = settings, ignore, autocast
+        self._settings, self._losses, self._ignore, self._autocast = settings, losses, ignore, autocast
         self.optimiser = NamedOptimiser(network, settings)
-        self.average = Average(network, settings.ema_decay) if settings.ema_decay else None
+        self.average = Average(network, average_decay) if average_decay else None
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The network and, with `ema_decay`, its average, by name."""
+        """The network and its average, if it has one, by name."""
         average: dict[str, nn.Module] = {f"{self.name}_average": self.average.network} if self.average else {}
         return {self.name: self.network} | average
 
@@ -60,14 +68,9 @@ class Learner:
         with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
             return cast(Tensor, self.network(images)).float()
 
-    def deep_logits(self, images: Tensor) -> list[Tensor]:
-        """As `logits`, then those of each coarser level that has a head."""
-        with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
-            return [logits.float() for logits in self.network.deep_logits(images)]
-
     def labelled_loss(self, labelled: Batch) -> Tensor:
-        """Cross-entropy + Dice of the labelled batch, with a graph."""
-        return deep_supervised_loss(labelled.labels, self.deep_logits(labelled.images), ignore=self._ignore)
+        """The loss of the labelled batch, with a graph."""
+        return self._losses.labelled(labelled.labels, self.logits(labelled.images), self._ignore)
 
     def gradient(self, loss: Tensor) -> Parameters:
         """d loss / d parameters by name."""
@@ -82,7 +85,7 @@ class Learner:
 
     def step(self, loss: Tensor, factor: float) -> Tensor:
         """Take an optimiser step at `factor` times the first learning rate; the gradient's norm."""
-        return self.update(self.gradient(loss), self._settings.first_learning_rate * factor)
+        return self.update(self.gradient(loss), self._settings.learning_rate * factor)
 
     def labelled_step(self, labelled: Batch, factor: float) -> dict[str, Tensor]:
         """Take a step on labels alone."""
@@ -93,20 +96,16 @@ class Learner:
     def restart(self, weights: nn.Module) -> None:
         """Go on from other weights: momentum and average begin anew."""
         self.network.load_state_dict(weights.state_dict())
-        self.optimiser.load_buffers({})
+        self.optimiser.load_momentum({})
         if self.average:
             self.average.restart(self.network)
 
 
-def label_images(network: nn.Module, images: Tensor, mode: TeacherMode, autocast: torch.dtype | None = None) -> Tensor:
-    """A teacher's float32 logits `(B, K, D, H, W)` of images; changes no state.
-
-    mode: batch norm by running statistics (eval), or by those of the batch (train).
-    """
+def label_images(network: nn.Module, images: Tensor, autocast: torch.dtype | None = None) -> Tensor:
+    """A teacher's float32 logits `(B, K, D, H, W)` of images, by its running statistics; changes no state."""
     was_training = network.training
-    network.train(mode == "train")
-    guard = batch_statistics_only(network) if mode == "train" else nullcontext()
-    with guard, torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+    network.eval()
+    with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
         logits: Tensor = network(images)
     network.train(was_training)
     return logits.float()
@@ -121,32 +120,52 @@ def ramp_up(step: int, length: int) -> float:
     return math.exp(-5 * (1 - t) ** 2)
 
 
-class StudentMethod:
+Settings = TypeVar("Settings", bound=MethodSettings)
+
+
+class StudentMethod(Generic[Settings]):
     """What methods have in common: learners by name, of which the student is shipped. A method adds `step`."""
 
-    pseudo_loss = "labelled_loss"
+    learner_names: ClassVar[tuple[str, ...]] = ("student",)
+    """Each has a network of its own: a "teacher" of the teacher's size, the others of the student's."""
+    pseudo_loss: ClassVar[str] = "labelled_loss"
     """Name of the loss that shows whether the training phase still learns."""
+    average_decay: ClassVar[float] = 0.99
+    """Decay a step of the averaged copy of each network, which labels and is shipped; 0 is no copy."""
 
     def __init__(
         self,
-        student: UNet3d,
-        settings: MethodSettings,
+        networks: Mapping[str, UNet3d],
+        settings: Settings,
         phases: Phases,
         *,
-        others: Mapping[str, UNet3d] | None = None,
-        ignore: int | None,
-        autocast: torch.dtype | None,
+        losses: Losses = CROSS_ENTROPY_DICE,
+        ignore: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self.settings, self.phases, self.ignore, self.autocast = settings, phases, ignore, autocast
+        """networks: by the names of `learner_names`. ignore: label value that no loss counts."""
+        self.settings, self.phases, self.losses = settings, phases, losses
+        self.ignore, self.autocast = ignore, autocast
         self.learners = {
-            name: Learner(name, network, settings, ignore=ignore, autocast=autocast)
-            for name, network in {"student": student, **(others or {})}.items()
+            name: Learner(
+                name,
+                networks[name],
+                settings.optimiser,
+                losses=losses,
+                average_decay=self.average_decay,
+                ignore=ignore,
+                autocast=autocast,
+            )
+            for name in self.learner_names
         }
         self.networks: dict[str, nn.Module] = {
             name: network for learner in self.learners.values() for name, network in learner.networks.items()
         }
         self.evaluated = self.student.evaluated
         self.labeller: str | None = self.evaluated if settings.uses_unlabelled else None
+        self.doubter: str | None = self.student.name if self.student.average else None
+        self.scans_to_label = 0
+        self.period = 1
         self.learning_rate_factor = 1.0
         self.shortest_round = 0.0
 
@@ -154,6 +173,10 @@ class StudentMethod:
     def student(self) -> Learner:
         """The one whose network is shipped."""
         return self.learners["student"]
+
+    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+        """As `Method.step`."""
+        raise NotImplementedError
 
     def judged(self, step: int) -> Judged:
         """As `Method.judged`."""
@@ -184,10 +207,13 @@ class StudentMethod:
         }
         return found["student"]
 
-    def ramp(self, step: int, fraction: float) -> float:
-        """`ramp_up` over a fraction of the training phase."""
-        length = self.phases.train_stop - self.phases.warmup_stop
-        return ramp_up(step - self.phases.warmup_stop, round(fraction * length))
+    def ramp(self, step: int) -> float:
+        """`ramp_up` over the training phase."""
+        return ramp_up(step - self.phases.warmup_stop, self.phases.train_stop - self.phases.warmup_stop)
+
+    def feedback_map(self, labelled: Batch, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As `Method.feedback_map`."""
+        return None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """As `Method.state`."""

@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semiseg.losses import supervised_loss
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod, label_images
+from semiseg.methods.settings import MeanTeacherSettings
 from semiseg.randomness import Draw
 
 NOISE, LARGEST_NOISE = 0.1, 0.2
 """Deviation and limit of the Gaussian noise on the images of an uncertainty pass, in normalised intensities (UA-MT)."""
 
 
-class MeanTeacher(StudentMethod):
+class MeanTeacher(StudentMethod[MeanTeacherSettings]):
     """Student and averaged teacher; with `uncertainty_passes` the teacher is followed only where it is sure."""
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
         if unlabelled is None:
             return self.labelled_step(labelled)
-        ramp = self.ramp(draw.step, self.settings.ramp_fraction)
+        ramp = self.ramp(draw.step)
         with torch.no_grad():
             p, sure = self._taught(unlabelled.weak, ramp, draw)
         # One pass over both batches, as published: batch norm sees them together.
         logits = self.student.logits(torch.cat([labelled.images, unlabelled.strong]))
         count = len(labelled.images)
-        loss = supervised_loss(labelled.labels, logits[:count], ignore=self.ignore)
+        loss = self.losses.labelled(labelled.labels, logits[:count], self.ignore)
         consistency = masked_mse(functional.softmax(logits[count:], dim=1), p, sure)
-        weight = self.settings.weight_of_unlabelled * ramp
+        weight = self.settings.unlabelled_weight * ramp
         norm = self.student.step(loss + weight * consistency, self.learning_rate_factor)
         return {
             "labelled_loss": loss.detach(),
@@ -63,7 +63,7 @@ class MeanTeacher(StudentMethod):
 
     def _probabilities(self, images: Tensor) -> Tensor:
         teacher = self.student.settled
-        return label_images(teacher, images, self.settings.teacher_mode, self.autocast).softmax(1)
+        return label_images(teacher, images, self.autocast).softmax(1)
 
 
 def masked_mse(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""SGD as the paper's protocol sets it, or AdamW, with its state by parameter name; averaged copies of networks."""
+"""SGD with its state by parameter name, and averaged copies of networks."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.errors import ModelError
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import OptimiserSettings
 
 Parameters = dict[str, Tensor]
 
 
-class NamedOptimiser:
-    """SGD with Nesterov momentum, or AdamW, over one network; gradients come and buffers go by name."""
+WEIGHT_DECAY = 3e-5
+"""L2 penalty, of the paper's protocol."""
+LARGEST_NORM = 12.0
+"""Of a network's gradient, which is clipped to it; as in nnU-Net."""
 
-    def __init__(self, network: nn.Module, settings: MethodSettings) -> None:
+
+class NamedOptimiser:
+    """SGD with Nesterov momentum over one network; gradients come and momentum goes by name."""
+
+    def __init__(self, network: nn.Module, settings: OptimiserSettings) -> None:
         self.parameters: Parameters = dict(network.named_parameters())
-        self.clip = settings.gradient_clip
-        values, rate, decay = self.parameters.values(), settings.first_learning_rate, settings.used_weight_decay
-        self.optimiser: torch.optim.Optimizer
-        if settings.optimiser == "adamw":
-            self.optimiser = torch.optim.AdamW(values, lr=rate, weight_decay=decay)
-        else:
-            momentum = settings.momentum
-            self.optimiser = torch.optim.SGD(
-                values, lr=rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
-            )
+        self.optimiser = torch.optim.SGD(
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=WEIGHT_DECAY,
+            nesterov=settings.momentum > 0,
+        )
 
     def step(self, gradients: Parameters, learning_rate: float) -> Tensor:
         """One update by the given gradients, clipped to the largest norm; returns the norm before clipping."""
         for name, parameter in self.parameters.items():
             parameter.grad = gradients[name]
-        limit = self.clip if self.clip > 0 else float("inf")
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), LARGEST_NORM)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.step()
@@ -44,34 +46,18 @@ class NamedOptimiser:
         return norm
 
     def momentum(self) -> Parameters:
-        """Momentum buffers of SGD by parameter name; empty before the first step."""
-        return self.buffers().get("momentum", {})
+        """Momentum buffers by parameter name; empty before the first step."""
+        states = {name: self.optimiser.state.get(parameter, {}) for name, parameter in self.parameters.items()}
+        found = {name: state.get("momentum_buffer") for name, state in states.items()}
+        return {name: buffer for name, buffer in found.items() if buffer is not None}
 
-    def buffers(self) -> dict[str, Parameters]:
-        """By kind (`momentum`, or AdamW's `exp_avg`, `exp_avg_sq` and `step`) and parameter name; empty before the
-        first step."""
-        found: dict[str, Parameters] = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    found.setdefault(_KINDS.get(key, key), {})[name] = value
-        return found
-
-    def load_buffers(self, buffers: dict[str, Parameters]) -> None:
-        """The inverse of `buffers`; without any, the optimiser begins anew."""
+    def load_momentum(self, buffers: Parameters) -> None:
+        """The inverse of `momentum`; without any, the optimiser begins anew."""
         self.optimiser.state.clear()
-        keys = {kind: key for key, kind in _KINDS.items()}
-        for kind, values in buffers.items():
-            for name, value in values.items():
-                parameter = self.parameters[name]
-                device = value.device if kind == "step" else parameter.device  # AdamW counts its steps on the CPU
-                self.optimiser.state[parameter][keys.get(kind, kind)] = value.to(device).clone(
-                    memory_format=torch.preserve_format
-                )
-
-
-_KINDS = {"momentum_buffer": "momentum"}
-"""Names of torch's buffers in a checkpoint, where they differ."""
+        for name, value in buffers.items():
+            parameter = self.parameters[name]
+            moved = value.to(parameter.device).clone(memory_format=torch.preserve_format)
+            self.optimiser.state[parameter]["momentum_buffer"] = moved
 
 
 class Average:
@@ -125,14 +111,10 @@ def global_norm(gradients: Parameters) -> Tensor:
 
 
 def flatten_state(networks: dict[str, nn.Module], optimisers: dict[str, NamedOptimiser]) -> dict[str, Tensor]:
-    """All tensors of a method by name: `network/NAME/KEY`, and the optimiser's as `KIND/NAME/KEY`."""
+    """All tensors of a method by name: `network/NAME/KEY`, and `momentum/NAME/KEY`."""
     tensors = {f"network/{n}/{k}": v for n, net in networks.items() for k, v in net.state_dict().items()}
-    return tensors | {
-        f"{kind}/{network}/{name}": value
-        for network, optimiser in optimisers.items()
-        for kind, values in optimiser.buffers().items()
-        for name, value in values.items()
-    }
+    buffers = {f"momentum/{n}/{k}": v for n, one in optimisers.items() for k, v in one.momentum().items()}
+    return tensors | buffers
 
 
 def restore_state(
@@ -140,16 +122,13 @@ def restore_state(
 ) -> None:
     """The inverse of `flatten_state`; raises `ModelError` where the checkpoint is of another network."""
     for name, network in networks.items():
-        prefix = f"network/{name}/"
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
-            network.load_state_dict(own)
+            network.load_state_dict(_under(f"network/{name}/", tensors))
         except RuntimeError as error:
             raise ModelError(f"the checkpoint does not fit network {name}: {error}. Use another run folder.") from None
     for name, optimiser in optimisers.items():
-        buffers: dict[str, Parameters] = {}
-        for path, value in tensors.items():
-            kind, network_name, key = path.split("/", 2)
-            if network_name == name and kind != "network":
-                buffers.setdefault(kind, {})[key] = value
-        optimiser.load_buffers(buffers)
+        optimiser.load_momentum(_under(f"momentum/{name}/", tensors))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

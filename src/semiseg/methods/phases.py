@@ -27,23 +27,22 @@ class Phases:
 
     @staticmethod
     def of(settings: MethodSettings, timeline: Timeline) -> Phases:
-        """The phases of a run; supervised training has one phase only.
+        """The phases of a run.
 
         Raises `ConfigError` where the warm-up leaves the student no step.
         """
-        warmup, stop = settings.warmup_share, 1 - settings.finetune_fraction
-        if not settings.uses_unlabelled:
-            warmup, stop = 0.0, 1.0
+        parts = settings.parts
+        warmup, stop = parts.warmup, 1 - parts.finetune
         if stop <= warmup:
             raise ConfigError(
-                f"method.warmup_fraction = {warmup} and method.finetune_fraction = {settings.finetune_fraction} leave "
-                "no step to learn from unlabelled scans in. Lower one of them."
+                f"method.phases: warmup = {warmup} and finetune = {parts.finetune} leave no step to learn from "
+                "unlabelled scans in. Lower one of them."
             )
         phases = Phases.at(timeline, warmup, stop)
-        if settings.uses_unlabelled and phases.warmup_stop >= phases.total:
+        if phases.warmup_stop >= phases.total:
             raise ConfigError(
-                f"method.warmup_fraction = {settings.warmup_share} takes all of the {phases.total} steps: none is left "
-                "to train the student. Lower it, or give more steps or minutes."
+                f"method.phases.warmup = {warmup} takes all of the {phases.total} steps: none is left to train the "
+                "student. Lower it, or give more steps or minutes."
             )
         return phases
 

@@ -1,27 +1,27 @@
 """Pseudo-labelling in rounds, filtered by agreement between rounds (what FLARE22's winner, Huang et al., did by hand).
 
-A network learns from labels alone at first. In every round then the network as it is labels unlabelled scans, whole or
-patch by patch as they are drawn, and goes on with batches of which a half has true labels and the other half these;
-voxels on which the network and an earlier state of it disagree do not count. A step costs as much as one on labels
-alone, and the learning rate falls once over the whole run, so a round whose labels are not to be trusted is training on
-labels alone. So is the last fifth of every run. Shapes: B batch, C channels, K classes, D H W voxels.
+A network learns from labels alone at first. In every round then the network as it is labels some whole unlabelled
+scans, and goes on with batches of which a half has true labels and the other half these. Where it and an earlier state
+of it label scans too differently, nothing is learnt from the round. A step costs as much as one on labels alone, and
+the learning rate falls once over the whole run, so such a round is training on labels alone. So is the last fifth of
+every run. Shapes: B batch, C channels, K classes, D H W voxels.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from semiseg.losses import deep_supervised_loss
-from semiseg.methods.agreement import contradicted
+from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
-from semiseg.methods.learner import StudentMethod, label_images
+from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import PseudoRoundsSettings
 from semiseg.models.unet import UNet3d
 from semiseg.randomness import Draw
 
@@ -59,23 +59,27 @@ def _end(phases: Phases) -> float:
     return min(end, 1 - LABELS_AT_THE_END) if begin < 1 - LABELS_AT_THE_END else end
 
 
-class PseudoRounds(StudentMethod):
+class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
     """A student, the state of it that labels in this round, and the one before."""
 
-    pseudo_loss = "pseudo_loss"
+    pseudo_loss: ClassVar[str] = "pseudo_loss"
 
     def __init__(
         self,
-        student: UNet3d,
-        settings: MethodSettings,
+        networks: Mapping[str, UNet3d],
+        settings: PseudoRoundsSettings,
         phases: Phases,
         *,
-        ignore: int | None,
-        autocast: torch.dtype | None,
+        losses: Losses = CROSS_ENTROPY_DICE,
+        ignore: int | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__(student, settings, phases, ignore=ignore, autocast=autocast)
-        self._teachers = {name: copy.deepcopy(student).requires_grad_(False) for name in ("teacher", "teacher_before")}
+        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
+        states = ("teacher", "teacher_before")
+        self._teachers = {name: copy.deepcopy(networks["student"]).requires_grad_(False) for name in states}
         self.networks |= self._teachers
+        self.doubter = "teacher"
+        self.scans_to_label = settings.label_scans
 
     @property
     def _starts(self) -> tuple[int, ...]:
@@ -85,8 +89,7 @@ class PseudoRounds(StudentMethod):
     @property
     def _cuts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """`round_starts` of this run."""
-        shortest = self.shortest_round if self.settings.labels_whole_scans else 0.0
-        return round_starts(self.phases, self.settings.rounds, shortest)
+        return round_starts(self.phases, self.settings.rounds, self.shortest_round)
 
     def needs_unlabelled(self, step: int) -> bool:
         """As `Method.needs_unlabelled`."""
@@ -100,12 +103,10 @@ class PseudoRounds(StudentMethod):
     @property
     def labelling_steps(self) -> Sequence[int]:
         """As `Method.labelling_steps`."""
-        return self._starts if self.settings.labels_whole_scans else ()
+        return self._starts
 
     def scan_labellers(self, step: int) -> Sequence[str]:
         """As `Method.scan_labellers`; before the first step of a round the student is not its teacher yet."""
-        if not self.settings.labels_whole_scans:
-            return ()
         return (self.evaluated, "teacher") if step in self._starts else ("teacher", "teacher_before")
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
@@ -115,21 +116,16 @@ class PseudoRounds(StudentMethod):
             self._teachers["teacher_before"].load_state_dict(self._teachers["teacher"].state_dict())
         if draw.step in starts or (draw.step in snapshots and unlabelled is None):
             self._remember()
-        if unlabelled is None:
+        if unlabelled is None or unlabelled.labels is None:
             return self.labelled_step(labelled)
-        labels = unlabelled.labels
-        if labels is None:
-            with torch.no_grad():
-                labels = self._taught(unlabelled.weak)
         # Every second patch of each batch, whichever is first: patches on organs and anywhere come in turn.
         first = draw.step % 2 if len(labelled.images) > 1 else 0
         true, strong = Batch(labelled.images[first::2], labelled.labels[first::2]), unlabelled.strong[first::2]
-        count, labels = len(true.images), labels[first::2]
-        outputs = self.student.deep_logits(torch.cat([true.images, strong]))
-        loss = deep_supervised_loss(true.labels, [logits[:count] for logits in outputs], ignore=self.ignore)
-        pseudo = deep_supervised_loss(labels, [logits[count:] for logits in outputs], ignore=HIDDEN)
-        total = (loss + self.settings.weight_of_unlabelled * pseudo) / 2
-        norm = self.student.step(total, self.learning_rate_factor)
+        count, labels = len(true.images), unlabelled.labels[first::2]
+        logits = self.student.logits(torch.cat([true.images, strong]))
+        loss = self.losses.labelled(true.labels, logits[:count], self.ignore)
+        pseudo = self.losses.labelled(labels, logits[count:], HIDDEN)
+        norm = self.student.step((loss + pseudo) / 2, self.learning_rate_factor)
         return {
             "labelled_loss": loss.detach(),
             "pseudo_loss": pseudo.detach(),
@@ -139,12 +135,3 @@ class PseudoRounds(StudentMethod):
 
     def _remember(self) -> None:
         self._teachers["teacher"].load_state_dict(self.student.settled.state_dict())
-
-    def _taught(self, images: Tensor) -> Tensor:
-        """The labels `(B, D, H, W)` of this round, `HIDDEN` where they do not count."""
-        (labels, classes), (before, _) = self._labels("teacher", images), self._labels("teacher_before", images)
-        return labels.masked_fill(contradicted(labels, before, classes, self.settings.round_agreement), HIDDEN)
-
-    def _labels(self, teacher: str, images: Tensor) -> tuple[Tensor, int]:
-        logits = label_images(self._teachers[teacher], images, self.settings.teacher_mode, self.autocast)
-        return logits.argmax(1), logits.shape[1]

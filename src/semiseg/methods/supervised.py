@@ -6,10 +6,11 @@ from torch import Tensor
 
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod
+from semiseg.methods.settings import MethodSettings
 from semiseg.randomness import Draw
 
 
-class Supervised(StudentMethod):
+class Supervised(StudentMethod[MethodSettings]):
     """One network, trained on labels alone."""
 
     def needs_unlabelled(self, step: int) -> bool:

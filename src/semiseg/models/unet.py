@@ -82,30 +82,16 @@ class UNet3d(nn.Module):
         )
         self.decoder = nn.ModuleList([_level(2 * f, f, k) for f, k in zip(features[:-1], kernels[:-1], strict=True)])
         self.head = nn.Conv3d(features[0], classes, 1)
-        deep = features[1:-1] if plan.deep_supervision else ()
-        self.deep_heads = nn.ModuleList([nn.Conv3d(f, classes, 1) for f in deep])
 
-    def _decoded(self, x: Tensor) -> list[Tensor]:
-        """Decoder features of each level, finest first."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits at the resolution of the image."""
         skips = [self.encoder[0](x)]
         for pool, level in zip(self.pools, self.encoder[1:], strict=True):
             skips.append(level(pool(skips[-1])))
         x = skips.pop()
-        outputs: list[Tensor] = []
         for index in reversed(range(len(self.decoder))):
             x = self.decoder[index](torch.cat([self.ups[index](x), skips[index]], dim=1))
-            outputs.append(x)
-        return outputs[::-1] or [x]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits at the resolution of the image."""
-        return cast(Tensor, self.head(self._decoded(x)[0]))
-
-    def deep_logits(self, x: Tensor) -> list[Tensor]:
-        """Logits at full resolution, then at each coarser decoder level that has a head (deep supervision)."""
-        decoded = self._decoded(x)
-        coarser = [head(level) for head, level in zip(self.deep_heads, decoded[1:], strict=False)]
-        return [self.head(decoded[0]), *coarser]
+        return cast(Tensor, self.head(x))
 
 
 def _level(inputs: int, outputs: int, kernel: Shape) -> nn.Sequential:

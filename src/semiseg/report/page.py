@@ -12,6 +12,7 @@ from markupsafe import Markup
 from semiseg.evaluate.statistics import FEWEST_CASES, is_range
 from semiseg.evaluate.summary import METRICS, Metric, Summary, pair_count
 from semiseg.files import write_text
+from semiseg.methods.settings import known_kind
 from semiseg.report.figures import Curve, learning_curves, organ_colours, organ_plot, words
 from semiseg.report.numbers import count, duration, ends, interval, spread, value
 from semiseg.report.overlays import NEGATIVE_RGB, POSITIVE_RGB
@@ -21,12 +22,6 @@ from semiseg.report.run_data import RunData, read_run
 from semiseg.report.scoring import banner, tolerance_sentences, worst_distance
 
 METRIC_NAMES: dict[Metric, str] = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95"}
-METHOD_NAMES = {
-    "supervised": "supervised training",
-    "pseudo_rounds": "pseudo-labels in rounds",
-    "pseudo_label": "pseudo-labels without feedback",
-    "mpl": "Meta Pseudo Labels",
-}
 RUN_TOML = "What was asked for: every setting, with the defaults."
 SETTLED_TOML = "What this machine made of it: steps, minutes, precision, threads."
 PLAN_TOML = "What the data led to: spacing, patch and networks."
@@ -77,7 +72,7 @@ def render(data: RunData) -> str:
         found=list(dict.fromkeys(organ for row in labellings for organ in row.found)),
         scans=labelled_scans(data, colours),
         feedback=feedback_pictures(data, colours),
-        feedback_expected=data.setting("method.name") == "mpl",
+        feedback_expected=data.setting("method.feedback") == "dense",
         negative=NEGATIVE_RGB,
         positive=POSITIVE_RGB,
         reasons=getattr(data.plan, "reasons", ()),
@@ -120,8 +115,9 @@ def method_name(data: RunData) -> str:
     if name is None:
         return ""
     feedback = data.setting("method.feedback")
-    text = METHOD_NAMES.get(str(name), words(str(name)))
-    return f"{text}, {feedback} feedback" if name == "mpl" and feedback else text
+    kind = known_kind(str(name))
+    text = kind.title if kind else words(str(name))
+    return f"{text}, {feedback} feedback" if feedback else text
 
 
 def trained_on(data: RunData) -> str:
@@ -130,7 +126,8 @@ def trained_on(data: RunData) -> str:
     if not roles:
         return "There is no list of cases in this run yet."
     refused = bool(data.rounds) and not any(row["trusted"] for row in data.rounds)
-    alone = data.setting("method.name") == "supervised" or refused
+    kind = known_kind(str(data.setting("method.name")))
+    alone = refused or (kind is not None and not kind.uses_unlabelled)
     used = ("labelled", "taught", *(() if alone else ("unlabelled",)))
     named = {"taught": "labelled by its teacher"}
     learnt = [f"{count(roles[role])} {named.get(role, role)}" for role in used if roles.get(role)]

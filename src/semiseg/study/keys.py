@@ -6,10 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from semiseg.data.roles import read_ids
 from semiseg.settings import RunSettings
+from semiseg.tables import flattened
 
 _OF_THE_MACHINE = (
     "data.root",
@@ -27,8 +27,7 @@ _LISTS = ("label_list", "exclude")
 
 def run_key(method: str, settings: RunSettings) -> str:
     """Of a run. method: its name in the study. Raises `ConfigError` where a list of cases cannot be read."""
-    tables = asdict(settings).items()
-    parts: dict[str, Any] = {f"{section}.{k}": value for section, table in tables for k, value in table.items()}
+    parts = flattened(asdict(settings))
     for name in _LISTS:
         if file := parts.get(f"data.{name}"):
             parts[f"data.{name}"] = read_ids(file, name)

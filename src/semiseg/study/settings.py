@@ -15,7 +15,6 @@ from semiseg.config import DATA_PATHS, load_settings
 from semiseg.errors import ConfigError
 from semiseg.evaluate.label_efficiency import run_name
 from semiseg.files import read_toml
-from semiseg.methods.settings_by_method import others_that_use
 from semiseg.settings import RunSettings
 from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.words import counted
@@ -99,12 +98,6 @@ class StudySettings:
                 raise ConfigError(f'[{name}] {unquoted[0]}: keys with a dot need quotes: "{unquoted[0]}.KEY" = VALUE.')
             if own := [key for key in _OF_THE_STUDY if key in given]:
                 raise ConfigError(f'[{name}] "{own[0]}": is set by {_OF_THE_STUDY[own[0]]}. Delete it here.')
-        for name, given in self.methods.items():
-            method = (self.common | given).get("method.name", "")
-            for key in given:
-                if method and (users := others_that_use(key, method)):
-                    others = " and ".join(users)
-                    raise ConfigError(f'[methods.{name}] "{key}": {method} does not use it, {others} would. Delete it.')
         if self.ceiling and self.ceiling not in [budget.labelled for budget in self.budgets]:
             raise ConfigError(f"ceiling = {self.ceiling}: no [[budgets]] table has so many labels. Add one, or set 0.")
         if not self.budgets:

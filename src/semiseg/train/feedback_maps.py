@@ -10,8 +10,7 @@ import torch
 from semiseg.files import atomic_file
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case
-from semiseg.methods.base import Batch
-from semiseg.methods.mpl import MetaPseudoLabels
+from semiseg.methods.base import Batch, Method
 from semiseg.train.inputs import Place, TrainingData
 from semiseg.types import Shape
 
@@ -19,14 +18,17 @@ FEEDBACK_CASES = 3
 """Unlabelled scans for which the feedback is mapped for the report."""
 
 
-def write_feedback_maps(folder: Path, method: MetaPseudoLabels, data: TrainingData, place: Place, *, step: int) -> None:
+def write_feedback_maps(folder: Path, method: Method, data: TrainingData, place: Place, *, step: int) -> None:
     """Write `folder/ID.npz`: the middle of an unlabelled scan, the teacher's labels and the feedback on them, measured
-    on the labelled batch of a step."""
+    on the labelled batch of a step. Nothing for a method without such feedback."""
     images, labels = data.source.labelled(step)
     labelled = Batch(torch.from_numpy(images).to(place.device), torch.from_numpy(labels).to(place.device))
     for case in map(open_case, data.unlabelled[:FEEDBACK_CASES]):
         patch = case.read_image(_middle(case, place.plan.patch))
-        given, feedback = method.feedback_map(labelled, torch.from_numpy(patch)[None].to(place.device))
+        measured = method.feedback_map(labelled, torch.from_numpy(patch)[None].to(place.device))
+        if measured is None:
+            return
+        given, feedback = measured
         with atomic_file(folder / f"{case.meta.id}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semiseg.augment.settings import AugmentSettings
+from semiseg.augment.settings import Augmentation
 from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
@@ -34,7 +34,7 @@ from semiseg.train.scan_labels import label_file, label_scans, labels_folder, re
 from semiseg.train.settings import TrainSettings
 from semiseg.train.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
 from semiseg.transfer import to_device
-from semiseg.types import AnyArray, Shape
+from semiseg.types import AnyArray
 from semiseg.words import counted
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
@@ -42,6 +42,8 @@ ROUNDS_FILE = "rounds.jsonl"
 LABELLED_SHARE = 0.2
 """Voxels of scans that a round labels, by those of patches that training has seen since the last one: some 9 % of its
 time, since a voxel that is labelled costs a third of one that is learnt from, and tiles overlap."""
+REFRESHED = 4
+"""Unlabelled scans that are predicted at each refresh, in turn."""
 LEAST_LABELLED = 8
 """Scans that a round is worth beginning for, where there are so many."""
 DEAR_LABELLING = 0.25
@@ -51,27 +53,23 @@ DEAR_LABELLING = 0.25
 @dataclass(frozen=True)
 class TrainingData:
     """The source of a run's batches, and the stored cases (folders) that the loop itself looks at. scan_labels: folder
-    for labels of whole unlabelled scans; None gives them blank ones, for steps that are only timed. label_scans: how
-    many are labelled at a time, drawn anew each time."""
+    for labels of whole unlabelled scans; None gives them blank ones, for steps that are only timed."""
 
     source: BatchSource
     labelled: tuple[Path, ...]
     unlabelled: tuple[Path, ...]
     validation: tuple[Path, ...]
     scan_labels: Path | None = None
-    label_scans: int = 0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how batches are made ready: the same for every step. warmup_patch: size of labelled patches in
-    the warm-up; None is the plan's."""
+    """Where and how batches are made ready: the same for every step."""
 
     plan: Plan
-    augment: AugmentSettings
+    augment: Augmentation
     device: torch.device
     autocast: torch.dtype | None
-    warmup_patch: Shape | None = None
 
 
 @dataclass
@@ -119,8 +117,7 @@ class Feed:
                 unlabelled = self._with_labels(begin)
             if unlabelled and self.method.labeller and begin in refreshes:
                 self._refresh(begin, phases)
-            patch = self.place.warmup_patch if phases.name(begin) == "warmup" else None
-            for stored in self.data.source.iterate(begin, end, unlabelled=unlabelled, patch=patch):
+            for stored in self.data.source.iterate(begin, end, unlabelled=unlabelled):
                 yield stored.step, *_views(stored, Draw(seed=self.settings.seed, step=stored.step), self.place)
 
     def _refresh(self, step: int, phases: Phases) -> None:
@@ -128,7 +125,7 @@ class Feed:
         labeller = self.method.networks[str(self.method.labeller)]
         engine = TorchEngine(labeller, self.place.device, self.place.autocast)
         self.locations |= predicted_locations(
-            self.data.unlabelled, turn, self.settings.refresh_cases, engine, self.place.plan, self.settings.seed
+            self.data.unlabelled, turn, REFRESHED, engine, self.place.plan, self.settings.seed
         )
         self.data.source.publish(dict(self.locations), from_step=step)
 
@@ -204,9 +201,9 @@ class Feed:
 
     @property
     def _asked(self) -> int:
-        """Scans of a round, by the settings."""
+        """Scans of a round, by the method."""
         everything = len(self.data.unlabelled)
-        return min(self.data.label_scans or everything, everything)
+        return min(self.method.scans_to_label or everything, everything)
 
     @cached_property
     def _scan_steps(self) -> float:

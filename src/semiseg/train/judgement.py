@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from semiseg.methods.settings import MethodSettings
 from semiseg.notices import add_notice
 from semiseg.rows import RoundRow, read_metrics, read_rounds
 from semiseg.train.settings import TrainSettings
@@ -22,16 +21,14 @@ and below 0.43 where their labels were to be trusted (docs/lab/first_hour.md).""
 _FEWEST_ROWS = 20
 
 
-def judge_training(
-    run: Path, settings: TrainSettings, method: MethodSettings, *, steps: int, seconds: float, validated: bool
-) -> list[str]:
+def judge_training(run: Path, settings: TrainSettings, *, steps: int, seconds: float, validated: bool) -> list[str]:
     """Add to the run's notices what its steps, minutes and losses say, and return the sentences."""
     rows = read_metrics(run)
     found = {
         "steps": _few_steps(settings, steps),
         "minutes": _overrun(settings, seconds),
         "convergence": _not_converged([row["labelled_loss"] for row in rows if "labelled_loss" in row]),
-        "unlabelled": _not_learnt_from(method, read_rounds(run)),
+        "unlabelled": _not_learnt_from(read_rounds(run)),
         "validation": "" if validated else _NO_VALIDATION,
     }
     for topic, text in found.items():
@@ -79,7 +76,7 @@ def _not_converged(losses: Sequence[float]) -> str:
     )
 
 
-def _not_learnt_from(method: MethodSettings, rounds: Sequence[RoundRow]) -> str:
+def _not_learnt_from(rounds: Sequence[RoundRow]) -> str:
     if not rounds or any(row["trusted"] for row in rounds):
         return ""
     return (

@@ -18,7 +18,6 @@ from semiseg.errors import ConfigError, TrainingError
 from semiseg.files import remove_leftovers
 from semiseg.methods.base import Method
 from semiseg.methods.phases import Phases
-from semiseg.methods.settings import MethodSettings
 from semiseg.predict.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.train.checkpoint import Checkpoint, load_latest, save_checkpoint
@@ -29,7 +28,7 @@ from semiseg.train.origin import Origin, changed
 from semiseg.train.out_of_memory import named_out_of_memory
 from semiseg.train.pace import Pace
 from semiseg.train.schedule import Schedule
-from semiseg.train.settings import TrainSettings
+from semiseg.train.settings import EPOCH_STEPS, TrainSettings
 from semiseg.train.validate import validate
 
 VALIDATION_SHARE = 0.05
@@ -43,7 +42,6 @@ def train_method(
     place: Place,
     *,
     settings: TrainSettings,
-    method_settings: MethodSettings,
     origin: Origin,
     retry_threads: Callable[[], int] = lambda: 0,
     quiet: bool = False,
@@ -60,7 +58,7 @@ def train_method(
     step = checkpoint.step if checkpoint else 0
     before = checkpoint.numbers["seconds"] if checkpoint else 0.0
     pace = Pace(run, settings, step=step, seconds=before, fastest_threads=retry_threads)
-    state = LoopState(Schedule(settings, Phases.of(method_settings, pace.timeline), method_settings))
+    state = LoopState(Schedule(settings, Phases.of(method.settings, pace.timeline), method.settings.parts.restart_rate))
     if checkpoint:
         method.phases = state.schedule.phases
         state.restore(checkpoint, method)
@@ -71,7 +69,7 @@ def train_method(
         _use_threads(pace)
         feed = Feed(data, method, settings, place, state.locations, journal.note)
         while step < pace.timeline.total:
-            method.phases = state.schedule.phases = Phases.of(method_settings, pace.timeline)
+            method.phases = state.schedule.phases = Phases.of(method.settings, pace.timeline)
             stop = pace.stop_after(step)
             for number, labelled, unlabelled in state.clock.timed(feed.steps(step, stop, state.schedule.phases)):
                 if state.schedule.begin(number):
@@ -107,8 +105,8 @@ def _log(
     checkpoints: Path,
 ) -> None:
     """After a step: a row of metrics where one is due, validation with it, and the end of an epoch."""
-    settings, schedule = state.schedule.settings, state.schedule
-    last, ends_epoch = done == schedule.phases.total, done % settings.epoch_steps == 0
+    schedule = state.schedule
+    last, ends_epoch = done == schedule.phases.total, done % EPOCH_STEPS == 0
     row: dict[str, float] = {}
     if journal.is_due(done) or ends_epoch or done == stop:
         row = _finite(journal.means(), done, checkpoints) | {"input_share": round(state.clock.input_share(), 3)}
@@ -122,7 +120,7 @@ def _log(
     if ends_epoch and _rate_was_reduced(state, row.get("validation_loss")):
         journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
     if row:
-        rate = schedule.method.first_learning_rate * method.learning_rate_factor
+        rate = method.settings.optimiser.learning_rate * method.learning_rate_factor
         seconds = round(state.clock.seconds(), 2)
         head = {"step": done, "phase": schedule.phases.name(done - 1), "seconds": seconds, "learning_rate": rate}
         journal.write(head | row | _gpu_peak(place.device))
@@ -139,7 +137,7 @@ class ValidationClock:
     def is_due(self, done: int) -> bool:
         """After so many steps, at the end of an epoch."""
         every = self._settings.validation_every
-        if not every or (done // self._settings.epoch_steps) % every:
+        if not every or (done // EPOCH_STEPS) % every:
             return False
         waited = time.perf_counter() - self._ended >= self._took / VALIDATION_SHARE
         return self._settings.steps is not None or waited
@@ -206,6 +204,6 @@ def _check_finite_state(checkpoint: Checkpoint, checkpoints: Path) -> None:
 
 def _not_finite(step: int, what: str, checkpoints: Path) -> str:
     return (
-        f"step {step}: {what} is not finite. Lower method.learning_rate, or look for damaged intensities with "
-        f"`semiseg check`. The last good checkpoint is in {checkpoints}."
+        f"step {step}: {what} is not finite. Lower method.optimiser.learning_rate, or look for damaged intensities "
+        f"with `semiseg check`. The last good checkpoint is in {checkpoints}."
     )

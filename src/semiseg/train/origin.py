@@ -13,6 +13,7 @@ from semiseg.data.plan import Plan
 from semiseg.data.roles import RunCase
 from semiseg.data.sampling import SamplingSettings
 from semiseg.methods.settings import MethodSettings
+from semiseg.tables import flattened
 
 Origin = dict[str, Any]
 """By `section.key`, as JSON has it."""
@@ -48,4 +49,4 @@ def changed(before: Origin, now: Origin) -> list[str]:
 
 def _flat(**sections: Any) -> Origin:
     tables: dict[str, dict[str, Any]] = json.loads(json.dumps({name: asdict(one) for name, one in sections.items()}))
-    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return flattened(tables)

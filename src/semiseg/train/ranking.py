@@ -16,7 +16,6 @@ from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
 from semiseg.io.store import OpenCase, open_case
-from semiseg.methods.base import Method
 from semiseg.methods.phases import Phases
 from semiseg.predict.engines.base import Engine
 from semiseg.predict.engines.torch_engine import TorchEngine, torch_engine
@@ -158,8 +157,8 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
     method.load_state(checkpoint.tensors, numbers)
     first = method.networks[method.evaluated]
     if against is None:
-        second = method.networks[_contradicts(method)]
-        return TorchEngine(first, session.device), None if second is first else TorchEngine(second, session.device)
+        second = method.networks[method.doubter] if method.doubter else None
+        return TorchEngine(first, session.device), TorchEngine(second, session.device) if second else None
     other = load_model(against)
     same = ("spacing_mm", "channels", "labels", "normalisation", "patch")
     if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
@@ -168,11 +167,3 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
             "run that was made with the same plan."
         )
     return TorchEngine(first, session.device), torch_engine(other, session.device)
-
-
-def _contradicts(method: Method) -> str:
-    """The network of a method that is most independent of the one that is evaluated."""
-    for name in ("teacher_average", "teacher", "partner_average", "partner"):
-        if name in method.networks:
-            return name
-    return "student"

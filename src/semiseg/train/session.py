@@ -12,14 +12,13 @@ import torch
 
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
-from semiseg.data.plan import Plan, indivisible
+from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
-from semiseg.errors import ConfigError, DataError
+from semiseg.errors import DataError
 from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
-from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.predict.model import save_model
@@ -35,16 +34,10 @@ from semiseg.train.precision import autocast_dtype
 from semiseg.train.settings import TrainSettings
 from semiseg.train.trial import fastest_threads
 
-LARGEST_TURN = 2
-"""A rehearsal's teacher moves at least this often, so that both kinds of step are taken."""
-
 
 @dataclass(frozen=True)
 class Session:
-    """A prepared run, ready to be trained. cases: with their roles. train.precision must be settled.
-
-    Raises `ConfigError` where the warm-up's patch does not suit the plan.
-    """
+    """A prepared run, ready to be trained. cases: with their roles. train.precision must be settled."""
 
     run: Path
     cases: list[RunCase]
@@ -57,18 +50,6 @@ class Session:
     tries_threads: bool = False
     """Whether another number of threads may be tried where the pace collapses."""
 
-    def __post_init__(self) -> None:
-        patch = self.sampling.warmup_patch
-        if patch is None:
-            return
-        if problem := indivisible(patch, self.plan.teacher):
-            raise ConfigError(f"sampling.warmup_patch{problem}")
-        if any(own > edge for own, edge in zip(patch, self.plan.patch, strict=True)):
-            raise ConfigError(
-                f"sampling.warmup_patch = {patch} is larger than the plan's patch of {self.plan.patch}, for which "
-                "memory is planned. Give a smaller one, or a larger plan.patch."
-            )
-
     @property
     def place(self) -> Place:
         plan = self.plan
@@ -79,7 +60,6 @@ class Session:
             augment,
             self.device,
             autocast_dtype(self.train.precision),
-            self.sampling.warmup_patch,
         )
 
     def open_data(self) -> TrainingData:
@@ -89,7 +69,7 @@ class Session:
         labelled, unlabelled, validation = (
             tuple(self.run / "store" / case.id for case in of_role(self.cases, *roles)) for roles in _SOURCES
         )
-        if self.method.uses_unlabelled and not unlabelled and self.method.name != "pseudo_rounds":
+        if self.method.needs_unlabelled and not unlabelled:
             raise DataError(
                 f"{self.run}/cases.jsonl: no unlabelled case, but method {self.method.name} learns from them. "
                 'Add scans to imagesUn, or choose method.name = "supervised" (--method supervised).'
@@ -104,13 +84,14 @@ class Session:
             histograms=self._histograms,
         )
         labels = self.run / "scan_labels"
-        return TrainingData(source, labelled, unlabelled, validation, labels, self.method.label_scans)
+        return TrainingData(source, labelled, unlabelled, validation, labels)
 
     @property
     def _histograms(self) -> tuple[float, tuple[int, ...]] | None:
         channels = tuple(i for i, one in enumerate(self.plan.normalisation) if one.scheme == "zscore")
-        wanted = self.augment.enabled and self.augment.histogram_probability > 0 and channels
-        return (self.augment.histogram_probability, channels) if wanted else None
+        augment = self.place.augment
+        wanted = augment.enabled and augment.histogram_probability > 0 and channels
+        return (augment.histogram_probability, channels) if wanted else None
 
     def origin(self) -> Origin:
         return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed)
@@ -155,16 +136,17 @@ def rehearse(session: Session) -> None:
 
     So memory that does not suffice shows before the first step, and not after hours of warm-up. Raises `TrainingError`.
     """
-    phases = Phases.of_steps(1, 1 + LARGEST_TURN, 2 + LARGEST_TURN)
-    if not session.method.uses_unlabelled:
-        phases = Phases.of_steps(0, 1, 1)
-    method_settings = replace(session.method, teacher_every=min(session.method.teacher_moves_every, LARGEST_TURN))
-    scratch = replace(session, method=method_settings, train=replace(session.train, refresh_steps=0))
+    scratch = replace(session, train=replace(session.train, refresh_steps=0))
     with named_out_of_memory(scratch.place):
-        method, data = scratch.build(phases), replace(scratch.open_data(), scan_labels=None)
+        method, data = scratch.build(Phases.of_steps(0, 1, 1)), replace(scratch.open_data(), scan_labels=None)
+        begin, end = method.period, method.period + 2  # of the training phase: with a step of each kind
+        phases = Phases.of_steps(1, end, end + 1) if session.method.uses_unlabelled else Phases.of_steps(0, 1, 1)
+        method.phases = phases
         feed = Feed(data, method, scratch.train, scratch.place)
-        for step, labelled, unlabelled in feed.steps(0, phases.total, phases):
-            method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
+        stretches = [(0, 1), (begin, end), (end, end + 1)] if session.method.uses_unlabelled else [(0, 1)]
+        for start, stop in stretches:
+            for step, labelled, unlabelled in feed.steps(start, stop, phases):
+                method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:
@@ -179,24 +161,19 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         session.place,
         settings=session.train,
         origin=session.origin(),
-        method_settings=session.method,
         retry_threads=fastest_threads if session.device.type == "cpu" and session.tries_threads else lambda: 0,
         quiet=quiet,
     )
-    said = judge_training(
-        session.run, session.train, session.method, steps=steps, seconds=seconds, validated=bool(data.validation)
-    )
+    said = judge_training(session.run, session.train, steps=steps, seconds=seconds, validated=bool(data.validation))
     for text in () if quiet else said:
         print(f"Note: {text}")
-    if isinstance(method, MetaPseudoLabels) and method.feedback == "dense":
-        write_feedback_maps(session.run / "feedback", method, data, session.place, step=steps)
+    write_feedback_maps(session.run / "feedback", method, data, session.place, step=steps)
     card = {
         "method": session.method.name,
-        "feedback": session.method.feedback if session.method.name == "mpl" else None,
         "network": method.evaluated,
         "steps": steps,
         "seed": session.train.seed,
-        "mirror_axes": list(session.place.augment.mirror_axes or ()) if session.augment.enabled else [],
+        "mirror_axes": list(session.place.augment.mirror_axes),
         "dataset": session.plan.dataset,
         "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
         "taught_cases": len(of_role(session.cases, "taught")),

@@ -8,6 +8,9 @@ from typing import Literal
 
 from semiseg.errors import ConfigError
 
+EPOCH_STEPS = 250
+"""Steps of an epoch, nnU-Net's and the paper's: the clock of validation and of the plateau."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -33,26 +36,16 @@ class TrainSettings:
 
     schedule: Literal["poly", "plateau"] = "poly"
     """Learning rate: (1 - step/steps)^0.9, or reduced when the smoothed loss no longer falls (the paper)."""
-    plateau_patience: int = 30
-    """Epochs without a better smoothed loss before the learning rate is reduced."""
-    plateau_factor: float = 0.2
-    """What the learning rate is multiplied by on a plateau."""
-    plateau_smoothing: float = 0.93
-    """Decay an epoch of the moving average of the loss that the plateau is judged by."""
-    epoch_steps: int = 250
-    """Steps of an epoch: validation, and the plateau's clock."""
 
     validation_fraction: float = 0.2
     """Share of the labelled training cases held out for validation; none below 20 labelled cases, which are too few to
     give any away."""
     validation_every: int = 1
-    """Epochs between validations; 0 turns validation off and trains on all labelled cases. Where minutes are given it
-    waits longer where it would take more than a twentieth of them."""
+    """Epochs of 250 steps between validations; 0 turns validation off and trains on all labelled cases. Where minutes
+    are given it waits longer where it would take more than a twentieth of them."""
     refresh_steps: int = 0
     """Every so many steps the teacher predicts unlabelled scans, to place patches on rare classes; 0 is off. Where the
     teacher labels whole scans (method.label_scope) they are placed on what it found there, without this."""
-    refresh_cases: int = 4
-    """Unlabelled scans that are predicted at each refresh, in turn."""
 
     log_every: int = 10
     """Steps between lines in metrics.jsonl; less where there are few steps in a minute."""
@@ -67,14 +60,13 @@ class TrainSettings:
             raise ConfigError(f"train.steps = {self.steps}: give 1 or more, or leave it out and give train.minutes.")
         if not 0 < self.minutes < math.inf:
             raise ConfigError(f"train.minutes = {self.minutes}: give a number above 0.")
-        for name in ("epoch_steps", "log_every", "checkpoint_every", "plateau_patience", "refresh_cases"):
+        for name in ("log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: give 1 or more.")
         for name in ("threads", "validation_every", "refresh_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: give 0 or more.")
-        for name in ("validation_fraction", "plateau_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} = {getattr(self, name)}: give a number from 0 to below 1.")
-        if not 0 < self.plateau_factor < 1:
-            raise ConfigError(f"train.plateau_factor = {self.plateau_factor}: give a number between 0 and 1.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"train.validation_fraction = {self.validation_fraction}: give a number from 0 to below 1."
+            )

@@ -42,7 +42,6 @@ class Settled:
     processor: str | None = None
     threads: int | None = None
     precision: Literal["float32", "bfloat16"] | None = None
-    directional_derivative: Literal["forward", "central"] | None = None
     torch: str | None = None
     plan: PlanSize | None = None
     timeline: tuple[tuple[int, float, float, int], ...] = field(default=())

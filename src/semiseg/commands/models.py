@@ -1,0 +1,214 @@
+"""Commands that use a model or look at what it gave: predict, evaluate, compare, export; measure and the demo."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from semiseg.commands.arguments import Computes, Quiet, say, show_scores
+from semiseg.errors import ConfigError
+from semiseg.predict.settings import EngineName, Precision, PredictSettings
+from semiseg.words import counted, printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Computes):
+    """Segment scans with a trained model, each in its own grid; finished ones are not done again."""
+
+    model: tyro.conf.Positional[Path]
+    """Model folder, or a run that was trained."""
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """Scans, and folders of scans with their sub-folders (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
+    output: Path
+    """Folder for ID.nii.gz and predictions.jsonl; of one scan also a file that is not there yet, such as seg.nii.gz."""
+    ensemble: tuple[Path, ...] = ()
+    """Further models of the same plan (other seeds, say), whose logits are averaged with the first's."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    engine: EngineName = "auto"
+    """What computes on a CPU: by default the fastest that is installed and gives torch's labels."""
+    precision: Precision = "auto"
+    """Of the engine: by default the fastest that gives the labels of float32."""
+    tile_batch: int = 1
+    """Tiles computed together."""
+    tile_step: float = PredictSettings.tile_step
+    """Largest distance of neighbouring tiles as a share of the patch."""
+    all_tiles: Quiet = False
+    """Also compute tiles of a CT that hold nothing of the body."""
+    max_memory: str = ""
+    """What it may take, such as 4GB: planned before it begins, which it refuses where that does not suffice."""
+    max_gpu_memory: str = ""
+    """What may be in use on an NVIDIA GPU, by all programs together, such as 2048MiB."""
+    compile: Quiet = False
+    """Have torch.compile make the network for this machine first: for many scans on a GPU."""
+    raw: Quiet = False
+    """Do not clean the labels as `semiseg postprocess` chose for the model."""
+    no_mirror: Quiet = False
+    """Do not average over mirrored tiles: half of the time for each mirrored axis, and a little worse."""
+    probabilities: Quiet = False
+    """Also write class probabilities."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        settings = PredictSettings(
+            device=self.device,
+            engine=self.engine,
+            precision=self.precision,
+            tile_batch=self.tile_batch,
+            tile_step=self.tile_step,
+            skip_air=not self.all_tiles,
+            max_memory=self.max_memory,
+            max_gpu_memory=self.max_gpu_memory,
+            compile=self.compile,
+            postprocess=not self.raw,
+            mirror=not self.no_mirror,
+            probabilities=self.probabilities,
+        )
+        outcomes = workflows.predict(
+            self.model, self.inputs, self.output, ensemble=self.ensemble, settings=settings, quiet=self.quiet
+        )
+        failed = [outcome for outcome in outcomes if outcome.error]
+        reused = sum(outcome.reused for outcome in outcomes)
+        before = f" ({reused} of them from before)" if reused else ""
+        say(f"{counted(len(outcomes) - len(failed), 'scan')} in {self.output}{before}.", self.quiet)
+        for outcome in failed:
+            print(printable(f"failed: {outcome.id}: {outcome.error}"), file=sys.stderr)
+        return 1 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Computes):
+    """Score predictions: DSC, NSD, HD95 and volumes per case and organ."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """A run: its predictions against its test labels. Or name the two folders below."""
+    predictions: Path | None = None
+    """Folder of predicted label maps."""
+    references: Path | None = None
+    """Folder of reference label maps of the same names."""
+    labels: Path | None = None
+    """dataset.json or plan.toml that names the labels; by default 1..K without names."""
+    rules: Literal["standard", "flare22"] | None = None
+    """standard (the default), or flare22 to score as the challenge does."""
+    tolerance_mm: float | None = None
+    """Surface error in mm that NSD forgives; 1 by default."""
+    output: Path | None = None
+    """Where summary.json and summary.csv go; by default beside the predictions."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+        from semiseg.evaluate import EvaluateSettings
+
+        given = {name: value for name in ("rules", "tolerance_mm") if (value := getattr(self, name)) is not None}
+        if self.run is not None:
+            if given or self.predictions or self.references or self.labels or self.output:
+                raise ConfigError(
+                    f"{self.run}: a run is scored by its own run.toml and test labels. Leave the other flags out, or "
+                    f"change its rules with `semiseg run {self.run} --set evaluate.tolerance_mm=2`."
+                )
+            show_scores(workflows.evaluate_run(self.run, quiet=self.quiet), self.quiet)
+            return 0
+        if self.predictions is None or self.references is None:
+            raise ConfigError("name a run, or both --predictions FOLDER and --references FOLDER.")
+        settings = EvaluateSettings(**given)
+        summary = workflows.evaluate(
+            self.predictions, self.references, self.labels, settings=settings, output=self.output, quiet=self.quiet
+        )
+        show_scores(summary, self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Computes):
+    """Compare evaluated runs on their common test cases, the first as baseline."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Two or more run folders."""
+    names: tuple[str, ...] = ()
+    """Column titles of runs, for example Baseline "Baseline + MPL"."""
+    page: Path | None = None
+    """Write a page with the comparison to this HTML file, besides."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        if studies := [path for path in self.runs if path.suffix == ".toml"]:
+            raise ConfigError(f"{studies[0]}: is no run. If it is a study file: semiseg study {studies[0]}")
+        if len(self.runs) == 1:
+            raise ConfigError(f"{self.runs[0]}: one run alone. Name two runs or more.")
+        workflows.compare(self.runs, names=self.names, page=self.page)
+        if self.page:
+            print(self.page)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Computes):
+    """Write a trained model as a file that other programs read, with its card and plan."""
+
+    model: tyro.conf.Positional[Path]
+    """Model folder, or a run that was trained."""
+    to: Literal["onnx", "openvino", "torch"]
+    """Form: an ONNX graph, OpenVINO's model.xml and model.bin, or an exported torch program."""
+    output: Path
+    """Folder for it."""
+
+    def execute(self) -> int:
+        from semiseg.predict.exchange import export_model
+        from semiseg.predict.model import load_model
+
+        print(export_model(load_model(self.model), self.to, self.output))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Run a command and measure it as the FLARE22 challenge does: time, memory, processor and GPU, every 0.1 s."""
+
+    command: tyro.conf.Positional[tuple[str, ...]]
+    """The command and its arguments, after `--`."""
+    output: Path = Path("semiseg-measure")
+    """Folder for samples.csv, summary.json and curves.png."""
+    gpu: int = 0
+    """Number of the NVIDIA GPU to sample."""
+    quiet: Quiet = False
+    """Do not print the figures."""
+
+    def execute(self) -> int:
+        from semiseg.measure.command import measure_command
+
+        code, summary = measure_command(self.command, self.output, gpu=self.gpu)
+        if not self.quiet:
+            for name, value in summary.items():
+                if name != "command" and value is not None:
+                    print(f"{name:26} {value}")
+        return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Computes):
+    """The whole way on a generated abdominal CT phantom set, supervised and with Meta Pseudo Labels."""
+
+    folder: tyro.conf.Positional[Path] = Path("semiseg-demo")
+    """Where everything is kept."""
+    seed: int = 0
+    """Of the phantoms and the training."""
+    steps: int | None = None
+    """Training steps of each run; by default what a minute or two allow here."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg.demo import tour
+
+        tour.run_demo(self.folder, seed=self.seed, steps=self.steps, quiet=self.quiet)
+        return 0

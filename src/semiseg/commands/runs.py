@@ -1,0 +1,145 @@
+"""Commands that make a run or go on with one: check, prepare, train, run, rank, postprocess, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from semiseg.commands.arguments import Computes, Quiet, RunArguments, say, settings_of, show_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Computes):
+    """Open every file of a dataset folder; say what is there, and what is wrong."""
+
+    folder: tyro.conf.Positional[Path]
+    """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/."""
+    layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
+    """How the folder is laid out."""
+    minutes: float | None = None
+    """Also make the plan that so many minutes of training on this machine would get, and say why."""
+    modality: Literal["auto", "ct", "mr"] = "auto"
+    """What the scans are: by default as the channel is called, or by their values where it has no name."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        report = workflows.check(self.folder, layout=self.layout, modality=self.modality, minutes=self.minutes)
+        return 0 if report.ok else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(RunArguments):
+    """Make the plan of a run and bring all scans to network units."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        plan = workflows.prepare(self.run, settings_of(self), quiet=self.quiet)
+        say(f"Prepared. Plan: {self.run}/plan.toml (patch {plan.patch}). Next: semiseg train {self.run}", self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Computes):
+    """Train a prepared run; a run that was cut off goes on."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder that `prepare` made."""
+    minutes: float | None = None
+    """How long it may take, in the place of what `prepare` was told; the plan stays."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        model = workflows.train(self.run, minutes=self.minutes, quiet=self.quiet)
+        say(f"Trained. Model: {model}. Next: semiseg predict {model} SCANS --output FOLDER", self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunArguments):
+    """The whole way: prepare, train, predict the test cases, evaluate, report; goes on where it was cut off."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+        from semiseg.evaluate import read_summary
+        from semiseg.report.closing import closing_lines
+
+        workflows.run_all(self.run, settings_of(self), quiet=self.quiet)
+        if (self.run / "summary.json").exists():
+            show_scores(read_summary(self.run / "summary.json"), self.quiet)
+        for line in closing_lines(self.run):
+            say(line, self.quiet)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Computes):
+    """Order a trained run's unlabelled scans by how doubtful their pseudo-labels are: what to look at or exclude."""
+
+    run: tyro.conf.Positional[Path]
+    """Run that was trained."""
+    by: Literal["disagreement", "entropy", "random"] = "disagreement"
+    """Of the run's two networks; the mean entropy of its labels; or random, the better choice of what to label next
+    while labels are few."""
+    against: Path | None = None
+    """Disagreement with this run's model instead, such as that of the round before."""
+    exclude_worst: float = 0.0
+    """Also write exclude.txt with this share of the cases, for --set data.exclude=RUN/exclude.txt."""
+    top: int = 20
+    """How many are printed; ranking.csv has them all."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import improving
+
+        order = improving.rank(
+            self.run, by=self.by, against=self.against, exclude_worst=self.exclude_worst, quiet=self.quiet
+        )
+        for place, doubt in enumerate(order[: self.top], start=1):
+            print(
+                f"{place:4} {doubt['id']:32} disagreement {doubt['disagreement']:.4f}  entropy {doubt['entropy']:.4f}  "
+                f"{doubt['organs']} organs"
+            )
+        print(f"All {len(order)} are in {self.run}/ranking.csv.")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocess(Computes):
+    """Choose on a run's validation cases which cleaning of labels helps: largest component, hole filling, by organ."""
+
+    run: tyro.conf.Positional[Path]
+    """Run that was trained with validation cases."""
+    quiet: Quiet = False
+    """Print results and errors only."""
+
+    def execute(self) -> int:
+        from semiseg import improving
+
+        chosen = improving.postprocess(self.run, quiet=self.quiet)
+        for organ, dice in chosen["dice"].items():
+            steps = " + ".join(chosen["steps"].get(organ, ["as predicted"]))
+            print(f"{organ:24} {steps}: Dice {dice[steps]:.4f} (as predicted {dice['as predicted']:.4f})")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write the page of a run: report.html."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+
+    def execute(self) -> int:
+        from semiseg import workflows
+
+        print(workflows.report(self.run))
+        return 0

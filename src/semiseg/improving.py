@@ -1,0 +1,98 @@
+"""What makes a trained run, or the next one, better: which scans to look at, and which cleaning of labels helps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semiseg.console import bar
+from semiseg.data.labels import read_checked_label
+from semiseg.data.plan import read_plan
+from semiseg.data.roles import FEWEST_TO_VALIDATE, of_role, read_run_cases
+from semiseg.errors import ConfigError, DataError
+from semiseg.io.nifti import read_grid, read_label
+from semiseg.predict.inputs import Scan
+from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
+from semiseg.run_folder import prepared_settings
+from semiseg.train.settled import read_settled
+from semiseg.workflows import AnyPath, open_session, predict_into
+
+if TYPE_CHECKING:  # prediction by other engines than torch does not import it
+    from semiseg.train.ranking import Doubt, Order
+
+
+def rank(
+    run: AnyPath,
+    *,
+    by: Order = "disagreement",
+    against: AnyPath | None = None,
+    exclude_worst: float = 0.0,
+    quiet: bool = False,
+) -> list[Doubt]:
+    """Order the unlabelled cases of a trained run by how doubtful their pseudo-labels are, the most doubtful first.
+
+    Writes `run/ranking.csv` and, where `exclude_worst` names a share of the cases, `run/exclude.txt`, a list for
+    `data.exclude`. by: disagreement of the run's two networks (teacher and student, partners, the network of the last
+    round's labels and the one that learnt them, or a network and its average), or of its model with that of another run
+    (against: the round before, say); entropy; or random, the baseline.
+
+    Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
+    networks do not fit this run's or there is none to disagree with.
+    """
+    from semiseg.predict.device import choose_device
+    from semiseg.train.ranking import doubts, ranked, ranking_engines, write_ranking
+
+    run = Path(run)
+    if not 0 <= exclude_worst < 1:
+        raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
+    if against and by != "disagreement":
+        raise ConfigError(f"--against names who may disagree, but cases are ordered by {by}: leave one of them out.")
+    if exclude_worst and by == "random":
+        raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
+    settings = prepared_settings(run)
+    session = open_session(run, settings, read_settled(run), choose_device(settings.train.device))
+    cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
+    if not cases:
+        raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to rank.")
+    first, second = ranking_engines(session, None if against is None else Path(against))
+    if by == "disagreement" and second is None:
+        raise ConfigError(
+            f"{run}: has one network alone, which cannot contradict itself. Name another with --against, or order by "
+            "entropy."
+        )
+    with bar("ranking", quiet) as advance:
+        order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
+    write_ranking(run, order, by, exclude_worst=exclude_worst)
+    return order
+
+
+def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
+    """Choose, on the run's validation cases, which cleaning of labels helps which organ, and keep it with the model.
+
+    Returns `steps` by organ, `dice` by organ and choice, and the ids of the `cases`. Raises `DataError` where the run
+    holds no case back, or one cannot be predicted.
+    """
+    run = Path(run)
+    settings = replace(prepared_settings(run).predict, postprocess=False, probabilities=False)
+    plan = read_plan(run / "plan.toml")
+    held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
+    if not held:
+        raise DataError(
+            f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
+            f"{FEWEST_TO_VALIDATE} labelled ones or more and neither train.validation_fraction nor "
+            "train.validation_every is 0: label more scans and make a new run. Until then labels stay as predicted."
+        )
+    output = run / "validation"
+    outcomes = predict_into(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
+    if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
+        raise DataError("validation cases could not be predicted:\n  " + "\n  ".join(failed))
+    pairs = []
+    for case in held:
+        assert case.label is not None  # a validation case has one
+        reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
+        labels, _ = read_label(output / f"{case.id}.nii.gz")
+        pairs.append(Pair(case.id, reference, labels))
+    chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
+    write_steps(run / "model", chosen)
+    return chosen

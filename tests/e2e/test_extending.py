@@ -1,0 +1,59 @@
+"""What the page on extending says is done: its file is written and run, as a person would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from semiseg.files import read_jsonl
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+
+
+@pytest.fixture(scope="module")
+def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's method in a file of its own."""
+    (code,) = re.findall(r"```python\n(.*?entropy_weight.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    file = tmp_path_factory.mktemp("own") / "entropy.py"
+    file.write_text(code, encoding="utf-8")
+    return file
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_a_method_of_ones_own_is_trained_predicted_and_scored(
+    entropy: Path, phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    done = run(
+        entropy, "run", folder, "--data", phantoms, "--method", "entropy", *tiny, "--set", "method.entropy_weight=0.3"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["entropy"] > 0 for row in rows)
+    assert "entropy_weight = 0.3" in (folder / "run.toml").read_text()
+    assert (folder / "summary.json").exists()
+    assert "entropy minimisation" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_keys_of_other_methods_are_refused(entropy: Path, phantoms: Path, tmp_path: Path) -> None:
+    refused = run(
+        entropy, "prepare", tmp_path / "run", "--data", phantoms, "--method=entropy", "--set", "method.rounds=3"
+    )
+    assert refused.returncode == 2
+    assert "unknown key method.rounds: entropy does not use it, pseudo_rounds has it." in refused.stderr
+
+
+def test_without_its_file_the_method_is_unknown(phantoms: Path, tmp_path: Path) -> None:
+    refused = run("-m", "semiseg", "prepare", tmp_path / "run", "--data", phantoms, "--method", "entropy")
+    assert refused.returncode == 2
+    assert "method.name = 'entropy': choose one of supervised, pseudo_rounds" in refused.stderr
