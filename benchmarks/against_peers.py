@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from semiseg.files import write_json
-from semiseg.predict.parity import class_dice
+from semiseg.prediction.parity import class_dice
 from semiseg.types import AnyArray
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.files import write_text
-from semiseg.train.ranking import Order, ranked, read_ranking
+from semiseg.training.ranking import Order, ranked, read_ranking
 
 RANDOM_SEEDS = (0, 1, 2)
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from semiseg.evaluate.metrics import dice
 from semiseg.files import write_json
 from semiseg.io.layouts import read_dataset
 from semiseg.io.nifti import read_label
 from semiseg.ops.resample import resample_image, resample_label, target_shape
+from semiseg.scoring.metrics import dice
 from semiseg.types import LabelArray, Spacing
 
 

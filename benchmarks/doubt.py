@@ -19,11 +19,11 @@ from scipy.stats import spearmanr
 from semiseg import workflows
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
-from semiseg.evaluate import evaluate_folder
-from semiseg.evaluate.summary import case_means
 from semiseg.io.layouts import read_dataset
-from semiseg.predict.settings import PredictSettings
-from semiseg.train.ranking import ranked, read_ranking
+from semiseg.prediction.settings import PredictSettings
+from semiseg.scoring import evaluate_folder
+from semiseg.scoring.summary import case_means
+from semiseg.training.ranking import ranked, read_ranking
 
 
 def main() -> None:

@@ -17,13 +17,13 @@ from typing import Any
 from semiseg import workflows
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
-from semiseg.evaluate import evaluate_folder
-from semiseg.evaluate.statistics import paired_difference
-from semiseg.evaluate.summary import case_means
 from semiseg.files import read_jsonl, write_json
 from semiseg.io.layouts import read_dataset
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.settings import PredictSettings
 from semiseg.randomness import Draw
+from semiseg.scoring import evaluate_folder
+from semiseg.scoring.statistics import paired_difference
+from semiseg.scoring.summary import case_means
 
 USUAL = "step 0.5, air too"
 WAYS: dict[str, dict[str, Any]] = {

@@ -41,10 +41,10 @@ from semiseg.methods.settings import MplSettings
 from semiseg.models.unet import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings
-from semiseg.train.checkpoint import load_latest
-from semiseg.train.inputs import Feed
-from semiseg.train.session import Session
-from semiseg.train.settled import read_settled
+from semiseg.training.checkpoint import load_latest
+from semiseg.training.inputs import Feed
+from semiseg.training.session import Session
+from semiseg.training.settled import read_settled
 from semiseg.workflows import open_session
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "methods"))

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from semiseg.files import write_json
-from semiseg.predict.byte_sizes import parse_bytes
+from semiseg.prediction.byte_sizes import parse_bytes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "contenders"))

@@ -24,11 +24,11 @@ from semiseg import workflows
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.models.unet import UNet3d, build_unet
-from semiseg.predict.engines.torch_engine import TorchEngine
-from semiseg.predict.model import save_model
-from semiseg.predict.settings import PredictSettings
-from semiseg.predict.sliding import sliding_window
-from semiseg.predict.window import Window
+from semiseg.prediction.engines.torch_engine import TorchEngine
+from semiseg.prediction.model import save_model
+from semiseg.prediction.settings import PredictSettings
+from semiseg.prediction.sliding import sliding_window
+from semiseg.prediction.window import Window
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": None}
 _CONTIGUOUS = torch.contiguous_format

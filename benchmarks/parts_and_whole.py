@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.evaluate import read_summary
 from semiseg.io.nifti import read_label
+from semiseg.scoring import read_summary
 
 Labels = NDArray[np.integer]
 ANTERIOR, POSTERIOR = 1, 2

@@ -20,11 +20,11 @@ import torch
 from semiseg.data.sampling import SamplingSettings, unlabelled_patch
 from semiseg.geometry import Box
 from semiseg.io.store import open_case
-from semiseg.predict.engines.torch_engine import torch_engine
-from semiseg.predict.model import load_model
-from semiseg.predict.window import Window
+from semiseg.prediction.engines.torch_engine import torch_engine
+from semiseg.prediction.model import load_model
+from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
-from semiseg.train.scan_labels import scan_labels
+from semiseg.training.scan_labels import scan_labels
 from semiseg.types import LabelArray, Shape
 
 PATCHES = 12

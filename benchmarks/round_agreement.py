@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from semiseg.geometry import Box
 from semiseg.io.store import open_case, open_labels
-from semiseg.train.scan_labels import scan_agreement
+from semiseg.training.scan_labels import scan_agreement
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.5)
 

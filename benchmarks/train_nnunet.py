@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semiseg.data.roles import DataSettings, assign_roles, of_role
-from semiseg.evaluate import EvaluateSettings, evaluate_folder
-from semiseg.evaluate.label_efficiency import StudyRun, name_of, read_study, run_name, scores_of, write_study
 from semiseg.files import read_json, write_json
 from semiseg.io.layouts import read_dataset
+from semiseg.scoring import EvaluateSettings, evaluate_folder
+from semiseg.scoring.label_efficiency import StudyRun, name_of, read_study, run_name, scores_of, write_study
 
 PEERS = Path(__file__).parents[1] / ".peers" / "bin" / "python"
 TRAINING = Path(__file__).parent / "contenders" / "nnunet_training.py"

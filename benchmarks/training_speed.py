@@ -43,7 +43,7 @@ from semiseg.methods.settings import (
 )
 from semiseg.processes import processor_name, usable_cores
 from semiseg.randomness import Draw
-from semiseg.train.precision import autocast_dtype
+from semiseg.training.precision import autocast_dtype
 
 METHODS: dict[str, MethodSettings] = {
     "supervised": SupervisedSettings(),

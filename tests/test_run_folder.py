@@ -13,10 +13,10 @@ from semiseg.data.roles import RunCase, write_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_jsonl
 from semiseg.methods.settings import MplSettings, PseudoRoundsSettings
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.settings import PredictSettings
 from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, read_settings, write_settings
-from semiseg.train.settings import TrainSettings
+from semiseg.training.settings import TrainSettings
 
 
 def asked(run: Path, *made: str, **sections: Any) -> RunSettings:

@@ -16,7 +16,6 @@ from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
-from semiseg.evaluate import EvaluateSettings
 from semiseg.methods.settings import (
     MplSettings,
     OptimiserSettings,
@@ -25,9 +24,10 @@ from semiseg.methods.settings import (
     method_names,
     settings_kind,
 )
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.settings import PredictSettings
+from semiseg.scoring import EvaluateSettings
 from semiseg.settings import RunSettings, read_settings, write_settings
-from semiseg.train.settings import TrainSettings
+from semiseg.training.settings import TrainSettings
 
 UNUSUAL = RunSettings(
     data=DataSettings(

@@ -16,7 +16,7 @@ def _shape(logits: Any) -> tuple[int, int, int]:
 
 
 def _semiseg(folder: Path) -> Work:
-    from semiseg.predict.export import LabelExport
+    from semiseg.prediction.export import LabelExport
     from semiseg.processes import usable_cores
 
     logits = np.load(folder / "logits.npy")

@@ -29,12 +29,12 @@ from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.nifti import RawChannel, read_label, read_raw
 from semiseg.methods.settings import MethodSettings
 from semiseg.ops.resample import resample_label
-from semiseg.predict.engines.torch_engine import load_network
-from semiseg.predict.model import Model, load_model, save_model
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.engines.torch_engine import load_network
+from semiseg.prediction.model import Model, load_model, save_model
+from semiseg.prediction.settings import PredictSettings
 from semiseg.randomness import Draw
 from semiseg.settings import RunSettings
-from semiseg.train.settings import TrainSettings
+from semiseg.training.settings import TrainSettings
 from semiseg.types import AnyArray, LabelArray, Shape, Spacing
 
 PAPER_PATCH = (64, 160, 160)

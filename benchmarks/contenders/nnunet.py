@@ -10,8 +10,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from semiseg.data.plan import Plan
-from semiseg.predict.engines.torch_engine import load_network
-from semiseg.predict.model import load_model
+from semiseg.prediction.engines.torch_engine import load_network
+from semiseg.prediction.model import load_model
 
 _RESAMPLING = {"is_seg": False, "order_z": 0, "force_separate_z": None}
 

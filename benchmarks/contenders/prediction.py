@@ -17,7 +17,7 @@ def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
     from semiseg import workflows
     from semiseg.files import read_jsonl
     from semiseg.io.nifti import read_label
-    from semiseg.predict.settings import PredictSettings
+    from semiseg.prediction.settings import PredictSettings
 
     output = folder / "predicted-by-semiseg"
     shutil.rmtree(output, ignore_errors=True)

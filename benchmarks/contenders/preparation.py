@@ -27,7 +27,7 @@ def _semiseg(folder: Path) -> Work:
     from semiseg.data.scan_rows import ScanRows
     from semiseg.io.nifti import RawChannel
     from semiseg.ops.resample import resample_label
-    from semiseg.predict.model import load_model
+    from semiseg.prediction.model import load_model
 
     image, label, shape = _inputs(folder)
     plan = load_model(folder / "model-32").plan

@@ -22,7 +22,7 @@ def _organs(reference: Any) -> list[int]:
 
 
 def _semiseg(folder: Path) -> Work:
-    from semiseg.evaluate.metrics import score_case
+    from semiseg.scoring.metrics import score_case
 
     reference, prediction = _labels(folder)
     names = {organ: str(organ) for organ in _organs(reference)}

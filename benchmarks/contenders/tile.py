@@ -10,17 +10,17 @@ import numpy as np
 from measured import Contender, Work
 
 if TYPE_CHECKING:
-    from semiseg.predict.engines.base import Engine
+    from semiseg.prediction.engines.base import Engine
 
 TILE = "window.npy"
 
 
 def checked_engine(folder: Path, precision: str) -> Engine:
     """The engine that prediction uses, after its check. precision: `auto` is the fastest that passed."""
-    from semiseg.predict.engine_choice import choose_engine
-    from semiseg.predict.inputs import find_scans
-    from semiseg.predict.model import load_model
-    from semiseg.predict.settings import PredictSettings
+    from semiseg.prediction.engine_choice import choose_engine
+    from semiseg.prediction.inputs import find_scans
+    from semiseg.prediction.model import load_model
+    from semiseg.prediction.settings import PredictSettings
 
     model, scans = load_model(folder / "model-32"), find_scans([folder / "scans-to-check"])
     settings = PredictSettings(engine="openvino", precision=precision)  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ def _torch(folder: Path) -> Work:
     """Our network and weights as most research codes would run them."""
     import torch
 
-    from semiseg.predict.engines.torch_engine import load_network
-    from semiseg.predict.model import load_model
+    from semiseg.prediction.engines.torch_engine import load_network
+    from semiseg.prediction.model import load_model
 
     network = load_network(load_model(folder / "model-32"))
     tile = torch.from_numpy(np.load(folder / TILE)[None, :, :, :160, :160])

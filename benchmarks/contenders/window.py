@@ -11,9 +11,9 @@ from tile import TILE, checked_engine
 
 
 def _semiseg(folder: Path, precision: str = "auto") -> Work:
-    from semiseg.predict.model import load_model
-    from semiseg.predict.sliding import sliding_window
-    from semiseg.predict.window import Window
+    from semiseg.prediction.model import load_model
+    from semiseg.prediction.sliding import sliding_window
+    from semiseg.prediction.window import Window
 
     patch = load_model(folder / "model-32").plan.patch
     engine = checked_engine(folder, precision)
@@ -40,8 +40,8 @@ def _monai(folder: Path) -> Work:
     import torch
     from monai.inferers import SlidingWindowInferer
 
-    from semiseg.predict.engines.torch_engine import load_network
-    from semiseg.predict.model import load_model
+    from semiseg.prediction.engines.torch_engine import load_network
+    from semiseg.prediction.model import load_model
 
     model = load_model(folder / "model-32")
     network = load_network(model)

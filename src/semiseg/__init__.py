@@ -13,14 +13,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semiseg.errors import SemisegError
     from semiseg.improving import postprocess, rank
-    from semiseg.predict.model import load_model
-    from semiseg.predict.predictor import predict_array
+    from semiseg.prediction.model import load_model
+    from semiseg.prediction.predictor import predict_array
     from semiseg.settings import RunSettings
     from semiseg.workflows import (
         check,
@@ -47,10 +46,10 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 _HOMES = {
     "RunSettings": "semiseg.settings",
     "SemisegError": "semiseg.errors",
-    "load_model": "semiseg.predict.model",
+    "load_model": "semiseg.prediction.model",
     "postprocess": "semiseg.improving",
     "rank": "semiseg.improving",
-    "predict_array": "semiseg.predict.predictor",
+    "predict_array": "semiseg.prediction.predictor",
 } | dict.fromkeys(
     (
         "check",
@@ -92,17 +91,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'semiseg' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-class _Package(ModuleType):
-    """`semiseg.train` is the function. Importing the sub-package `semiseg.train` would put itself in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

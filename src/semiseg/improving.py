@@ -12,14 +12,14 @@ from semiseg.data.plan import read_plan
 from semiseg.data.roles import FEWEST_TO_VALIDATE, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.nifti import read_grid, read_label
-from semiseg.predict.inputs import Scan
-from semiseg.predict.postprocessing import Pair, choose_steps, write_steps
+from semiseg.prediction.inputs import Scan
+from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.run_folder import prepared_settings
-from semiseg.train.settled import read_settled
+from semiseg.training.settled import read_settled
 from semiseg.workflows import AnyPath, open_session, predict_into
 
 if TYPE_CHECKING:  # prediction by other engines than torch does not import it
-    from semiseg.train.ranking import Doubt, Order
+    from semiseg.training.ranking import Doubt, Order
 
 
 def rank(
@@ -40,8 +40,8 @@ def rank(
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
     networks do not fit this run's or there is none to disagree with.
     """
-    from semiseg.predict.device import choose_device
-    from semiseg.train.ranking import doubts, ranked, ranking_engines, write_ranking
+    from semiseg.prediction.device import choose_device
+    from semiseg.training.ranking import doubts, ranked, ranking_engines, write_ranking
 
     run = Path(run)
     if not 0 <= exclude_worst < 1:

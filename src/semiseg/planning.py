@@ -22,7 +22,7 @@ from semiseg.errors import ConfigError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.processes import processor_name, usable_cores
 from semiseg.settings import RunSettings
-from semiseg.train.settled import PlanSize, Settled, read_settled, write_settled
+from semiseg.training.settled import PlanSize, Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def made_plan(
             dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
         )
     anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
-    from semiseg.train.session import torch_as_it_was
+    from semiseg.training.session import torch_as_it_was
 
     with torch_as_it_was():
         plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
@@ -113,9 +113,9 @@ def _sized_plan(
     quiet: bool,
 ) -> Plan:
     """The plan for the minutes that were asked for, on this machine; or as large as `settled.toml` says already."""
-    from semiseg.predict.device import gpu_bytes
-    from semiseg.train.precision import autocast_dtype
-    from semiseg.train.trial import TRIAL_SHARE, TRIED_LEVELS, voxel_seconds
+    from semiseg.prediction.device import gpu_bytes
+    from semiseg.training.precision import autocast_dtype
+    from semiseg.training.trial import TRIAL_SHARE, TRIED_LEVELS, voxel_seconds
 
     settled, device = settle_machine(run, settings)
     kind: Device = "cuda" if device.type == "cuda" else "mps" if device.type == "mps" else "cpu"
@@ -163,10 +163,10 @@ def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.dev
     `settled.toml`, so that a run goes on as it began."""
     import torch
 
-    from semiseg.predict.device import choose_device
-    from semiseg.train.precision import choose_precision
-    from semiseg.train.session import set_up_torch
-    from semiseg.train.trial import fastest_threads
+    from semiseg.prediction.device import choose_device
+    from semiseg.training.precision import choose_precision
+    from semiseg.training.session import set_up_torch
+    from semiseg.training.trial import fastest_threads
 
     train, settled = settings.train, read_settled(run)
     begun = bool(settled.timeline) or (run / "checkpoints").exists()

@@ -14,12 +14,12 @@ from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError
-from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.files import read_toml, write_toml
 from semiseg.methods.settings import DEFAULT, MethodSettings, PseudoRoundsSettings, methods_with, settings_kind
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.settings import PredictSettings
+from semiseg.scoring.evaluator import EvaluateSettings
 from semiseg.tables import first_problem, flattened, refuse_unknown_keys
-from semiseg.train.settings import TrainSettings
+from semiseg.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,26 @@ from semiseg.data.roles import (
 )
 from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
-from semiseg.evaluate import (
+from semiseg.files import remove_leftovers, write_text
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import is_nifti
+from semiseg.io.layouts import read_dataset, refuse_no_folder
+from semiseg.io.modality import Modality
+from semiseg.io.store import read_case_meta
+from semiseg.notices import add_notice
+from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, settle_machine, what_comes
+from semiseg.prediction.engine_choice import choose_engine
+from semiseg.prediction.ensemble import EnsembleEngine, joined
+from semiseg.prediction.foreign import foreign_text
+from semiseg.prediction.inputs import Scan, find_scans
+from semiseg.prediction.memory import check_budget
+from semiseg.prediction.model import Model, load_model
+from semiseg.prediction.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
+from semiseg.prediction.settings import PredictSettings
+from semiseg.processes import usable_cores, warn_of_other_programs
+from semiseg.reporting import write_comparison_report, write_report
+from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings, refuse_foreign
+from semiseg.scoring import (
     Comparison,
     EvaluateSettings,
     Summary,
@@ -39,36 +58,17 @@ from semiseg.evaluate import (
     print_summary,
     read_summary,
 )
-from semiseg.evaluate.scheme import scheme_of
-from semiseg.evaluate.summary import never_found
-from semiseg.files import remove_leftovers, write_text
-from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import is_nifti
-from semiseg.io.layouts import read_dataset, refuse_no_folder
-from semiseg.io.modality import Modality
-from semiseg.io.store import read_case_meta
-from semiseg.notices import add_notice
-from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, settle_machine, what_comes
-from semiseg.predict.engine_choice import choose_engine
-from semiseg.predict.ensemble import EnsembleEngine, joined
-from semiseg.predict.foreign import foreign_text
-from semiseg.predict.inputs import Scan, find_scans
-from semiseg.predict.memory import check_budget
-from semiseg.predict.model import Model, load_model
-from semiseg.predict.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
-from semiseg.predict.settings import PredictSettings
-from semiseg.processes import usable_cores, warn_of_other_programs
-from semiseg.report import write_comparison_report, write_report
-from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings, refuse_foreign
+from semiseg.scoring.scheme import scheme_of
+from semiseg.scoring.summary import never_found
 from semiseg.settings import RunSettings, write_settings
-from semiseg.train.settings import TrainSettings
-from semiseg.train.settled import Settled, read_settled, write_settled
+from semiseg.training.settings import TrainSettings
+from semiseg.training.settled import Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes, shortened
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
     import torch
 
-    from semiseg.train.session import Session
+    from semiseg.training.session import Session
 
 
 AnyPath = str | Path
@@ -243,7 +243,7 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
 
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
-    from semiseg.train.session import torch_as_it_was, train_session
+    from semiseg.training.session import torch_as_it_was, train_session
 
     with torch_as_it_was():
         settled, device = settle_machine(run, settings)
@@ -267,7 +267,7 @@ def _announcement(session: Session, settled: Settled) -> str:
 
 def open_session(run: Path, settings: RunSettings, settled: Settled, device: torch.device) -> Session:
     """A prepared run, to be trained with these settings and what is settled of them."""
-    from semiseg.train.session import Session
+    from semiseg.training.session import Session
 
     tries_threads = settings.train.threads == 0
     settings = replace(

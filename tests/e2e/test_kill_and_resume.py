@@ -24,8 +24,8 @@ import pytest
 from semiseg.cli import main
 from semiseg.files import hash_files, read_jsonl
 from semiseg.io.store import read_case_meta
-from semiseg.train.pace import FIRST_STEPS
-from semiseg.train.settled import read_settled
+from semiseg.training.pace import FIRST_STEPS
+from semiseg.training.settled import read_settled
 
 Command = Callable[..., Any]
 Running = subprocess.Popen[str] | BaseProcess

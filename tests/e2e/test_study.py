@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from semiseg.config import load_settings
-from semiseg.evaluate.label_efficiency import name_of, read_study
 from semiseg.files import read_toml, write_toml
 from semiseg.run_folder import alone_in, wait_for
+from semiseg.scoring.label_efficiency import name_of, read_study
 from semiseg.settings import read_settings, write_settings
 from semiseg.study import runner
-from semiseg.train.settled import read_settled
+from semiseg.training.settled import read_settled
 
 Command = Callable[..., Any]
 STEPS = 8

@@ -21,14 +21,14 @@ import semiseg
 from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
-from semiseg.evaluate import read_summary
 from semiseg.files import hash_files, read_json, read_jsonl, read_toml, write_json, write_jsonl, write_toml
 from semiseg.io.nifti import read_label, read_volume
 from semiseg.io.store import read_case_meta
 from semiseg.notices import read_notices
+from semiseg.scoring import read_summary
 from semiseg.settings import RunSettings, read_settings
-from semiseg.train import inputs, precision, trial
-from semiseg.train.settled import read_settled
+from semiseg.training import inputs, precision, trial
+from semiseg.training.settled import read_settled
 
 Command = Callable[..., Any]
 TEST_CASE = "phantom_004"
@@ -522,8 +522,8 @@ def test_a_function_stays_a_function_beside_its_sub_package() -> None:
     """Importing the sub-package `semiseg.train` must not put it in the place of the function `semiseg.train`."""
     code = """
 import semiseg
-from semiseg.evaluate.metrics import score_case
-from semiseg.report import write_report
+from semiseg.scoring.metrics import score_case
+from semiseg.reporting import write_report
 assert all(callable(getattr(semiseg, name)) for name in semiseg.__all__)
 from semiseg import evaluate, predict, report, train
 assert train.__module__ == predict.__module__ == evaluate.__module__ == report.__module__ == "semiseg.workflows"

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from semiseg.data.plan import read_plan
-from semiseg.evaluate import read_summary
 from semiseg.files import hash_files, read_json, read_jsonl, write_json
 from semiseg.io.layouts import read_dataset
 from semiseg.io.nifti import read_label
 from semiseg.io.store import read_case_meta
-from semiseg.predict.model import load_model
+from semiseg.prediction.model import load_model
+from semiseg.scoring import read_summary
 
 Command = Callable[..., Any]
 FLARE22 = Path(__file__).resolve().parents[2] / "recipes" / "flare22.toml"

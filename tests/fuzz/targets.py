@@ -18,13 +18,13 @@ from semiseg.geometry import Box
 from semiseg.io.layouts import read_dataset
 from semiseg.io.nifti import read_label, read_volume
 from semiseg.io.store import check_files, open_case
-from semiseg.predict.engines.torch_engine import load_network
-from semiseg.predict.model import load_model
-from semiseg.predict.postprocessing import read_steps
-from semiseg.report.closing import closing_lines
+from semiseg.prediction.engines.torch_engine import load_network
+from semiseg.prediction.model import load_model
+from semiseg.prediction.postprocessing import read_steps
+from semiseg.reporting.closing import closing_lines
 from semiseg.run_folder import budget, prepared_settings
-from semiseg.train.checkpoint import load_latest
-from semiseg.train.settled import read_settled
+from semiseg.training.checkpoint import load_latest
+from semiseg.training.settled import read_settled
 
 
 @dataclass(frozen=True)

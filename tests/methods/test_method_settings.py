@@ -227,7 +227,7 @@ def test_a_method_reads_its_own_settings_and_all_of_them(name: str) -> None:
 def test_optimiser_and_phases_are_read() -> None:
     optimiser = _read_in(_text("methods/optimiser.py"), "settings") | _read_in(_text("methods/learner.py"), "_settings")
     assert {field.name for field in fields(OptimiserSettings)} <= optimiser
-    laid_down = _read_in(_text("methods/phases.py"), "parts") | _read_in(_text("train/loop.py"), "parts")
+    laid_down = _read_in(_text("methods/phases.py"), "parts") | _read_in(_text("training/loop.py"), "parts")
     assert {field.name for field in fields(PhaseSettings)} <= laid_down
 
 

@@ -14,9 +14,9 @@ import surface_distance
 from scipy import ndimage
 from surface_distance import lookup_tables
 
-from semiseg.evaluate import evaluate_folder
-from semiseg.evaluate.flare22 import score_case_flare22
 from semiseg.io.flare22_labels import FLARE22_LABELS
+from semiseg.scoring import evaluate_folder
+from semiseg.scoring.flare22 import score_case_flare22
 from semiseg.types import LabelArray
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please (import|use) .*:DeprecationWarning")

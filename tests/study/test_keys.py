@@ -9,10 +9,10 @@ import pytest
 from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError
 from semiseg.methods.settings import PseudoRoundsSettings
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.settings import PredictSettings
 from semiseg.settings import RunSettings
 from semiseg.study.keys import run_key
-from semiseg.train.settings import TrainSettings
+from semiseg.training.settings import TrainSettings
 
 
 def test_a_run_is_known_by_method_and_settings() -> None:

@@ -12,7 +12,7 @@ import tyro
 from semiseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from semiseg.evaluate import Summary
+    from semiseg.scoring import Summary
     from semiseg.settings import RunSettings
 
 Quiet = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -86,7 +86,7 @@ def settings_of(arguments: RunArguments) -> RunSettings:
 def show_scores(summary: Summary, quiet: bool) -> None:
     """Results are printed by quiet commands too; otherwise the workflow has printed them."""
     if quiet:
-        from semiseg.evaluate import print_summary
+        from semiseg.scoring import print_summary
 
         print_summary(summary)
 

@@ -11,7 +11,7 @@ import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, say, show_scores
 from semiseg.errors import ConfigError
-from semiseg.predict.settings import EngineName, Precision, PredictSettings
+from semiseg.prediction.settings import EngineName, Precision, PredictSettings
 from semiseg.words import counted, printable
 
 
@@ -106,7 +106,7 @@ class Evaluate(Computes):
 
     def execute(self) -> int:
         from semiseg import workflows
-        from semiseg.evaluate import EvaluateSettings
+        from semiseg.scoring import EvaluateSettings
 
         given = {name: value for name in ("rules", "tolerance_mm") if (value := getattr(self, name)) is not None}
         if self.run is not None:
@@ -163,8 +163,8 @@ class Export(Computes):
     """Folder for it."""
 
     def execute(self) -> int:
-        from semiseg.predict.exchange import export_model
-        from semiseg.predict.model import load_model
+        from semiseg.prediction.exchange import export_model
+        from semiseg.prediction.model import load_model
 
         print(export_model(load_model(self.model), self.to, self.output))
         return 0

@@ -68,8 +68,8 @@ class Run(RunArguments):
 
     def execute(self) -> int:
         from semiseg import workflows
-        from semiseg.evaluate import read_summary
-        from semiseg.report.closing import closing_lines
+        from semiseg.reporting.closing import closing_lines
+        from semiseg.scoring import read_summary
 
         workflows.run_all(self.run, settings_of(self), quiet=self.quiet)
         if (self.run / "summary.json").exists():

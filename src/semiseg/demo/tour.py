@@ -15,11 +15,11 @@ from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.demo.dataset import RECIPE, write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
-from semiseg.evaluate.evaluator import EvaluateSettings
 from semiseg.methods.settings import MplSettings, SupervisedSettings, TeacherPhases
-from semiseg.predict.settings import PredictSettings
+from semiseg.prediction.settings import PredictSettings
+from semiseg.scoring.evaluator import EvaluateSettings
 from semiseg.settings import RunSettings
-from semiseg.train.settings import TrainSettings
+from semiseg.training.settings import TrainSettings
 from semiseg.types import Shape
 from semiseg.words import counted
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semiseg.evaluate.label_efficiency import Study
-from semiseg.evaluate.tables import print_table
 from semiseg.files import write_text
-from semiseg.report.study import study_markdown, study_tables, write_study_page
+from semiseg.reporting.study import study_markdown, study_tables, write_study_page
+from semiseg.scoring.label_efficiency import Study
+from semiseg.scoring.tables import print_table
 from semiseg.words import counted
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 
 from semiseg.data.plan import read_plan
 from semiseg.errors import ConfigError, DataError
-from semiseg.evaluate.label_efficiency import (
+from semiseg.processes import ending_with_this, processor_name, usable_cores
+from semiseg.rows import read_metrics
+from semiseg.run_folder import wait_for
+from semiseg.scoring.label_efficiency import (
     Reference,
     Study,
     StudyRun,
@@ -28,10 +31,7 @@ from semiseg.evaluate.label_efficiency import (
     scores_of,
     write_study,
 )
-from semiseg.evaluate.summary import read_summary
-from semiseg.processes import ending_with_this, processor_name, usable_cores
-from semiseg.rows import read_metrics
-from semiseg.run_folder import wait_for
+from semiseg.scoring.summary import read_summary
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.keys import run_key
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings

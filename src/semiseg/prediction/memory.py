@@ -1,0 +1,170 @@
+"""How much memory the prediction of a scan takes, known before it starts: the promise behind `--max-memory`.
+
+Prediction rolls along one axis, so that what it holds is a few slabs of fixed thickness. They are added up here; the
+memory of the engine is measured, on a tile.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from semiseg.data.plan import Plan
+from semiseg.errors import ConfigError, DataError
+from semiseg.io.nifti import Grid, read_grid
+from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS
+from semiseg.ops.resample import target_shape
+from semiseg.prediction.byte_sizes import parse_bytes, show_bytes
+from semiseg.prediction.engines.base import Engine
+from semiseg.prediction.export import ROWS_AT_ONCE
+from semiseg.prediction.inputs import Scan
+from semiseg.prediction.model import Model
+from semiseg.prediction.predictor import model_steps
+from semiseg.prediction.settings import PredictSettings
+from semiseg.prediction.window import cheapest_axes, turned
+from semiseg.processes import usable_cores
+
+_FLOAT, _CELL = 4, 4
+"""Bytes of a float32, and of a label while it is being found."""
+_SLACK, _FIXED = 1.05, 32 * 10**6
+"""What the allocator needs besides, as a factor of all that is counted; and what is imported and started late, in
+bytes."""
+
+
+@dataclass(frozen=True)
+class ScanMemory:
+    """Bytes that the prediction of one scan takes at its peak, part by part."""
+
+    engine: int
+    """Libraries, weights and the feature maps of a tile: measured."""
+    scan: int
+    """As its file stores it."""
+    image: int
+    """The rows of the normalised scan that the tiles at hand reach, and those that are being made."""
+    logits: int
+    """The window of blended logits, and those of the tiles at hand."""
+    export: int
+    """The rows that are being interpolated, and the label map."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return int(_SLACK * (self.scan + self.image + self.logits + self.export)) + self.engine + _FIXED
+
+
+def scan_memory(
+    grid: Grid, stored_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int, cleaned: bool = False
+) -> ScanMemory:
+    """What a scan on this grid takes. stored_bytes: of all its files' voxels. cleaned: its labels are, in the end."""
+    axes = cheapest_axes(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), plan.patch)
+    source = turned(grid.shape_zyx, axes)
+    shape = turned(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), axes)
+    patch = turned(plan.patch, axes)
+    rows, high, wide = (max(n, p) for n, p in zip(shape, patch, strict=True))
+    channels, classes = len(plan.channels), plan.labels.count
+    # A block is made from its rows, and a halo on both sides where they are resampled: stored order, float32,
+    # normalised, then resampled.
+    block_rows = ceil(BLOCK_ROWS * source[0] / shape[0]) + (2 * HALO_ROWS if source[0] != shape[0] else 0)
+    block = _FLOAT * (4 * block_rows * source[1] * source[2] + 3 * BLOCK_ROWS * max(source[1] * source[2], high * wide))
+    slab = _FLOAT * channels * min(patch[0], rows) * high * wide
+    tile = _FLOAT * classes * prod(patch) * settings.tile_batch
+    window = _FLOAT * (classes + 1) * patch[0] * high * wide
+    threads = usable_cores()
+    plane, plane_out = _FLOAT * classes * high * wide, _FLOAT * classes * source[1] * source[2]
+    voxels = prod(grid.shape_zyx)
+    image = block + channels * _FLOAT * BLOCK_ROWS * high * wide + 3 * slab
+    logits = window + (5 if settings.mirror else 2) * tile
+    export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out)
+    if cleaned:  # a copy, masks, and numbered components where an organ fills the scan; all else is given back by then
+        export = max(export, 10 * voxels - image - logits)
+    export += voxels * (1 if classes <= 256 else 2)
+    if settings.probabilities:
+        export += _FLOAT * classes * voxels
+    return ScanMemory(
+        engine=engine_bytes,
+        scan=stored_bytes,
+        image=image,
+        logits=logits,
+        export=export,
+    )
+
+
+def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, int]:
+    """The bytes that each scan takes, by its id; scans that cannot be read are left out, for prediction to name."""
+    cleaned = bool(model_steps(model, settings))
+    settings = replace(settings, mirror=settings.mirror and bool(model.mirror_axes))
+    needs: dict[str, int] = {}
+    for scan in scans:
+        with suppress(DataError, OSError):
+            grids = [read_grid(file) for file in scan.images]
+            stored = sum(prod(g.shape_zyx) * g.channels * g.header.get_data_dtype().itemsize for g in grids)
+            memory = scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
+            needs[scan.id] = memory.total
+    return needs
+
+
+def check_budget(scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings) -> None:
+    """Raise `ConfigError` with the smallest budget that would do where a scan needs more than `max_memory`."""
+    engine_bytes = measure_engine([engine], model, settings)
+    needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
+    largest = max(needs, key=lambda scan: needs[scan], default=None)
+    if largest is not None and needs[largest] > parse_bytes(settings.max_memory):
+        file = next(scan.images[0] for scan in scans if scan.id == largest)
+        raise ConfigError(
+            f"max_memory = {settings.max_memory}, but {file} needs {show_bytes(needs[largest])} "
+            f"({show_bytes(engine_bytes)} of it for {engine.name} and its tiles): give --max-memory "
+            f"{show_bytes(needs[largest])}, or leave the scan out."
+        )
+
+
+def within_budget(
+    scans: Sequence[Scan], model: Model, engines: Sequence[Engine], settings: PredictSettings
+) -> list[Scan]:
+    """The scans that these engines, loaded at once, may predict within `max_memory`; all where none is given."""
+    if not settings.max_memory:
+        return list(scans)
+    budget, engine_bytes = parse_bytes(settings.max_memory), measure_engine(engines, model, settings)
+    needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
+    return [scan for scan in scans if needs.get(scan.id, budget + 1) <= budget]
+
+
+def measure_engine(engines: Sequence[Engine], model: Model, settings: PredictSettings) -> int:
+    """The most memory in bytes that this process takes while the engines compute a batch of tiles: libraries, weights,
+    features.
+
+    What was taken before and given back does not count, where the system can tell (Linux).
+    """
+    reset_peak()
+    shape = (settings.tile_batch, len(model.plan.channels), *model.plan.patch)
+    tiles = np.zeros(shape, dtype=np.float32)
+    for engine in engines:
+        for _ in range(3):  # libraries keep more for a shape once they have seen it again
+            engine.run(tiles)
+    return peak_bytes()
+
+
+def reset_peak() -> None:
+    """Have `peak_bytes` count from here on."""
+    with suppress(OSError):  # not Linux, or not allowed: earlier peaks count too
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, in bytes."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

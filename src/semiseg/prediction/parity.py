@@ -1,0 +1,91 @@
+"""The check that an engine must pass before its labels are used: those of torch in float32, class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from semiseg.errors import DataError
+from semiseg.io.nifti import read_raw
+from semiseg.prediction.engines.base import Engine
+from semiseg.prediction.inputs import Scan
+from semiseg.prediction.model import Model
+from semiseg.prediction.predictor import predict_labels
+from semiseg.prediction.settings import PredictSettings
+from semiseg.types import LabelArray
+
+SMALLEST_DICE = 0.995
+"""Of every class that torch finds in a scan, however small: what speed may cost."""
+SCANS = 3
+"""Scans that an engine is checked on."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an engine's labels agree with torch's in float32. dice: of each scan, of each class found in it by number."""
+
+    dice: dict[str, dict[str, float]]
+
+    @property
+    def worst(self) -> float:
+        """The smallest Dice of all classes and scans; 0 where there was nothing to check on."""
+        return min((value for scan in self.dice.values() for value in scan.values()), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no class lost more than is allowed."""
+        return self.worst >= SMALLEST_DICE
+
+    def as_row(self) -> dict[str, Any]:
+        """For the file that remembers it."""
+        return {"worst_dice": round(self.worst, 6), "passed": self.passed, "dice": self.dice}
+
+
+def class_dice(reference: LabelArray, labels: LabelArray) -> dict[str, float]:
+    """Dice of every class but the background that `reference` has, by number."""
+    sizes = np.bincount(reference.ravel())
+    found = np.bincount(labels.ravel(), minlength=len(sizes))
+    both = np.bincount(reference[reference == labels], minlength=len(sizes))
+    return {str(k): float(2 * both[k] / (n + found[k])) for k, n in enumerate(sizes) if k and n}
+
+
+class References:
+    """The labels of torch in float32 on a few scans, made when they are first asked for and then kept."""
+
+    def __init__(self, model: Model, engine: Engine, scans: Sequence[Scan], settings: PredictSettings) -> None:
+        """scans: the smallest of them are taken, unless they cannot be read."""
+        self._model, self._engine = model, engine
+        self._settings = replace(settings, probabilities=False, postprocess=False)
+        self._scans = smallest_first(scans)
+        self._labels: dict[str, LabelArray] = {}
+
+    def check(self, engine: Engine) -> Parity:
+        """Hold an engine's labels against them."""
+        dice: dict[str, dict[str, float]] = {}
+        for scan in self._scans:
+            if len(self._labels) == SCANS and scan.id not in self._labels:
+                continue
+            try:
+                if scan.id not in self._labels:
+                    self._labels[scan.id] = self._predict(scan, self._engine)
+                if self._labels[scan.id].any() and (
+                    found := class_dice(self._labels[scan.id], self._predict(scan, engine))
+                ):
+                    dice[scan.id] = found
+            except (DataError, MemoryError):
+                continue  # prediction will name it
+        return Parity(dice)
+
+    def _predict(self, scan: Scan, engine: Engine) -> LabelArray:
+        raw = read_raw(scan.images)
+        labels, _ = predict_labels(raw.channels, raw.grid.spacing_mm, self._model, engine, self._settings)
+        return labels
+
+
+def smallest_first(scans: Sequence[Scan]) -> list[Scan]:
+    """The scans whose files are there, by their size on disk."""
+    there = [scan for scan in scans if all(file.is_file() for file in scan.images)]
+    return sorted(there, key=lambda scan: sum(file.stat().st_size for file in scan.images))

@@ -1,6 +1,0 @@
-"""One HTML page that shows a run to a person: what was trained, how well it does, and where it errs."""
-
-from semiseg.report.comparison import write_comparison_report
-from semiseg.report.page import write_report
-
-__all__ = ["write_comparison_report", "write_report"]

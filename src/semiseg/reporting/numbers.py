@@ -1,0 +1,62 @@
+"""How numbers are written on every page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from semiseg.scoring.statistics import Interval, is_range
+
+NOTHING = "–"
+
+
+def value(number: float | None, metric: str = "dice") -> str:
+    """`0.851` for Dice and NSD, `3.1 mm` for HD95, a dash for None."""
+    if number is None:
+        return NOTHING
+    return f"{number:.1f} mm" if metric == "hd95_mm" else f"{number:.3f}"
+
+
+def interval(found: Interval, metric: str = "dice") -> str:
+    """The interval's ends, `0.842–0.859`, or a dash."""
+    if found["low"] is None or found["high"] is None:
+        return NOTHING
+    digits, unit = (1, " mm") if metric == "hd95_mm" else (3, "")
+    return f"{found['low']:.{digits}f}–{found['high']:.{digits}f}{unit}"
+
+
+def ends(found: Interval, metric: str = "dice") -> str:
+    """What stands beside a mean in a table: the interval, `range 0.7–0.9` below six cases, nothing below two."""
+    if found["low"] is None:
+        return ""
+    return f"range {interval(found, metric)}" if is_range(found) else interval(found, metric)
+
+
+def spread(found: Interval, metric: str = "dice") -> str:
+    """What stands below a mean by itself: `95 % interval 0.842–0.859, 8 cases`, `range 0.7–0.9 of 4 cases`."""
+    cases = f"{found['count']} case{'' if found['count'] == 1 else 's'}"
+    if found["low"] is None:
+        return cases
+    if is_range(found):
+        return f"range {interval(found, metric)} of {cases}, too few for an interval"
+    return f"95\u202f% interval {interval(found, metric)}, {cases}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `9 min 58 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(number: int) -> str:
+    """A whole number with narrow spaces between thousands."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def lengths(found_mm: Sequence[float]) -> str:
+    """`5 mm`, or `2.5–10 mm` where they differ."""
+    low, high = (f"{mm:.3g}" for mm in (min(found_mm), max(found_mm)))
+    return f"{low} mm" if low == high else f"{low}–{high} mm"

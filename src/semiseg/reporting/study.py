@@ -1,0 +1,274 @@
+"""The page of a study: label efficiency, tests, cost, and the cases that the methods differ most on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.data.plan import read_plan
+from semiseg.errors import DataError
+from semiseg.files import write_text
+from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
+from semiseg.reporting.overlays import Panel
+from semiseg.reporting.page import load_template
+from semiseg.reporting.pictures import one_slice
+from semiseg.scoring.label_efficiency import (
+    Point,
+    Study,
+    StudyRun,
+    against_reference,
+    case_mean,
+    folder_name,
+    name_of,
+    organ_scores,
+    points,
+)
+from semiseg.scoring.statistics import Interval
+from semiseg.scoring.summary import Metric, read_summary
+from semiseg.scoring.tables import TITLES, markdown_table, p_text
+
+_METRICS: tuple[Metric, ...] = ("dice", "nsd")
+_CASES = 3
+"""Cases that are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnCase:
+    """A case with a panel and the mean Dice of each method, or with the reason why there is none."""
+
+    id: str
+    panels: tuple[tuple[str, str, Panel], ...] = ()
+    problem: str = ""
+
+
+def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> Path:
+    """Write the page and return its path. runs: where the run folders are, for pictures of cases; None draws none."""
+    found = points(study)
+    methods = list(dict.fromkeys(point.method for point in found))
+    organs = study["organs"]
+    page = load_template("study.html").render(
+        study=study,
+        budget=budget_text(study),
+        points=found,
+        on_gpu=any(point.gpu_peak_mb is not None for point in found),
+        budgets=sorted({point.labelled for point in found}),
+        methods=methods,
+        plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
+        legend=[(*series_key(n), method) for n, method in enumerate(_drawn_methods(study, found))],
+        organ_tables=[
+            (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
+            for metric in _METRICS
+        ],
+        organs=organs,
+        reference_title=reference_title(study),
+        against=against_reference(study),
+        signed=_signed,
+        p_text=p_text,
+        cases=_drawn_cases(study, runs) if runs else [],
+        colours=organ_colours(organs),
+    )
+    write_text(path, page)
+    return path
+
+
+def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, width: float = 5.4) -> str:
+    """SVG of a metric against the number of labels, a line for each method, the ceiling dashed."""
+    ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
+    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric], width=width)
+
+
+def efficiency_lines(study: Study, found: Sequence[Point], metric: Metric) -> list[EfficiencyLine]:
+    """Each method's points by rising labels; an interval that one run does not have is its mean. The ceiling is no
+    point."""
+    lines: list[EfficiencyLine] = []
+    for method in _drawn_methods(study, found):
+        rows = []
+        for point in found:
+            value = point.values[metric]
+            if point.method == method and point.labelled != study["ceiling"] and value["mean"] is not None:
+                low, high = (value[end] if value[end] is not None else value["mean"] for end in ("low", "high"))
+                rows.append((point.labelled, value["mean"], float(low or 0.0), float(high or 0.0)))
+        lines.append((method, sorted(rows)))
+    return lines
+
+
+def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
+    return list(dict.fromkeys(point.method for point in found if point.labelled != study["ceiling"]))
+
+
+StudyTable = tuple[str, list[str], list[list[str]]]
+"""Title, header and rows as text."""
+
+
+def study_tables(study: Study) -> list[StudyTable]:
+    """Methods by label budgets, the mean over organs first; then against the study's reference, where one is run; then
+    Dice and NSD by organ."""
+    tables = [("Mean over organs", *_mean_rows(study)), (reference_title(study), *_reference_rows(study))]
+    minus = f"minus {study['baseline']} on the runs of both"
+    tables += [(f"Mean {TITLES[metric]} by organ, and {minus}", *_organ_rows(study, metric)) for metric in _METRICS]
+    return [table for table in tables if table[2]]
+
+
+def study_markdown(study: Study) -> str:
+    """What was run, and the tables, in Markdown."""
+    machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
+    head = (
+        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
+        f"Machine: {machine}."
+    )
+    tables = (f"{title}:\n\n{markdown_table(header, rows)}" for title, header, rows in study_tables(study))
+    return "\n\n".join([head, *tables]) + "\n"
+
+
+def budget_text(study: Study) -> str:
+    """How long runs are: the minutes, or the steps that the study sets."""
+    return f"{study['minutes']:g} minutes a run" if study["minutes"] else "steps as the study sets them"
+
+
+def reference_title(study: Study) -> str:
+    """What is compared with the study's reference."""
+    reference = study.get("reference")
+    return f"Against {reference['method']} with {reference['labelled']} labels" if reference else ""
+
+
+def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """A row for each method and label budget."""
+    minus = f"- {study['baseline']} [95 %]"
+    found = sorted(points(study), key=lambda point: point.labelled)
+    on_gpu = any(point.gpu_peak_mb is not None for point in found)
+    header = [
+        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC {minus}", "over cases [95 %]", "p over cases (Holm)",
+        f"NSD {minus}", "better runs", "gap closed", "steps", "min", "peak MB", *(["GPU MB"] if on_gpu else []),
+    ]  # fmt: skip
+    rows = []
+    for point in found:
+        dice, nsd = point.values["dice"], point.values["nsd"]
+        rows.append(
+            [
+                str(point.labelled),
+                point.method,
+                str(point.runs),
+                f"{_plain(dice['mean'])} [{_plain(dice['low'])}, {_plain(dice['high'])}]",
+                _plain(nsd["mean"]),
+                _signed_interval(point.difference.get("dice")),
+                _signed_range(point.over_cases),
+                p_text(point.p_value),
+                _signed_interval(point.difference.get("nsd")),
+                f"{point.better[0]}/{point.better[1]}" if point.better[1] else "",
+                "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
+                str(point.steps),
+                f"{point.minutes:.1f}",
+                _megabytes(point.peak_memory_mb),
+                *([_megabytes(point.gpu_peak_mb)] if on_gpu else []),
+            ]
+        )
+    return header, rows
+
+
+def _reference_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """Methods with fewer labels than the reference; no rows where there is none."""
+    header = ["labels", "method", "runs", "DSC - reference [95 %]", "over cases [95 %]", "p over cases (Holm)"]
+    return header, [
+        [
+            str(row.labelled),
+            row.method,
+            str(row.runs),
+            _signed_interval(row.difference),
+            _signed_range(row.over_cases),
+            p_text(row.p_value),
+        ]
+        for row in against_reference(study)
+    ]
+
+
+def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]]]:
+    """Mean of each organ, and what it is more than the baseline's: a row for each method and label budget (the paper's
+    table, turned)."""
+    rows = []
+    for point in sorted(points(study, samples=1), key=lambda point: point.labelled):
+        scores = organ_scores(study, point.method, point.labelled, metric).values()
+        cells = [
+            _plain(score.mean) + (f" ({_signed(score.difference)})" if score.difference is not None else "")
+            for score in scores
+        ]
+        rows.append([str(point.labelled), point.method, *cells])
+    return ["labels", "method", *map(words, study["organs"])], rows
+
+
+def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
+    """The cases that the methods differ most on, at the budget with the most methods, in its first common runs: those
+    that have left predictions here, where there are several."""
+    group = _widest_group(study)
+    if len(group) < 2:
+        return []
+    here = [run for run in group if (_folder(run, runs) / "predictions").is_dir()]
+    group = here if len(here) > 1 else group
+    return [_drawn(case, group, runs) for case in most_different(group)[:_CASES]]
+
+
+def most_different(group: Sequence[StudyRun]) -> list[str]:
+    """Ids of the runs' cases, those first whose mean Dice lies furthest apart between the runs."""
+    spread = {}
+    for case in sorted(group[0]["cases"]):
+        means = [case_mean(run["cases"][case], "dice") for run in group]
+        spread[case] = float(np.nanmax(means) - np.nanmin(means)) if np.isfinite(means).any() else 0.0
+    return sorted(spread, key=lambda case: -spread[case])
+
+
+def _folder(run: StudyRun, runs: Path) -> Path:
+    return runs / folder_name(name_of(run), run["key"])
+
+
+def _widest_group(study: Study) -> list[StudyRun]:
+    groups: dict[tuple[int, int | None, int], list[StudyRun]] = {}
+    for run in study["runs"]:
+        groups.setdefault((run["labelled"], run["label_seed"], run["seed"]), []).append(run)
+    return max(groups.values(), key=len, default=[])
+
+
+def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
+    folders = {run["method"]: _folder(run, runs) for run in group}
+    # Runs of earlier sittings, and of other programs, may have left no folder here.
+    folders = {method: path for method, path in folders.items() if (path / "predictions" / f"{case}.nii.gz").exists()}
+    if not folders:
+        return DrawnCase(id=case, problem=f"No run in {runs} has predicted it.")
+    try:
+        first = next(iter(folders.values()))
+        summary, plan = read_summary(first / "summary.json"), read_plan(first / "plan.toml")
+        row = next(row for row in summary["cases"] if row["id"] == case)
+        organs = {int(value): name for value, name in summary["organs"].items()}
+        panels = one_slice(
+            {method: folder / "predictions" / f"{case}.nii.gz" for method, folder in folders.items()},
+            first / row["reference"],
+            first / row["image"] if row["image"] else None,
+            organs=organs,
+            colours=organ_colours(list(organs.values())),
+            ct=plan.normalisation[0].scheme == "ct",
+        )
+    except DataError as error:
+        return DrawnCase(id=case, problem=str(error))
+    dice: Mapping[str, float] = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
+    return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
+
+
+def _megabytes(number: float | None) -> str:
+    return "" if number is None else f"{number:.0f}"
+
+
+def _plain(number: float | None) -> str:
+    return "–" if number is None else f"{number:.4f}"
+
+
+def _signed(number: float | None) -> str:
+    return "–" if number is None else f"{number:+.4f}".replace("-", "−")
+
+
+def _signed_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{_signed(interval['mean'])} {_signed_range(interval)}"
+
+
+def _signed_range(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{_signed(interval['low'])}, {_signed(interval['high'])}]"

@@ -1,0 +1,227 @@
+"""Predictions in a folder scored against references, case-parallel; out come summary.json and summary.csv."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from semiseg.errors import ConfigError, DataError
+from semiseg.geometry import from_canonical
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import scan_files, stem
+from semiseg.io.flare22_labels import FLARE22_ORGANS
+from semiseg.io.nifti import Grid, read_label
+from semiseg.processes import WAS_KILLED, map_cases
+from semiseg.randomness import Draw
+from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
+from semiseg.scoring.metrics import OrganScores, score_case
+from semiseg.scoring.summary import CaseScores, Rules, Summary, refuse_foreign_summary, summarise, write_summary
+from semiseg.types import LabelArray
+from semiseg.words import counted, shortened
+
+BOOTSTRAP_SAMPLES = 2000
+"""Draws of the cases behind each 95 % interval; at 2000 its ends are stable to about a hundredth of its width."""
+Reference = tuple[str, Path, Path | None]
+"""Case id, reference label map, image or None."""
+Progress = Callable[[int, int], None]
+"""Called with the numbers of cases done and in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """How predictions are scored."""
+
+    rules: Rules = "standard"
+    """`standard`, or `flare22` to score exactly as the FLARE 2022 challenge does (its own 13 organs and
+    tolerances)."""
+    tolerance_mm: float = 1.0
+    """Surface error in mm that NSD forgives; 1 mm is a voxel of most MRI, for organs in CT 2 to 5 mm are
+    usual."""
+    organ_tolerance_mm: dict[str, float] = field(default_factory=dict)
+    """Tolerance in mm of single organs, by name, where it is not `tolerance_mm`."""
+
+    def __post_init__(self) -> None:
+        if self.rules not in get_args(Rules):
+            raise ConfigError(f"evaluate.rules = {self.rules!r} is none of {', '.join(get_args(Rules))}.")
+        for key, value in {"": self.tolerance_mm, **self.organ_tolerance_mm}.items():
+            if not (math.isfinite(value) and value >= 0):
+                name = f"organ_tolerance_mm.{key}" if key else "tolerance_mm"
+                raise ConfigError(f"evaluate.{name} = {value} must be a distance in mm, 0 or more.")
+
+    def check_labels(self, labels: LabelScheme) -> None:
+        """Raise `ConfigError` where organs are named, or rules asked for, that do not fit a dataset's labels."""
+        _scored_organs(labels, self.rules, self)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case to score; all that a worker process needs."""
+
+    id: str
+    reference: Path
+    prediction: Path
+    image: Path | None
+    labels: LabelScheme
+    rules: Rules
+    tolerance_mm: dict[str, float]
+
+
+def evaluate_folder(
+    predictions: Path,
+    references: Path | Sequence[Reference],
+    labels: LabelScheme,
+    *,
+    rules: Rules | None = None,
+    settings: EvaluateSettings | None = None,
+    output: Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Summary:
+    """Score every reference's prediction; write `summary.json` and `summary.csv`, return the summary.
+
+    predictions: folder with `ID.nii.gz` or `ID.nii`. references: a folder of label maps named `ID.nii.gz`, or
+    the cases themselves. rules: overrides the settings' rules. output: folder for the summary, by default
+    that of the predictions. workers: processes; 1 scores in this one.
+
+    Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
+    is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
+    do not fit, and where a file that is no summary would be written over.
+    """
+    settings = settings or EvaluateSettings()
+    rules = rules or settings.rules
+    organs, tolerance_mm = _scored_organs(labels, rules, settings)
+    output = output or predictions
+    refuse_foreign_summary(output)
+    jobs = [
+        _Job(case, reference, prediction, image, labels, rules, tolerance_mm)
+        for case, reference, prediction, image in _pair(predictions, references)
+    ]
+    cases = map_cases(
+        _score_files,
+        jobs,
+        workers=workers,
+        killed=_killed,
+        progress=(lambda done, total, job: progress(done, total)) if progress else None,
+    )
+    draw = Draw(seed=0)
+    summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=BOOTSTRAP_SAMPLES)
+    write_summary(output, summary)
+    return summary
+
+
+def _killed(job: _Job) -> CaseScores:
+    raise DataError(
+        f"{job.prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and "
+        f"{job.reference} are as large as they should be."
+    )
+
+
+def _scored_organs(
+    labels: LabelScheme, rules: Rules, settings: EvaluateSettings
+) -> tuple[dict[int, str], dict[str, float]]:
+    """Organs by value and tolerances by organ. Raises `ConfigError` where labels, rules and settings do not
+    fit."""
+    if rules == "flare22":
+        _check_flare22(labels)
+        return FLARE22_ORGANS, FLARE22_TOLERANCE_MM
+    unknown = sorted(set(settings.organ_tolerance_mm) - set(labels.organs.values()))
+    if unknown:
+        raise ConfigError(
+            f"evaluate.organ_tolerance_mm names {', '.join(unknown)}, but the organs are "
+            f"{', '.join(labels.organs.values())}. Correct the name."
+        )
+    tolerance_mm = {o: float(settings.organ_tolerance_mm.get(o, settings.tolerance_mm)) for o in labels.organs.values()}
+    return labels.organs, tolerance_mm
+
+
+def _check_flare22(labels: LabelScheme) -> None:
+    """Other numbers than the challenge's would be scored as the wrong organs without a sign of it."""
+    if set(labels.organs) != set(FLARE22_ORGANS):
+        raise ConfigError(
+            f"the rules flare22 score labels 1 to 13, but this dataset has {', '.join(map(str, labels.organs))}. "
+            "Use the rules standard."
+        )
+    ours = {name.lower(): value for value, name in labels.organs.items()}
+    for value, name in FLARE22_ORGANS.items():
+        if ours.get(name, value) != value:
+            raise ConfigError(
+                f"the rules flare22 take {name} as label {value}, but this dataset has it as {ours[name]}. "
+                "Renumber the labels, or use the rules standard."
+            )
+    if labels.ignore is not None:
+        raise ConfigError(
+            f"the rules flare22 know no ignore label, but this dataset has {labels.ignore}. Use the rules standard."
+        )
+
+
+def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tuple[str, Path, Path, Path | None]]:
+    """(id, reference, prediction, image) per case. Raises `DataError` with all missing files at once."""
+    if isinstance(references, Path):
+        if not references.is_dir():
+            raise DataError(f"{references}: there is no such folder of reference label maps.")
+        cases: Sequence[Reference] = [(stem(path), path, None) for path in scan_files(references)]
+        origin = str(references)
+    else:
+        cases, origin = references, "the case list"
+    if not cases:
+        raise DataError(f"{origin}: no reference label maps to score against. Give a folder of .nii.gz label maps.")
+    there = {stem(path): path for path in scan_files(predictions)}  # where both are, a.nii.gz comes after a.nii
+    found = [(case, reference, there.get(case), image) for case, reference, image in cases]
+    missing = [case for case, _, prediction, _ in found if prediction is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise DataError(
+            f"{predictions}: {len(missing)} of {counted(len(found), 'prediction')} {are} missing: "
+            f"{shortened(missing)}. "
+            "A score over the rest would flatter; predict these cases first."
+        )
+    return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
+
+
+def _score_files(job: _Job) -> CaseScores:
+    reference, grid = read_label(job.reference)
+    prediction, prediction_grid = read_label(job.prediction)
+    remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."
+    if misfit := grid.misfit(prediction_grid, remedy):
+        raise DataError(f"{job.prediction}: not on the grid of {job.reference}: {misfit}")
+    if job.rules == "flare22":
+        organs = _score_stored(reference, prediction, grid)
+    else:
+        _check_values(job.reference, reference, job.labels)
+        _check_values(job.prediction, prediction, job.labels)
+        organs = score_case(
+            reference, prediction, grid.spacing_mm, job.labels.organs, job.tolerance_mm, ignore=job.labels.ignore
+        )
+    return CaseScores(
+        id=job.id,
+        reference=str(job.reference),
+        prediction=str(job.prediction),
+        image=None if job.image is None else str(job.image),
+        organs=organs,
+    )
+
+
+def _score_stored(reference: LabelArray, prediction: LabelArray, grid: Grid) -> dict[str, OrganScores]:
+    """The challenge's script does not know orientations: it is given the arrays and voxel sizes as the file
+    has them."""
+    dx, dy, dz = (float(size) for size in grid.header.get_zooms()[:3])
+    stored = [from_canonical(label, grid.affine).transpose(2, 1, 0) for label in (reference, prediction)]
+    return score_case_flare22(stored[0], stored[1], (dz, dy, dx))
+
+
+def _check_values(path: Path, label: LabelArray, labels: LabelScheme) -> None:
+    """A value that no label has would count as background without a sign of it."""
+    counts = np.bincount(label.ravel())
+    known = set(labels.names) | {labels.ignore}
+    unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in known]
+    if unknown:
+        have = counted(int(counts[unknown[0]]), "voxel has", "voxels have")
+        raise DataError(
+            f"{path}: {have} value {unknown[0]}, but the labels are "
+            f"{', '.join(map(str, sorted(labels.names)))}. Correct the file, or add the label."
+        )

@@ -1,0 +1,356 @@
+"""Methods by number of labels, over several label subsets and seeds: what a study of runs comes to.
+
+A run is one method on one label subset with one seed; its scores are by case and organ. Methods are compared on the
+runs that both have (the same labels, subset and seed), paired over cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NotRequired, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from semiseg.errors import DataError
+from semiseg.files import read_json, write_json
+from semiseg.randomness import Draw
+from semiseg.scoring.statistics import Interval, by_subset, crossed_interval, holm, signed_rank_p
+from semiseg.scoring.summary import Metric, Summary
+from semiseg.types import DoubleArray
+
+Scores = dict[Metric, float | None]
+
+
+class StudyRun(TypedDict):
+    """One run and its scores. label_seed: None is the first labels of `splits.json`. key: of all its settings.
+    peak_memory_mb: of its process; gpu_peak_mb: of the GPU that it was trained on, if it was."""
+
+    method: str
+    labelled: int
+    label_seed: int | None
+    seed: int
+    key: str
+    steps: int
+    minutes: float
+    peak_memory_mb: float
+    gpu_peak_mb: NotRequired[float]
+    cases: dict[str, dict[str, Scores]]
+
+
+class Reference(TypedDict):
+    """A method with more labels, another program's say, that all methods with fewer are compared with."""
+
+    method: str
+    labelled: int
+
+
+class Study(TypedDict):
+    """results.json. ceiling: the label budget of full supervision."""
+
+    name: str
+    dataset: str
+    machine: dict[str, str]
+    minutes: float
+    baseline: str
+    ceiling: int | None
+    reference: NotRequired[Reference | None]
+    organs: list[str]
+    tolerance_mm: dict[str, float]
+    test_cases: int
+    runs: list[StudyRun]
+
+
+_STUDY: TypeAdapter[Study] = TypeAdapter(Study)
+
+
+def read_study(path: Path) -> Study:
+    """Read and check results.json; raises `DataError` that names the key."""
+    try:
+        return _STUDY.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {key}: {first['msg']}. Restore the file, or delete it to begin anew.") from None
+
+
+def write_study(path: Path, study: Study) -> None:
+    """Write results.json; scores with five decimals, which is finer than a voxel's worth."""
+    rounded: dict[str, Any] = dict(study)
+    rounded["runs"] = [dict(run) | {"cases": _rounded(run["cases"])} for run in study["runs"]]
+    write_json(path, rounded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A method at a label budget.
+
+    runs: how many. difference: to the baseline on the runs that both have, with its interval over cases and subsets;
+    over_cases: that of Dice with its interval over cases alone, for these networks. p_value is of the Wilcoxon
+    signed-rank test over cases, adjusted by Holm over all comparisons with the baseline. better: how many of those runs
+    are better than the baseline's. gap_closed: the difference as a share of the ceiling's.
+    """
+
+    method: str
+    labelled: int
+    runs: int
+    values: dict[Metric, Interval]
+    difference: dict[Metric, Interval]
+    over_cases: Interval | None
+    p_value: float | None
+    better: tuple[int, int]
+    gap_closed: float | None
+    minutes: float
+    peak_memory_mb: float
+    gpu_peak_mb: float | None
+    steps: int
+
+
+_METRICS: tuple[Metric, ...] = ("dice", "nsd")
+
+
+def points(study: Study, *, samples: int = 5000) -> list[Point]:
+    """Every method at every label budget, in the order of the study's runs, with what the ceiling has."""
+    groups: dict[tuple[str, int], list[StudyRun]] = {}
+    for run in study["runs"]:
+        groups.setdefault(_group(run), []).append(run)
+    ceiling = _ceiling(study)
+    found = [_point(study, method, labelled, groups, ceiling, samples) for method, labelled in groups]
+    return _adjusted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstReference:
+    """Mean Dice of a method at a label budget minus the reference's, over the same cases.
+
+    difference: its interval is over cases and the method's subsets; over_cases: over cases alone, for these networks.
+    The reference's own subsets are averaged, and count as no spread. p_value: of the Wilcoxon signed-rank test over
+    cases, adjusted by Holm over all comparisons with the reference.
+    """
+
+    method: str
+    labelled: int
+    runs: int
+    difference: Interval
+    over_cases: Interval
+    p_value: float | None
+
+
+def reference_runs(study: Study) -> list[StudyRun]:
+    """The runs of the study's reference, if it names one."""
+    named = study.get("reference")
+    return [run for run in study["runs"] if named and _group(run) == (named["method"], named["labelled"])]
+
+
+def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstReference]:
+    """Every method with fewer labels than the study's reference, by labels; empty where it names none, or none is run
+    yet.
+
+    Raises `DataError` where the reference was scored on other cases.
+    """
+    if not (reference := reference_runs(study)):
+        return []
+    named, ids = reference[0], sorted(reference[0]["cases"])
+    groups: dict[tuple[str, int], list[StudyRun]] = {}
+    for run in study["runs"]:
+        if run["labelled"] < named["labelled"]:
+            groups.setdefault(_group(run), []).append(run)
+            if sorted(run["cases"]) != ids:
+                raise DataError(
+                    f"reference: {named['method']} with {named['labelled']} labels was scored on other cases than "
+                    f"{name_of(run)}. Delete its rows from results.json and make them anew, or [reference] from the "
+                    "study file."
+                )
+    level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
+    found = []
+    for (method, labelled), runs in sorted(groups.items(), key=lambda group: group[0][1]):
+        minus = _defined(_matrix(runs, ids, "dice") - level)
+        by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
+        found.append(
+            AgainstReference(
+                method=method,
+                labelled=labelled,
+                runs=len(runs),
+                difference=_interval(minus, runs, "dice", samples),
+                over_cases=_over_cases(by_case, labelled, samples),
+                p_value=signed_rank_p(by_case),
+            )
+        )
+    return _adjusted(found)
+
+
+_Compared = TypeVar("_Compared", Point, AgainstReference)
+
+
+def _adjusted(rows: Sequence[_Compared]) -> list[_Compared]:
+    """The same with p-values adjusted for all that are compared."""
+    p_values = iter(holm([row.p_value for row in rows if row.p_value is not None]))
+    return [row if row.p_value is None else replace(row, p_value=next(p_values)) for row in rows]
+
+
+def _group(run: StudyRun) -> tuple[str, int]:
+    return run["method"], run["labelled"]
+
+
+def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric, samples: int) -> Interval:
+    """Of `(runs, cases)`, over cases and subsets."""
+    return crossed_interval(values, _subsets(runs), Draw(seed=0), f"{runs[0]['labelled']}/{metric}", samples=samples)
+
+
+def _over_cases(by_case: DoubleArray, labelled: int, samples: int) -> Interval:
+    """Of a Dice value a case, by the draws that `_interval` has for a single subset."""
+    return crossed_interval(by_case[np.newaxis], [0], Draw(seed=0), f"{labelled}/dice", samples=samples)
+
+
+def _point(
+    study: Study,
+    method: str,
+    labelled: int,
+    groups: Mapping[tuple[str, int], Sequence[StudyRun]],
+    ceiling: float | None,
+    samples: int,
+) -> Point:
+    runs, baseline = groups[method, labelled], groups.get((study["baseline"], labelled), [])
+    ids = sorted(runs[0]["cases"])
+
+    point = Point(
+        method=method,
+        labelled=labelled,
+        runs=len(runs),
+        values={metric: _interval(_matrix(runs, ids, metric), runs, metric, samples) for metric in _METRICS},
+        difference={},
+        over_cases=None,
+        p_value=None,
+        better=(0, 0),
+        gap_closed=None,
+        minutes=float(np.mean([run["minutes"] for run in runs])),
+        peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
+        gpu_peak_mb=max((run["gpu_peak_mb"] for run in runs if "gpu_peak_mb" in run), default=None),
+        steps=runs[0]["steps"],
+    )
+    pairs = _pairs(baseline, runs)
+    if method == study["baseline"] or not pairs:
+        return point
+    floors, mine = zip(*pairs, strict=True)
+    floor = {metric: _matrix(floors, ids, metric) for metric in _METRICS}
+    gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in _METRICS}
+    by_run = _defined(gain["dice"])
+    room = None if ceiling is None else ceiling - float(by_subset(_defined(floor["dice"]), _subsets(floors)).mean())
+    difference = {metric: _interval(gain[metric], mine, metric, samples) for metric in _METRICS}
+    gained = difference["dice"]["mean"]
+    by_case = by_subset(by_run, _subsets(mine)).mean(axis=0)
+    return replace(
+        point,
+        difference=difference,
+        over_cases=_over_cases(by_case, labelled, samples),
+        p_value=signed_rank_p(by_case),
+        better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
+        gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
+    )
+
+
+def _ceiling(study: Study) -> float | None:
+    """Mean Dice of the first method that was run with the labels of the ceiling, if one was."""
+    found = [run for run in study["runs"] if run["labelled"] == study["ceiling"]]
+    runs = [run for run in found if run["method"] == found[0]["method"]]
+    return float(_defined(_matrix(runs, sorted(runs[0]["cases"]), "dice")).mean()) if runs else None
+
+
+def _pairs(baseline: Sequence[StudyRun], runs: Sequence[StudyRun]) -> list[tuple[StudyRun, StudyRun]]:
+    """Runs of two methods that have label subset and seed in common."""
+    known = {(run["label_seed"], run["seed"]): run for run in baseline}
+    return [(known[key], run) for run in runs if (key := (run["label_seed"], run["seed"])) in known]
+
+
+def _subsets(runs: Sequence[StudyRun]) -> list[int]:
+    """The number of each run's label subset."""
+    names = [run["label_seed"] for run in runs]
+    order = list(dict.fromkeys(names))
+    return [order.index(name) for name in names]
+
+
+def _matrix(runs: Sequence[StudyRun], ids: Sequence[str], metric: Metric) -> DoubleArray:
+    """A metric's mean over organs `(runs, cases)`, NaN where it is defined for none. Raises `DataError` where runs were
+    not scored on the same cases."""
+    rows = []
+    for run in runs:
+        if sorted(run["cases"]) != list(ids):
+            raise DataError(
+                f"{run['method']} with {run['labelled']} labels was scored on other cases than the runs that it is "
+                "compared with. Delete its rows from results.json, and run the study again."
+            )
+        rows.append([case_mean(run["cases"][case], metric) for case in ids])
+    return np.array(rows, dtype=np.float64)
+
+
+def _defined(values: DoubleArray) -> DoubleArray:
+    """The cases that have a value in every run."""
+    return values[:, np.isfinite(values).all(axis=0)]
+
+
+def run_name(method: str, labelled: int, label_seed: int | None, seed: int) -> str:
+    """What a run of a study is called."""
+    subset = "first" if label_seed is None else f"labels{label_seed}"
+    return f"{method}-{labelled}-{subset}-seed{seed}"
+
+
+def name_of(run: StudyRun) -> str:
+    """What a run is called."""
+    return run_name(run["method"], run["labelled"], run["label_seed"], run["seed"])
+
+
+def folder_name(name: str, key: str) -> str:
+    """Of a run's folder: with other settings it has another one, so that nothing that was made is overwritten."""
+    return f"{name}-{key[:8]}"
+
+
+def scores_of(summary: Summary) -> dict[str, dict[str, Scores]]:
+    """A run's scores by case and organ."""
+    return {
+        case["id"]: {organ: {"dice": s["dice"], "nsd": s["nsd"]} for organ, s in case["organs"].items()}
+        for case in summary["cases"]
+    }
+
+
+def case_mean(organs: Mapping[str, Scores], metric: Metric) -> float:
+    """Mean over the organs in which it is defined; NaN where it is in none."""
+    defined = [value for scores in organs.values() if (value := scores[metric]) is not None]
+    return sum(defined) / len(defined) if defined else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrganScore:
+    """mean: over cases and runs. difference: to the baseline's, over the runs that it has too. None where it is not
+    defined."""
+
+    mean: float | None
+    difference: float | None
+
+
+def organ_scores(study: Study, method: str, labelled: int, metric: Metric) -> dict[str, OrganScore]:
+    """A method's score of each organ with so many labels."""
+    runs, baseline = (
+        [run for run in study["runs"] if run["method"] == name and run["labelled"] == labelled]
+        for name in (method, study["baseline"])
+    )
+    pairs = [] if method == study["baseline"] else _pairs(baseline, runs)
+
+    def mean(of: Sequence[StudyRun], organ: str) -> float | None:
+        found = [v for run in of for case in run["cases"].values() if (v := case[organ][metric]) is not None]
+        return float(np.mean(found)) if found else None
+
+    scores = {}
+    for organ in study["organs"]:
+        floor, mine = (mean([pair[side] for pair in pairs], organ) for side in (0, 1))
+        difference = None if floor is None or mine is None else mine - floor
+        scores[organ] = OrganScore(mean=mean(runs, organ), difference=difference)
+    return scores
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, 5) if isinstance(value, float) else value

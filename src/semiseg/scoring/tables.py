@@ -1,0 +1,108 @@
+"""Console tables of a summary: boxed in a terminal, aligned plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from semiseg.scoring.statistics import FEWEST_CASES, Interval, is_range
+from semiseg.scoring.summary import METRICS, Metric, Summary, pair_count
+from semiseg.words import counted
+
+TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
+DECIMALS: dict[Metric, int] = {"dice": 4, "nsd": 4, "hd95_mm": 2}
+UNDEFINED = "–"
+RANGE_NOTE = f"(a to b) is the range of fewer than {FEWEST_CASES} cases, which are too few for an interval and a p."
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """Print a row per organ and the mean over organs: each metric with its 95 % interval over cases, or with its range
+    where there are fewer than six."""
+    ends = "(range)" if len(summary["cases"]) < FEWEST_CASES else "[95 %]"
+    header = ["organ", "tolerance (mm)", *(f"{TITLES[metric]} {ends}" for metric in METRICS), "cases"]
+    rows = []
+    for organ, intervals in summary["per_organ"].items():
+        cells = [interval_text(intervals[metric], DECIMALS[metric]) for metric in METRICS]
+        counts = "/".join(dict.fromkeys(str(intervals[metric]["count"]) for metric in METRICS))
+        rows.append([organ, f"{summary['tolerance_mm'][organ]:g}", *cells, counts])
+    cells = [interval_text(summary["mean"][metric], DECIMALS[metric]) for metric in METRICS]
+    rows.append(["mean", "", *cells, str(len(summary["cases"]))])
+    console = console or Console()
+    print_table(f"{counted(len(summary['cases']), 'case')}, rules {summary['rules']}", header, rows, console)
+    intervals_of_all = [*summary["per_organ"].values(), summary["mean"]]
+    notes = [RANGE_NOTE] if any(shows_range(row[metric]) for row in intervals_of_all for metric in METRICS) else []
+    both, there = pair_count(summary["cases"])
+    if both < there:
+        notes.append(f"HD95 is over the {both} of {there} organs in cases that reference and prediction both have.")
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def interval_text(interval: Interval, decimals: int, *, signed: bool = False) -> str:
+    """`0.8123 [0.7900, 0.8310]`, `0.8123 (0.7900 to 0.8310)` for a range; a dash where the mean is undefined."""
+    if interval["mean"] is None:
+        return UNDEFINED
+    form = f"{'+' if signed else ''}.{decimals}f"
+    if interval["low"] is None or interval["high"] is None:
+        return f"{interval['mean']:{form}}"
+    if is_range(interval):
+        return f"{interval['mean']:{form}} ({interval['low']:{form}} to {interval['high']:{form}})"
+    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
+def shows_range(interval: Interval) -> bool:
+    """Whether `interval_text` shows a range."""
+    return is_range(interval) and interval["low"] is not None
+
+
+def p_text(p_value: float | None, *, undefined: str = "") -> str:
+    """`0.034`, `<0.001`."""
+    if p_value is None:
+        return undefined
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    console: Console | None = None,
+    *,
+    total: bool = True,
+) -> None:
+    """Print a table; the first column is text, the others are numbers. total: whether the last row is one."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.print(plain_table(title, header, rows), markup=False, highlight=False, soft_wrap=True)
+        return
+    # Names of organs are text, whatever brackets they have.
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    for number, column in enumerate(header):
+        table.add_column(Text(column), justify="left" if number == 0 else "right")
+    for row in rows[:-1] if total else rows:
+        table.add_row(*map(Text, row))
+    if total:
+        table.add_section()
+        table.add_row(*map(Text, rows[-1]), style="bold")
+    console.print(table)
+
+
+def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as aligned text without a frame, however wide."""
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    lines = [title]
+    for line in [header, *rows]:
+        cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table in Markdown."""
+    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
+    rule = "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])

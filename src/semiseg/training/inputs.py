@@ -1,0 +1,278 @@
+"""What a step is given: augmented batches on the device, and labels of whole unlabelled scans for methods with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from semiseg.augment.settings import Augmentation
+from semiseg.augment.views import labelled_view, unlabelled_views
+from semiseg.data.batches import Batch as StoredBatch
+from semiseg.data.batches import BatchSource
+from semiseg.data.plan import Plan
+from semiseg.files import write_jsonl
+from semiseg.io.store import open_labels, read_case_meta
+from semiseg.methods.base import Batch, Method, UnlabelledBatch
+from semiseg.methods.phases import Phases
+from semiseg.prediction.engines.torch_engine import TorchEngine
+from semiseg.randomness import Draw
+from semiseg.rows import read_rounds
+from semiseg.training.progress import every_so_often
+from semiseg.training.refresh import predicted_locations
+from semiseg.training.scan_labels import label_file, label_scans, labels_folder, remove_other_labels
+from semiseg.training.settings import TrainSettings
+from semiseg.training.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
+from semiseg.transfer import to_device
+from semiseg.types import AnyArray
+from semiseg.words import counted
+
+StepInputs = tuple[int, Batch, UnlabelledBatch | None]
+ROUNDS_FILE = "rounds.jsonl"
+LABELLED_SHARE = 0.2
+"""Voxels of scans that a round labels, by those of patches that training has seen since the last one: some 9 % of its
+time, since a voxel that is labelled costs a third of one that is learnt from, and tiles overlap."""
+REFRESHED = 4
+"""Unlabelled scans that are predicted at each refresh, in turn."""
+LEAST_LABELLED = 8
+"""Scans that a round is worth beginning for, where there are so many."""
+DEAR_LABELLING = 0.25
+"""Share of the minutes: if labelling takes more it is said."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The source of a run's batches, and the stored cases (folders) that the loop itself looks at. scan_labels: folder
+    for labels of whole unlabelled scans; None gives them blank ones, for steps that are only timed."""
+
+    source: BatchSource
+    labelled: tuple[Path, ...]
+    unlabelled: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    scan_labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how batches are made ready: the same for every step."""
+
+    plan: Plan
+    augment: Augmentation
+    device: torch.device
+    autocast: torch.dtype | None
+
+
+@dataclass
+class Feed:
+    """Gives steps their inputs, stretch by stretch, and remembers between stretches what it has labelled.
+
+    locations: where the labeller found organs in unlabelled scans, by case and class. say: told how far labelling is.
+    pausing: seconds that went into labelling, for whoever counts; set it back to 0.
+    """
+
+    data: TrainingData
+    method: Method
+    settings: TrainSettings
+    place: Place
+    locations: dict[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
+    pausing: float = 0.0
+    _round_of: int | None = None
+    """The first step of the round whose labels are published."""
+    _trusted: bool = True
+
+    def __post_init__(self) -> None:
+        if self.data.scan_labels is not None:
+            self.method.shortest_round = min(LEAST_LABELLED, self._asked) * self._scan_steps / LABELLED_SHARE
+
+    def steps(self, start: int, stop: int, phases: Phases) -> Iterator[StepInputs]:
+        """Step and augmented batches of the steps [start, stop).
+
+        A method's `scan_labellers` label unlabelled scans before the first of their patches, and it gets none of them
+        where the labels are not to be trusted. Else, where `refresh_steps` asks for it, its labeller predicts some
+        scans in between, into `locations`.
+        """
+        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.turns, *self.method.labelling_steps}
+        labels_scans = bool(self.method.labelling_steps)
+        refreshes: set[int] = set()
+        if self.settings.refresh_steps and self.data.unlabelled and not labels_scans:
+            first = phases.warmup_stop
+            refreshes = set(range(first, phases.train_stop, self.settings.refresh_steps)) - {0}  # knows nothing yet
+        if self.locations and self._round_of is None:
+            self.data.source.publish(dict(self.locations), from_step=start)
+            self._round_of = start
+        for begin, end in pairwise(sorted(cut for cut in cuts | refreshes if start <= cut <= stop)):
+            unlabelled = self.method.needs_unlabelled(begin) and bool(self.data.unlabelled)
+            if unlabelled and labels_scans:
+                unlabelled = self._with_labels(begin)
+            if unlabelled and self.method.labeller and begin in refreshes:
+                self._refresh(begin, phases)
+            for stored in self.data.source.iterate(begin, end, unlabelled=unlabelled):
+                yield stored.step, *_views(stored, Draw(seed=self.settings.seed, step=stored.step), self.place)
+
+    def _refresh(self, step: int, phases: Phases) -> None:
+        turn = (step - phases.warmup_stop) // self.settings.refresh_steps
+        labeller = self.method.networks[str(self.method.labeller)]
+        engine = TorchEngine(labeller, self.place.device, self.place.autocast)
+        self.locations |= predicted_locations(
+            self.data.unlabelled, turn, REFRESHED, engine, self.place.plan, self.settings.seed
+        )
+        self.data.source.publish(dict(self.locations), from_step=step)
+
+    def _with_labels(self, step: int) -> bool:
+        """See to it that the scans of the step's round are labelled; whether they are to be learnt from."""
+        rounds = self.method.labelling_steps
+        first = max(one for one in rounds if one <= step)
+        if self._round_of != first:
+            began = time.perf_counter()
+            self._trusted = self._label(step, rounds.index(first) + 1, rounds)
+            self._round_of = first
+            self.pausing += time.perf_counter() - began
+        return self._trusted
+
+    def _label(self, step: int, number: int, rounds: Sequence[int]) -> bool:
+        """From `step` on unlabelled patches come with the first labeller's labels, and some lie on the classes that it
+        found; unless the second one, a state of the network before, contradicts it on a few of them."""
+        data, place, method = self.data, self.place, self.method
+        if data.scan_labels is None:
+            data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
+            return True
+        first, before = rounds[number - 1], rounds[number - 2] if number > 1 else 0
+        if step > first and self._was_refused(first):
+            return False  # said before the run was stopped; the networks have been remembered anew since
+        drawn = self._drawn(number, first, before)
+        few = drawn[:LOOKED_AT]
+        networks = [method.networks[name] for name in method.scan_labellers(step)]
+        folders = [labels_folder(data.scan_labels, network) for network in networks]
+        remove_other_labels(data.scan_labels, folders)
+
+        def label(cases: Sequence[Path], network: nn.Module, folder: Path, *, to_look: bool = False) -> dict[str, Any]:
+            """The places that are found. to_look: only to see whether labels agree."""
+            what = "scans are labelled, to see whether two states agree" if to_look else "unlabelled scans are labelled"
+            progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} {what}.", at_end=not to_look)
+            engine = TorchEngine(network, place.device, place.autocast)
+            return label_scans(cases, folder, engine, place.plan, seed=self.settings.seed, progress=progress)
+
+        found: Found | None = None
+        trusted, why = True, ""
+        places: dict[str, Any] = {}
+        if len(networks) > 1 and len(few) < min(LOOKED_AT, self._asked):
+            trusted, why = False, TOO_EARLY
+        elif len(networks) > 1:
+            began = time.perf_counter()
+            for some in (few[:FIRST_LOOK], few):
+                for network, folder in zip(networks, folders, strict=True):
+                    places = label(some, network, folder, to_look=True)
+                found = looked = looked_at(some, folders, place.plan, data.labelled)
+                if looked.agreement < HOPELESS:
+                    break
+            self._say_if_dear((time.perf_counter() - began) / len(some) / len(networks), len(drawn), len(rounds))
+            trusted, why = verdict(looked)
+        if trusted:
+            places = label(drawn, networks[0], folders[0])
+            data.source.publish(places, from_step=step, among=set(places))
+            data.source.publish_labels(
+                lambda case: open_labels(label_file(folders[0], case.id), case.shape_zyx), among=set(places)
+            )
+        self._write_round(number, first, len(drawn), found, trusted, why, places)
+        return trusted
+
+    def _say_if_dear(self, each: float, drawn: int, rounds: int) -> None:
+        """Say what labelling scans takes of the minutes where that is much, by the seconds that one takes, and what to
+        do."""
+        minutes = self.settings.minutes
+        dear = each * (drawn + min(LOOKED_AT, drawn)) * rounds / 60
+        if self.settings.steps is None and dear > DEAR_LABELLING * minutes:
+            fewer = ", or label fewer scans (--set method.label_scans=8, in a new run)" if drawn > 8 else ""
+            self.say(
+                f"Labelling {counted(drawn, 'unlabelled scan')} in each of {rounds} rounds takes about {dear:.1f} of "
+                f"{minutes:g} minutes. Give more minutes{fewer}."
+            )
+
+    @property
+    def _asked(self) -> int:
+        """Scans of a round, by the method."""
+        everything = len(self.data.unlabelled)
+        return min(self.method.scans_to_label or everything, everything)
+
+    @cached_property
+    def _scan_steps(self) -> float:
+        """The voxels of a scan, by those of the patches of a step."""
+        scan = fmean(prod(read_case_meta(case).shape_zyx) for case in self.data.labelled)
+        return scan / (self.place.plan.batch * prod(self.place.plan.patch))
+
+    def _drawn(self, number: int, first: int, before: int) -> tuple[Path, ...]:
+        """The unlabelled scans of a round that begins with a step, the one before it with another: so many as the
+        settings say, each drawn by its id, or all; fewer where a doubtful network would take long for them beside the
+        training in between."""
+        cases, count = self.data.unlabelled, self._asked
+        if len(self.method.scan_labellers(first)) > 1:
+            count = min(count, int(LABELLED_SHARE * (first - before) / self._scan_steps))
+        if count >= len(cases):
+            return cases
+
+        def lot(case: Path) -> float:
+            draw = Draw(seed=self.settings.seed, step=number)
+            return float(draw.generator(f"whether {case.name} is labelled").random())
+
+        return tuple(sorted(sorted(cases, key=lot)[:count]))
+
+    def _was_refused(self, first: int) -> bool:
+        assert self.data.scan_labels is not None  # nothing is labelled otherwise
+        return any(row["step"] == first and not row["trusted"] for row in read_rounds(self.data.scan_labels.parent))
+
+    def _write_round(
+        self,
+        number: int,
+        step: int,
+        scans: int,
+        found: Found | None,
+        trusted: bool,
+        why: str,
+        places: dict[str, Any],
+    ) -> None:
+        """Tell the log, the report and the person what became of a round."""
+        assert self.data.scan_labels is not None  # nothing is labelled otherwise
+        file = self.data.scan_labels.parent / ROUNDS_FILE
+        organs = self.place.plan.labels.organs
+        row = {
+            "round": number,
+            "step": step,
+            "scans": scans if trusted else 0,
+            "agreement": None if found is None else round(found.agreement, 4),
+            "found": {name: sum(value in one for one in places.values()) for value, name in organs.items()},
+            "trusted": trusted,
+            "why": why,
+        }
+        before = [dict(one) for one in read_rounds(file.parent) if one["step"] < step]
+        write_jsonl(file, [*before, row])
+        if why:
+            self.say(f"Round {number}: {why}")
+
+
+def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, UnlabelledBatch | None]:
+    """The batch on the device, augmented there."""
+
+    def send(array: AnyArray) -> Tensor:
+        return to_device(array, place.device)
+
+    def layout(images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last_3d)
+
+    images, labels = labelled_view(send(stored.images), send(stored.labels), draw, place.augment, place.plan.labels)
+    labelled = Batch(layout(images), labels)
+    if stored.unlabelled is None:
+        return labelled, None
+    pseudo = None if stored.pseudo_labels is None else (send(stored.pseudo_labels), place.plan.labels)
+    weak, strong, given = unlabelled_views(send(stored.unlabelled), draw, place.augment, pseudo)
+    return labelled, UnlabelledBatch(layout(weak), layout(strong), given)

@@ -1,0 +1,65 @@
+"""Where the numbers of a training run go: metrics.jsonl, the console and, on request, TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semiseg.files import append_jsonl, write_jsonl
+from semiseg.rows import read_metrics
+from semiseg.training.pace import Pace
+from semiseg.training.progress import TrainingProgress
+from semiseg.training.settings import TrainSettings
+from semiseg.training.tensorboard import open_tensorboard
+
+
+class Journal:
+    """A context that collects the metrics of steps and writes rows.
+
+    start: the step that training goes on from; rows of later steps, from before a kill, are removed. pace: tells how
+    many steps there will be.
+    """
+
+    def __init__(self, run: Path, settings: TrainSettings, *, start: int, pace: Pace, quiet: bool) -> None:
+        self._pace = pace
+        self._log = run / "metrics.jsonl"
+        write_jsonl(self._log, [row for row in read_metrics(run) if row["step"] <= start] if start else [])
+        self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
+        self._progress = TrainingProgress(start, pace, quiet=quiet)
+        self._pending: list[dict[str, Tensor]] = []
+        self.note = self._progress.note
+
+    def __enter__(self) -> Journal:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def is_due(self, done: int) -> bool:
+        """Whether a row is due after so many steps."""
+        return done % self._pace.rows_every == 0
+
+    def collect(self, metrics: dict[str, Tensor]) -> None:
+        self._pending.append(metrics)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each scalar since the last call; this is where the device is waited for."""
+        scalars: dict[str, list[Tensor]] = {}
+        for metrics in self._pending:
+            for key, value in metrics.items():
+                scalars.setdefault(key, []).append(value.float())
+        self._pending = []
+        return {key: float(torch.stack(values).mean()) for key, values in scalars.items()}
+
+    def write(self, row: dict[str, Any]) -> None:
+        append_jsonl(self._log, row)
+        self._progress.show(row)
+        if self._board:
+            self._board.write(row)

@@ -1,0 +1,169 @@
+"""How doubtful the pseudo-labels of unlabelled cases are, judged by the networks of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from typing_extensions import TypedDict
+
+from semiseg.data.plan import Plan
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import write_text
+from semiseg.io.store import OpenCase, open_case
+from semiseg.methods.phases import Phases
+from semiseg.prediction.engines.base import Engine
+from semiseg.prediction.engines.torch_engine import TorchEngine, torch_engine
+from semiseg.prediction.model import load_model
+from semiseg.prediction.window import Window
+from semiseg.randomness import Draw
+from semiseg.training.checkpoint import load_latest
+from semiseg.training.scan_labels import mean_dice, scan_logits
+from semiseg.training.session import Session
+from semiseg.types import DoubleArray, FloatArray
+from semiseg.words import as_text_cell, from_text_cell
+
+Order = Literal["disagreement", "entropy", "random"]
+BACKGROUND = 0.99
+"""Voxels that are background with a higher probability say nothing of doubt, and are most of a scan."""
+
+
+class Doubt(TypedDict):
+    """A case's doubt. entropy: mean over voxels that may be an organ, as a share of the largest, `ln K`. disagreement:
+    1 - mean Dice of the two networks' labels over the organs that one of them finds (1 where neither finds any; nan
+    where there is one network alone).
+    organs: how many organs are found. organ_voxels: voxels of organs on the plan's grid.
+    """
+
+    id: str
+    entropy: float
+    disagreement: float
+    organs: int
+    organ_voxels: int
+
+
+def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> Doubt:
+    """The doubt of one stored case; `first` is the network whose labels count, `second` the one that may contradict.
+
+    Both roll over the scan together, so that neither's logits are ever whole in memory.
+    """
+    classes = plan.labels.count
+    overlap, sizes, voxels = np.zeros(classes), np.zeros(classes), np.zeros(classes)
+    entropy = counted = 0.0
+    rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second) if engine]
+    for mine, *others in zip(*rows, strict=True):
+        other = others[0] if others else mine
+        p = _softmax(mine)
+        doubtful = p[0] < BACKGROUND
+        entropy += float((-(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful).sum())
+        counted += float(doubtful.sum())
+        a, b = mine.argmax(axis=0), other.argmax(axis=0)
+        overlap += np.bincount(a[a == b].ravel(), minlength=classes)
+        counts = [np.bincount(labels.ravel(), minlength=classes) for labels in (a, b)]
+        voxels += counts[0]
+        sizes += counts[0] + counts[1]
+    return Doubt(
+        id=case.meta.id,
+        entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,
+        disagreement=round(1 - mean_dice(overlap, sizes), 6) if second else math.nan,
+        organs=int((voxels[1:] > 0).sum()),
+        organ_voxels=int(voxels[1:].sum()),
+    )
+
+
+def doubts(
+    cases: Sequence[Path],
+    first: Engine,
+    second: Engine | None,
+    plan: Plan,
+    *,
+    progress: Callable[[int, int, str], None],
+) -> list[Doubt]:
+    """The doubt of every stored case."""
+    found = []
+    for done, folder in enumerate(cases, start=1):
+        found.append(case_doubt(open_case(folder), first, second, plan))
+        progress(done, len(cases), folder.name)
+    return found
+
+
+def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:
+    """The cases, the most doubtful first.
+
+    random is the baseline that a ranking has to beat: cases in which every organ is found that any case shows, in an
+    order drawn by the seed, then those with fewer.
+    """
+    if by != "random":
+        return sorted(found, key=lambda doubt: (-doubt[by], doubt["id"]))
+    names = sorted(doubt["id"] for doubt in found)
+    drawn = Draw(seed=seed).generator("annotation order").permutation(len(names))
+    place = {names[index]: position for position, index in enumerate(drawn)}
+    return sorted(found, key=lambda doubt: (-doubt["organs"], place[doubt["id"]]))
+
+
+def write_ranking(run: Path, order: Sequence[Doubt], by: Order, *, exclude_worst: float) -> None:
+    """`run/ranking.csv` and, where a share of the cases is to be excluded, `run/exclude.txt` for `data.exclude`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(order[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dict(doubt) | {"id": as_text_cell(doubt["id"])} for doubt in order)
+    write_text(run / "ranking.csv", text.getvalue())
+    if exclude_worst:
+        worst = [doubt["id"] for doubt in order[: max(1, round(exclude_worst * len(order)))]]
+        write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
+
+
+def read_ranking(run: Path) -> list[Doubt]:
+    """`run/ranking.csv`, in its order; raises `DataError` where there is none."""
+    path = run / "ranking.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: not there. Rank the run's unlabelled cases first: semiseg rank {run}")
+    with path.open(encoding="utf-8") as file:
+        return [
+            Doubt(
+                id=from_text_cell(row["id"]),
+                entropy=float(row["entropy"]),
+                disagreement=float(row["disagreement"]),
+                organs=int(row["organs"]),
+                organ_voxels=int(row["organ_voxels"]),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def _softmax(logits: FloatArray) -> DoubleArray:
+    shifted = np.exp((logits - logits.max(axis=0)).astype(np.float64))
+    return np.asarray(shifted / shifted.sum(axis=0), dtype=np.float64)
+
+
+def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine | None]:
+    """The network whose labels count, and the one that may contradict it: of the same run, or another run's model, or
+    None where the run has one network alone.
+
+    Raises `DataError` without a checkpoint, and `ConfigError` where the other model is of another plan.
+    """
+    method = session.build(Phases.of_steps(0, 1, 1))
+    checkpoint = load_latest(session.run / "checkpoints")
+    if checkpoint is None:
+        raise DataError(f"{session.run}: no checkpoint here. Train the run first: semiseg train {session.run}")
+    numbers = {
+        key.removeprefix("method/"): value for key, value in checkpoint.numbers.items() if key.startswith("method/")
+    }
+    method.load_state(checkpoint.tensors, numbers)
+    first = method.networks[method.evaluated]
+    if against is None:
+        second = method.networks[method.doubter] if method.doubter else None
+        return TorchEngine(first, session.device), TorchEngine(second, session.device) if second else None
+    other = load_model(against)
+    same = ("spacing_mm", "channels", "labels", "normalisation", "patch")
+    if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
+        raise ConfigError(
+            f"{against}: has another {different[0]} than {session.run}, whose prepared scans it is to label. Name a "
+            "run that was made with the same plan."
+        )
+    return TorchEngine(first, session.device), torch_engine(other, session.device)

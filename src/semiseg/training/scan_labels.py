@@ -1,0 +1,176 @@
+"""Pseudo-labels of whole unlabelled scans: made once, by a teacher that stands still, and kept in the run folder.
+
+A teacher that sees a patch alone errs near its faces; a sliding window blends those away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from semiseg.data.plan import Plan
+from semiseg.data.sampling import Locations
+from semiseg.errors import DataError
+from semiseg.files import remove_leftovers, remove_made
+from semiseg.geometry import Box
+from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
+from semiseg.prediction.engines.base import Engine
+from semiseg.prediction.predictor import body_margin
+from semiseg.prediction.sliding import blended_rows
+from semiseg.prediction.window import Window
+from semiseg.randomness import Draw
+from semiseg.types import FloatArray, LabelArray, Shape
+
+KEPT_PER_CLASS = 64
+TILE_VOXELS = 1_000_000
+TILE_STEP = 0.75
+"""Of tiles that are mostly larger than patches: faces count less."""
+
+
+def label_scans(
+    cases: Sequence[Path],
+    folder: Path,
+    engine: Engine,
+    plan: Plan,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Locations]:
+    """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid; those that are there are kept, and
+    made anew if they are damaged.
+
+    Returns up to 64 voxels of every class that is found in it, by case. progress: told how many of how many are done,
+    after each that was made.
+    """
+    found: dict[str, Locations] = {}
+    remove_leftovers(folder)
+    for index, path in enumerate(cases):
+        case = open_case(path)
+        file = label_file(folder, case.meta.id)
+        kept = _kept(file, case.meta.shape_zyx)
+        labels = scan_labels(case, engine, scan_window(case, plan)) if kept is None else kept
+        if kept is None:
+            write_labels(file, labels)
+        draw = Draw(seed=seed, sample=index)
+        found[case.meta.id] = places_of_classes(labels, plan, draw)
+        if progress and kept is None:
+            progress(index + 1, len(cases))
+    return found
+
+
+def _kept(file: Path, shape: Shape) -> LabelArray | None:
+    if not file.is_file():
+        return None
+    try:
+        return np.asarray(open_labels(file, shape)[:])
+    except (DataError, RuntimeError, ValueError):
+        return None
+
+
+def label_file(folder: Path, case: str) -> Path:
+    return folder / f"{case}.b2nd"
+
+
+def scan_window(case: OpenCase, plan: Plan) -> Window:
+    """Large tiles, laid thin: they see more than a patch, and are computed once or little more. Of a CT over the part
+    that holds the body, as predicting has it; outside of it is background."""
+    window = Window(patch=scan_tile(case.meta.shape_zyx, plan), step=TILE_STEP)
+    if plan.normalisation[0].scheme != "ct" or not case.meta.body_locations:
+        return window
+    low, high = np.min(case.meta.body_locations, axis=0), np.max(case.meta.body_locations, axis=0) + 1
+    margin = body_margin(plan)
+    start = (max(0, int(a) - m) for a, m in zip(low, margin, strict=True))
+    stop = (min(n, int(b) + m) for b, m, n in zip(high, margin, case.meta.shape_zyx, strict=True))
+    z, y, x = start
+    to_z, to_y, to_x = stop
+    return replace(window, region=Box((z, y, x), (to_z, to_y, to_x)))
+
+
+def scan_tile(shape: Shape, plan: Plan) -> Shape:
+    """A tile for a stored scan: the patch, grown by what the network divides along the axis of which the scan needs
+    most tiles, up to a size that takes little memory without gradients."""
+    units = [prod(level[axis] for level in plan.student.strides) for axis in range(3)]
+    tile = list(plan.patch)
+    while True:
+        room = [n / t for n, t in zip(shape, tile, strict=True)]
+        axis = room.index(max(room))
+        tile[axis] += units[axis]
+        if room[axis] <= 1 or prod(tile) > max(TILE_VOXELS, prod(plan.patch)):
+            tile[axis] -= units[axis]
+            return (tile[0], tile[1], tile[2])
+
+
+def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
+    """The label map `(Z, Y, X)`, uint8 (uint16 for more than 256 classes), that a network gives to a stored case."""
+    parts = scan_logits(case, engine, window)
+    return np.concatenate([logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1)) for logits in parts])
+
+
+def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[FloatArray]:
+    """A network's logits `(K, rows, Y, X)` of a stored case, a few rows at a time."""
+    _, high, wide = case.meta.shape_zyx
+
+    def read(start: int, stop: int) -> FloatArray:
+        return case.read_image(Box((start, 0, 0), (stop, high, wide)))
+
+    return blended_rows(read, case.meta.shape_zyx, engine, window)
+
+
+def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, list[Shape]]:
+    """Up to 64 voxels `(z, y, x)` of every class that a label map holds."""
+    occupied = np.flatnonzero(labels)  # once: organs are a small part of a scan
+    classes = labels.ravel()[occupied]
+    places: dict[int, list[Shape]] = {}
+    for value in plan.labels.organs:
+        voxels = occupied[classes == value]
+        if len(voxels):
+            generator = draw.generator(f"predicted voxels of class {value}")
+            chosen = generator.choice(len(voxels), min(KEPT_PER_CLASS, len(voxels)), replace=False)
+            places[value] = np.transpose(np.unravel_index(voxels[np.sort(chosen)], labels.shape)).tolist()
+    return places
+
+
+def scan_agreement(a: LabelArray, b: LabelArray) -> float:
+    """`mean_dice` of two label maps `(Z, Y, X)`."""
+    classes = int(max(a.max(), b.max())) + 1
+    overlap, *sizes = (np.bincount(labels.ravel(), minlength=classes) for labels in (a[a == b], a, b))
+    return mean_dice(overlap, sizes[0] + sizes[1])
+
+
+def mean_dice(overlap: NDArray[Any], sizes: NDArray[Any]) -> float:
+    """Mean Dice over the organs that one of two label maps has, 0 where neither has any.
+
+    overlap, sizes: by class, the background first, voxels that both maps give to it, and the sum of each map's.
+    """
+    present = sizes[1:] > 0
+    return float((2 * overlap[1:][present] / sizes[1:][present]).mean()) if present.any() else 0.0
+
+
+def labels_folder(kept: Path, network: nn.Module) -> Path:
+    """The folder under `kept` for labels by a network.
+
+    So a run that is resumed finds its labels again, and never those of an attempt whose network came out otherwise.
+    """
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return kept / digest.hexdigest()[:16]
+
+
+def remove_other_labels(kept: Path, folders: Collection[Path]) -> None:
+    """Remove the folders under `kept` that labels were kept in, but for these."""
+    for other in kept.glob("*"):
+        if other not in folders and other.is_dir() and _IS_OURS.fullmatch(other.name):
+            remove_made(other, [file.name for file in other.glob("*.b2nd")])
+
+
+_IS_OURS = re.compile("[0-9a-f]{16}")

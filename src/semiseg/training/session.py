@@ -1,0 +1,189 @@
+"""A training session: a prepared run folder opened, its open questions settled, trained and shipped as a model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from semiseg.augment.settings import AugmentSettings
+from semiseg.data.batches import BatchSource
+from semiseg.data.plan import Plan
+from semiseg.data.prepare import check_recipe
+from semiseg.data.roles import Role, RunCase, of_role
+from semiseg.data.sampling import SamplingSettings
+from semiseg.errors import DataError
+from semiseg.methods.base import Method
+from semiseg.methods.build import build_method
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import MethodSettings
+from semiseg.prediction.model import save_model
+from semiseg.randomness import Draw
+from semiseg.training.checkpoint import load_latest
+from semiseg.training.feedback_maps import write_feedback_maps
+from semiseg.training.inputs import Feed, Place, TrainingData
+from semiseg.training.judgement import judge_training
+from semiseg.training.loop import train_method
+from semiseg.training.origin import Origin, origin_of
+from semiseg.training.out_of_memory import named_out_of_memory
+from semiseg.training.precision import autocast_dtype
+from semiseg.training.settings import TrainSettings
+from semiseg.training.trial import fastest_threads
+
+
+@dataclass(frozen=True)
+class Session:
+    """A prepared run, ready to be trained. cases: with their roles. train.precision must be settled."""
+
+    run: Path
+    cases: list[RunCase]
+    plan: Plan
+    sampling: SamplingSettings
+    augment: AugmentSettings
+    method: MethodSettings
+    train: TrainSettings
+    device: torch.device
+    tries_threads: bool = False
+    """Whether another number of threads may be tried where the pace collapses."""
+
+    @property
+    def place(self) -> Place:
+        plan = self.plan
+        has_unit = any(one.scheme == "ct" for one in plan.normalisation)
+        augment = self.augment.suited_to(plan.anisotropic_axis, plan.mirror_axes, plan.turn_degrees, has_unit=has_unit)
+        return Place(
+            self.plan,
+            augment,
+            self.device,
+            autocast_dtype(self.train.precision),
+        )
+
+    def open_data(self) -> TrainingData:
+        """Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and
+        there are none."""
+        check_recipe(self.run / "store", self.plan)
+        labelled, unlabelled, validation = (
+            tuple(self.run / "store" / case.id for case in of_role(self.cases, *roles)) for roles in _SOURCES
+        )
+        if self.method.needs_unlabelled and not unlabelled:
+            raise DataError(
+                f"{self.run}/cases.jsonl: no unlabelled case, but method {self.method.name} learns from them. "
+                'Add scans to imagesUn, or choose method.name = "supervised" (--method supervised).'
+            )
+        source = BatchSource(
+            labelled,
+            unlabelled,
+            patch=self.plan.patch,
+            batch=self.plan.batch,
+            seed=self.train.seed,
+            settings=self.sampling,
+            histograms=self._histograms,
+        )
+        labels = self.run / "scan_labels"
+        return TrainingData(source, labelled, unlabelled, validation, labels)
+
+    @property
+    def _histograms(self) -> tuple[float, tuple[int, ...]] | None:
+        channels = tuple(i for i, one in enumerate(self.plan.normalisation) if one.scheme == "zscore")
+        augment = self.place.augment
+        wanted = augment.enabled and augment.histogram_probability > 0 and channels
+        return (augment.histogram_probability, channels) if wanted else None
+
+    def origin(self) -> Origin:
+        return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed)
+
+    def build(self, phases: Phases) -> Method:
+        return build_method(
+            self.plan,
+            self.method,
+            phases,
+            seed=self.train.seed,
+            device=self.device,
+            autocast=self.place.autocast,
+        )
+
+
+@contextmanager
+def torch_as_it_was() -> Iterator[None]:
+    """Within, `set_up_torch` may be called; afterwards threads, determinism and warnings are the caller's again."""
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    benchmark = torch.backends.cudnn.benchmark
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_deterministic_debug_mode(mode)
+            torch.backends.cudnn.benchmark = benchmark
+
+
+def set_up_torch(threads: int, *, deterministic: bool) -> None:
+    """Threads and determinism of this process."""
+    torch.set_num_threads(threads)
+    # Not by `use_deterministic_algorithms`, which imports torch's compiler: seconds, and training never compiles.
+    torch.set_deterministic_debug_mode("warn" if deterministic else "default")
+    # On a GPU pooling and cross-entropy have no such algorithm: said in the settings, not by torch in every run.
+    warnings.filterwarnings("ignore", message=".* does not have a deterministic implementation")
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def rehearse(session: Session) -> None:
+    """Take a step or two of every phase with a scratch copy; nothing is left of it.
+
+    So memory that does not suffice shows before the first step, and not after hours of warm-up. Raises `TrainingError`.
+    """
+    scratch = replace(session, train=replace(session.train, refresh_steps=0))
+    with named_out_of_memory(scratch.place):
+        method, data = scratch.build(Phases.of_steps(0, 1, 1)), replace(scratch.open_data(), scan_labels=None)
+        begin, end = method.period, method.period + 2  # of the training phase: with a step of each kind
+        phases = Phases.of_steps(1, end, end + 1) if session.method.uses_unlabelled else Phases.of_steps(0, 1, 1)
+        method.phases = phases
+        feed = Feed(data, method, scratch.train, scratch.place)
+        stretches = [(0, 1), (begin, end), (end, end + 1)] if session.method.uses_unlabelled else [(0, 1)]
+        for start, stop in stretches:
+            for step, labelled, unlabelled in feed.steps(start, stop, phases):
+                method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
+
+
+def train_session(session: Session, *, quiet: bool = False) -> None:
+    """Train (or go on training) to the last step; leaves checkpoints, metrics, the model and the feedback maps."""
+    if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
+        rehearse(session)
+    method, data = session.build(Phases.of_steps(0, 1, 1)), session.open_data()
+    steps, seconds = train_method(
+        session.run,
+        method,
+        data,
+        session.place,
+        settings=session.train,
+        origin=session.origin(),
+        retry_threads=fastest_threads if session.device.type == "cpu" and session.tries_threads else lambda: 0,
+        quiet=quiet,
+    )
+    said = judge_training(session.run, session.train, steps=steps, seconds=seconds, validated=bool(data.validation))
+    for text in () if quiet else said:
+        print(f"Note: {text}")
+    write_feedback_maps(session.run / "feedback", method, data, session.place, step=steps)
+    card = {
+        "method": session.method.name,
+        "network": method.evaluated,
+        "steps": steps,
+        "seed": session.train.seed,
+        "mirror_axes": list(session.place.augment.mirror_axes),
+        "dataset": session.plan.dataset,
+        "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
+        "taught_cases": len(of_role(session.cases, "taught")),
+        "unlabelled_cases": len(data.unlabelled),
+        "torch": torch.__version__,
+        "intended_use": "Research. Not a medical device; have a qualified person check every result.",
+    }
+    network = method.networks[method.evaluated]
+    save_model(session.run / "model", network, session.plan, role="student", card=card)
+
+
+_SOURCES: tuple[tuple[Role, ...], ...] = (("labelled", "taught"), ("unlabelled",), ("validation",))
+"""Roles of the cases that are learnt from with labels, without, and watched."""

@@ -1,0 +1,79 @@
+"""Whether the labels that a network gives to unlabelled scans may be learnt from yet. One rule for all sets.
+
+What a run can see without true labels: two states of the network, some time apart, agree on scans that neither has
+learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.data.plan import Plan
+from semiseg.io.store import open_labels, read_case_meta
+from semiseg.training.scan_labels import label_file, scan_agreement
+
+LOOKED_AT = 4
+"""Scans that are labelled to know; the others of a round only if these are trusted."""
+FIRST_LOOK, HOPELESS = 2, 0.7
+"""Of these the scans that are labelled first, and the agreement on them below which the others need not be: labelling
+large scans takes long, and four of them would have to agree by more than 0.9."""
+LEAST_AGREEMENT = 0.9
+"""Mean Dice of the two states' labels: docs/lab/first_hour.md."""
+NAMED = 3
+"""So many organs are named in a sentence."""
+VOLUME_RANGE = 3.0
+"""An organ may be so many times smaller or larger than in any labelled scan."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """agreement: mean Dice of two label maps of each scan. implausible: names of organs that most scans lack, or have
+    in sizes that no labelled scan has."""
+
+    agreement: float
+    implausible: tuple[str, ...]
+
+
+def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labelled: Sequence[Path]) -> Found:
+    """What the labels of stored scans in two folders, the later state's first, say. labelled: stored cases whose labels
+    are true."""
+    known = [read_case_meta(case).class_voxels for case in labelled]
+    agreements, volumes = [], []
+    for path in cases:
+        meta = read_case_meta(path)
+        now, before = (np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]) for folder in folders)
+        agreements.append(scan_agreement(now, before))
+        volumes.append(np.bincount(now.ravel(), minlength=plan.labels.count))
+    implausible = []
+    for value, name in plan.labels.organs.items():
+        sizes = [voxels.get(value, 0) for voxels in known]
+        if not sizes or min(sizes) == 0:
+            continue  # a labelled scan lacks it, so others may
+        low, high = min(sizes) / VOLUME_RANGE, max(sizes) * VOLUME_RANGE
+        plausible = sum(low <= volume[value] <= high for volume in volumes)
+        if 2 * plausible < len(volumes):
+            implausible.append(name)
+    return Found(float(np.mean(agreements)), tuple(implausible))
+
+
+TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short for labelling any to be worth its time."
+
+
+def verdict(found: Found) -> tuple[bool, str]:
+    """Whether a round learns from unlabelled scans, and the sentence that says why."""
+    said = f"two states of the network agree by {found.agreement:.2f} (Dice) on unlabelled scans"
+    if found.implausible:
+        few, count = found.implausible[:NAMED], len(found.implausible)
+        organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
+        are = "is" if count == 1 else "are"
+        return (
+            False,
+            f"nothing is learnt from unlabelled scans yet, since {organs} {are} not found in them as in labelled ones.",
+        )
+    if found.agreement < LEAST_AGREEMENT:
+        return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."
+    return True, f"unlabelled scans are learnt from: {said}."

@@ -1,0 +1,118 @@
+"""Which scans are meant by files and folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from semiseg.errors import DataError
+from semiseg.prediction.inputs import find_scans
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def found(*inputs: Path) -> dict[str, list[str]]:
+    return {scan.id: [image.name for image in scan.images] for scan in find_scans(inputs)}
+
+
+def test_channels_are_grouped_and_scans_sorted(tmp_path: Path) -> None:
+    names = ("b_0001.nii.gz", "b_0000.nii.gz", "a_0000.nii", "c.nii.gz", "notes.txt", ".tmp-c.nii.gz")
+    assert found(touch(tmp_path, *names)) == {
+        "a": ["a_0000.nii"],
+        "b": ["b_0000.nii.gz", "b_0001.nii.gz"],
+        "c": ["c.nii.gz"],
+    }
+
+
+def test_files_and_folders_together(tmp_path: Path) -> None:
+    first, second = touch(tmp_path / "first", "a.nii.gz"), touch(tmp_path / "second", "b.nii.gz", "c.nii.gz")
+    assert list(found(second / "b.nii.gz", first)) == ["a", "b"]
+
+
+def test_numbers_that_are_names_and_no_channels(tmp_path: Path) -> None:
+    """`patient_0007.nii.gz` is a scan of its own: channels would begin with 0000 and leave no gap."""
+    names = [f"patient_{number:04d}.nii.gz" for number in (1, 2, 7)]
+    expected = {name.removesuffix(".nii.gz"): [name] for name in names}
+    assert found(touch(tmp_path, *names)) == expected
+    assert found(tmp_path / names[2]) == {"patient_0007": [names[2]]}
+    assert found(touch(tmp_path, "FLARETs_0001_0000.nii.gz") / "FLARETs_0001_0000.nii.gz") == {
+        "FLARETs_0001": ["FLARETs_0001_0000.nii.gz"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.nii", "a.nii.gz"), r"a\.nii\.gz: .*a\.nii is channel 0 of a too"),
+        (("a.nii.gz", "a_0000.nii.gz"), r"is channel 0 of a too"),
+        (("a_0003.nii.gz", "a_0003_0000.nii.gz"), r"has the id a_0003 too"),
+        (("notes.txt",), r"no \.nii or \.nii\.gz file in this folder"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        find_scans([touch(tmp_path / "scans", *names)])
+
+
+def test_sub_folders_are_read(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "a.nii.gz")
+    touch(tmp_path / "in" / "one" / "day2", "b.NII.GZ", "c_0000.nii.gz", "c_0001.nii.gz")
+    assert found(tmp_path / "in") == {
+        "a": ["a.nii.gz"],
+        "b": ["b.NII.GZ"],
+        "c": ["c_0000.nii.gz", "c_0001.nii.gz"],
+    }
+
+
+def test_names_that_sub_folders_share_get_the_folder_in_front(tmp_path: Path) -> None:
+    touch(tmp_path / "in", "ct.nii.gz")
+    touch(tmp_path / "in" / "ann", "ct.nii.gz", "other.nii.gz")
+    touch(tmp_path / "in" / "bob" / "day2", "ct.nii")
+    assert list(found(tmp_path / "in")) == ["ann_ct", "bob_day2_ct", "ct", "other"]
+    touch(tmp_path / "in", "ann_ct.nii.gz")
+    with pytest.raises(DataError, match=r"ann_ct\.nii\.gz: .*ann/ct\.nii\.gz has the id ann_ct too"):
+        find_scans([tmp_path / "in"])
+
+
+def test_label_maps_and_predictions_in_sub_folders_are_no_scans(tmp_path: Path) -> None:
+    touch(tmp_path / "imagesTs", "a_0000.nii.gz")
+    touch(tmp_path / "labelsTs", "a.nii.gz")
+    touch(tmp_path / "before", "a.nii.gz", "predictions.jsonl")
+    touch(tmp_path / "out", "a.nii.gz")
+    said: list[str] = []
+    (scan,) = find_scans([tmp_path], output=tmp_path / "out", say=said.append)
+    assert scan.images == (tmp_path / "imagesTs" / "a_0000.nii.gz",)
+    assert [line.split(": ")[0] for line in said] == [str(tmp_path / "before"), str(tmp_path / "labelsTs")]
+    assert found(tmp_path / "labelsTs") == {"a": ["a.nii.gz"]}  # named, it is read
+
+
+def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "a.json", "b.nrrd", "c.png", "d.zip", *(f"e{n}.mha" for n in range(4)))
+    touch(tmp_path / "series")
+    for name in ("IM1", "IM2"):
+        (tmp_path / "series" / name).write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "lost.nii.gz").symlink_to(tmp_path / "gone")
+    said: list[str] = []
+    assert [scan.id for scan in find_scans([tmp_path], say=said.append)] == ["a"]
+    assert said[0] == f"{tmp_path / 'b.nrrd'}: .nrrd is not read yet. Convert it to .nii.gz."
+    assert len(said) == 6
+    assert said[5] == "4 more files or folders are not read either."
+
+
+def test_a_folder_of_dicom_says_how_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(
+        DataError, match=r"no scan that is read: 1 DICOM file\. Convert it to NIfTI first, with dcm2niix"
+    ):
+        find_scans([tmp_path])
+
+
+def test_a_missing_input(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.nii\.gz: there is no such file or folder"):
+        find_scans([tmp_path / "gone.nii.gz"])

@@ -1,0 +1,132 @@
+"""Which unlabelled cases are doubtful, with networks whose answers are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
+from semiseg.errors import DataError
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.store import StoredCase, open_case, write_case
+from semiseg.training.ranking import Doubt, case_doubt, doubts, ranked, read_ranking, write_ranking
+from semiseg.types import FloatArray
+
+TINY = NetworkPlan(features=(2, 2), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
+PLAN = Plan(
+    dataset="made up",
+    channels=("MRI",),
+    labels=LabelScheme(names={0: "background", 1: "a", 2: "b"}),
+    spacing_mm=(1.0, 1.0, 1.0),
+    anisotropic_axis=None,
+    patch=(4, 4, 4),
+    batch=2,
+    normalisation=(ChannelNormalisation(scheme="zscore"),),
+    teacher=TINY,
+    student=TINY,
+)
+SHAPE = (10, 6, 5)
+
+
+class Thresholds:
+    """Class 1 above one intensity, class 2 above another; `sharpness` is the logit of what it finds."""
+
+    name, precision = "formula", "float32"
+
+    def __init__(self, first: float, second: float, sharpness: float = 20.0) -> None:
+        self.limits, self.sharpness = (first, second), sharpness
+
+    def run(self, tiles: FloatArray) -> FloatArray:
+        image = tiles[:, 0]
+        labels = (image > self.limits[0]).astype(int) + (image > self.limits[1])
+        return np.stack([self.sharpness * (labels == k) for k in range(3)], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """Intensities 0..299, a voxel each."""
+    image = np.arange(300, dtype=np.float32).reshape(1, *SHAPE)
+    meta = StoredCase(
+        id="c", shape_zyx=SHAPE, spacing_mm=(1, 1, 1), source_shape_zyx=SHAPE, source_spacing_mm=(1, 1, 1), hash="h",
+        labelled=False, channels=1, class_voxels={}, class_locations={}, body_locations=(),
+    )  # fmt: skip
+    write_case(tmp_path / "c", image=image, label=None, meta=meta)
+    return tmp_path / "c"
+
+
+def test_disagreement_is_one_minus_the_mean_dice_of_organs(case: Path) -> None:
+    first, second = Thresholds(99.5, 199.5), Thresholds(149.5, 199.5)
+    doubt = case_doubt(open_case(case), first, second, PLAN)
+    # Class 1: 100 and 50 voxels, 50 of them common; class 2: the same 100.
+    assert doubt["disagreement"] == pytest.approx(1 - (100 / 150 + 1) / 2, abs=1e-6)
+    assert (doubt["id"], doubt["organs"], doubt["organ_voxels"]) == ("c", 2, 200)
+    same = case_doubt(open_case(case), first, first, PLAN)
+    assert same["disagreement"] == 0
+    assert case_doubt(open_case(case), first, Thresholds(999, 999), PLAN)["disagreement"] == 1
+
+
+def test_one_network_alone_has_no_disagreement(case: Path) -> None:
+    engine = Thresholds(50, 150)
+    alone = case_doubt(open_case(case), engine, None, PLAN)
+    assert math.isnan(alone["disagreement"])
+    assert alone | {"disagreement": 0.0} == case_doubt(open_case(case), engine, engine, PLAN)
+
+
+def test_entropy_is_of_voxels_that_may_be_an_organ(case: Path) -> None:
+    sharpness = 2.0
+    engine = Thresholds(99.5, 199.5, sharpness)
+    p = np.exp([sharpness, 0, 0]) / np.exp([sharpness, 0, 0]).sum()
+    expected = -(p * np.log(p)).sum() / math.log(3)
+    # No voxel is surely background at this sharpness, so all count, and all have the same entropy. Tiles overlap.
+    assert case_doubt(open_case(case), engine, engine, PLAN)["entropy"] == pytest.approx(expected, abs=1e-5)
+    # Sure of everything: hardly any entropy, and the background is left out.
+    assert case_doubt(open_case(case), Thresholds(99.5, 199.5), engine, PLAN)["entropy"] < 1e-4
+
+
+def test_a_case_in_which_nothing_is_found_is_the_most_doubtful(case: Path) -> None:
+    nothing = Thresholds(999, 999)
+    doubt = case_doubt(open_case(case), nothing, nothing, PLAN)
+    assert (doubt["disagreement"], doubt["entropy"], doubt["organs"]) == (1.0, 1.0, 0)
+
+
+def some(name: str, disagreement: float, entropy: float, organs: int = 2) -> Doubt:
+    return Doubt(id=name, disagreement=disagreement, entropy=entropy, organs=organs, organ_voxels=10)
+
+
+FOUND = [some("a", 0.1, 0.9), some("b", 0.3, 0.1), some("c", 0.2, 0.5, organs=1), some("d", 0.3, 0.2)]
+
+
+def test_the_most_doubtful_come_first() -> None:
+    assert [doubt["id"] for doubt in ranked(FOUND, "disagreement")] == ["b", "d", "c", "a"]
+    assert [doubt["id"] for doubt in ranked(FOUND, "entropy")] == ["a", "c", "d", "b"]
+
+
+def test_random_takes_cases_with_all_organs_first_and_depends_on_the_seed_alone() -> None:
+    orders = {tuple(doubt["id"] for doubt in ranked(FOUND, "random", seed=seed)) for seed in range(60)}
+    assert len(orders) == 6  # all orders of the three with two organs
+    assert all(order[3] == "c" for order in orders)
+    turned = ranked(FOUND[::-1], "random", seed=3)
+    assert turned == ranked(FOUND, "random", seed=3)
+
+
+def test_every_case_is_judged_and_progress_is_told(case: Path) -> None:
+    engine = Thresholds(99.5, 199.5)
+    told: list[tuple[int, int, str]] = []
+    found = doubts([case, case], engine, engine, PLAN, progress=lambda *values: told.append(values))
+    assert [doubt["id"] for doubt in found] == ["c", "c"]
+    assert told == [(1, 2, "c"), (2, 2, "c")]
+
+
+def test_a_ranking_is_read_as_it_was_written(tmp_path: Path) -> None:
+    order = ranked(FOUND, "entropy")
+    write_ranking(tmp_path, order, "entropy", exclude_worst=0.5)
+    assert read_ranking(tmp_path) == order
+    assert (tmp_path / "exclude.txt").read_text() == "# the worst 50% by entropy\na\nc\n"
+
+
+def test_without_a_ranking_the_remedy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"ranking\.csv: not there.*semiseg rank {tmp_path}"):
+        read_ranking(tmp_path)

@@ -1,0 +1,134 @@
+"""Labels of whole scans: what the engine sees, kept whole, found again by the teacher that made them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.data.plan import Plan
+from semiseg.geometry import Box
+from semiseg.io.store import open_case, open_labels
+from semiseg.prediction.engines.base import Engine
+from semiseg.training.scan_labels import (
+    TILE_VOXELS,
+    label_file,
+    label_scans,
+    labels_folder,
+    remove_other_labels,
+    scan_agreement,
+    scan_tile,
+    scan_window,
+)
+
+Store = Callable[..., Path]
+
+
+@pytest.fixture
+def shown() -> np.ndarray:
+    values = np.zeros((6, 9, 7))
+    values[1:5, 2:8, 1:6] = 1
+    values[0, 0, :3] = 2
+    return values
+
+
+def test_scans_are_labelled_whole(shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    cases = [store("a", shown), store("b", np.zeros((5, 4, 4)))]
+    progress = lambda done, count: told.append((done, count))  # noqa: E731
+    found = label_scans(cases, tmp_path / "kept", engine, plan, seed=0, progress=progress)
+    assert np.array_equal(open_labels(label_file(tmp_path / "kept", "a"), (6, 9, 7))[:], shown)
+    assert found["a"].keys() == {1, 2}
+    assert found["a"][2] == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
+    assert found["b"] == {}
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_a_ct_is_labelled_around_its_body(shown: np.ndarray, store: Store, plan: Plan) -> None:
+    """As far as an eighth of the patch from what is known of the body, and no farther than the scan goes."""
+    case = open_case(store("a", shown))
+    case = replace(case, meta=replace(case.meta, body_locations=((0, 2, 2), (1, 5, 4))))
+    ct = replace(plan, patch=(8, 8, 16), normalisation=(replace(plan.normalisation[0], scheme="ct"),))
+    assert scan_window(case, plan).region is None
+    assert scan_window(case, ct).region == Box((0, 1, 0), (3, 7, 7))
+    unknown = replace(case, meta=replace(case.meta, body_locations=()))
+    assert scan_window(unknown, ct).region is None
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (6, 9, 7), (40, 300, 200), (400, 400, 400)])
+def test_tiles_are_large_and_can_be_pooled(shape: tuple[int, int, int], plan: Plan) -> None:
+    """Never smaller than the patch, no larger than holds the scan or than the memory has room for."""
+    tile = scan_tile(shape, plan)
+    assert all(edge % 2 == 0 and edge >= own for edge, own in zip(tile, plan.patch, strict=True))  # two levels
+    assert prod(tile) <= TILE_VOXELS
+    if all(n <= 100 for n in shape):
+        assert tile == tuple(max(own, n + n % 2) for n, own in zip(shape, plan.patch, strict=True))
+    else:
+        # What is left is shared out: so many tiles along each axis, where it needs more than one.
+        counts = [n / edge for n, edge in zip(shape, tile, strict=True) if n > edge]
+        assert max(counts) / min(counts) < 1.1
+    large = replace(plan, patch=(128, 128, 128))
+    assert scan_tile((500, 500, 500), large) == (128, 128, 128)  # more than the memory is meant for already
+
+
+def test_what_is_there_is_not_labelled_again(
+    shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
+) -> None:
+    cases, kept = [store("a", shown), store("b", shown)], tmp_path / "kept"
+    first = label_scans(cases, kept, engine, plan, seed=0)
+    label_file(kept, "b").unlink()
+    written = label_file(kept, "a").stat().st_mtime_ns
+    told: list[tuple[int, int]] = []
+    progress = lambda done, count: told.append((done, count))  # noqa: E731
+    assert label_scans(cases, kept, engine, plan, seed=0, progress=progress) == first
+    assert told == [(2, 2)]
+    assert label_file(kept, "a").stat().st_mtime_ns == written
+    assert label_file(kept, "b").is_file()
+
+
+def test_a_damaged_label_map_is_made_anew(
+    shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
+) -> None:
+    case, kept = store("a", shown), tmp_path / "kept"
+    first = label_scans([case], kept, engine, plan, seed=0)
+    label_file(kept, "a").write_bytes(b"no labels")
+    assert label_scans([case], kept, engine, plan, seed=0) == first
+    assert np.array_equal(open_labels(label_file(kept, "a"), (6, 9, 7))[:], shown)
+
+
+def test_labels_belong_to_the_network_that_made_them(tmp_path: Path) -> None:
+    network, kept = torch.nn.Conv3d(1, 2, 1), tmp_path / "kept"
+    folder = labels_folder(kept, network)
+    assert labels_folder(kept, network) == folder
+    with torch.no_grad():
+        network.bias += 1  # type: ignore[operator]
+    other = labels_folder(kept, network)
+    assert other != folder
+    assert {folder.parent, other.parent} == {kept}
+
+
+def test_labels_of_networks_that_are_no_more_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    networks = [torch.nn.Conv3d(1, 2, 1) for _ in range(3)]
+    folders = [labels_folder(tmp_path, network) for network in networks]
+    for folder in folders:
+        folder.mkdir()
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "mine").mkdir()
+    remove_other_labels(tmp_path, folders[1:])
+    assert set(tmp_path.iterdir()) == {*folders[1:], tmp_path / ".DS_Store", tmp_path / "mine"}
+    remove_other_labels(tmp_path / "none", [])
+
+
+def test_agreement_is_the_mean_dice_of_organs_that_either_finds() -> None:
+    empty, one, two = (np.zeros((4, 4, 4), dtype=np.uint8) for _ in range(3))
+    one[0, 0, :2] = 1
+    two[0, 0, :2] = two[1, 0, :2] = 1
+    other = one.copy()
+    other[3, 3, 3] = 2
+    found = [scan_agreement(a, b) for a, b in ((one, one), (one, two), (one, other), (empty, empty))]
+    assert found == pytest.approx([1, 2 / 3, 1 / 2, 0], abs=1e-12)

@@ -1,0 +1,90 @@
+"""Trials come back with what they are asked for; what they measure is this machine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from semiseg.data.plan import NetworkPlan, Plan
+from semiseg.training import trial
+from semiseg.training.trial import fastest_threads, voxel_seconds
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_torch_is_left_with_the_fastest_number_of_threads() -> None:
+    found = fastest_threads(2)
+    assert found in (1, 2)
+    assert torch.get_num_threads() == found
+
+
+@pytest.mark.parametrize(
+    ("cores", "seconds", "best"),
+    [(8, {1: 3.0, 4: 1.0, 8: 2.0}, 4), (8, {1: 1.0, 4: 1.0, 8: 1.0}, 1), (1, {1: 1.0}, 1), (2, {1: 2.0, 2: 1.0}, 2)],
+)
+def test_one_thread_half_of_the_cores_and_all_are_tried(
+    monkeypatch: pytest.MonkeyPatch, cores: int, seconds: dict[int, float], best: int
+) -> None:
+    """By the shortest of a few steps; fewer threads where they are as fast."""
+    tried: list[int] = []
+
+    def steps(*arguments: object) -> list[float]:
+        tried.append(torch.get_num_threads())
+        return [9.0, seconds[torch.get_num_threads()]]
+
+    monkeypatch.setattr(trial, "_step_seconds", steps)
+    assert fastest_threads(cores) == best == torch.get_num_threads()
+    assert tried == sorted(seconds)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_a_voxel_costs_is_told_for_every_width(plan: Plan) -> None:
+    costs = voxel_seconds(plan, (2, 4), CPU, None, most_features=512, most_seconds=60.0)
+    assert list(costs) == [2, 4]
+    # A step of 2 patches of 8 x 8 x 8 voxels: more than a nanosecond and less than a second for each.
+    assert all(1e-9 < cost < 1 for cost in costs.values())
+
+
+def test_the_trials_network_is_that_of_the_plan_at_another_width(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four voxels are left at the coarsest level, and no level has more features than may be."""
+    flat = NetworkPlan(features=(8, 16, 16), kernels=((1, 3, 3),) * 3, strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)))
+    seen: list[tuple[object, ...]] = []
+
+    def steps(network: NetworkPlan, *arguments: object) -> list[float]:
+        seen.append((network, *arguments))
+        return [2.0, 1.0]
+
+    monkeypatch.setattr(trial, "_step_seconds", steps)
+    costs = voxel_seconds(replace(plan, teacher=flat), (4, 8), CPU, torch.bfloat16, most_features=16, most_seconds=60.0)
+    assert costs == {4: 1 / (2 * 8 * 16 * 16), 8: 1 / (2 * 8 * 16 * 16)}
+    networks = [one[0] for one in seen]
+    assert networks == [replace(flat, features=(4, 8, 16)), replace(flat, features=(8, 16, 16))]
+    assert seen[0][1:5] == ((8, 16, 16), 2, CPU, torch.bfloat16)
+    assert seen[0][-2:] == (1, 3)  # channels and classes of the plan
+
+
+def test_memory_that_does_not_suffice_ends_at_the_widest_that_fits(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(network: NetworkPlan, *arguments: object) -> list[float]:
+        if network.features[0] > 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return [1.0]
+
+    monkeypatch.setattr(trial, "_step_seconds", steps)
+    wide = replace(plan, teacher=replace(plan.teacher, features=(32, 64)))
+    told = {"most_features": 512, "most_seconds": 60.0}
+    assert list(voxel_seconds(wide, (4, 8, 16, 32), CPU, None, **told)) == [4, 8]
+
+
+def test_a_trial_that_would_take_too_long_ends_before_it(plan: Plan) -> None:
+    """One network is tried in any case."""
+    assert list(voxel_seconds(plan, (2, 4), CPU, None, most_features=512, most_seconds=0.0)) == [2]

@@ -1,0 +1,106 @@
+"""Whether labels of unlabelled scans may be learnt from: by agreement, and by the sizes of organs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.data.plan import Plan
+from semiseg.io.store import read_case_meta, write_case, write_labels
+from semiseg.training.scan_labels import label_file
+from semiseg.training.trust import LEAST_AGREEMENT, VOLUME_RANGE, Found, looked_at, verdict
+
+Store = Callable[..., Path]
+SHAPE = (8, 8, 8)
+
+
+def organs(liver: int, spleen: int) -> np.ndarray:
+    """A label map with so many voxels of each, of 512."""
+    flat = np.zeros(512, dtype=np.uint8)
+    flat[:liver] = 1
+    flat[512 - spleen :] = 2
+    return flat.reshape(SHAPE)
+
+
+@pytest.fixture
+def found(store: Store, plan: Plan, tmp_path: Path) -> Callable[..., Found]:
+    """What is found where labelled scans have these organs, and unlabelled ones are labelled so now and before."""
+
+    def look(labelled: list[np.ndarray], now: list[np.ndarray], before: list[np.ndarray] | None = None) -> Found:
+        known = [with_voxels(store(f"l{n}", label, label), label) for n, label in enumerate(labelled)]
+        cases = [store(f"u{n}", label) for n, label in enumerate(now)]
+        folders = [tmp_path / "now", tmp_path / "before"]
+        for folder, maps in zip(folders, (now, before or now), strict=True):
+            for n, label in enumerate(maps):
+                write_labels(label_file(folder, f"u{n}"), label)
+        return looked_at(cases, folders, plan, known)
+
+    return look
+
+
+def with_voxels(folder: Path, label: np.ndarray) -> Path:
+    """The stored case, its description with the voxels of its classes."""
+    meta = read_case_meta(folder)
+    voxels = {int(value): int(count) for value, count in zip(*np.unique(label, return_counts=True), strict=True)}
+    write_case(folder, image=label[None].astype(np.float32), label=label, meta=replace(meta, class_voxels=voxels))
+    return folder
+
+
+def test_agreement_is_the_mean_dice_of_scans(found: Callable[..., Found]) -> None:
+    now = [organs(20, 10), organs(20, 10)]
+    before = [organs(20, 10), organs(60, 10)]  # liver: 2 x 20 of 20 + 60
+    result = found([organs(20, 10)], now, before)
+    assert result.agreement == pytest.approx((1 + (0.5 + 1) / 2) / 2, abs=1e-12)
+    assert result.implausible == ()
+
+
+@pytest.mark.parametrize(
+    ("spleens", "implausible"),
+    [
+        ([10, 10], ()),
+        ([0, 0], ("spleen",)),
+        ([0, 10], ()),  # half of the scans have it as labelled ones do
+        ([0, 0, 10], ("spleen",)),
+        ([4, 60], ()),  # up to three times smaller than the smallest, and larger than the largest
+        ([3, 61], ("spleen",)),
+    ],
+)
+def test_an_organ_that_most_scans_lack_or_have_in_other_sizes_is_implausible(
+    found: Callable[..., Found], spleens: list[int], implausible: tuple[str, ...]
+) -> None:
+    """Labelled scans have spleens of 10 and 20 voxels."""
+    assert VOLUME_RANGE == 3.0
+    result = found([organs(20, 10), organs(20, 20)], [organs(20, spleen) for spleen in spleens])
+    assert result.implausible == implausible
+
+
+def test_an_organ_that_a_labelled_scan_lacks_may_be_missing(found: Callable[..., Found]) -> None:
+    assert found([organs(20, 10), organs(20, 0)], [organs(20, 0), organs(20, 0)]).implausible == ()
+
+
+def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> None:
+    trusted, why = verdict(Found(LEAST_AGREEMENT, ()))
+    assert trusted
+    assert (
+        why == "unlabelled scans are learnt from: two states of the network agree by 0.90 (Dice) on unlabelled scans."
+    )
+
+
+def test_states_that_contradict_each_other_are_not() -> None:
+    trusted, why = verdict(Found(LEAST_AGREEMENT - 0.01, ()))
+    assert not trusted
+    assert why.startswith("nothing is learnt from unlabelled scans yet: two states of the network agree by 0.89")
+    assert "0.9 is needed" in why
+
+
+def test_organs_that_are_not_found_are_named_however_well_states_agree() -> None:
+    """Two states that both find nothing agree, too."""
+    trusted, why = verdict(Found(1.0, ("liver", "spleen")))
+    assert not trusted
+    assert "liver, spleen are not found" in why
+    assert "since liver is not found" in verdict(Found(1.0, ("liver",)))[1]
+    assert "since 4 organs (a, b, c and others) are not found" in verdict(Found(1.0, ("a", "b", "c", "d")))[1]
