@@ -222,10 +222,6 @@ def fall_of_the_labelled_loss(trained: MetaPseudoLabels, lesson: Lesson, labelle
     return before - after
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the teacher's labelled pass moves its running statistics before the gradient of its labels is taken",
-)
 @pytest.mark.usefixtures("plain_steps")
 @BOTH
 def test_the_meta_gradient_is_that_of_the_labels_as_they_were_given(

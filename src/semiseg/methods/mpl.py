@@ -67,10 +67,11 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
     def _move_teacher(self, lesson: Lesson, gradient: Parameters, labelled: Batch, draw: Draw, rate: float) -> Metrics:
         if not self._wants_graph(draw):
             return {}
-        loss = self.teacher.labelled_loss(labelled)
-        supervised = self.teacher.gradient(loss)
         term, measured = self._feedback(lesson, gradient, labelled)
-        teacher_gradient, ratio = self._add_meta_gradient(supervised, term)
+        # Before the labelled pass, which moves the running statistics that the labels were made with.
+        meta = self.teacher.gradient(term)
+        loss = self.teacher.labelled_loss(labelled)
+        teacher_gradient, ratio = self._add_meta_gradient(self.teacher.gradient(loss), meta)
         norm = self.teacher.update(teacher_gradient, self.settings.teacher_rate * rate)
         return {
             "labelled_loss": loss.detach(),
@@ -106,10 +107,9 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
         self.baseline = BASELINE_DECAY * self.baseline + (1 - BASELINE_DECAY) * float(h)
         return term, h
 
-    def _add_meta_gradient(self, supervised: Parameters, term: Tensor) -> tuple[Parameters, Tensor]:
+    def _add_meta_gradient(self, supervised: Parameters, meta: Parameters) -> tuple[Parameters, Tensor]:
         """The teacher's gradient with the meta term's added, and the ratio of the two norms as added. Dense feedback is
         brought to its share of the supervised gradient; scalar feedback is taken as it is (the paper)."""
-        meta = self.teacher.gradient(term)
         meta_norm, supervised_norm = global_norm(meta), global_norm(supervised)
         scale = torch.ones_like(meta_norm)
         if self.settings.feedback == "dense":
