@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from semiseg.commands import models, runs, studies
+from semiseg.commands import models, runs, stores, studies
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
 from semiseg.processes import limit_threads, stop_with_starter
@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "rank": runs.Rank,
     "postprocess": runs.Postprocess,
     "export": models.Export,
+    "store": stores.Store,
     "measure": models.Measure,
     "demo": models.Demo,
 }

@@ -36,7 +36,7 @@ def load_settings(
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
 
 
-DATA_PATHS = ("root", "teacher", "label_list", "exclude")
+DATA_PATHS = ("root", "teacher", "label_list", "exclude", "store")
 """Keys of section `[data]` that name a file or folder."""
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from semiseg.console import bar
 from semiseg.data.labels import read_checked_label
-from semiseg.data.plan import read_plan
-from semiseg.data.roles import FEWEST_TO_VALIDATE, of_role, read_run_cases
+from semiseg.data.plan import Plan, read_plan
+from semiseg.data.roles import FEWEST_TO_VALIDATE, Role, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.nifti import read_grid, read_label
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
-from semiseg.run_folder import prepared_settings
+from semiseg.prediction.settings import PredictSettings
+from semiseg.run_folder import fold_runs, prepared_settings
 from semiseg.training.settled import read_settled
 from semiseg.workflows import AnyPath, open_session, predict_into
 
@@ -68,7 +69,8 @@ def rank(
 
 
 def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
-    """Choose, on the run's validation cases, which cleaning of labels helps which organ, and keep it with the model.
+    """Choose, on the run's validation cases, which cleaning of labels helps which organ, and keep it with the model. A
+    run with folds has all its labelled cases for it, each predicted by the network that has not seen it.
 
     Returns `steps` by organ, `dice` by organ and choice, and the ids of the `cases`. Raises `DataError` where the run
     holds no case back, or one cannot be predicted.
@@ -76,14 +78,33 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     run = Path(run)
     settings = replace(prepared_settings(run).predict, postprocess=False, probabilities=False)
     plan = read_plan(run / "plan.toml")
-    held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), "validation")]
-    if not held:
+    if folds := fold_runs(run):
+        pairs = [
+            pair for fold in folds for pair in _pairs(fold, "test", fold / "out_of_fold", plan, settings, quiet=quiet)
+        ]
+        chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
+        for fold in folds:
+            write_steps(fold / "model", chosen)
+        return chosen
+    if not of_role(read_run_cases(run / "cases.jsonl"), "validation"):
         raise DataError(
             f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
             f"{FEWEST_TO_VALIDATE} labelled ones or more and neither train.validation_fraction nor "
-            "train.validation_every is 0: label more scans and make a new run. Until then labels stay as predicted."
+            "train.validation_every is 0: label more scans, or make a new run with --folds 5, whose networks predict "
+            "all labelled scans out of fold. Until then labels stay as predicted."
         )
-    output = run / "validation"
+    chosen = choose_steps(
+        _pairs(run, "validation", run / "validation", plan, settings, quiet=quiet),
+        plan.labels.organs,
+        ignore=plan.labels.ignore,
+    )
+    write_steps(run / "model", chosen)
+    return chosen
+
+
+def _pairs(run: Path, role: Role, output: Path, plan: Plan, settings: PredictSettings, *, quiet: bool) -> list[Pair]:
+    """References of a run's cases of a role, and what its model says of them, as predicted."""
+    held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), role) if case.label]
     outcomes = predict_into(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
     if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
         raise DataError("validation cases could not be predicted:\n  " + "\n  ".join(failed))
@@ -93,6 +114,4 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
         reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
         labels, _ = read_label(output / f"{case.id}.nii.gz")
         pairs.append(Pair(case.id, reference, labels))
-    chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
-    write_steps(run / "model", chosen)
-    return chosen
+    return pairs

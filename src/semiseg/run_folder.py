@@ -105,8 +105,8 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
     return settings
 
 
-_FREE = ("predict.", "evaluate.")
-"""What an existing run may change: how it predicts and is scored."""
+_FREE = ("predict.", "evaluate.", "data.store")
+"""What an existing run may change: how it predicts and is scored, and with whom it shares prepared scans."""
 _FREE_UNTIL_TRAINED = ("data.exclude", "sampling.", "augment.", "method.", "train.")
 _OF_THE_PLAN = ("train.minutes", "train.steps", "train.device")
 """Settings of training by which the plan is made, too."""
@@ -134,8 +134,20 @@ def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
             teacher=absolute(data.teacher),
             label_list=absolute(data.label_list),
             exclude=absolute(data.exclude),
+            store=absolute(data.store),
         ),
     )
+
+
+def fold_runs(run: Path) -> list[Path]:
+    """The runs of a run's folds, in order; none where it has no folds."""
+    found = [folder for folder in run.glob("fold_*") if folder.name.removeprefix("fold_").isdecimal()]
+    return sorted((folder for folder in found if (folder / "run.toml").is_file()), key=lambda path: int(path.name[5:]))
+
+
+def trained_models(run: Path) -> list[Path]:
+    """The folders of a run's models: its own, or those of its folds."""
+    return [fold / "model" for fold in fold_runs(run)] or [run / "model"]
 
 
 def prepared_settings(run: Path) -> RunSettings:

@@ -27,6 +27,7 @@ from semiseg.data.roles import (
     with_hashes,
     write_run_cases,
 )
+from semiseg.data.shared_store import open_store, store_beside
 from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import remove_leftovers, write_text
@@ -47,7 +48,15 @@ from semiseg.prediction.predictor import Outcome, check_output_file, predict_sca
 from semiseg.prediction.settings import PredictSettings
 from semiseg.processes import usable_cores, warn_of_other_programs
 from semiseg.reporting import write_comparison_report, write_report
-from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings, refuse_foreign
+from semiseg.run_folder import (
+    alone_in,
+    budget,
+    fold_runs,
+    keep_asked,
+    prepared_settings,
+    refuse_foreign,
+    trained_models,
+)
 from semiseg.scoring import (
     Comparison,
     EvaluateSettings,
@@ -178,10 +187,12 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
                 print(lacking)
     plan = read_plan(run / "plan.toml")
 
+    shared = store_beside(run, settings.data.store)
+    open_store(shared)
     remove_leftovers(run)
     remove_leftovers(run / "store")
     with bar("preparing", quiet) as advance:
-        results = prepare_cases(training, plan, run / "store", workers=usable_cores(), progress=advance)
+        results = prepare_cases(training, plan, run / "store", shared=shared, workers=usable_cores(), progress=advance)
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
     failed = [f"{result.id}: {result.error}" for result in results if result.error]
     if failed:
@@ -302,7 +313,7 @@ def predict(
     scan does not stop the rest. One scan may also go into a file, `output="seg.nii.gz"`, which must not be there yet.
 
     What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
-    the same plan, whose logits are averaged with the first's.
+    the same plan, whose logits are averaged with the first's. A run with folds is the average of its folds.
     """
     settings, output = settings or PredictSettings(), Path(output)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
@@ -315,7 +326,8 @@ def predict(
         check_output_file(output, settings)
     members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
     folder = model.folder if isinstance(model, Model) else Path(model)
-    return predict_into(folder, scans, output, settings, ensemble=members, quiet=quiet)
+    first, *others = trained_models(folder) if fold_runs(folder) else [folder]
+    return predict_into(first, scans, output, settings, ensemble=[*others, *members], quiet=quiet)
 
 
 def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
@@ -324,7 +336,8 @@ def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
     settings = prepared_settings(run).predict
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
-    return predict_into(run / "model", scans, run / "predictions", settings, quiet=quiet)
+    first, *others = trained_models(run)
+    return predict_into(first, scans, run / "predictions", settings, ensemble=others, quiet=quiet)
 
 
 def predict_into(
@@ -391,8 +404,9 @@ def evaluate(
     return summary
 
 
-def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
-    """Score `run/predictions` against the labels of the run's test cases."""
+def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = False) -> Summary:
+    """Score `run/predictions` against the labels of the run's test cases. output: folder for the summary, by default
+    the run."""
     run = Path(run)
     settings = prepared_settings(run).evaluate
     plan = read_plan(run / "plan.toml")
@@ -409,7 +423,7 @@ def evaluate_run(run: AnyPath, *, quiet: bool = False) -> Summary:
             references,
             plan.labels,
             settings=settings,
-            output=run,
+            output=run if output is None else Path(output),
             workers=usable_cores(),
             progress=lambda done, total: advance(done, total, ""),
         )

@@ -48,11 +48,11 @@ VARIANTS = {
         ["method.name=pseudo_label"],
     ),
     # Scans are labelled and judged in each round, one of two drawn for each; the teachers are states of the student.
-    "pseudo-rounds-scan": (3, ["method.name=pseudo_rounds", "method.label_scans=1", "method.rounds=3"]),
-    # A still teacher labels each patch as it is drawn.
-    "pseudo-label-patch": (3, ["method.name=pseudo_label", "method.label_scope=patch"]),
-    # The scalar feedback has a moving baseline; here lines and checkpoints fall on different steps.
-    "mpl-scalar": (3, ["method.name=mpl", "method.feedback=scalar", "train.log_every=3"]),
+    # Lines and checkpoints fall on different steps here.
+    "pseudo-rounds-scan": (
+        3,
+        ["method.name=pseudo_rounds", "method.label_scans=1", "method.rounds=3", "train.log_every=3"],
+    ),
 }
 
 

@@ -52,8 +52,9 @@ class RunArguments(Computes):
     """Print results and errors only."""
 
 
-def settings_of(arguments: RunArguments) -> RunSettings:
-    """The recipe with the flags on top; an existing run is its own recipe where none is named."""
+def settings_of(arguments: RunArguments, *, folds: int | None = None) -> RunSettings:
+    """The recipe with the flags on top; an existing run is its own recipe where none is named. folds: a flag of `run`
+    alone."""
     from semiseg.config import load_settings
     from semiseg.settings import read_settings
 
@@ -61,6 +62,7 @@ def settings_of(arguments: RunArguments) -> RunSettings:
         # A JSON string is a TOML string: a folder's name may hold quotes or look like a number.
         "data.root": None if arguments.data is None else json.dumps(str(arguments.data.resolve()), ensure_ascii=False),
         "data.labelled": arguments.labelled,
+        "data.folds": folds,
         "train.minutes": arguments.minutes,
         "train.threads": arguments.threads or None,
         "data.modality": arguments.modality,

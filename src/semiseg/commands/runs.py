@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, RunArguments, say, settings_of, show_scores
+from semiseg.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,26 @@ class Train(Computes):
 class Run(RunArguments):
     """The whole way: prepare, train, predict the test cases, evaluate, report; goes on where it was cut off."""
 
+    folds: int | None = None
+    """Cross-validation: train so many networks, each without one part of the labelled scans, and score them on it."""
+    fold: int | None = None
+    """With --folds: make this one alone (from 0 on), on another machine, say."""
+
     def execute(self) -> int:
-        from semiseg import workflows
+        from semiseg import folds, workflows
         from semiseg.reporting.closing import closing_lines
         from semiseg.scoring import read_summary
 
-        workflows.run_all(self.run, settings_of(self), quiet=self.quiet)
+        settings = settings_of(self, folds=self.folds)
+        if settings.data.folds and settings.data.fold is None:
+            if folds.run_folds(self.run, settings, fold=self.fold, quiet=self.quiet) is not None:
+                show_scores(read_summary(self.run / "summary.json"), self.quiet)
+                for line in folds.closing_lines(self.run):
+                    say(line, self.quiet)
+            return 0
+        if self.fold is not None:
+            raise ConfigError(f"--fold {self.fold}: of how many? Add --folds.")
+        workflows.run_all(self.run, settings, quiet=self.quiet)
         if (self.run / "summary.json").exists():
             show_scores(read_summary(self.run / "summary.json"), self.quiet)
         for line in closing_lines(self.run):

@@ -19,6 +19,7 @@ from semiseg.data.histograms import quantiles
 from semiseg.data.labels import count_values, read_checked_label
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, preparation_axis
+from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
 from semiseg.io.dataset import Case
@@ -97,15 +98,28 @@ def case_hash(case: Case, plan: Plan) -> str:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Restore or remove it.") from None
 
 
-def prepare_case(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
+def prepare_case(case: Case, plan: Plan, store_folder: Path, shared: Path | None = None) -> PreparedCase:
     """Read, normalise, resample and store one case under `store_folder/ID`, unless it is there unchanged.
 
+    shared: a store that other runs have, too: what is there is not done again, and what is done is kept there.
     Raises `DataError` naming the file that cannot be used.
     """
     digest = case_hash(case, plan)
     folder = store_folder / case.id
     if _is_stored(folder, digest):
         return PreparedCase(id=case.id, hash=digest, reused=True)
+    if shared is None:
+        _prepare(case, plan, digest, folder)
+        return PreparedCase(id=case.id, hash=digest)
+    with entry(shared, case.id, digest) as stored:
+        was_there = _is_stored(stored, digest)
+        if not was_there:
+            _prepare(case, plan, digest, stored)
+        link_case(stored, folder)
+    return PreparedCase(id=case.id, hash=digest, reused=was_there)
+
+
+def _prepare(case: Case, plan: Plan, digest: str, folder: Path) -> None:
     volume = read_raw(case.images)
     source_label = None
     if case.label is not None:
@@ -121,7 +135,6 @@ def prepare_case(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
         label = resample_label(source_label, (z, y, x), preparation_axis(volume.grid.spacing_mm, plan))
     meta = _describe(case, plan, digest, volume, image, label)
     write_case(folder, image=image, label=label, meta=meta)
-    return PreparedCase(id=case.id, hash=digest)
 
 
 def prepare_cases(
@@ -129,17 +142,20 @@ def prepare_cases(
     plan: Plan,
     store_folder: Path,
     *,
+    shared: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> list[PreparedCase]:
     """Prepare all cases, `workers` at a time, and return one result each, in the order of `cases`.
+
+    shared: as in `prepare_case`.
 
     A case that fails is reported in its result and stops no other; what is stored stays, so a second call
     goes on where the first was cut off. With more than one worker, processes are spawned with one compute
     thread each.
     """
     return map_cases(
-        partial(_attempt, plan=plan, store_folder=store_folder),
+        partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),
         cases,
         workers=workers,
         killed=lambda case: PreparedCase(id=case.id, error=f"{case.images[0]}: {WAS_KILLED}."),
@@ -147,9 +163,9 @@ def prepare_cases(
     )
 
 
-def _attempt(case: Case, plan: Plan, store_folder: Path) -> PreparedCase:
+def _attempt(case: Case, plan: Plan, store_folder: Path, shared: Path | None) -> PreparedCase:
     try:
-        return prepare_case(case, plan, store_folder)
+        return prepare_case(case, plan, store_folder, shared)
     except SemisegError as error:
         return PreparedCase(id=case.id, error=str(error))
     except MemoryError:

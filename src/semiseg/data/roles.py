@@ -47,9 +47,16 @@ class DataSettings:
     development: int = 0
     """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
     place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
+    folds: int = 0
+    """Cross-validation: so many networks, each trained without one part of the labelled cases and scored on it."""
+    fold: int | None = None
+    """Which part is held back in this run, from 0 on; set for each fold by `semiseg run --folds`."""
     teacher: str = ""
     """A trained run or model folder that labels the unlabelled cases before training (distillation): so a network on
     another grid, or with fewer features, learns what it knows. Relative paths as `root`."""
+    store: str = ""
+    """Folder for prepared scans, which runs share; by default `prepared-scans` beside the run. Relative paths as
+    `root`."""
     mirror_pairs: tuple[tuple[str, str], ...] | None = None
     """Pairs of label names that mirroring exchanges; None takes dataset.json's, or left_x with right_x."""
 
@@ -60,6 +67,10 @@ class DataSettings:
             raise ConfigError("data.label_list and data.label_seed both say which labels are kept: leave one out.")
         if self.development < 0:
             raise ConfigError(f"data.development = {self.development}: give 0 or more.")
+        if self.folds and (self.folds < 2 or self.development):
+            raise ConfigError(f"data.folds = {self.folds}: give 2 or more, or 0; and not with data.development.")
+        if self.fold is not None and not 0 <= self.fold < self.folds:
+            raise ConfigError(f"data.fold = {self.fold}: there are data.folds = {self.folds}, numbered from 0 on.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +134,15 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         have = counted(len(order), "training case has", "training cases have")
         raise ConfigError(f"data.labelled = {settings.labelled}, but only {have} a label{besides}.")
     kept = order[: settings.labelled]
+    if settings.folds:
+        if len(kept) < settings.folds:
+            raise ConfigError(
+                f"data.folds = {settings.folds}, but only {counted(len(kept), 'case is', 'cases are')} labelled. "
+                "Give fewer folds."
+            )
+        if settings.fold is not None:
+            held_back = set(fold_parts(kept, settings.folds)[settings.fold])
+            kept = [case for case in kept if case not in held_back]
     held_out: set[str] = set()
     if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
         count = min(max(1, round(validation_fraction * len(kept))), len(kept) - 1)
@@ -142,6 +162,13 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         for case in dataset.cases
         if case.id in roles and not (case.split == "train" and case.id in excluded)
     ]
+
+
+def fold_parts(ids: Sequence[str], folds: int) -> list[list[str]]:
+    """The ids in so many parts that differ in size by one at most, drawn once and for all by the ids themselves."""
+    names = sorted(ids)
+    drawn = [names[i] for i in Draw(seed=0).generator("folds").permutation(len(names))]
+    return [drawn[part::folds] for part in range(folds)]
 
 
 def _run_case(case: Case, role: Role) -> RunCase:

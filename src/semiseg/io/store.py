@@ -24,7 +24,7 @@ from semiseg.geometry import Box
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
 STORE_FORMAT = 2
-_MADE = ("image.b2nd", "label.b2nd", "case.json")
+CASE_FILES = ("image.b2nd", "label.b2nd", "case.json")
 _CHUNK: Shape = (32, 64, 64)
 _BLOCK: Shape = (8, 32, 32)
 
@@ -103,7 +103,7 @@ def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, met
     """
     if image.shape[1:] != meta.shape_zyx or (label is not None and label.shape != meta.shape_zyx):
         raise ValueError(f"{meta.id}: arrays {image.shape} do not have the shape of the case, {meta.shape_zyx}.")
-    with atomic_folder(folder, made=_MADE) as temporary:
+    with atomic_folder(folder, made=CASE_FILES) as temporary:
         _write_array(temporary / "image.b2nd", image, blosc2.Codec.LZ4)
         if label is not None:
             _write_array(temporary / "label.b2nd", label, blosc2.Codec.ZSTD)

@@ -54,6 +54,8 @@ def render(data: RunData) -> str:
         warnings=banner(data),
         facts=facts(data),
         summary=data.summary,
+        scored="labelled scans, each predicted by the network that has not seen it," if data.folds else "test cases",
+        scored_one="labelled scan" if data.folds else "test case",
         no_tests=bool(data.roles) and not data.roles.get("test"),
         few_cases=data.summary is not None and len(data.summary["cases"]) < FEWEST_CASES,
         pairs=pair_count(data.summary["cases"]) if data.summary else (0, 0),
@@ -130,6 +132,12 @@ def trained_on(data: RunData) -> str:
     alone = refused or (kind is not None and not kind.uses_unlabelled)
     used = ("labelled", "taught", *(() if alone else ("unlabelled",)))
     named = {"taught": "labelled by its teacher"}
+    if data.folds:
+        labelled = count(roles.get("labelled", 0) + roles.get("validation", 0))
+        return (
+            f"{count(data.folds)} networks, each trained without one part of the {labelled} labelled scans. Each of "
+            "them was predicted by the network that has not seen it: out of fold."
+        )
     learnt = [f"{count(roles[role])} {named.get(role, role)}" for role in used if roles.get(role)]
     drawn = sum(row["scans"] for row in data.rounds)
     if "unlabelled" in used and 0 < drawn < roles.get("unlabelled", 0):
@@ -144,6 +152,8 @@ def trained_on(data: RunData) -> str:
         return f"{text}."
     what, were = ("case", "was") if measured == 1 else ("cases", "were")
     held_back = f"training {what} that {were} held back"
+    if data.setting("data.fold") is not None:
+        return f"{text}, measured on the {count(measured)} labelled {what} of fold {data.setting('data.fold')}."
     return f"{text}, measured on {count(measured)} {held_back if data.setting('data.development') else f'test {what}'}."
 
 
@@ -187,6 +197,8 @@ def _network(features: Sequence[int]) -> str:
 
 def _curve_gaps(data: RunData, curves: Sequence[Curve]) -> list[str]:
     """Sentences about curves that one might look for in vain."""
+    if data.folds:
+        return [f"Each network has a page of its own: fold_0/report.html to fold_{data.folds - 1}/report.html."]
     if not data.metrics:
         return ["Nothing has been logged yet: metrics.jsonl is missing or empty."]
     if not any(curve.title == "Validation Dice" for curve in curves):

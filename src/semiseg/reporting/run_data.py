@@ -43,6 +43,11 @@ class RunData:
     label_folders: tuple[Path, ...]
 
     @property
+    def folds(self) -> int:
+        """How many networks this run is made of; 0 where it is one network, be it that of a fold."""
+        return int(self.setting("data.folds") or 0) if self.setting("data.fold") is None else 0
+
+    @property
     def roles(self) -> dict[str, int]:
         counts: dict[str, int] = {}
         for case in self.cases:
@@ -59,7 +64,7 @@ class RunData:
     @property
     def missing(self) -> list[str]:
         """Ids of test cases with neither a score nor a recorded failure; empty before the evaluation."""
-        if self.summary is None:
+        if self.summary is None or self.folds:
             return []
         known = {case["id"] for case in self.summary["cases"]} | {case for case, _ in self.failures}
         return [str(c["id"]) for c in self.cases if c.get("role") == "test" and str(c["id"]) not in known]

@@ -13,6 +13,7 @@ from semiseg.tables import flattened
 
 _OF_THE_MACHINE = (
     "data.root",
+    "data.store",
     "train.threads",
     "predict.device",
     "predict.max_memory",

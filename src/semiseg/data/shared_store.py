@@ -1,0 +1,132 @@
+"""Prepared scans that runs share: each is prepared once, by content and recipe, and every run has it by a hard link.
+
+A store is a folder beside the runs: `DIGEST/ID/`, a stored case. What a run has by a link is its own: it stays when the
+store is pruned or deleted, and an entry that no run has any more is one whose files have no second link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from semiseg.errors import DataError
+from semiseg.files import atomic_folder, remove_leftovers, write_json
+from semiseg.io.store import CASE_FILES
+
+NAME = "prepared-scans"
+_MARK = "store.json"
+_DIGEST_LENGTH = 20
+
+
+def store_beside(run: Path, asked: str) -> Path:
+    """The store of a run: the one that was asked for (`data.store`), or that beside it."""
+    return Path(asked) if asked else run.parent / NAME
+
+
+def open_store(folder: Path) -> None:
+    """Make a folder a store; raises `DataError` where it holds something else."""
+    if (folder / _MARK).is_file():
+        return
+    if folder.exists() and (not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())):
+        raise DataError(
+            f"{folder}: prepared scans are to be kept here, but something else is. Name another folder with --set "
+            "data.store=FOLDER."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _MARK, {"format": 1, "what": "scans that semiseg prepared; `semiseg store` lists them"})
+
+
+@contextmanager
+def entry(store: Path, case: str, digest: str) -> Iterator[Path]:
+    """Within: the folder of a case in the store, which no other process writes or removes."""
+    place = store / digest[:_DIGEST_LENGTH]
+    place.mkdir(exist_ok=True)
+    with FileLock(place / f".{case}.lock"):
+        remove_leftovers(place, alone=False)
+        yield place / case
+
+
+def link_case(stored: Path, folder: Path) -> None:
+    """Give a run a stored case: by hard links, or as a copy where the file system has none."""
+    with atomic_folder(folder, made=CASE_FILES) as temporary:
+        for file in stored.iterdir():
+            if file.name in CASE_FILES:
+                _link(file, temporary / file.name)
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        shutil.copy2(file, target)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prepared scan of a store. bytes: of its files. runs: those beside the store that have it by a link. is_used:
+    whether any run has, wherever it lies."""
+
+    folder: Path
+    bytes: int
+    runs: tuple[Path, ...]
+    is_used: bool
+
+
+def entries(store: Path) -> list[Entry]:
+    """What a store holds, by case and digest; raises `DataError` where the folder is no store."""
+    if not (store / _MARK).is_file():
+        raise DataError(f"{store}: no store of prepared scans (no {_MARK}). It lies beside the runs: {NAME}.")
+    owners: dict[tuple[int, int], list[Path]] = {}
+    for run in sorted(file.parent for pattern in ("*/run.toml", "*/*/run.toml") for file in store.parent.glob(pattern)):
+        for file in run.glob("store/*/image.b2nd"):
+            owners.setdefault(_identity(file), []).append(run)
+    found = []
+    for folder in sorted(store.glob("*/*/"), key=lambda path: (path.name, path.parent.name)):
+        if folder.name.startswith(".") or not (folder / "image.b2nd").is_file():
+            continue
+        files = [file for file in folder.iterdir() if file.is_file()]
+        used = any(file.stat().st_nlink > 1 for file in files)
+        size = sum(file.stat().st_size for file in files)
+        found.append(Entry(folder, size, tuple(owners.get(_identity(folder / "image.b2nd"), ())), used))
+    return found
+
+
+def prune(store: Path, progress: Callable[[int, int, str], None]) -> int:
+    """Remove what no run has by a link; returns the bytes. What another process has in hand is passed over."""
+    freed = 0
+    unused = [one for one in entries(store) if not one.is_used]
+    for done, one in enumerate(unused, start=1):
+        lock = FileLock(one.folder.parent / f".{one.folder.name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            continue
+        with lock:
+            if not any(file.stat().st_nlink > 1 for file in one.folder.iterdir()):  # taken into use meanwhile
+                for name in CASE_FILES:
+                    (one.folder / name).unlink(missing_ok=True)
+                freed += one.bytes
+        _remove_empty(one.folder)
+        progress(done, len(unused), one.folder.name)
+    return freed
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder of a case, and that of its digest where it held no other; a person's own files stay."""
+    for path, own in ((folder, set[str]()), (folder.parent, {f".{folder.name}.lock"})):
+        if path.is_dir() and {entry.name for entry in path.iterdir()} <= own:
+            shutil.rmtree(path)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino
