@@ -35,7 +35,7 @@ from semiseg.methods.base import Batch
 from semiseg.methods.feedback import dense_feedback, labelled_gradient_at, sgd_probe
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.optimiser import gradients_of
-from semiseg.models.unet import batch_statistics_only
+from semiseg.models.layers import batch_statistics_only
 from semiseg.types import Shape
 
 DOUBTFUL = 0.8

@@ -38,7 +38,7 @@ from semiseg.methods.optimiser import Parameters, gradients_of
 from semiseg.methods.phases import Phases
 from semiseg.methods.pseudo_label import Lesson
 from semiseg.methods.settings import MplSettings
-from semiseg.models.unet import batch_statistics_only
+from semiseg.models.layers import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings
 from semiseg.training.checkpoint import load_latest

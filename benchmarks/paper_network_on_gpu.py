@@ -23,7 +23,8 @@ from torch.nn import functional
 from semiseg import workflows
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.models.unet import UNet3d, build_unet
+from semiseg.models.build import build_network
+from semiseg.models.layers import Network
 from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.prediction.model import save_model
 from semiseg.prediction.settings import PredictSettings
@@ -48,7 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     plan = _plan(tuple(arguments.patch))
-    network = build_unet(NETWORK, channels=1, classes=plan.labels.count, seed=0).to(device)
+    network = build_network(NETWORK, channels=1, classes=plan.labels.count, seed=0).to(device)
     print(torch.__version__, torch.cuda.get_device_name(device) if device.type == "cuda" else "")
     for layout in LAYOUTS:
         for precision in PRECISIONS:
@@ -73,7 +74,7 @@ def _plan(patch: tuple[int, int, int]) -> Plan:
     )
 
 
-def _passes(network: UNet3d, plan: Plan, layout: str, precision: str, device: torch.device) -> None:
+def _passes(network: Network, plan: Plan, layout: str, precision: str, device: torch.device) -> None:
     """Two patches forward and back, and one forward."""
     for weights in network.parameters():
         weights.data = weights.data.contiguous(memory_format=LAYOUTS[layout] if weights.dim() == 5 else _CONTIGUOUS)
@@ -104,7 +105,7 @@ def _passes(network: UNet3d, plan: Plan, layout: str, precision: str, device: to
     print(f"{predicted:.1f} ms for a tile")
 
 
-def _network_over_ct(network: UNet3d, plan: Plan, slices: int, device: torch.device) -> None:
+def _network_over_ct(network: Network, plan: Plan, slices: int, device: torch.device) -> None:
     """The sliding window over the CT on the network's grid, in channels-last layout, without files and resampling."""
     image = np.random.default_rng(0).standard_normal((1, slices, 410, 410), dtype=np.float32)
     for precision, dtype in PRECISIONS.items():
@@ -118,7 +119,7 @@ def _network_over_ct(network: UNet3d, plan: Plan, slices: int, device: torch.dev
 
 
 def _file_to_file(folder: Path, plan: Plan, slices: int, device: torch.device) -> None:
-    network = build_unet(NETWORK, channels=1, classes=plan.labels.count, seed=0)
+    network = build_network(NETWORK, channels=1, classes=plan.labels.count, seed=0)
     save_model(folder / "model", network, plan, role="student", card={"mirror_axes": []})
     y, x = np.mgrid[-1:1:512j, -1:1:512j]
     body = (y / 0.7) ** 2 + (x / 0.85) ** 2 < 1

@@ -142,7 +142,7 @@ def _sized_plan(
         features_to_try(asked),
         device,
         autocast_dtype(settled.precision or "float32"),
-        most_features=asked.max_features,
+        most_features=asked.most_features,
         most_seconds=TRIAL_SHARE * 60 * settings.train.minutes,
     )
     plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes)

@@ -14,7 +14,7 @@ from semiseg.data.plan import NetworkPlan, read_plan, write_plan
 from semiseg.data.planner import PlanSettings, estimated_gb, make_plan, median_shape, target_spacing
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
-from semiseg.models.unet import build_unet
+from semiseg.models.build import build_network
 from semiseg.types import Shape, Spacing
 
 CPU = PlanSettings(device="cpu")
@@ -194,7 +194,7 @@ def test_the_memory_model_counts_what_torch_keeps() -> None:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    model = build_unet(network, channels=1, classes=5, seed=0)
+    model = build_network(network, channels=1, classes=5, seed=0)
     weights = sum(p.numel() * 4 for p in model.parameters())
     image = torch.zeros(2, 1, 24, 32, 32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

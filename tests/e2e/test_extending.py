@@ -15,13 +15,16 @@ from semiseg.files import read_jsonl
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
+def from_the_page(folder: Path, number: int, name: str) -> Path:
+    """One of the page's pieces of code in a file of its own."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (folder / name).write_text(code[number], encoding="utf-8")
+    return folder / name
+
+
 @pytest.fixture(scope="module")
 def entropy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page's method in a file of its own."""
-    (code,) = re.findall(r"```python\n(.*?entropy_weight.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    file = tmp_path_factory.mktemp("own") / "entropy.py"
-    file.write_text(code, encoding="utf-8")
-    return file
+    return from_the_page(tmp_path_factory.mktemp("own"), 0, "entropy.py")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -57,3 +60,20 @@ def test_without_its_file_the_method_is_unknown(phantoms: Path, tmp_path: Path) 
     refused = run("-m", "semiseg", "prepare", tmp_path / "run", "--data", phantoms, "--method", "entropy")
     assert refused.returncode == 2
     assert "method.name = 'entropy': choose one of supervised, pseudo_rounds" in refused.stderr
+
+
+def test_a_network_of_ones_own_is_trained_and_once_checked_predicts_without_its_file(
+    phantoms: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    silu, folder = from_the_page(tmp_path, 1, "silu.py"), tmp_path / "run"
+    own = ["--set", "plan.network=silu", "--set", "predict.engine=torch"]
+    done = run(silu, "run", folder, "--data", phantoms, "--method", "supervised", *tiny, *own)
+    assert done.returncode == 0, done.stderr
+    assert 'kind = "silu"' in (folder / "plan.toml").read_text()
+    scans = phantoms / "imagesTs"
+    for command, output in (([silu], "checked"), (["-m", "semiseg"], "alone")):
+        predicted = run(*command, "predict", folder, scans, "--output", tmp_path / output, "--engine", "onnx")
+        assert predicted.returncode == 0, predicted.stderr
+    refused = run("-m", "semiseg", "predict", folder, scans, "--output", tmp_path / "torch", "--engine", "torch")
+    assert refused.returncode == 2
+    assert "kind = 'silu' of a network in the plan: known are unet, residual_encoder" in refused.stderr

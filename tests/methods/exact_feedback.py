@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.feedback import call_with
 from semiseg.methods.optimiser import Parameters
-from semiseg.models.unet import batch_statistics_only
+from semiseg.models.layers import batch_statistics_only
 
 Step = Callable[[Parameters, Parameters], Parameters]
 """From weights and their gradient to the weights after the student's step, differentiable in the gradient."""

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from semiseg.data.plan import NetworkPlan
 from semiseg.losses import Losses, dice_per_class, supervised_loss
-from semiseg.models.unet import UNet3d, build_unet
+from semiseg.models.build import build_network
+from semiseg.models.unet import UNet3d
 
 CLASSES = 3
 TINY = NetworkPlan(features=(3, 4), kernels=((3, 3, 3), (3, 3, 3)), strides=((1, 1, 1), (2, 2, 2)))
@@ -19,7 +20,7 @@ TINY = NetworkPlan(features=(3, 4), kernels=((3, 3, 3), (3, 3, 3)), strides=((1,
 
 def tiny_unet(seed: int = 0, dtype: torch.dtype = torch.float64) -> UNet3d:
     """A two-level U-Net in train mode whose batch norms are not at their defaults."""
-    network = build_unet(TINY, channels=1, classes=CLASSES, seed=seed).to(dtype)
+    network = build_network(TINY, channels=1, classes=CLASSES, seed=seed).to(dtype)
     generator = torch.Generator().manual_seed(seed + 100)
     for parameter in network.parameters():
         if parameter.ndim == 1:

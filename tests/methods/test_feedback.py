@@ -26,7 +26,7 @@ from semiseg.methods.feedback import (
     sgd_probe,
 )
 from semiseg.methods.optimiser import Parameters, global_norm, gradients_of
-from semiseg.models.unet import batch_statistics_only
+from semiseg.models.layers import batch_statistics_only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -46,7 +46,8 @@ from semiseg.methods.pseudo_label import (
 )
 from semiseg.methods.settings import OptimiserSettings, SupervisedSettings, TeacherPhases, method_settings
 from semiseg.methods.supervised import Supervised
-from semiseg.models.unet import UNet3d, build_unet
+from semiseg.models.build import build_network
+from semiseg.models.unet import UNet3d
 from semiseg.randomness import Draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -358,7 +359,7 @@ def test_ignored_voxels_teach_nobody(name: str) -> None:
 
 
 def wider(seed: int = 3) -> UNet3d:
-    return build_unet(WIDER, channels=1, classes=CLASSES, seed=seed)
+    return build_network(WIDER, channels=1, classes=CLASSES, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.data.plan import NetworkPlan
-from semiseg.models.unet import (
-    BatchNorm3d,
-    Conv3d,
-    UNet3d,
-    batch_statistics_only,
-    build_unet,
-    count_parameters,
-    in_channels_last,
-)
+from semiseg.models.build import build_network, count_parameters, in_channels_last
+from semiseg.models.layers import BatchNorm3d, Conv3d, batch_statistics_only
+from semiseg.models.unet import UNet3d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +22,7 @@ PAPER = NetworkPlan(features=(32, 64, 128, 256, 512), kernels=(CUBE,) * 5, strid
 
 
 def small(seed: int = 0, plan: NetworkPlan = SMALL) -> UNet3d:
-    return build_unet(plan, channels=2, classes=3, seed=seed)
+    return build_network(plan, channels=2, classes=3, seed=seed)
 
 
 def image(*shape: int) -> Tensor:
@@ -100,7 +94,7 @@ def test_the_papers_network_has_22_million_parameters() -> None:
 
 def test_first_weights_are_he_normal() -> None:
     plan = NetworkPlan(features=(16, 24, 32), kernels=((1, 3, 3), CUBE, CUBE), strides=((1, 1, 1), *((2, 2, 2),) * 2))
-    network = build_unet(plan, channels=4, classes=8, seed=3)
+    network = build_network(plan, channels=4, classes=8, seed=3)
     looked_at = 0
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):

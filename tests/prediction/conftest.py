@@ -10,7 +10,7 @@ import torch
 
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.io.dataset import LabelScheme
-from semiseg.models.unet import build_unet
+from semiseg.models.build import build_network
 from semiseg.prediction.model import Model, load_model, save_model
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -39,7 +39,7 @@ def plan() -> Plan:
 def model_folder(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that no test may change."""
     folder = tmp_path_factory.mktemp("model") / "model"
-    network = build_unet(NETWORK, channels=1, classes=3, seed=1)
+    network = build_network(NETWORK, channels=1, classes=3, seed=1)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((4, 1, *plan.patch), generator=generator)
     with torch.no_grad():

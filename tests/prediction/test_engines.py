@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,13 +17,14 @@ import torch
 
 from semiseg.data.plan import NetworkPlan, Plan
 from semiseg.errors import ConfigError, ModelError, TrainingError
-from semiseg.models.unet import build_unet
+from semiseg.files import hash_files
+from semiseg.models.build import build_network
 from semiseg.prediction.engines import opening
 from semiseg.prediction.engines.onnx_file import onnx_bytes
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.engines.torch_blend import DeviceBlend
 from semiseg.prediction.engines.torch_engine import TorchEngine, load_network, torch_engine
-from semiseg.prediction.model import Model, load_model, save_model
+from semiseg.prediction.model import GRAPH_FILE, Model, load_model, save_model
 from semiseg.prediction.sliding import sliding_window
 from semiseg.prediction.window import Window
 
@@ -38,7 +40,7 @@ def some_model(request: pytest.FixtureRequest, model: Model, tmp_path_factory: p
     if request.param == "isotropic":
         return model
     plan = replace(model.plan, channels=("CT", "PET"), normalisation=model.plan.normalisation * 2, student=ANISOTROPIC)
-    network = build_unet(ANISOTROPIC, channels=2, classes=3, seed=3).train()
+    network = build_network(ANISOTROPIC, channels=2, classes=3, seed=3).train()
     with torch.no_grad():
         for _ in range(5):  # running statistics that are not those of the start
             network(torch.randn((2, 2, *plan.patch), generator=torch.Generator().manual_seed(0)) * 3 + 1)
@@ -89,10 +91,43 @@ def test_engines_that_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_weights_that_do_not_fit_are_named(plan: Plan, tmp_path: Path) -> None:
-    network = build_unet(plan.teacher, channels=1, classes=3, seed=0)
+    network = build_network(plan.teacher, channels=1, classes=3, seed=0)
     save_model(tmp_path / "m", network, replace(plan, student=ANISOTROPIC), role="student", card={})
+    (tmp_path / "m" / GRAPH_FILE).unlink()
     with pytest.raises(ModelError, match=r"weights\.safetensors: does not fit plan\.toml"):
         onnx_bytes(load_model(tmp_path / "m"))
+
+
+def copied(model: Model, folder: Path) -> Model:
+    shutil.copytree(model.folder, folder)
+    return load_model(folder)
+
+
+def test_a_graph_is_made_of_the_weights_where_it_is_missing(model: Model, tmp_path: Path) -> None:
+    model = copied(model, tmp_path / "m")
+    exported = onnx_bytes(model)
+    (model.folder / GRAPH_FILE).unlink()
+    assert onnx_bytes(model) == exported
+
+
+def test_a_graph_of_somebody_else_is_refused(model: Model, tmp_path: Path) -> None:
+    import onnx
+
+    model = copied(model, tmp_path / "m")
+    file = model.folder / GRAPH_FILE
+    proto = onnx.load_from_string(file.read_bytes())
+    weights = proto.graph.initializer[0]
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="../../../etc/passwd")
+    file.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"network\.onnx: not the file that card\.json describes"):
+        onnx_bytes(model)
+    described = replace(model, card=model.card | {"graph_sha256": hash_files([file])})
+    with pytest.raises(ModelError, match=r"network\.onnx: takes weights from other files"):
+        onnx_bytes(described)
+    file.write_bytes(b"no graph")
+    with pytest.raises(ModelError, match=r"network\.onnx: no ONNX graph"):
+        onnx_bytes(replace(model, card=model.card | {"graph_sha256": hash_files([file])}))
 
 
 @pytest.mark.parametrize("name", OTHERS)

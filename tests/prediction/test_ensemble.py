@@ -14,7 +14,7 @@ from semiseg import workflows
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
 from semiseg.io.nifti import read_label
-from semiseg.models.unet import build_unet
+from semiseg.models.build import build_network
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
 from semiseg.prediction.model import Model, load_model, save_model
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def other(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The same plan, another seed, mirrored along one axis more and one less."""
     folder = tmp_path_factory.mktemp("other") / "model"
-    network = build_unet(model.sizes, channels=1, classes=3, seed=8)
+    network = build_network(model.sizes, channels=1, classes=3, seed=8)
     with torch.no_grad():
         network.train()(torch.randn((4, 1, *model.plan.patch), generator=torch.Generator().manual_seed(1)))
     save_model(folder, network.eval(), model.plan, role="student", card={"mirror_axes": [1, 2]})

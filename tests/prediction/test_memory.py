@@ -20,7 +20,7 @@ from semiseg.errors import ConfigError
 from semiseg.files import write_json
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.nifti import read_grid
-from semiseg.models.unet import build_unet
+from semiseg.models.build import build_network
 from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS, zoom_band
 from semiseg.prediction.byte_sizes import parse_bytes, show_bytes
 from semiseg.prediction.engines.opening import open_engine
@@ -42,7 +42,7 @@ def organs(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("organs") / "model"
     save_model(
         folder,
-        build_unet(SIZES, channels=1, classes=ORGANS + 1, seed=0),
+        build_network(SIZES, channels=1, classes=ORGANS + 1, seed=0),
         plan,
         role="student",
         card={"mirror_axes": [0, 1]},

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from semiseg.data.plan import Plan, write_plan
 from semiseg.errors import ModelError
 from semiseg.files import hash_files
-from semiseg.models.unet import build_unet, count_parameters
+from semiseg.models.build import build_network, count_parameters
 from semiseg.prediction.engines.torch_engine import load_network
 from semiseg.prediction.model import Model, load_model, save_model
 
@@ -32,7 +32,7 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_a_model_comes_back_bit_for_bit(plan: Plan, tmp_path: Path) -> None:
-    network = build_unet(plan.student, channels=1, classes=3, seed=9)
+    network = build_network(plan.student, channels=1, classes=3, seed=9)
     save_model(tmp_path / "m", network, plan, role="student", card={"method": "mpl", "steps": 7})
     model = load_model(tmp_path / "m")
     assert model.plan == plan
@@ -47,7 +47,7 @@ def test_a_model_comes_back_bit_for_bit(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_the_teachers_sizes(plan: Plan, tmp_path: Path) -> None:
-    network = build_unet(plan.teacher, channels=1, classes=3, seed=9)
+    network = build_network(plan.teacher, channels=1, classes=3, seed=9)
     save_model(tmp_path / "m", network, plan, role="teacher", card={})
     assert load_model(tmp_path / "m").weights()["head.weight"].shape[1] == 5
 
@@ -57,7 +57,8 @@ def test_a_run_folder_stands_for_its_model(folder: Path) -> None:
 
 
 def test_nothing_of_it_is_pickled(model_folder: Path) -> None:
-    assert sorted(file.name for file in model_folder.iterdir()) == ["card.json", "plan.toml", "weights.safetensors"]
+    names = ["card.json", "network.onnx", "plan.toml", "weights.safetensors"]
+    assert sorted(file.name for file in model_folder.iterdir()) == names
 
 
 def edit_card(**changes: object) -> Callable[[Path], None]:

@@ -15,7 +15,7 @@ from engines import Engine
 from semiseg.data.plan import Plan
 from semiseg.errors import ModelError
 from semiseg.files import write_json
-from semiseg.models.unet import build_unet
+from semiseg.models.build import build_network
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.model import Model, load_model, save_model
 from semiseg.prediction.postprocessing import Pair, choose_steps, read_steps, write_steps
@@ -117,7 +117,7 @@ def test_it_is_chosen_on_the_validation_cases_of_a_run(
 
 
 def test_what_was_chosen_lasts_as_long_as_the_weights(plan: Plan, tmp_path: Path) -> None:
-    first, second = (build_unet(plan.student, channels=1, classes=3, seed=seed) for seed in (0, 1))
+    first, second = (build_network(plan.student, channels=1, classes=3, seed=seed) for seed in (0, 1))
     save_model(tmp_path / "model", first, plan, role="student", card={})
     write_steps(tmp_path / "model", {"steps": {"left_x": ["fill_holes"]}})
     save_model(tmp_path / "model", first, plan, role="student", card={})  # `semiseg train` on a finished run

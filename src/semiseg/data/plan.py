@@ -35,25 +35,30 @@ class ChannelNormalisation:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """Sizes of one 3D U-Net. All tuples have one entry per level, from the finest to the coarsest.
+    """Kind and sizes of one network. All tuples have one entry per level, from the finest to the coarsest.
 
     features: channels of a level. kernels: size of its convolutions `(D, H, W)`. strides: pooling *into* the level;
-    the first is (1, 1, 1).
+    the first is (1, 1, 1). kind: `unet` (the paper's), `residual_encoder`, or one that was added. blocks: residual
+    blocks of each level of a residual encoder; none for other kinds.
     """
 
     features: tuple[int, ...]
     kernels: tuple[Shape, ...]
     strides: tuple[Shape, ...]
+    kind: str = "unet"
+    blocks: tuple[int, ...] = ()
 
     @property
     def reach(self) -> Shape:
         """Along each axis, the voxels of the image that a voxel of the output is computed from: its receptive field, by
-        two convolutions on each level down and on each level up."""
+        the convolutions of each level down (two, or two a block) and up (two, or one beside blocks)."""
         reach, unit, last = [1, 1, 1], [1, 1, 1], len(self.kernels) - 1
         for level, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
+            down = 2 * self.blocks[level] if self.blocks else 2
+            up = 0 if level == last else 1 if self.blocks else 2
             for axis in range(3):
                 unit[axis] *= stride[axis]
-                reach[axis] += (2 if level == last else 4) * (kernel[axis] - 1) * unit[axis]
+                reach[axis] += (down + up) * (kernel[axis] - 1) * unit[axis]
         return (reach[0], reach[1], reach[2])
 
 
@@ -85,7 +90,7 @@ class Plan:
     reasons: tuple[str, ...] = ()
 
 
-MOST_VOXELS, MOST_PATCHES, MOST_FEATURES, MOST_LABEL = 4096, 4096, 8192, 65535
+MOST_VOXELS, MOST_PATCHES, MOST_FEATURES, MOST_BLOCKS, MOST_LABEL = 4096, 4096, 8192, 64, 65535
 """Larger numbers in a plan are mistakes of who edited it."""
 _ADAPTER: TypeAdapter[Plan] = TypeAdapter(Plan)
 
@@ -134,6 +139,12 @@ def _inconsistency(plan: Plan) -> str | None:
     for name, network in (("teacher", plan.teacher), ("student", plan.student)):
         if not len(network.features) == len(network.kernels) == len(network.strides):
             return f"{name}: features, kernels and strides must have one entry per level."
+        if network.blocks and len(network.blocks) != len(network.features):
+            return f"{name}: blocks must have one entry per level, or be left out."
+        if (network.kind == "residual_encoder") != bool(network.blocks):
+            return f"{name}: blocks are of kind residual_encoder, and it has them: correct kind or blocks."
+        if not all(1 <= count <= MOST_BLOCKS for count in network.blocks):
+            return f"{name}: blocks = {network.blocks} must be 1 to {MOST_BLOCKS} on each level."
         if not network.features or not all(1 <= count <= MOST_FEATURES for count in network.features):
             return f"{name}: features = {network.features} must be 1 to {MOST_FEATURES} on each level."
         if min(edge for sizes in (*network.kernels, *network.strides) for edge in sizes) < 1:

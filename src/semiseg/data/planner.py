@@ -36,6 +36,10 @@ BATCHES = {"cpu": (2, 2), "cuda": (2, 8), "mps": (2, 8)}
 """Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for
 more.
 """
+MOST_FEATURES, RESIDUAL_FEATURES = 512, 320
+"""Of the coarsest levels: the paper's, and nnU-Net's."""
+RESIDUAL_BLOCKS = (1, 3, 4, 6)
+"""Of the levels of a residual encoder, as in nnU-Net's ResEnc presets; deeper levels have as many as the last."""
 FEATURES = {"cpu": 16, "cuda": 32, "mps": 32}
 _SMALLEST_BASE = 8
 GPU_SHARE = 0.85
@@ -70,8 +74,10 @@ class PlanSettings:
     """Features of the finest level of the student, the network that is shipped; None is the teacher's
     number.
     """
-    max_features: int = 512
-    """No level has more features than this: the paper's coarsest level."""
+    network: str = "unet"
+    """unet: the paper's. residual_encoder: nnU-Net's ResEnc presets. Or the name of one that was added."""
+    max_features: int | None = None
+    """No level has more features than this; None is the paper's 512, and nnU-Net's 320 for a residual encoder."""
     max_levels: int = 5
     """At most so many levels, the paper's five; small scans get fewer."""
 
@@ -84,10 +90,15 @@ class PlanSettings:
             values = getattr(self, name)
             if values is not None and not min(values) > 0:
                 raise ConfigError(f"plan.{name} = {values}: all three must be above 0. Correct or remove the key.")
-        if self.max_features < 1:
+        if self.max_features is not None and self.max_features < 1:
             raise ConfigError(f"plan.max_features = {self.max_features}: must be at least 1. Raise it.")
         if self.max_levels < 2:
             raise ConfigError(f"plan.max_levels = {self.max_levels}: a U-Net has at least 2 levels. Raise it.")
+
+    @property
+    def most_features(self) -> int:
+        """`max_features`, or the network's own."""
+        return self.max_features or (RESIDUAL_FEATURES if self.network == "residual_encoder" else MOST_FEATURES)
 
     @property
     def planned_for(self) -> Device:
@@ -262,10 +273,14 @@ def _grow(smallest: Shape, limit: Shape, units: Shape, median: Shape, fits: Call
 
 
 def _network(base: int, strides: tuple[Shape, ...], kernels: tuple[Shape, ...], settings: PlanSettings) -> NetworkPlan:
+    residual = settings.network == "residual_encoder"
+    blocks = [RESIDUAL_BLOCKS[min(level, len(RESIDUAL_BLOCKS) - 1)] for level in range(len(strides))]
     return NetworkPlan(
-        features=tuple(min(base * 2**level, settings.max_features) for level in range(len(strides))),
+        kind=settings.network,
+        features=tuple(min(base * 2**level, settings.most_features) for level in range(len(strides))),
         kernels=kernels,
         strides=strides,
+        blocks=tuple(blocks) if residual else (),
     )
 
 

@@ -28,7 +28,8 @@ from semiseg.methods.settings import (
     add_settings,
 )
 from semiseg.methods.supervised import Supervised
-from semiseg.models.unet import UNet3d, build_unet, in_channels_last
+from semiseg.models.build import build_network, in_channels_last
+from semiseg.models.layers import Network
 from semiseg.randomness import Draw
 
 _METHODS: dict[type[MethodSettings], type[StudentMethod[Any]]] = {
@@ -60,8 +61,8 @@ def build_method(
 ) -> Method:
     """The method that has these settings, on `device`. Weights depend on the seed and the plan alone."""
 
-    def network(name: str) -> UNet3d:
-        built = build_unet(
+    def network(name: str) -> Network:
+        built = build_network(
             plan.teacher if name == "teacher" else plan.student,
             channels=len(plan.channels),
             classes=plan.labels.count,

@@ -18,7 +18,7 @@ from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import CrossPseudoSettings
-from semiseg.models.unet import UNet3d
+from semiseg.models.layers import Network
 from semiseg.randomness import Draw
 
 
@@ -29,7 +29,7 @@ class CrossPseudo(StudentMethod[CrossPseudoSettings]):
 
     def __init__(
         self,
-        networks: Mapping[str, UNet3d],
+        networks: Mapping[str, Network],
         settings: CrossPseudoSettings,
         phases: Phases,
         *,

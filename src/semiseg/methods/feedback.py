@@ -23,7 +23,7 @@ from torch.func import functional_call, jvp
 from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.optimiser import Parameters, global_norm
 from semiseg.methods.pseudo_label import NOT_TAUGHT
-from semiseg.models.unet import batch_statistics_only
+from semiseg.models.layers import batch_statistics_only
 
 EPSILON = 1e-2
 """Norm of the weights' displacement in a central difference."""

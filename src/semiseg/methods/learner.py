@@ -24,7 +24,7 @@ from semiseg.methods.optimiser import (
 )
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings, OptimiserSettings
-from semiseg.models.unet import UNet3d
+from semiseg.models.layers import Network
 from semiseg.randomness import Draw
 
 
@@ -34,7 +34,7 @@ class Learner:
     def __init__(
         self,
         name: str,
-        network: UNet3d,
+        network: Network,
         settings: OptimiserSettings,
         *,
         losses: Losses,
@@ -59,9 +59,9 @@ class Learner:
         return f"{self.name}_average" if self.average else self.name
 
     @property
-    def settled(self) -> UNet3d:
+    def settled(self) -> Network:
         """The one that is validated and shipped."""
-        return cast(UNet3d, self.average.network) if self.average else self.network
+        return cast(Network, self.average.network) if self.average else self.network
 
     def logits(self, images: Tensor) -> Tensor:
         """Float32 logits `(B, K, D, H, W)` in train mode, which moves the running statistics."""
@@ -135,7 +135,7 @@ class StudentMethod(Generic[Settings]):
 
     def __init__(
         self,
-        networks: Mapping[str, UNet3d],
+        networks: Mapping[str, Network],
         settings: Settings,
         phases: Phases,
         *,

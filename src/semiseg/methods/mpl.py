@@ -29,7 +29,7 @@ from semiseg.methods.optimiser import Parameters, global_norm
 from semiseg.methods.phases import Phases
 from semiseg.methods.pseudo_label import Lesson, Metrics, TeacherAndStudent, taught_lesson
 from semiseg.methods.settings import MplSettings
-from semiseg.models.unet import UNet3d, batch_statistics_only
+from semiseg.models.layers import Network, batch_statistics_only
 from semiseg.randomness import Draw
 
 SMALLEST_FEEDBACK, LARGEST_FACTOR = 1e-12, 1e8
@@ -49,7 +49,7 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
 
     def __init__(
         self,
-        networks: Mapping[str, UNet3d],
+        networks: Mapping[str, Network],
         settings: MplSettings,
         phases: Phases,
         *,

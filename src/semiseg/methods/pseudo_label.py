@@ -21,7 +21,7 @@ from semiseg.methods.learner import Learner, StudentMethod, label_images
 from semiseg.methods.optimiser import Parameters
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MplSettings, PseudoLabelSettings
-from semiseg.models.unet import UNet3d
+from semiseg.models.layers import Network
 from semiseg.randomness import Draw
 
 Metrics = dict[str, Tensor]
@@ -65,7 +65,7 @@ class TeacherAndStudent(StudentMethod[Settings], Generic[Settings]):
 
     def __init__(
         self,
-        networks: Mapping[str, UNet3d],
+        networks: Mapping[str, Network],
         settings: Settings,
         phases: Phases,
         *,
@@ -183,7 +183,7 @@ class PseudoLabel(TeacherAndStudent[PseudoLabelSettings]):
 
     def __init__(
         self,
-        networks: Mapping[str, UNet3d],
+        networks: Mapping[str, Network],
         settings: PseudoLabelSettings,
         phases: Phases,
         *,

@@ -22,7 +22,7 @@ from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import PseudoRoundsSettings
-from semiseg.models.unet import UNet3d
+from semiseg.models.layers import Network
 from semiseg.randomness import Draw
 
 SNAPSHOT = 0.8
@@ -66,7 +66,7 @@ class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
 
     def __init__(
         self,
-        networks: Mapping[str, UNet3d],
+        networks: Mapping[str, Network],
         settings: PseudoRoundsSettings,
         phases: Phases,
         *,

@@ -17,13 +17,15 @@ from semiseg.files import atomic_folder, hash_files, read_json, restore_replaced
 from semiseg.types import FloatArray
 
 if TYPE_CHECKING:  # prediction by other engines than torch does not import it
-    from torch import nn
+    from semiseg.models.layers import Network
 
 Role = Literal["teacher", "student"]
 MODEL_FORMAT = 2
 POSTPROCESSING_FILE = "postprocessing.json"
 """What `semiseg postprocess` chose, beside the weights that it was chosen for."""
-_MADE = ("weights.safetensors", "plan.toml", "card.json", POSTPROCESSING_FILE)
+GRAPH_FILE = "network.onnx"
+"""The network as engines other than torch read it, made at the end of training."""
+_MADE = ("weights.safetensors", GRAPH_FILE, "plan.toml", "card.json", POSTPROCESSING_FILE)
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,14 @@ class Model:
         return tuple(self.card.get("mirror_axes", ()))
 
 
-def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
+def save_model(folder: Path, network: Network, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
     """Write the folder whole or not at all. role: whose sizes in the plan the network has."""
+    from semiseg.models.build import onnx_graph
+
     with atomic_folder(folder, made=_MADE) as temporary:
         weights = temporary / "weights.safetensors"
         save_file({k: v.detach().cpu().contiguous().numpy() for k, v in network.state_dict().items()}, weights)
+        (temporary / GRAPH_FILE).write_bytes(onnx_graph(network, plan.patch))
         write_plan(temporary / "plan.toml", plan)
         facts = {
             "format": MODEL_FORMAT,
@@ -76,6 +81,7 @@ def save_model(folder: Path, network: nn.Module, plan: Plan, *, role: Role, card
             "channels": list(plan.channels),
             "parameters": sum(p.numel() for p in network.parameters()),  # an average's need no gradient
             "weights_sha256": hash_files([weights]),
+            "graph_sha256": hash_files([temporary / GRAPH_FILE]),
             "plan_sha256": hash_files([temporary / "plan.toml"]),
         }
         write_json(temporary / "card.json", facts | card)

@@ -21,6 +21,7 @@ from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
+from semiseg.models.layers import Network
 from semiseg.prediction.model import save_model
 from semiseg.randomness import Draw
 from semiseg.training.checkpoint import load_latest
@@ -182,6 +183,7 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         "intended_use": "Research. Not a medical device; have a qualified person check every result.",
     }
     network = method.networks[method.evaluated]
+    assert isinstance(network, Network)
     save_model(session.run / "model", network, session.plan, role="student", card=card)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 
 import torch
 
 from semiseg.data.plan import NetworkPlan, Plan
 from semiseg.losses import supervised_loss
-from semiseg.models.unet import build_unet, in_channels_last
+from semiseg.models.build import build_network, in_channels_last
 from semiseg.processes import usable_cores
 from semiseg.types import Shape
 
@@ -61,10 +62,8 @@ def voxel_seconds(
     costs: dict[int, float] = {}
     began, took = time.perf_counter(), 0.0
     for base in features:
-        network = NetworkPlan(
-            features=tuple(min(base * 2**level, most_features) for level in range(len(strides))),
-            kernels=plan.teacher.kernels,
-            strides=strides,
+        network = replace(
+            plan.teacher, features=tuple(min(base * 2**level, most_features) for level in range(len(strides)))
         )
         if costs and time.perf_counter() - began + WIDER_COSTS * took > most_seconds:
             break
@@ -90,7 +89,7 @@ def _step_seconds(
     classes: int = 2,
 ) -> list[float]:
     """Seconds of training steps after a first that is not counted."""
-    network = in_channels_last(build_unet(plan, channels=channels, classes=classes, seed=0).to(device))
+    network = in_channels_last(build_network(plan, channels=channels, classes=classes, seed=0).to(device))
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
     images = torch.zeros((batch, channels, *patch), device=device).contiguous(memory_format=torch.channels_last_3d)
     labels = torch.zeros((batch, *patch), dtype=torch.int64, device=device)

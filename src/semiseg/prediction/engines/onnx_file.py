@@ -1,19 +1,45 @@
-"""A model as an ONNX file, for the engines that read one."""
+"""A model as an ONNX graph, for the engines that read one."""
 
 from __future__ import annotations
 
-from onnx.checker import ValidationError
-from onnx.shape_inference import InferenceError
+from importlib.util import find_spec
 
-from semiseg.models.onnx_graph import unet_graph
-from semiseg.prediction.model import Model
+import onnx
+from google.protobuf.message import DecodeError
+
+from semiseg.errors import ModelError
+from semiseg.files import hash_files
+from semiseg.prediction.model import GRAPH_FILE, Model
 
 
 def onnx_bytes(model: Model) -> bytes:
-    """The model's network for tiles of its patch, serialised; raises `ModelError` where its weights do not fit its
-    plan."""
+    """The model's network for tiles of its patch, serialised: the graph that was exported at the end of its training,
+    or one that is made of its weights, where torch is installed.
+
+    Raises `ModelError` where it is not the graph that the card describes, where it names other files, and where there
+    is neither graph nor torch.
+    """
+    file = model.folder / GRAPH_FILE
+    if file.is_file():
+        if hash_files([file]) != model.card.get("graph_sha256"):
+            raise ModelError(f"{file}: not the file that card.json describes. Copy the folder again, or delete it.")
+        graph = file.read_bytes()
+        _refuse_other_files(graph, model)
+        return graph
+    if find_spec("torch") is None:
+        raise ModelError(f"{file}: is not there, and torch, which makes it, is not installed. Copy the folder again.")
+    from semiseg.models.build import onnx_graph
+    from semiseg.prediction.engines.torch_engine import load_network
+
+    return onnx_graph(load_network(model), model.plan.patch)
+
+
+def _refuse_other_files(graph: bytes, model: Model) -> None:
+    """A graph may take its weights from any file of this machine; ours has them in itself."""
+    file = model.folder / GRAPH_FILE
     try:
-        graph = unet_graph(model.weights(), model.sizes, patch=model.plan.patch)
-    except (KeyError, ValueError, ValidationError, InferenceError) as error:
-        raise model.misfit(error) from None
-    return bytes(graph.SerializeToString())
+        proto = onnx.load_from_string(graph)
+    except DecodeError as error:
+        raise ModelError(f"{file}: no ONNX graph ({error}). Copy the folder again, or delete the file.") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+        raise ModelError(f"{file}: takes weights from other files, which ours do not. Delete the file.")

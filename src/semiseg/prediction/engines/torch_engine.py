@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from semiseg.errors import TrainingError
-from semiseg.models.unet import UNet3d, build_unet, in_channels_last
+from semiseg.models.build import build_network, in_channels_last
+from semiseg.models.layers import Network
 from semiseg.prediction.device import lift_gpu_limit, limit_gpu_memory
 from semiseg.prediction.engines.torch_blend import DeviceBlend, device_blend_bytes
 from semiseg.prediction.model import Model
@@ -58,7 +60,7 @@ class TorchEngine:
         """As `BlendsItself.blend`: on a GPU, where it has the memory besides that of the tiles."""
         if self.device.type != "cuda" or not self._blends:
             return None
-        assert isinstance(self.network, UNet3d)
+        assert isinstance(self.network, Network)
         shape = (window.tile_batch, self.network.channels, *window.patch)
         if shape not in self._peaks:  # a first batch shows what the tiles take
             torch.cuda.empty_cache()
@@ -128,10 +130,10 @@ class TorchEngine:
         return cast(Tensor, self.network(batch)).float()
 
 
-def load_network(model: Model) -> UNet3d:
+def load_network(model: Model) -> Network:
     """The model's network, for prediction; raises `ModelError` where its weights do not fit its plan."""
     plan = model.plan
-    network = build_unet(model.sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
+    network = build_network(model.sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
     try:
         network.load_state_dict({name: torch.from_numpy(value) for name, value in model.weights().items()})
     except RuntimeError as error:
@@ -156,13 +158,10 @@ def torch_engine(
     lift_gpu_limit(device)
     most_bytes = limit_gpu_memory(device, max_gpu_memory) if max_gpu_memory else 0
     network = load_network(model)
-    for level in (*network.encoder, *network.decoder):
-        assert isinstance(level, nn.Sequential)
-        for index in (0, 3):
-            convolution, norm = level[index], level[index + 1]
-            assert isinstance(convolution, nn.Conv3d)
-            assert isinstance(norm, nn.BatchNorm3d)
-            level[index], level[index + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    for level in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        for index, (convolution, norm) in enumerate(pairwise(level)):
+            if isinstance(convolution, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                level[index], level[index + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
     network = in_channels_last(network.to(device))
     if compiled:
         network.compile()

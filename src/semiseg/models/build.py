@@ -1,0 +1,78 @@
+"""From the sizes of a plan to a network, and what is done with networks of any kind."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import torch
+from torch import nn
+
+from semiseg.data.plan import NetworkPlan
+from semiseg.errors import ConfigError
+from semiseg.models.layers import Network
+from semiseg.models.residual_encoder import ResidualEncoderUNet
+from semiseg.models.unet import UNet3d
+from semiseg.types import Shape
+
+_KINDS: dict[str, type[Network]] = {"unet": UNet3d, "residual_encoder": ResidualEncoderUNet}
+
+
+def add_network(kind: str, network: type[Network]) -> None:
+    """Make a network of one's own known by a name, for `plan.network` (docs/extending.md)."""
+    _KINDS[kind] = network
+
+
+def build_network(plan: NetworkPlan, *, channels: int, classes: int, seed: int) -> Network:
+    """A network of the plan's kind with He normal weights (He et al. 2015, fan-in, gain of ReLU), zero biases, unit
+    norms. Raises `ConfigError` for a kind that is not known.
+
+    The weights depend on `seed` alone: a generator of their own is used, never torch's global one.
+    """
+    if plan.kind not in _KINDS:
+        raise ConfigError(f"kind = {plan.kind!r} of a network in the plan: known are {', '.join(_KINDS)}.")
+    with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws too; it is overwritten
+        network = _KINDS[plan.kind](channels=channels, classes=classes, plan=plan)
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def in_channels_last(network: Network) -> Network:
+    """The network with its weights in channels-last layout, which is faster with batch norm on CPU and GPU."""
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    return network
+
+
+def onnx_graph(network: Network, patch: Shape) -> bytes:
+    """The network as an ONNX graph with its weights, for any number of tiles of the patch: `tiles (N, C, D, H, W)` to
+    `logits (N, K, D, H, W)`, float32. Norms by running statistics are folded into the convolutions."""
+    file = io.BytesIO()
+    was_training = network.training
+    free = {"tiles": {0: "tiles_in_batch"}, "logits": {0: "tiles_in_batch"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of this exporter, which needs no further package, and of a test of devices
+        tile = torch.zeros(1, network.channels, *patch, device=next(network.parameters()).device)
+        torch.onnx.export(
+            network.eval(),
+            (tile,),
+            file,  # type: ignore[arg-type]  # what this exporter takes besides paths
+            dynamo=False,
+            input_names=["tiles"],
+            output_names=["logits"],
+            dynamic_axes=free,
+            opset_version=17,  # of 2022: every runtime of today reads it
+        )
+    network.train(was_training)
+    return file.getvalue()
