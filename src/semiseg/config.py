@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,25 @@ def load_settings(
     if another_method:
         tables.pop("method", None)
     if recipe:
-        _resolve_paths(tables, DATA_PATHS, recipe.parent)
+        _resolve_paths(tables, PATHS, recipe.parent)
     for override in overrides:
         tables = _with_override(tables, override)
-        _resolve_paths(tables, [key for key in DATA_PATHS if override.strip().startswith(f"data.{key}")], Path())
+        section, _, key = override.partition("=")[0].strip().partition(".")
+        _resolve_paths(tables, {section: [one for one in PATHS.get(section, ()) if one == key]}, Path())
     source = str(recipe) if recipe else "settings"
     return settings_from(tables, source=f"{source} with --set" if overrides else source)
 
 
-DATA_PATHS = ("root", "teacher", "label_list", "exclude", "store")
-"""Keys of section `[data]` that name a file or folder."""
+PATHS = {"data": ("root", "teacher", "label_list", "exclude", "store"), "train": ("weights",)}
+"""Keys that name a file or folder, by section."""
 
 
-def _resolve_paths(tables: dict[str, Any], keys: Sequence[str], start: Path) -> None:
-    data = tables.get("data")
-    for key in keys:
-        if isinstance(data, dict) and isinstance(data.get(key), str) and data[key]:
-            data[key] = str((start / data[key]).resolve())
+def _resolve_paths(tables: dict[str, Any], keys: Mapping[str, Sequence[str]], start: Path) -> None:
+    for section, names in keys.items():
+        table = tables.get(section)
+        for name in names:
+            if isinstance(table, dict) and isinstance(table.get(name), str) and table[name]:
+                table[name] = str((start / table[name]).resolve())
 
 
 def _with_override(tables: dict[str, Any], override: str) -> dict[str, Any]:

@@ -45,6 +45,8 @@ def made_plan(
         fingerprint = compute_fingerprint(
             dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
         )
+    if settings.train.weights:
+        return _plan_of(settings.train.weights, dataset), fingerprint
     anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
     from semiseg.training.session import torch_as_it_was
 
@@ -54,6 +56,23 @@ def made_plan(
     return replace(
         plan, mirror_axes=anatomy.mirror_axes, turn_degrees=anatomy.turn_degrees, reasons=reasons
     ), fingerprint
+
+
+def _plan_of(folder: str, dataset: Dataset) -> Plan:
+    """The plan of a model that training starts from; raises `ConfigError` where it knows other labels or channels."""
+    from semiseg.prediction.model import load_model
+
+    model = load_model(folder)
+    for what, its, ours in (
+        ("labels", model.plan.labels.names, dataset.labels.names),
+        ("channels", model.plan.channels, dataset.channels),
+    ):
+        if its != ours:
+            raise ConfigError(
+                f"train.weights = {folder}: has the {what} {its}, but {dataset.root} has {ours}. Name a model of these."
+            )
+    sizes = replace(model.plan, teacher=model.sizes, student=model.sizes, dataset=dataset.name)
+    return replace(sizes, reasons=(f"Everything is that of {folder}, whose weights training starts from.",))
 
 
 def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase], settings: RunSettings) -> str:

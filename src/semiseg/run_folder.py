@@ -136,6 +136,7 @@ def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
             exclude=absolute(data.exclude),
             store=absolute(data.store),
         ),
+        train=replace(settings.train, weights=absolute(settings.train.weights)),
     )
 
 

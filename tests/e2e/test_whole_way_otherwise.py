@@ -163,3 +163,43 @@ def test_a_real_set_goes_the_whole_way(
     both_phases_were_taken(tmp_path / "run")
     roles = [row["role"] for row in read_jsonl(tmp_path / "run" / "cases.jsonl")]
     assert sorted(roles) == ["labelled", "labelled", "test", "unlabelled"]
+
+
+def test_training_may_start_from_a_model_whose_plan_it_takes(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    def made(name: str, *more: object) -> Any:
+        flags = [flag for flag in tiny if "plan." not in flag and flag != "--set"]
+        settings = [part for flag in flags for part in ("--set", flag)]
+        return semiseg_command("run", tmp_path / name, "--data", phantoms, *settings, *more, "--quiet")
+
+    first = semiseg_command("run", tmp_path / "first", "--data", phantoms, "--method", "supervised", *tiny, "--quiet")
+    assert first.code == 0, first
+    still = ["--set", "train.steps=2", "--set", "method.optimiser.learning_rate=1e-9"]
+    for method in ("supervised", "pseudo_label", "pseudo_rounds"):
+        answer = made(method, "--method", method, "--set", f"train.weights={tmp_path / 'first'}", *still)
+        assert answer.code == 0, answer
+        before, after = (load_model(tmp_path / name).weights() for name in ("first", method))
+        for name, value in before.items():
+            if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                assert np.allclose(after[name], value, atol=1e-5), name  # two steps of a rate of 1e-9
+        assert load_model(tmp_path / method).plan.patch == load_model(tmp_path / "first").plan.patch
+    card = read_json(next((tmp_path / "supervised" / "checkpoints").iterdir()) / "card.json")
+    assert card["origin"]["train.weights"] == load_model(tmp_path / "first").hash
+
+
+def test_a_model_of_other_labels_is_no_beginning(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    assert semiseg_command("run", tmp_path / "first", "--data", phantoms, "--method", "supervised", *tiny).code == 0
+    other = tmp_path / "other"
+    shutil.copytree(phantoms, other)
+    description = read_json(other / "dataset.json")
+    description["labels"] = {("hepar" if name == "liver" else name): n for name, n in description["labels"].items()}
+    write_json(other / "dataset.json", description)
+    answer = semiseg_command(
+        "run", tmp_path / "second", "--data", other, *tiny, "--set", f"train.weights={tmp_path / 'first'}"
+    )
+    assert answer.code == 2
+    assert "train.weights = " in answer.err
+    assert "has the labels" in answer.err

@@ -106,6 +106,10 @@ class Method(Protocol):
         None where a method has none. No state changes."""
         ...
 
+    def start_from(self, weights: dict[str, Tensor]) -> bool:
+        """Give the networks that have these names and shapes these weights; whether any has. Before the first step."""
+        ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Everything that the next step depends on: tensors and numbers by name."""
         ...

@@ -215,6 +215,20 @@ class StudentMethod(Generic[Settings]):
         """As `Method.feedback_map`."""
         return None
 
+    def start_from(self, weights: dict[str, Tensor]) -> bool:
+        """As `Method.start_from`."""
+        shapes = {name: value.shape for name, value in weights.items()}
+        fitting = [
+            one
+            for one in self.learners.values()
+            if {name: value.shape for name, value in one.network.state_dict().items()} == shapes
+        ]
+        for one in fitting:
+            one.network.load_state_dict(weights)
+            if one.average:
+                one.average.restart(one.network)
+        return bool(fitting)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """As `Method.state`."""
         updates = {name: float(one.average.updates) for name, one in self.learners.items() if one.average}

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from semiseg.config import DATA_PATHS, load_settings
+from semiseg.config import PATHS, load_settings
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml
 from semiseg.scoring.label_efficiency import run_name
@@ -179,7 +179,7 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     """The settings of a run; its number of steps only where the study sets it."""
     given: dict[str, Any] = study.common | study.methods[run.method]
     # As in a recipe, paths start from the file that names them.
-    paths = {f"data.{key}" for key in DATA_PATHS} & given.keys()
+    paths = {f"{section}.{key}" for section, keys in PATHS.items() for key in keys} & given.keys()
     given |= {key: str((file.parent / given[key]).resolve()) for key in paths if given[key]}
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
     if "train.steps" not in given:

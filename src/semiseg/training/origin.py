@@ -26,12 +26,15 @@ def origin_of(
     augment: AugmentSettings,
     method: MethodSettings,
     seed: int,
+    weights: str = "",
 ) -> Origin:
-    """All that a step's result depends on, besides the number of steps and the machine."""
+    """All that a step's result depends on, besides the number of steps and the machine. weights: hash of the model that
+    training starts from."""
     learnt_from = [(case.id, case.role, case.hash) for case in cases if case.role != "test"]
     return {
         **_flat(plan=plan, sampling=sampling, augment=augment, method=method),
         "train.seed": seed,
+        **({"train.weights": weights} if weights else {}),
         "cases": hashlib.sha256(json.dumps(learnt_from).encode()).hexdigest(),
     }
 

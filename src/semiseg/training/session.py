@@ -16,13 +16,13 @@ from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.layers import Network
-from semiseg.prediction.model import save_model
+from semiseg.prediction.model import load_model, save_model
 from semiseg.randomness import Draw
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.feedback_maps import write_feedback_maps
@@ -95,7 +95,8 @@ class Session:
         return (augment.histogram_probability, channels) if wanted else None
 
     def origin(self) -> Origin:
-        return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed)
+        start = load_model(self.train.weights).hash if self.train.weights else ""
+        return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed, start)
 
     def build(self, phases: Phases) -> Method:
         return build_method(
@@ -155,6 +156,13 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
     if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
         rehearse(session)
     method, data = session.build(Phases.of_steps(0, 1, 1)), session.open_data()
+    if session.train.weights and load_latest(session.run / "checkpoints") is None:
+        model = load_model(session.train.weights)
+        if not method.start_from({name: torch.from_numpy(value) for name, value in model.weights().items()}):
+            raise ConfigError(
+                f"train.weights = {session.train.weights}: no network of {session.run}/plan.toml has the sizes of this "
+                "model. Let the run take the model's plan: delete plan.toml and settled.toml."
+            )
     steps, seconds = train_method(
         session.run,
         method,

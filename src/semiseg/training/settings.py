@@ -24,6 +24,9 @@ class TrainSettings:
     """So many training steps in all phases together, in the place of minutes: for comparisons, and for tests."""
     seed: int = 0
     """Of weights, patches and augmentation; the same seed on the same machine gives the same weights."""
+    weights: str = ""
+    """A trained run or model folder to start from, in the place of random weights. Its plan is the run's, so labels and
+    channels must be the same. Relative paths as `data.root`."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
