@@ -253,6 +253,30 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
         return _train(run, settings, quiet=quiet)
 
 
+def lengthen(run: AnyPath, more: float) -> RunSettings:
+    """Ask a run that has ended for so many more minutes, or steps where it was asked for steps: it is trained on as if
+    it had been asked for all of them, with the learning rate of that share of the run. Returns its settings now.
+
+    Raises `ConfigError` for a run that has not ended, or that is one of folds.
+    """
+    run = Path(run)
+    with alone_in(run):
+        settings = prepared_settings(run)
+        if settings.data.folds:
+            raise ConfigError(f"{run}: folds are not trained on. Make a run for more minutes.")
+        if not (run / "model").exists() or not more > 0:
+            what = f"give a number above 0, not {more:g}" if (run / "model").exists() else "training has not ended"
+            raise ConfigError(f"--continue: {what}. `semiseg run {run}` goes on where it was cut off.")
+        train = settings.train
+        if train.steps is None:
+            train = replace(train, minutes=train.minutes + more)
+        else:
+            train = replace(train, steps=train.steps + max(1, round(more)))
+        settings = replace(settings, train=train)
+        write_settings(run / "run.toml", settings)
+    return settings
+
+
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     from semiseg.training.session import torch_as_it_was, train_session
 

@@ -203,3 +203,27 @@ def test_a_model_of_other_labels_is_no_beginning(
     assert answer.code == 2
     assert "train.weights = " in answer.err
     assert "has the labels" in answer.err
+
+
+def test_a_run_that_has_ended_is_trained_on(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    refused = semiseg_command("run", run, "--continue", 4)
+    assert refused.code == 2
+    assert semiseg_command("run", run, "--data", phantoms, "--method", "supervised", *tiny, "--quiet").code == 0
+    before = hash_files([run / "model" / "weights.safetensors"])
+    first = read_jsonl(run / "metrics.jsonl")
+    answer = semiseg_command("run", run, "--continue", 4)
+    assert answer.code == 0, answer
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [*range(1, 11)]
+    assert rows[:6] == first
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[6:] == pytest.approx([0.1 * (1 - step / 10) ** 0.9 for step in range(6, 10)])
+    assert hash_files([run / "model" / "weights.safetensors"]) != before
+    assert "steps = 10" in (run / "run.toml").read_text()
+    assert semiseg_command("run", run, "--continue", 0).code == 2
+    again = semiseg_command("run", run, "--quiet")
+    assert again.code == 0
+    assert len(read_jsonl(run / "metrics.jsonl")) == 10

@@ -239,3 +239,16 @@ def test_a_run_goes_on_with_the_threads_that_it_had_come_to(tmp_path: Path) -> N
     found = {step: Pace(tmp_path, BY_MINUTES, step=step).threads for step in (0, 9, 10, 15, 20, 25)}
     assert found == {0: 0, 9: 0, 10: 1, 15: 1, 20: 1, 25: 1}
     assert Pace(tmp_path, replace(BY_MINUTES, steps=100), step=25).threads == 0
+
+
+def test_a_run_that_is_trained_on_takes_the_minutes_that_are_added(tmp_path: Path) -> None:
+    first = Run(tmp_path).to_the_end(constant(0.5))
+    longer = replace(BY_MINUTES, minutes=3 * MINUTES)
+    second = Run(tmp_path, longer, step=first.step, seconds=first.seconds)
+    assert second.pace.timeline.share(first.step) == pytest.approx(1 / 3, abs=0.01)
+    second.to_the_end(constant(1.0))
+    assert second.seconds == pytest.approx(3 * TOTAL, abs=2.0)
+    settled = read_settled(tmp_path)
+    assert (settled.minutes, settled.finished) == (3 * MINUTES, True)
+    again = Run(tmp_path, longer, step=second.step, seconds=second.seconds)
+    assert again.pace.timeline == second.pace.timeline, "it is not stretched a second time"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -71,12 +71,16 @@ class Run(RunArguments):
     """Cross-validation: train so many networks, each without one part of the labelled scans, and score them on it."""
     fold: int | None = None
     """With --folds: make this one alone (from 0 on), on another machine, say."""
+    more: Annotated[float | None, tyro.conf.arg(name="continue")] = None
+    """Train a run that has ended on, for so many minutes more (steps, where it was asked for steps)."""
 
     def execute(self) -> int:
         from semiseg import folds, workflows
         from semiseg.reporting.closing import closing_lines
         from semiseg.scoring import read_summary
 
+        if self.more is not None:
+            workflows.lengthen(self.run, self.more)
         settings = settings_of(self, folds=self.folds)
         if settings.data.folds and settings.data.fold is None:
             if folds.run_folds(self.run, settings, fold=self.fold, quiet=self.quiet) is not None:

@@ -8,7 +8,7 @@ steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 _ROUNDING = 1e-9
@@ -57,6 +57,10 @@ class Timeline:
                 return following.step
         last = self.stretches[-1]
         return last.step + _steps_to(last, share)
+
+    def of_longer(self, share: float) -> Timeline:
+        """The timeline of a run of which this one is a share."""
+        return Timeline(tuple(replace(one, done=share * one.done, each=share * one.each) for one in self.stretches))
 
     def with_stretch(self, stretch: Stretch) -> Timeline:
         """The timeline laid down anew from a step on, which lies in the last stretch."""

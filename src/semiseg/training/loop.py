@@ -29,6 +29,7 @@ from semiseg.training.out_of_memory import named_out_of_memory
 from semiseg.training.pace import Pace
 from semiseg.training.schedule import Schedule
 from semiseg.training.settings import EPOCH_STEPS, TrainSettings
+from semiseg.training.settled import Settled, read_settled
 from semiseg.training.validate import validate
 
 VALIDATION_SHARE = 0.05
@@ -164,6 +165,8 @@ def _latest(checkpoints: Path, origin: Origin, settings: TrainSettings) -> Check
             "to train anew."
         )
     length = {"train.steps": settings.steps, "train.minutes": settings.minutes if settings.steps is None else None}
+    if _is_trained_on(checkpoint, before, settings, read_settled(checkpoints.parent)):
+        before = before | length
     if lines := changed(before, origin | length):
         raise ConfigError(
             f"{checkpoints}: trained with another plan, other cases or other settings than the run has now:\n  "
@@ -172,6 +175,15 @@ def _latest(checkpoints: Path, origin: Origin, settings: TrainSettings) -> Check
             "anew."
         )
     return checkpoint
+
+
+def _is_trained_on(checkpoint: Checkpoint, before: Origin, settings: TrainSettings, settled: Settled) -> bool:
+    """Whether the run had ended, and was asked for more since."""
+    if settings.steps is not None:
+        return checkpoint.step == before.get("train.steps") and settings.steps > checkpoint.step
+    then = before.get("train.minutes")
+    ended = settled.finished or settled.minutes == settings.minutes  # stopped before the first checkpoint of the rest
+    return ended and then is not None and settings.minutes > then
 
 
 def _gpu_peak(device: torch.device) -> dict[str, int]:

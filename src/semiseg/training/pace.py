@@ -56,7 +56,10 @@ class Pace:
             return
         settled = read_settled(run)
         if laid_down := settled.laid_down():
-            self._known, self._whole = laid_down.stretches, settled.finished
+            longer = settled.minutes is not None and settled.minutes != settings.minutes
+            if longer:  # the run is trained on
+                laid_down = laid_down.of_longer((settled.minutes or 0.0) / settings.minutes)
+            self._known, self._whole = laid_down.stretches, settled.finished and not longer
         # What was written down for later steps, before a kill, is taken when they come.
         self.timeline = Timeline(tuple(one for one in self._known if one.step <= step) or (Stretch(0, 0.0, _GUESS),))
 
@@ -117,9 +120,14 @@ class Pace:
         if each > COLLAPSE * self.timeline.stretches[-1].each and len(self.timeline.stretches) > 1:
             threads = self._fastest_threads()
         self.timeline = self.timeline.with_stretch(Stretch(step, done, each, threads))
-        write_settled(self._run, replace(read_settled(self._run), timeline=rows(self.timeline)))
+        self._write(finished=False)
         return True
 
     def finish(self) -> None:
         """Keep the timeline as one that is whole."""
-        write_settled(self._run, replace(read_settled(self._run), timeline=rows(self.timeline), finished=True))
+        self._write(finished=True)
+
+    def _write(self, *, finished: bool) -> None:
+        minutes = self._settings.minutes if self.by_minutes else None
+        settled = replace(read_settled(self._run), minutes=minutes, timeline=rows(self.timeline), finished=finished)
+        write_settled(self._run, settled)

@@ -35,8 +35,8 @@ class PlanSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """What was found out on the machine, as far as it has been needed. timeline: rows of `Stretch`. finished: the last
-    one was followed to its end."""
+    """What was found out on the machine, as far as it has been needed. timeline: rows of `Stretch`, of so many minutes.
+    finished: the last one was followed to its end."""
 
     device: str | None = None
     processor: str | None = None
@@ -44,6 +44,7 @@ class Settled:
     precision: Literal["float32", "bfloat16"] | None = None
     torch: str | None = None
     plan: PlanSize | None = None
+    minutes: float | None = None
     timeline: tuple[tuple[int, float, float, int], ...] = field(default=())
     finished: bool = False
 
