@@ -41,11 +41,11 @@ from semiseg.methods.settings import MplSettings
 from semiseg.models.layers import batch_statistics_only
 from semiseg.randomness import Draw
 from semiseg.settings import read_settings
+from semiseg.train_run import open_session
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.inputs import Feed
 from semiseg.training.session import Session
 from semiseg.training.settled import read_settled
-from semiseg.workflows import open_session
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "methods"))
 from exact_feedback import exact_labelled_loss, sgd_step

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from semiseg import workflows
+from semiseg import train_run, workflows
 from semiseg.data.plan import Plan
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
@@ -27,7 +27,7 @@ from semiseg.errors import ConfigError
 from semiseg.files import atomic_file, write_json
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.nifti import RawChannel, read_label, read_raw
-from semiseg.methods.settings import MethodSettings
+from semiseg.methods.settings import SupervisedSettings
 from semiseg.ops.resample import resample_label
 from semiseg.prediction.engines.torch_engine import load_network
 from semiseg.prediction.model import Model, load_model, save_model
@@ -66,12 +66,12 @@ def trained_model(folder: Path, name: str = "model-32") -> Model:
             plan=PlanSettings(
                 device="cpu", spacing_mm=spacing_mm, patch=_TRAINING_PATCH, batch=2, base_features=base_features
             ),
-            method=MethodSettings(name="supervised"),
+            method=SupervisedSettings(),
             train=TrainSettings(steps=_TRAINING_STEPS, validation_every=0),
         )
         run = folder / name.replace("model", "run")
         workflows.prepare(run, settings)
-        workflows.train(run)
+        train_run.train(run)
         trained = load_model(run)
         plan: Plan = replace(trained.plan, patch=PAPER_PATCH)
         save_model(target, load_network(trained), plan, role="student", card={"mirror_axes": []})

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from semiseg.prediction.model import load_model
     from semiseg.prediction.predictor import predict_array
     from semiseg.settings import RunSettings
+    from semiseg.train_run import train
     from semiseg.workflows import (
         check,
         compare,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         prepare,
         report,
         run_all,
-        train,
     )
 
 # Threads that wait for each other are to sleep: torch's (libgomp) spin, and two programs on the same cores then take
@@ -50,6 +50,7 @@ _HOMES = {
     "postprocess": "semiseg.improving",
     "rank": "semiseg.improving",
     "predict_array": "semiseg.prediction.predictor",
+    "train": "semiseg.train_run",
 } | dict.fromkeys(
     (
         "check",
@@ -61,7 +62,6 @@ _HOMES = {
         "prepare",
         "report",
         "run_all",
-        "train",
     ),
     "semiseg.workflows",
 )

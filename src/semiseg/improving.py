@@ -16,8 +16,9 @@ from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.prediction.settings import PredictSettings
 from semiseg.run_folder import fold_runs, prepared_settings
+from semiseg.train_run import AnyPath, open_session
 from semiseg.training.settled import read_settled
-from semiseg.workflows import AnyPath, open_session, predict_into
+from semiseg.workflows import predict_into
 
 if TYPE_CHECKING:  # prediction by other engines than torch does not import it
     from semiseg.training.ranking import Doubt, Order

@@ -81,6 +81,22 @@ def _refuse_keys_of_others(method: dict[str, Any]) -> None:
             )
 
 
+def refuse_contradictions(settings: RunSettings) -> None:
+    """Raise `ConfigError` for settings of two sections that cannot both be meant."""
+    student = settings.plan.student_base_features
+    if student not in (None, settings.plan.base_features) and not settings.method.student_has_own_size:
+        raise ConfigError(
+            f"plan.student_base_features = {student}: {settings.method.name} has no teacher of another size. Choose "
+            'method.name = "pseudo_label" or "mpl", or leave it out.'
+        )
+    if settings.data.teacher and settings.method.uses_unlabelled:
+        raise ConfigError(
+            f"data.teacher = {settings.data.teacher}: it labels every unlabelled scan, so that none is left to method "
+            f"{settings.method.name}. Add --method supervised, which learns from the teacher's labels; or leave "
+            "data.teacher out."
+        )
+
+
 def read_settings(path: Path) -> RunSettings:
     """Read a run file; raises `ConfigError` or `DataError` that names it."""
     return settings_from(read_toml(path), source=str(path))

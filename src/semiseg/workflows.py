@@ -37,7 +37,7 @@ from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.modality import Modality
 from semiseg.io.store import read_case_meta
 from semiseg.notices import add_notice
-from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, settle_machine, what_comes
+from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, what_comes
 from semiseg.prediction.engine_choice import choose_engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
 from semiseg.prediction.foreign import foreign_text
@@ -46,7 +46,7 @@ from semiseg.prediction.memory import check_budget
 from semiseg.prediction.model import Model, load_model
 from semiseg.prediction.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
-from semiseg.processes import usable_cores, warn_of_other_programs
+from semiseg.processes import usable_cores
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
     alone_in,
@@ -69,18 +69,13 @@ from semiseg.scoring import (
 )
 from semiseg.scoring.scheme import scheme_of
 from semiseg.scoring.summary import never_found
-from semiseg.settings import RunSettings, write_settings
+from semiseg.settings import RunSettings, refuse_contradictions
+from semiseg.train_run import AnyPath, train
 from semiseg.training.settings import TrainSettings
-from semiseg.training.settled import Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes, shortened
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
-    import torch
-
-    from semiseg.training.session import Session
-
-
-AnyPath = str | Path
+    pass
 
 
 def check(
@@ -131,18 +126,7 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     root = Path(settings.data.root).resolve()
     if run.resolve().is_relative_to(root):
         raise ConfigError(f"{run}: lies in the dataset {root}. Name a run folder outside of it.")
-    student = settings.plan.student_base_features
-    if student not in (None, settings.plan.base_features) and not settings.method.student_has_own_size:
-        raise ConfigError(
-            f"plan.student_base_features = {student}: {settings.method.name} has no teacher of another size. Choose "
-            'method.name = "pseudo_label" or "mpl", or leave it out.'
-        )
-    if settings.data.teacher and settings.method.uses_unlabelled:
-        raise ConfigError(
-            f"data.teacher = {settings.data.teacher}: it labels every unlabelled scan, so that none is left to method "
-            f"{settings.method.name}. Add --method supervised, which learns from the teacher's labels; or leave "
-            "data.teacher out."
-        )
+    refuse_contradictions(settings)
     refuse_foreign(run)
     refuse_no_folder(Path(settings.data.root))
     run.mkdir(parents=True, exist_ok=True)
@@ -230,98 +214,6 @@ def _teach(
     if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
         raise DataError("the teacher could not label (the others are kept):\n  " + "\n  ".join(failed))
     return taught(cases, output)
-
-
-def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) -> Path:
-    """Train a prepared run to its last step and return its model folder; a run that was cut off goes on.
-
-    minutes: in the place of those that it was prepared for, with the same plan; not once training has begun.
-    """
-    run = Path(run)
-    settings = prepared_settings(run)
-    with alone_in(run):
-        if minutes is not None and (settings.train.minutes, settings.train.steps) != (minutes, None):
-            if (run / "checkpoints").exists():
-                raise ConfigError(
-                    f"{run}: training has begun for {in_minutes(settings.train.minutes)}. Leave --minutes out to go "
-                    "on, or use another run folder."
-                )
-            settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
-            write_settings(run / "run.toml", settings)
-            # What was laid down was for other minutes.
-            write_settled(run, replace(read_settled(run), timeline=(), finished=False))
-        return _train(run, settings, quiet=quiet)
-
-
-def lengthen(run: AnyPath, more: float) -> RunSettings:
-    """Ask a run that has ended for so many more minutes, or steps where it was asked for steps: it is trained on as if
-    it had been asked for all of them, with the learning rate of that share of the run. Returns its settings now.
-
-    Raises `ConfigError` for a run that has not ended, or that is one of folds.
-    """
-    run = Path(run)
-    with alone_in(run):
-        settings = prepared_settings(run)
-        if settings.data.folds:
-            raise ConfigError(f"{run}: folds are not trained on. Make a run for more minutes.")
-        if not (run / "model").exists() or not more > 0:
-            what = f"give a number above 0, not {more:g}" if (run / "model").exists() else "training has not ended"
-            raise ConfigError(f"--continue: {what}. `semiseg run {run}` goes on where it was cut off.")
-        train = settings.train
-        if train.steps is None:
-            train = replace(train, minutes=train.minutes + more)
-        else:
-            train = replace(train, steps=train.steps + max(1, round(more)))
-        settings = replace(settings, train=train)
-        write_settings(run / "run.toml", settings)
-    return settings
-
-
-def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
-    from semiseg.training.session import torch_as_it_was, train_session
-
-    with torch_as_it_was():
-        settled, device = settle_machine(run, settings)
-        session = open_session(run, settings, settled, device)
-        if not quiet:
-            if device.type == "cpu":
-                warn_of_other_programs(print, threads=settled.threads or 1)
-            print(_announcement(session, settled))
-        train_session(session, quiet=quiet)
-    return run / "model"
-
-
-def _announcement(session: Session, settled: Settled) -> str:
-    """What training is going to do."""
-    train = session.train
-    length = f"for {in_minutes(train.minutes)}" if train.steps is None else f"{counted(train.steps, 'step')}"
-    alone = session.method.uses_unlabelled and not of_role(session.cases, "unlabelled")
-    on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
-    return f"Trains {length} on {on}." + (" There are no unlabelled scans: it learns from labels alone." * alone)
-
-
-def open_session(run: Path, settings: RunSettings, settled: Settled, device: torch.device) -> Session:
-    """A prepared run, to be trained with these settings and what is settled of them."""
-    from semiseg.training.session import Session
-
-    tries_threads = settings.train.threads == 0
-    settings = replace(
-        settings,
-        train=replace(
-            settings.train, precision=settled.precision or "float32", threads=settled.threads or settings.train.threads
-        ),
-    )
-    return Session(
-        run=run,
-        cases=read_run_cases(run / "cases.jsonl"),
-        plan=read_plan(run / "plan.toml"),
-        sampling=settings.sampling,
-        augment=settings.augment,
-        method=settings.method,
-        train=settings.train,
-        device=device,
-        tries_threads=tries_threads,
-    )
 
 
 def predict(

@@ -56,9 +56,9 @@ class Train(Computes):
     """Print results and errors only."""
 
     def execute(self) -> int:
-        from semiseg import workflows
+        from semiseg import train_run
 
-        model = workflows.train(self.run, minutes=self.minutes, quiet=self.quiet)
+        model = train_run.train(self.run, minutes=self.minutes, quiet=self.quiet)
         say(f"Trained. Model: {model}. Next: semiseg predict {model} SCANS --output FOLDER", self.quiet)
         return 0
 
@@ -75,12 +75,12 @@ class Run(RunArguments):
     """Train a run that has ended on, for so many minutes more (steps, where it was asked for steps)."""
 
     def execute(self) -> int:
-        from semiseg import folds, workflows
+        from semiseg import folds, train_run, workflows
         from semiseg.reporting.closing import closing_lines
         from semiseg.scoring import read_summary
 
         if self.more is not None:
-            workflows.lengthen(self.run, self.more)
+            train_run.lengthen(self.run, self.more)
         settings = settings_of(self, folds=self.folds)
         if settings.data.folds and settings.data.fold is None:
             if folds.run_folds(self.run, settings, fold=self.fold, quiet=self.quiet) is not None:

@@ -13,10 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod
-from semiseg.methods.phases import Phases
 from semiseg.methods.settings import CrossPseudoSettings
 from semiseg.models.layers import Network
 from semiseg.randomness import Draw
@@ -27,17 +25,9 @@ class CrossPseudo(StudentMethod[CrossPseudoSettings]):
 
     learner_names: ClassVar[tuple[str, ...]] = ("student", "partner")
 
-    def __init__(
-        self,
-        networks: Mapping[str, Network],
-        settings: CrossPseudoSettings,
-        phases: Phases,
-        *,
-        losses: Losses = CROSS_ENTROPY_DICE,
-        ignore: int | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
+    def set_up(self, networks: Mapping[str, Network]) -> None:
+        """As `StudentMethod.set_up`."""
+        super().set_up(networks)
         self.doubter = self.learners["partner"].evaluated
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:

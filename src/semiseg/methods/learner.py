@@ -168,6 +168,10 @@ class StudentMethod(Generic[Settings]):
         self.period = 1
         self.learning_rate_factor = 1.0
         self.shortest_round = 0.0
+        self.set_up(networks)
+
+    def set_up(self, networks: Mapping[str, Network]) -> None:
+        """Where a method adds what is its own, once the learners are there. networks: those that they learn with."""
 
     @property
     def student(self) -> Learner:

@@ -14,7 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.base import Batch
 from semiseg.methods.feedback import (
     dense_feedback,
@@ -26,7 +25,6 @@ from semiseg.methods.feedback import (
     sgd_probe,
 )
 from semiseg.methods.optimiser import Parameters, global_norm
-from semiseg.methods.phases import Phases
 from semiseg.methods.pseudo_label import Lesson, Metrics, TeacherAndStudent, taught_lesson
 from semiseg.methods.settings import MplSettings
 from semiseg.models.layers import Network, batch_statistics_only
@@ -47,19 +45,11 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
     """Learning rate of the student's step across which feedback is measured: plain SGD, since momentum would replay old
     pseudo-labels and credit the wrong ones."""
 
-    def __init__(
-        self,
-        networks: Mapping[str, Network],
-        settings: MplSettings,
-        phases: Phases,
-        *,
-        losses: Losses = CROSS_ENTROPY_DICE,
-        ignore: int | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
+    def set_up(self, networks: Mapping[str, Network]) -> None:
+        """As `StudentMethod.set_up`."""
+        super().set_up(networks)
         self.baseline = 0.0
-        self.period = settings.teacher_every
+        self.period = self.settings.teacher_every
 
     def _wants_graph(self, draw: Draw) -> bool:
         return draw.step % self.settings.teacher_every == 0

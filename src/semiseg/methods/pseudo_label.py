@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg.augment.cutmix import box_mask, sample_boxes
-from semiseg.losses import CROSS_ENTROPY_DICE, Losses, one_hot
+from semiseg.losses import one_hot
 from semiseg.methods.base import Batch, Judged, UnlabelledBatch
 from semiseg.methods.learner import Learner, StudentMethod, label_images
 from semiseg.methods.optimiser import Parameters
-from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MplSettings, PseudoLabelSettings
 from semiseg.models.layers import Network
 from semiseg.randomness import Draw
@@ -63,17 +62,9 @@ class TeacherAndStudent(StudentMethod[Settings], Generic[Settings]):
     """Where true labels are put: every second patch of the student's, whole; or a box of each patch, and all but a box
     of every second one, so that each patch has some of the teacher's."""
 
-    def __init__(
-        self,
-        networks: Mapping[str, Network],
-        settings: Settings,
-        phases: Phases,
-        *,
-        losses: Losses = CROSS_ENTROPY_DICE,
-        ignore: int | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
+    def set_up(self, networks: Mapping[str, Network]) -> None:
+        """As `StudentMethod.set_up`."""
+        super().set_up(networks)
         self.labeller = "teacher"
         self.doubter = self.teacher.evaluated
         self._same_size = _sizes(networks["teacher"]) == _sizes(networks["student"])
@@ -181,18 +172,10 @@ class TeacherAndStudent(StudentMethod[Settings], Generic[Settings]):
 class PseudoLabel(TeacherAndStudent[PseudoLabelSettings]):
     """The teacher stands still once it labels."""
 
-    def __init__(
-        self,
-        networks: Mapping[str, Network],
-        settings: PseudoLabelSettings,
-        phases: Phases,
-        *,
-        losses: Losses = CROSS_ENTROPY_DICE,
-        ignore: int | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
-        self.scans_to_label = settings.label_scans
+    def set_up(self, networks: Mapping[str, Network]) -> None:
+        """As `StudentMethod.set_up`."""
+        super().set_up(networks)
+        self.scans_to_label = self.settings.label_scans
 
     @property
     def labelling_steps(self) -> Sequence[int]:

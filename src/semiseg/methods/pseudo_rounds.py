@@ -17,7 +17,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from semiseg.losses import CROSS_ENTROPY_DICE, Losses
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
@@ -64,22 +63,14 @@ class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
 
     pseudo_loss: ClassVar[str] = "pseudo_loss"
 
-    def __init__(
-        self,
-        networks: Mapping[str, Network],
-        settings: PseudoRoundsSettings,
-        phases: Phases,
-        *,
-        losses: Losses = CROSS_ENTROPY_DICE,
-        ignore: int | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(networks, settings, phases, losses=losses, ignore=ignore, autocast=autocast)
+    def set_up(self, networks: Mapping[str, Network]) -> None:
+        """As `StudentMethod.set_up`."""
+        super().set_up(networks)
         states = ("teacher", "teacher_before")
         self._teachers = {name: copy.deepcopy(networks["student"]).requires_grad_(False) for name in states}
         self.networks |= self._teachers
         self.doubter = "teacher"
-        self.scans_to_label = settings.label_scans
+        self.scans_to_label = self.settings.label_scans
 
     @property
     def _starts(self) -> tuple[int, ...]:
