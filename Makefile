@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench fuzz clean
+.PHONY: demo test check docs bench fuzz clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semiseg needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -20,15 +20,23 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two files of tests at a time, by one thread each.
-test: check
+# The site is built without warnings, then two files of tests at a time, by one thread each.
+test: check docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The pages of docs/ as a site that needs no network: open site/index.html. The variable keeps the theme's news quiet.
+docs: .venv/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Ten thousand damaged files, and three hundred kills: an hour or two. docs/security.md says what for.
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz.py --files 10000 --kills 300
 
-# Slow: hours, on a quiet machine. docs/benchmarks.md says what each shows. DATA is the folder of real volumes.
+# Slow: hours, on a quiet machine. docs/lab/benchmarks.md says what each shows. DATA is the folder of real volumes.
 DATA ?= ../shared/data
 study = $(BIN)/semiseg study benchmarks/studies/$(1).toml --data $(DATA)/$(2) --output runs/$(1)_study \
 	--results docs/benchmarks/$(1)
@@ -53,4 +61,4 @@ bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck --data $(DATA)/Dataset101_HeadNeckCT
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -26,7 +26,7 @@ from semiseg.words import counted
 BASELINE, MPL = "baseline", "baseline-mpl"
 BASELINE_MINUTES, MPL_MINUTES = 1.25, 3.25
 """Training time of the two runs. The second one's is longer by what its teacher teaches: the demo shows what MPL
-adds to a baseline. Methods in equal time are compared in docs/accuracy.md."""
+adds to a baseline. Methods in equal time are compared in docs/lab/accuracy.md."""
 
 
 def demo_settings(data: Path, *, seed: int, steps: int | None) -> RunSettings:

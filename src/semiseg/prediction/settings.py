@@ -17,7 +17,7 @@ class PredictSettings:
     """Section `[predict]` of a run file."""
 
     device: str = "auto"
-    """auto (CUDA, then Apple's MPS, then CPU), cpu, cuda, cuda:1 or mps."""
+    """auto (CUDA, or the CPU), cpu, cuda, cuda:1, or mps, on which nothing was tested."""
     engine: EngineName = "auto"
     """What computes on a CPU: by default the fastest that is installed and gives torch's labels. On a GPU torch."""
     precision: Precision = "auto"

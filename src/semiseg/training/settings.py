@@ -28,7 +28,7 @@ class TrainSettings:
     """A trained run or model folder to start from, in the place of random weights. Its plan is the run's, so labels and
     channels must be the same. Relative paths as `data.root`."""
     device: str = "auto"
-    """auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps."""
+    """auto (CUDA, or the CPU), cpu, cuda, cuda:1, or mps, on which nothing was tested."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of training passes. auto is bfloat16 on CUDA, and on a CPU where a trial shows it faster; probes are float32."""
     threads: int = 0
