@@ -95,7 +95,8 @@ def atomic_folder(path: Path, *, made: Collection[str]) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     # By the umask, as the folder; safetensors makes files that their owner alone may read.
-                    file.chmod(temporary.stat().st_mode & 0o666)
+                    if file.stat().st_nlink == 1:  # else it is of another folder, too, whose writer did so
+                        file.chmod(temporary.stat().st_mode & 0o666)
                     _flush(file)
             if path.exists():
                 _copy_others(path, temporary, made)

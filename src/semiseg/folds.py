@@ -7,8 +7,6 @@ good is it, where there is no test set. Prediction averages the networks.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +17,16 @@ from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.data.shared_store import store_beside
 from semiseg.errors import ConfigError, DataError
+from semiseg.files import write_text
+from semiseg.notices import add_notice, read_notices
 from semiseg.randomness import Draw
 from semiseg.reporting import write_report
-from semiseg.run_folder import fold_runs
+from semiseg.run_folder import fold_runs, refuse_links
 from semiseg.scoring import print_summary
 from semiseg.scoring.evaluator import BOOTSTRAP_SAMPLES
 from semiseg.scoring.summary import Summary, read_summary, summarise, write_summary
 from semiseg.settings import RunSettings, write_settings
+from semiseg.training.settled import Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes
 
 
@@ -54,22 +55,29 @@ def run_folds(run: Path, settings: RunSettings, *, fold: int | None = None, quie
     missing = [index for index in range(count) if not (run / f"fold_{index}" / "summary.json").exists()]
     if missing:
         if not quiet:
-            print(f"Folds {', '.join(map(str, missing))} are still to come: semiseg run {run} --fold I makes one.")
+            folds = ("Fold {} is" if len(missing) == 1 else "Folds {} are").format(", ".join(map(str, missing)))
+            print(f"{folds} still to come: semiseg run {run} --fold I makes one.")
         return None
-    return summed_up(run, settings, quiet=quiet)
+    with FileLock(run / ".folds.lock"):  # two that end together sum up one after the other
+        return summed_up(run, settings, quiet=quiet)
 
 
 def _settings_of(run: Path, index: int, settings: RunSettings) -> RunSettings:
     store = str(store_beside(run, settings.data.store).resolve())
-    return replace(settings, data=replace(settings.data, fold=index, store=store))
+    # Cleaning is chosen on these very predictions, which are to be scored as they are.
+    predict = replace(settings.predict, postprocess=False)
+    return replace(settings, data=replace(settings.data, fold=index, store=store), predict=predict)
 
 
 def _begin(run: Path, own: Path, index: int, settings: RunSettings) -> None:
     """Give a fold the plan of all, so that scans are prepared once and the networks can be averaged."""
     own.mkdir(exist_ok=True)
+    refuse_links(own)
     write_settings(own / "run.toml", _settings_of(run, index, settings))
-    for name in ("settled.toml", "fingerprint.json", "plan.toml"):  # the plan last: with it the fold has begun
-        shutil.copy(run / name, own / name)
+    # What the machine that prepared found out of itself is not that of another, which may train this fold.
+    write_settled(own, Settled(plan=read_settled(run).plan))
+    for name in ("fingerprint.json", "plan.toml"):  # the plan last: with it the fold has begun
+        write_text(own / name, (run / name).read_text(encoding="utf-8"))
 
 
 def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
@@ -77,6 +85,8 @@ def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     averaged networks if there are any, and the page."""
     summary = out_of_fold(run)
     write_summary(run, summary)
+    for fold in fold_runs(run):
+        add_notice(run, fold.name, " ".join(f"{fold.name}: {text}" for text in read_notices(fold)))
     if not quiet:
         print("\nOut of fold: every labelled scan, predicted by the network that has not learnt from it.")
         print_summary(summary)
@@ -88,16 +98,24 @@ def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
         if any(case.label for case in tests):
             if not quiet:
                 print("\nThe test cases, by the average of the networks:")
-            workflows.evaluate_run(run, output=run / "tests", quiet=quiet)
+            workflows.evaluate_run(run, quiet=quiet)
     return write_report(run)
 
 
 def out_of_fold(run: Path) -> Summary:
-    """The scores of all folds as one summary; raises `DataError` where a fold has none."""
+    """The scores of all folds as one summary; raises `DataError` where a fold has none, and where they do not have
+    every labelled scan once."""
     summaries = [read_summary(fold / "summary.json") for fold in fold_runs(run)]
     if not summaries:
         raise DataError(f"{run}: has no folds. Make them with `semiseg run {run} --folds 5`.")
     first = summaries[0]
+    scored = sorted(case["id"] for summary in summaries for case in summary["cases"])
+    labelled = sorted(case.id for case in of_role(read_run_cases(run / "cases.jsonl"), "labelled", "validation"))
+    if scored != labelled:
+        raise DataError(
+            f"{run}: its folds do not have every labelled scan once, since scans, labels or the number of folds "
+            "changed between them. Use another run folder."
+        )
     organs = {int(value): name for value, name in first["organs"].items()}
     cases = sorted((case for summary in summaries for case in summary["cases"]), key=lambda case: case["id"])
     draw = Draw(seed=0)
@@ -112,7 +130,7 @@ def closing_lines(run: Path) -> list[str]:
     return [
         f"Scores:  mean Dice {value} of {counted(found['count'], 'labelled scan')}, out of fold.",
         f"Trained: {counted(len(folds), 'network')} on the plan of {run / 'plan.toml'} ({_features(run)}).",
-        f"Models:  {_models(folds)}",
+        f"Models:  {folds[0] / 'model'} to {folds[-1] / 'model'}",
         f"Page:    {run / 'report.html'} (open it in a browser)",
         f"Next:    semiseg predict {run} SCANS --output LABELS (averages the networks)",
     ]
@@ -121,7 +139,3 @@ def closing_lines(run: Path) -> list[str]:
 def _features(run: Path) -> str:
     student = read_plan(run / "plan.toml").student.features
     return f"{len(student)} levels, {student[0]} to {student[-1]} features"
-
-
-def _models(folds: Sequence[Path]) -> str:
-    return f"{folds[0] / 'model'} to {folds[-1].name}"

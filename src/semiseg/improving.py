@@ -53,6 +53,10 @@ def rank(
     if exclude_worst and by == "random":
         raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
     settings = prepared_settings(run)
+    if fold_runs(run):
+        raise ConfigError(
+            f"{run}: has folds, each with networks of its own. Rank by one: semiseg rank {run / 'fold_0'}"
+        )
     session = open_session(run, settings, read_settled(run), choose_device(settings.train.device))
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
     if not cases:
@@ -108,10 +112,10 @@ def _pairs(run: Path, role: Role, output: Path, plan: Plan, settings: PredictSet
     held = [case.case() for case in of_role(read_run_cases(run / "cases.jsonl"), role) if case.label]
     outcomes = predict_into(run / "model", [Scan(case.id, case.images) for case in held], output, settings, quiet=quiet)
     if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
-        raise DataError("validation cases could not be predicted:\n  " + "\n  ".join(failed))
+        raise DataError("cases that are held back could not be predicted:\n  " + "\n  ".join(failed))
     pairs = []
     for case in held:
-        assert case.label is not None  # a validation case has one
+        assert case.label is not None  # it was chosen by that
         reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
         labels, _ = read_label(output / f"{case.id}.nii.gz")
         pairs.append(Pair(case.id, reference, labels))

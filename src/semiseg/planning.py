@@ -45,6 +45,9 @@ def made_plan(
         fingerprint = compute_fingerprint(
             dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
         )
+    from semiseg.models.build import refuse_unknown_kind
+
+    refuse_unknown_kind(settings.plan.network)
     if settings.train.weights:
         return _plan_of(settings.train.weights, dataset), fingerprint
     anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
@@ -83,10 +86,11 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
     seconds = len(prepared) * (own + on_grid) * _PREPARED_VOXEL_SECONDS / usable_cores()
     size = read_settled(run).plan
     parts = [f"prepare {counted(len(prepared), 'scan')} ({_about(seconds)})"]
+    length = in_minutes(settings.train.minutes)
     if settings.train.steps is not None:
-        parts.append(f"train {counted(settings.train.steps, 'step')}")
-    else:
-        parts.append(f"train {in_minutes(settings.train.minutes)}")
+        length = counted(settings.train.steps, "step")
+    folds = settings.data.folds if settings.data.fold is None else 0
+    parts.append(f"train {counted(folds, 'network')}, {length} each" if folds else f"train {length}")
     if tests:
         # A pass without gradients is a third of a training step, tiles overlap, and each is seen mirrored, too.
         views = 2 ** len(_mirrored(plan, settings))

@@ -54,7 +54,18 @@ def wait_for(run: Path) -> None:
 
 
 _PATIENCE_SECONDS = 60.0
-_FOLDERS = ("checkpoints", "feedback", "model", "predictions", "scan_labels", "store", "teacher_labels", "validation")
+_FOLDERS = (
+    "checkpoints",
+    "feedback",
+    "model",
+    "out_of_fold",
+    "predictions",
+    "scan_labels",
+    "store",
+    "teacher_labels",
+    "tests",
+    "validation",
+)
 
 
 @contextmanager
@@ -86,7 +97,7 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
         write_settings(path, settings)
         return settings
     before = _with_absolute_root(read_settings(path), run)
-    trained = (run / "checkpoints").exists()
+    trained = (run / "checkpoints").exists() or any((fold / "checkpoints").exists() for fold in fold_runs(run))
     free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)
     differences = dict(_differences(before, settings))
     if before.train.steps and settings.train.steps and not trained:
@@ -141,9 +152,13 @@ def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
 
 
 def fold_runs(run: Path) -> list[Path]:
-    """The runs of a run's folds, in order; none where it has no folds."""
+    """The runs of a run's folds, in order; none where it has no folds. Raises `DataError` where one has links that lead
+    out of it."""
     found = [folder for folder in run.glob("fold_*") if folder.name.removeprefix("fold_").isdecimal()]
-    return sorted((folder for folder in found if (folder / "run.toml").is_file()), key=lambda path: int(path.name[5:]))
+    folds = sorted((folder for folder in found if (folder / "run.toml").is_file()), key=lambda path: int(path.name[5:]))
+    for fold in folds:
+        refuse_links(fold)
+    return folds
 
 
 def trained_models(run: Path) -> list[Path]:
@@ -165,7 +180,7 @@ def budget(run: Path) -> str:
         return ""
     settings = read_settings(run / "run.toml")
     labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
-    made = [row["step"] for row in read_metrics(run)]
+    made = [row["step"] for row in read_metrics(next(iter(fold_runs(run)), run))]
     steps = f"{made[-1]} steps" if made else f"{settings.train.steps} steps"
     minutes = f" in {in_minutes(settings.train.minutes)}" if settings.train.steps is None else ""
     return f"{labelled} labelled cases, {steps}{minutes}, seed {settings.train.seed}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ def _refuse_keys_of_others(method: dict[str, Any]) -> None:
 
 def refuse_contradictions(settings: RunSettings) -> None:
     """Raise `ConfigError` for settings of two sections that cannot both be meant."""
+    given = [f"{section}.{key}" for section, key in (("data", "teacher"), ("train", "weights"))]
+    if settings.data.folds and (known := [path for path in given if flattened(asdict(settings))[path]]):
+        raise ConfigError(
+            f"data.folds with {known[0]}: that model may have learnt from the scans that folds hold back, so their "
+            "scores would be too good. Leave one of the two out."
+        )
+    if settings.train.weights and replace(settings.plan, device="auto") != PlanSettings():
+        raise ConfigError(f"train.weights = {settings.train.weights}: brings its plan along. Leave section [plan] out.")
     student = settings.plan.student_base_features
     if student not in (None, settings.plan.base_features) and not settings.method.student_has_own_size:
         raise ConfigError(

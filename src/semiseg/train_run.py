@@ -11,8 +11,10 @@ from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError
 from semiseg.planning import settle_machine
 from semiseg.processes import warn_of_other_programs
+from semiseg.rows import read_metrics
 from semiseg.run_folder import alone_in, prepared_settings
 from semiseg.settings import RunSettings, write_settings
+from semiseg.training.settings import TrainSettings
 from semiseg.training.settled import Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes
 
@@ -31,6 +33,8 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
     """
     run = Path(run)
     settings = prepared_settings(run)
+    if settings.data.folds and settings.data.fold is None:
+        raise ConfigError(f"{run}: has folds, which `semiseg run {run}` trains.")
     with alone_in(run):
         if minutes is not None and (settings.train.minutes, settings.train.steps) != (minutes, None):
             if (run / "checkpoints").exists():
@@ -54,19 +58,38 @@ def lengthen(run: AnyPath, more: float) -> RunSettings:
     run = Path(run)
     with alone_in(run):
         settings = prepared_settings(run)
+        train, settled = settings.train, read_settled(run)
+        before = train.minutes if train.steps is None else train.steps
         if settings.data.folds:
             raise ConfigError(f"{run}: folds are not trained on. Make a run for more minutes.")
-        if not (run / "model").exists() or not more > 0:
-            what = f"give a number above 0, not {more:g}" if (run / "model").exists() else "training has not ended"
-            raise ConfigError(f"--continue: {what}. `semiseg run {run}` goes on where it was cut off.")
-        train = settings.train
+        if not _has_ended(run, train, settled):
+            raise ConfigError(f"--continue: training has not ended. `semiseg run {run}` goes on where it was cut off.")
+        if not more > 0:
+            raise ConfigError(f"--continue {more:g}: give a number above 0.")
+        warmup = settings.method.parts.warmup
+        if before / (before + more) <= warmup:
+            most = before / warmup - before
+            raise ConfigError(
+                f"--continue {more:g}: the run would fall back into its warm-up, which is {warmup:g} of it. Give less "
+                f"than {most:g}, or make a new run that begins with --set train.weights={run}."
+            )
         if train.steps is None:
-            train = replace(train, minutes=train.minutes + more)
+            train = replace(train, minutes=round(train.minutes + more, 6))
         else:
             train = replace(train, steps=train.steps + max(1, round(more)))
+        write_settled(run, replace(settled, lengthened=(*settled.lengthened, float(before))))
         settings = replace(settings, train=train)
         write_settings(run / "run.toml", settings)
     return settings
+
+
+def _has_ended(run: Path, train: TrainSettings, settled: Settled) -> bool:
+    """Whether all that a run was asked for is done."""
+    if not (run / "model").exists():
+        return False
+    if train.steps is not None:
+        return [row["step"] for row in read_metrics(run)][-1:] == [train.steps]
+    return settled.finished and settled.minutes == train.minutes
 
 
 def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:

@@ -173,6 +173,8 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
 
     shared = store_beside(run, settings.data.store)
     open_store(shared)
+    if settings.data.store and not quiet:
+        print(f"Prepared scans are kept in {shared}.")
     remove_leftovers(run)
     remove_leftovers(run / "store")
     with bar("preparing", quiet) as advance:
@@ -242,8 +244,10 @@ def predict(
         check_output_file(output, settings)
     members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
     folder = model.folder if isinstance(model, Model) else Path(model)
-    first, *others = trained_models(folder) if fold_runs(folder) else [folder]
-    return predict_into(first, scans, output, settings, ensemble=[*others, *members], quiet=quiet)
+    first, *others = [
+        one for given in (folder, *members) for one in (trained_models(given) if fold_runs(given) else [given])
+    ]
+    return predict_into(first, scans, output, settings, ensemble=others, quiet=quiet)
 
 
 def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
@@ -322,7 +326,7 @@ def evaluate(
 
 def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = False) -> Summary:
     """Score `run/predictions` against the labels of the run's test cases. output: folder for the summary, by default
-    the run."""
+    the run, and its folder `tests` where it has folds."""
     run = Path(run)
     settings = prepared_settings(run).evaluate
     plan = read_plan(run / "plan.toml")
@@ -339,7 +343,7 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
             references,
             plan.labels,
             settings=settings,
-            output=run if output is None else Path(output),
+            output=_scores_of_tests(run) if output is None else Path(output),
             workers=usable_cores(),
             progress=lambda done, total: advance(done, total, ""),
         )
@@ -350,6 +354,11 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
     if missed and not quiet:
         print(f"Note: {missed}")
     return summary
+
+
+def _scores_of_tests(run: Path) -> Path:
+    """Where the summary of the test cases goes: beside that of the labelled ones, where a run has folds."""
+    return run / "tests" if fold_runs(run) else run
 
 
 def compare(

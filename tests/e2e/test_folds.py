@@ -14,6 +14,7 @@ from semiseg.data.roles import fold_parts
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.files import hash_files, read_json, read_jsonl
 from semiseg.io.nifti import read_label
+from semiseg.prediction.postprocessing import write_steps
 from semiseg.scoring import read_summary
 
 Command = Callable[..., Any]
@@ -132,7 +133,7 @@ def test_one_fold_at_a_time(
         answer = semiseg_command("run", run, *flags, "--fold", fold)
         assert answer.code == 0, answer
         assert (run / "summary.json").exists() == (fold == 1)
-        assert ("are still to come" in answer.out) == (fold != 1)
+        assert ("still to come" in answer.out) == (fold != 1)
     assert weights(run) == weights(made[0])
 
 
@@ -156,6 +157,8 @@ def test_cleaning_is_chosen_on_all_labelled_scans(
         (["--folds", 2, "--fold", 2], "--fold 2: there are the folds 0 to 1."),
         (["--fold", 1], "--fold 1: of how many? Add --folds."),
         (["--folds", 2, "--set", "data.development=1"], "not with data.development"),
+        (["--folds", 2, "--set", "data.teacher=runs/base"], "data.folds with data.teacher: that model may have learnt"),
+        (["--folds", 2, "--set", "train.weights=runs/base"], "data.folds with train.weights"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -173,3 +176,87 @@ def test_parts_are_of_one_size_and_do_not_depend_on_the_order(count: int, folds:
     assert parts == fold_parts(ids[::-1], folds)
     assert sorted(case for part in parts for case in part) == sorted(ids)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_what_folds_have_in_common_does_not_change_between_them(
+    semiseg_command: Command, flags: list[object], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert semiseg_command("run", run, *flags, "--fold", 0, "--quiet").code == 0
+    answer = semiseg_command("run", run, *flags, "--fold", 1, "--set", "train.seed=7")
+    assert answer.code == 2
+    assert "train.seed = 0 in the run, 7 now" in answer.err
+
+
+def test_a_fold_that_is_missing_or_double_is_not_passed_over(
+    semiseg_command: Command, made: tuple[Path, str], flags: list[object], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made[0], run)
+    shutil.copytree(run / "fold_0", run / "fold_3")
+    answer = semiseg_command("run", run, *flags, "--quiet")
+    assert answer.code == 2
+    assert "do not have every labelled scan once" in answer.err
+
+
+def test_scores_of_the_test_cases_do_not_take_the_place_of_those_out_of_fold(
+    semiseg_command: Command, made: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made[0], run)
+    before = (run / "summary.json").read_bytes()
+    answer = semiseg_command("evaluate", run)
+    assert answer.code == 0, answer
+    assert (run / "summary.json").read_bytes() == before
+
+
+def test_cleaning_that_was_chosen_on_the_folds_does_not_change_their_scores(
+    semiseg_command: Command, made: tuple[Path, str], flags: list[object], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made[0], run)
+    before = read_summary(run / "summary.json")
+    for fold in range(FOLDS):
+        write_steps(
+            run / f"fold_{fold}" / "model", {"steps": {"liver": ["largest_component"]}, "dice": {}, "cases": []}
+        )
+    assert semiseg_command("run", run, *flags, "--quiet").code == 0
+    after = read_summary(run / "summary.json")
+    assert [case["organs"] for case in after["cases"]] == [case["organs"] for case in before["cases"]]
+
+
+@pytest.mark.parametrize("link", ["fold_1/settled.toml", "fold_1/out_of_fold", "fold_1/model"])
+def test_links_out_of_a_fold_are_refused(
+    semiseg_command: Command, made: tuple[Path, str], flags: list[object], tmp_path: Path, link: str
+) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    shutil.copytree(made[0], run)
+    mine.mkdir()
+    (mine / "precious.txt").write_text("mine")
+    place = run / link
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(mine / "precious.txt" if link.endswith(".toml") else mine)
+    for command in (["run", run, *flags], ["postprocess", run]):
+        answer = semiseg_command(*command, "--quiet")
+        assert answer.code == 2
+        assert "a link that leads out of the run" in answer.err
+    assert [file.name for file in mine.iterdir()] == ["precious.txt"]
+    assert (mine / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["train"], "has folds, which `semiseg run"),
+        (["rank"], "has folds, each with networks of its own"),
+        (["export", "--to", "onnx", "--output", "out"], "is a run with folds, which have a model each"),
+    ],
+)
+def test_commands_of_one_network_say_what_to_name(
+    semiseg_command: Command, made: tuple[Path, str], command: list[object], message: str
+) -> None:
+    answer = semiseg_command(command[0], made[0], *command[1:])
+    assert answer.code == 2
+    assert message in answer.err

@@ -17,6 +17,7 @@ from semiseg.io.nifti import read_label
 from semiseg.io.store import read_case_meta
 from semiseg.prediction.model import load_model
 from semiseg.scoring import read_summary
+from semiseg.training.settled import read_settled
 
 Command = Callable[..., Any]
 FLARE22 = Path(__file__).resolve().parents[2] / "recipes" / "flare22.toml"
@@ -197,9 +198,10 @@ def test_a_model_of_other_labels_is_no_beginning(
     description = read_json(other / "dataset.json")
     description["labels"] = {("hepar" if name == "liver" else name): n for name, n in description["labels"].items()}
     write_json(other / "dataset.json", description)
-    answer = semiseg_command(
-        "run", tmp_path / "second", "--data", other, *tiny, "--set", f"train.weights={tmp_path / 'first'}"
-    )
+    weights = ["--set", f"train.weights={tmp_path / 'first'}"]
+    answer = semiseg_command("run", tmp_path / "second", "--data", other, *tiny, *weights)
+    assert (answer.code, "brings its plan along" in answer.err) == (2, True)
+    answer = semiseg_command("run", tmp_path / "third", "--data", other, *weights)
     assert answer.code == 2
     assert "train.weights = " in answer.err
     assert "has the labels" in answer.err
@@ -224,6 +226,35 @@ def test_a_run_that_has_ended_is_trained_on(
     assert hash_files([run / "model" / "weights.safetensors"]) != before
     assert "steps = 10" in (run / "run.toml").read_text()
     assert semiseg_command("run", run, "--continue", 0).code == 2
+    refused = semiseg_command("run", run, "--continue", 2, "--set", "train.seed=3")
+    assert (refused.code, "leave the other flags out" in refused.err) == (2, True)
+    assert "steps = 10" in (run / "run.toml").read_text()
     again = semiseg_command("run", run, "--quiet")
     assert again.code == 0
     assert len(read_jsonl(run / "metrics.jsonl")) == 10
+    assert read_settled(run).lengthened == (6.0,)
+
+
+def test_a_run_that_has_not_ended_is_not_made_longer(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    """As after a kill while it was trained on: its model is that of before."""
+    run = tmp_path / "run"
+    assert semiseg_command("run", run, "--data", phantoms, "--method", "supervised", *tiny, "--quiet").code == 0
+    text = (run / "run.toml").read_text()
+    (run / "run.toml").write_text(text.replace("\nsteps = 6\n", "\nsteps = 9\n"))
+    answer = semiseg_command("run", run, "--continue", 4)
+    assert (answer.code, "training has not ended" in answer.err) == (2, True)
+    assert semiseg_command("run", run, "--quiet").code == 0
+    assert read_jsonl(run / "metrics.jsonl")[-1]["step"] == 9
+
+
+def test_a_run_does_not_fall_back_into_its_warm_up(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert semiseg_command("run", run, "--data", phantoms, "--method", "pseudo_label", *tiny, "--quiet").code == 0
+    answer = semiseg_command("run", run, "--continue", 6)
+    assert answer.code == 2
+    assert "would fall back into its warm-up, which is 0.5 of it. Give less than 6" in answer.err
+    assert semiseg_command("run", run, "--continue", 3, "--quiet").code == 0

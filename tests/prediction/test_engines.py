@@ -115,7 +115,8 @@ def test_a_graph_of_somebody_else_is_refused(model: Model, tmp_path: Path) -> No
 
     model = copied(model, tmp_path / "m")
     file = model.folder / GRAPH_FILE
-    proto = onnx.load_from_string(file.read_bytes())
+    exported = file.read_bytes()
+    proto = onnx.load_from_string(exported)
     weights = proto.graph.initializer[0]
     weights.data_location = onnx.TensorProto.EXTERNAL
     weights.external_data.add(key="location", value="../../../etc/passwd")
@@ -125,6 +126,13 @@ def test_a_graph_of_somebody_else_is_refused(model: Model, tmp_path: Path) -> No
     described = replace(model, card=model.card | {"graph_sha256": hash_files([file])})
     with pytest.raises(ModelError, match=r"network\.onnx: takes weights from other files"):
         onnx_bytes(described)
+    proto = onnx.load_from_string(exported)
+    inner = onnx.helper.make_tensor("x", onnx.TensorProto.FLOAT, [1], [0.0])
+    inner.data_location = onnx.TensorProto.EXTERNAL
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["unused"], value=inner))
+    file.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"network\.onnx: takes weights from other files"):
+        onnx_bytes(replace(model, card=model.card | {"graph_sha256": hash_files([file])}))
     file.write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"network\.onnx: no ONNX graph"):
         onnx_bytes(replace(model, card=model.card | {"graph_sha256": hash_files([file])}))

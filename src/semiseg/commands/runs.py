@@ -77,11 +77,14 @@ class Run(RunArguments):
     def execute(self) -> int:
         from semiseg import folds, train_run, workflows
         from semiseg.reporting.closing import closing_lines
+        from semiseg.run_folder import prepared_settings
         from semiseg.scoring import read_summary
 
-        if self.more is not None:
-            train_run.lengthen(self.run, self.more)
         settings = settings_of(self, folds=self.folds)
+        if self.more is not None:
+            if settings != prepared_settings(self.run):
+                raise ConfigError("--continue trains the run on as it is: leave the other flags out.")
+            settings = train_run.lengthen(self.run, self.more)
         if settings.data.folds and settings.data.fold is None:
             if folds.run_folds(self.run, settings, fold=self.fold, quiet=self.quiet) is not None:
                 show_scores(read_summary(self.run / "summary.json"), self.quiet)

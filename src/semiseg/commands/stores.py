@@ -48,6 +48,7 @@ class Store:
         if unused:
             size = sum(one.bytes for one in unused)
             print(
-                f"No run uses {counted(len(unused), 'scan')} ({size / 1e9:.2f} GB): semiseg store {self.folder} --prune"
+                f"No run has {counted(len(unused), 'scan')} by a link ({size / 1e9:.2f} GB): "
+                f"semiseg store {self.folder} --prune"
             )
         return 0

@@ -50,8 +50,8 @@ class NetworkPlan:
 
     @property
     def reach(self) -> Shape:
-        """Along each axis, the voxels of the image that a voxel of the output is computed from: its receptive field, by
-        the convolutions of each level down (two, or two a block) and up (two, or one beside blocks)."""
+        """Along each axis, about how many voxels of the image a voxel of the output is computed from: its receptive
+        field, by the convolutions of each level down (two, or two a block) and up (two, or one beside blocks)."""
         reach, unit, last = [1, 1, 1], [1, 1, 1], len(self.kernels) - 1
         for level, (kernel, stride) in enumerate(zip(self.kernels, self.strides, strict=True)):
             down = 2 * self.blocks[level] if self.blocks else 2

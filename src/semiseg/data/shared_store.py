@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from semiseg.errors import DataError
-from semiseg.files import atomic_folder, remove_leftovers, write_json
+from semiseg.files import atomic_folder, remove_leftovers, remove_made, write_json
 from semiseg.io.store import CASE_FILES
 
 NAME = "prepared-scans"
@@ -27,7 +27,7 @@ _DIGEST_LENGTH = 20
 
 def store_beside(run: Path, asked: str) -> Path:
     """The store of a run: the one that was asked for (`data.store`), or that beside it."""
-    return Path(asked) if asked else run.parent / NAME
+    return Path(asked) if asked else run.resolve().parent / NAME
 
 
 def open_store(folder: Path) -> None:
@@ -105,26 +105,15 @@ def prune(store: Path, progress: Callable[[int, int, str], None]) -> int:
     freed = 0
     unused = [one for one in entries(store) if not one.is_used]
     for done, one in enumerate(unused, start=1):
-        lock = FileLock(one.folder.parent / f".{one.folder.name}.lock")
         try:
-            lock.acquire(blocking=False)
+            with FileLock(one.folder.parent / f".{one.folder.name}.lock", timeout=0):
+                if not any(file.stat().st_nlink > 1 for file in one.folder.iterdir()):  # else taken into use meanwhile
+                    remove_made(one.folder, CASE_FILES)
+                    freed += one.bytes
         except Timeout:
             continue
-        with lock:
-            if not any(file.stat().st_nlink > 1 for file in one.folder.iterdir()):  # taken into use meanwhile
-                for name in CASE_FILES:
-                    (one.folder / name).unlink(missing_ok=True)
-                freed += one.bytes
-        _remove_empty(one.folder)
         progress(done, len(unused), one.folder.name)
     return freed
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder of a case, and that of its digest where it held no other; a person's own files stay."""
-    for path, own in ((folder, set[str]()), (folder.parent, {f".{folder.name}.lock"})):
-        if path.is_dir() and {entry.name for entry in path.iterdir()} <= own:
-            shutil.rmtree(path)
 
 
 def _identity(file: Path) -> tuple[int, int]:

@@ -23,15 +23,21 @@ def add_network(kind: str, network: type[Network]) -> None:
     _KINDS[kind] = network
 
 
+def refuse_unknown_kind(kind: str) -> None:
+    """Raise `ConfigError` for a kind of network that is not known here."""
+    if kind not in _KINDS:
+        raise ConfigError(f"kind = {kind!r} of a network in the plan: known are {', '.join(_KINDS)}.")
+
+
 def build_network(plan: NetworkPlan, *, channels: int, classes: int, seed: int) -> Network:
     """A network of the plan's kind with He normal weights (He et al. 2015, fan-in, gain of ReLU), zero biases, unit
     norms. Raises `ConfigError` for a kind that is not known.
 
     The weights depend on `seed` alone: a generator of their own is used, never torch's global one.
     """
-    if plan.kind not in _KINDS:
-        raise ConfigError(f"kind = {plan.kind!r} of a network in the plan: known are {', '.join(_KINDS)}.")
-    with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws too; it is overwritten
+    refuse_unknown_kind(plan.kind)
+    with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws, too
+        torch.manual_seed(seed)
         network = _KINDS[plan.kind](channels=channels, classes=classes, plan=plan)
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():

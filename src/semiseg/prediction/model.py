@@ -105,6 +105,8 @@ def load_model(folder: str | Path) -> Model:
     restore_replaced(Path(folder))
     folder = inside if inside.is_dir() else Path(folder)
     if not (folder / "card.json").is_file():
+        if (folder / "fold_0" / "model").is_dir():
+            raise ModelError(f"{folder}: is a run with folds, which have a model each. Name one: {folder / 'fold_0'}.")
         raise ModelError(f"{folder}: no model here (no card.json). Name a model folder or a run that was trained.")
     try:
         card, plan = read_json(folder / "card.json"), read_plan(folder / "plan.toml")

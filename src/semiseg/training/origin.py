@@ -26,7 +26,7 @@ def origin_of(
     augment: AugmentSettings,
     method: MethodSettings,
     seed: int,
-    weights: str = "",
+    weights: str | None = None,
 ) -> Origin:
     """All that a step's result depends on, besides the number of steps and the machine. weights: hash of the model that
     training starts from."""

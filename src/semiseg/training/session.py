@@ -33,6 +33,7 @@ from semiseg.training.origin import Origin, origin_of
 from semiseg.training.out_of_memory import named_out_of_memory
 from semiseg.training.precision import autocast_dtype
 from semiseg.training.settings import TrainSettings
+from semiseg.training.settled import read_settled, write_settled
 from semiseg.training.trial import fastest_threads
 
 
@@ -95,8 +96,8 @@ class Session:
         return (augment.histogram_probability, channels) if wanted else None
 
     def origin(self) -> Origin:
-        start = load_model(self.train.weights).hash if self.train.weights else ""
-        return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed, start)
+        weights = read_settled(self.run).weights if self.train.weights else None
+        return origin_of(self.plan, self.cases, self.sampling, self.augment, self.method, self.train.seed, weights)
 
     def build(self, phases: Phases) -> Method:
         return build_method(
@@ -158,6 +159,9 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
     method, data = session.build(Phases.of_steps(0, 1, 1)), session.open_data()
     if session.train.weights and load_latest(session.run / "checkpoints") is None:
         model = load_model(session.train.weights)
+        if (model.plan.labels.names, model.plan.channels) != (session.plan.labels.names, session.plan.channels):
+            raise ConfigError(f"train.weights = {session.train.weights}: knows other labels or channels than the run.")
+        write_settled(session.run, replace(read_settled(session.run), weights=model.hash))
         if not method.start_from({name: torch.from_numpy(value) for name, value in model.weights().items()}):
             raise ConfigError(
                 f"train.weights = {session.train.weights}: no network of {session.run}/plan.toml has the sizes of this "

@@ -36,7 +36,9 @@ class PlanSize:
 @dataclass(frozen=True, kw_only=True)
 class Settled:
     """What was found out on the machine, as far as it has been needed. timeline: rows of `Stretch`, of so many minutes.
-    finished: the last one was followed to its end."""
+    finished: the last one was followed to its end. lengthened: minutes, or steps, that the run was first asked for, and
+    again before each `--continue`; such a run is not made once more by its files. weights: hash of the model that it
+    began with."""
 
     device: str | None = None
     processor: str | None = None
@@ -47,6 +49,8 @@ class Settled:
     minutes: float | None = None
     timeline: tuple[tuple[int, float, float, int], ...] = field(default=())
     finished: bool = False
+    lengthened: tuple[float, ...] = ()
+    weights: str | None = None
 
     def laid_down(self) -> Timeline | None:
         """The timeline as far as it goes."""

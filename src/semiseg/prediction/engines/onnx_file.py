@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -41,5 +42,17 @@ def _refuse_other_files(graph: bytes, model: Model) -> None:
         proto = onnx.load_from_string(graph)
     except DecodeError as error:
         raise ModelError(f"{file}: no ONNX graph ({error}). Copy the folder again, or delete the file.") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+    if _names_files(proto):
         raise ModelError(f"{file}: takes weights from other files, which ours do not. Delete the file.")
+
+
+def _names_files(message: Any) -> bool:
+    """Whether any tensor within a message of protobuf, wherever it is, has its values in a file."""
+    for field, value in message.ListFields():
+        if field.name == "external_data" or (field.name == "data_location" and value == onnx.TensorProto.EXTERNAL):
+            return True
+        if field.message_type is not None:
+            parts = [value] if hasattr(value, "ListFields") else value
+            if any(_names_files(part) for part in parts):
+                return True
+    return False
