@@ -83,10 +83,10 @@ def _refuse_keys_of_others(method: dict[str, Any]) -> None:
 
 def refuse_contradictions(settings: RunSettings) -> None:
     """Raise `ConfigError` for settings of two sections that cannot both be meant."""
-    given = [f"{section}.{key}" for section, key in (("data", "teacher"), ("train", "weights"))]
-    if settings.data.folds and (known := [path for path in given if flattened(asdict(settings))[path]]):
+    model = "data.teacher" if settings.data.teacher else "train.weights" if settings.train.weights else None
+    if settings.data.folds and model:
         raise ConfigError(
-            f"data.folds with {known[0]}: that model may have learnt from the scans that folds hold back, so their "
+            f"data.folds with {model}: that model may have learnt from the scans that folds hold back, so their "
             "scores would be too good. Leave one of the two out."
         )
     if settings.train.weights and replace(settings.plan, device="auto") != PlanSettings():
