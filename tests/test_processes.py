@@ -13,7 +13,8 @@ import psutil
 import pytest
 from threadpoolctl import threadpool_info
 
-from semiseg.processes import map_cases, warn_of_other_programs, worker_pool
+from semiseg.cases import map_cases
+from semiseg.processes import warn_of_other_programs, worker_pool
 
 PARENT = """
 import os, sys, time
@@ -57,11 +58,11 @@ STOPPED = """
 import signal, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()  # as torch has: it takes signals, too
-from semiseg.processes import map_cases
+from semiseg.cases import map_cases
 def killed(case):
     raise AssertionError
 try:
-    map_cases(time.sleep, [0.01, 1, 1, 600], workers=2, killed=killed, progress=lambda *_: print("one", flush=True))
+    map_cases(time.sleep, [0.01, 1, 1, 600], workers=2, lost=killed, progress=lambda *_: print("one", flush=True))
 except KeyboardInterrupt:
     print("stopped")
 """
@@ -101,7 +102,7 @@ def test_a_case_that_kills_its_process_stops_no_other(workers: int) -> None:
         _power,
         range(6),
         workers=workers,
-        killed=lambda case: -case,
+        lost=lambda case: -case,
         progress=lambda done, total, case: seen.append(case),
     )
     assert found == [0, 1, 4, -3, 16, 25]

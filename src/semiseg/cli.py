@@ -19,7 +19,7 @@ import tyro
 from semiseg.commands import models, runs, stores, studies
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
-from semiseg.processes import limit_threads, stop_with_starter
+from semiseg.processes import ask_for_workers, limit_threads, stop_with_starter
 from semiseg.words import printable
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
@@ -69,10 +69,11 @@ def _execute(arguments: Sequence[str]) -> int:
         args=arguments,
         description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
     )
-    if threads := getattr(command, "threads", 0):
-        if threads < 0:
-            raise ConfigError(f"--threads {threads}: give 1 or more.")
-        limit_threads(threads)
+    for flag, limit in (("threads", limit_threads), ("workers", ask_for_workers)):
+        if count := getattr(command, flag, 0):
+            if count < 0:
+                raise ConfigError(f"--{flag} {count}: give 1 or more.")
+            limit(count)
     return int(command.execute())
 
 

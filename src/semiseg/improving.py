@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from semiseg.io.nifti import read_grid, read_label
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.prediction.settings import PredictSettings
+from semiseg.processes import workers
 from semiseg.run_folder import fold_runs, prepared_settings
 from semiseg.train_run import AnyPath, open_session
 from semiseg.training.settled import read_settled
@@ -68,7 +70,12 @@ def rank(
             "entropy."
         )
     with bar("ranking", quiet) as advance:
-        order = ranked(doubts(cases, first, second, session.plan, progress=advance), by, seed=settings.train.seed)
+        found, problems = doubts(cases, first, second, session.plan, workers=workers(1), progress=advance)
+    if problems:
+        print("Not ranked:\n  " + "\n  ".join(problems), file=sys.stderr)
+    if not found:
+        raise DataError(f"{run}: no unlabelled case could be ranked. Prepare them anew: semiseg prepare {run}")
+    order = ranked(found, by, seed=settings.train.seed)
     write_ranking(run, order, by, exclude_worst=exclude_worst)
     return order
 

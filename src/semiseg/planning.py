@@ -20,7 +20,7 @@ from semiseg.data.round_trip import grid_ceilings
 from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.processes import processor_name, usable_cores
+from semiseg.processes import processor_name, usable_cores, workers
 from semiseg.settings import RunSettings
 from semiseg.training.settled import PlanSize, Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes
@@ -43,7 +43,7 @@ def made_plan(
     training = [case.case() for case in of_role(cases, *LEARNT_FROM)]
     with bar("fingerprint", quiet) as advance:
         fingerprint = compute_fingerprint(
-            dataset, training, workers=usable_cores(), seed=settings.train.seed, progress=advance
+            dataset, training, workers=workers(), seed=settings.train.seed, progress=advance
         )
     from semiseg.models.build import refuse_unknown_kind
 
@@ -83,7 +83,7 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
     prepared, tests = of_role(cases, *LEARNT_FROM), of_role(cases, "test")
     sizes = [prod(case.shape_zyx) for case in fingerprint.cases]
     own, on_grid = sum(sizes) / max(1, len(sizes)), prod(median_shape(fingerprint, plan.spacing_mm))
-    seconds = len(prepared) * (own + on_grid) * _PREPARED_VOXEL_SECONDS / usable_cores()
+    seconds = len(prepared) * (own + on_grid) * _PREPARED_VOXEL_SECONDS / workers()
     size = read_settled(run).plan
     parts = [f"prepare {counted(len(prepared), 'scan')} ({_about(seconds)})"]
     length = in_minutes(settings.train.minutes)
@@ -98,7 +98,7 @@ def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[
         took = f" ({_about(cost * len(tests))})" if cost is not None else ""
         parts.append(f"predict {counted(len(tests), 'test case')}{took}")
         if any(case.label for case in tests):
-            seconds = len(tests) * own * len(plan.labels.organs) * _EVALUATED_VOXEL_SECONDS / usable_cores()
+            seconds = len(tests) * own * len(plan.labels.organs) * _EVALUATED_VOXEL_SECONDS / workers()
             parts.append(f"evaluate ({_about(seconds)})")
     return "Now: " + ", ".join(parts) + "."
 
@@ -156,7 +156,7 @@ def _sized_plan(
     grids = candidate_grids(fingerprint, asked)
     with bar("what coarser grids keep of the labels", quiet) as advance:
         kept = grid_ceilings(
-            [case.label for case in training if case.label], grids, labels, workers=usable_cores(), progress=advance
+            [case.label for case in training if case.label], grids, labels, workers=workers(), progress=advance
         )
     if not quiet:
         print("Times training steps of a few networks on this machine.")

@@ -1,4 +1,4 @@
-"""Processes that work on cases in parallel, and how many the machine has cores for."""
+"""Worker processes, and how many the machine has cores for."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import islice
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 from threadpoolctl import threadpool_limits
 
-T = TypeVar("T")
-R = TypeVar("R")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 _most_threads: list[int] = []
+_workers_asked: list[int] = []
 
 
 def limit_threads(count: int) -> None:
@@ -34,6 +31,17 @@ def limit_threads(count: int) -> None:
     libraries that are loaded later."""
     _most_threads[:] = [count]
     os.environ |= dict.fromkeys(THREADS, str(count))
+
+
+def ask_for_workers(count: int) -> None:
+    """From now on `workers` is so many."""
+    _workers_asked[:] = [count]
+
+
+def workers(usual: int | None = None) -> int:
+    """How many processes are to work on cases: what `ask_for_workers` was told, or else the usual number, by default
+    one a core."""
+    return _workers_asked[0] if _workers_asked else usual or usable_cores()
 
 
 def usable_cores() -> int:
@@ -90,14 +98,14 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of `workers` processes of one compute thread each, which end when this process does, even if killed.
+def worker_pool(count: int, *, threads: int = 1, begin: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+    """A pool of `count` processes of so many compute threads each, which end when this process does, even if killed.
 
     They are spawned: a fork would copy the locks of this process's threads, of which torch has many. Unlike
     multiprocessing's own they do not run the caller's script again, which therefore needs no `if __name__ ==
-    "__main__"`; what they are given must be functions of a module.
+    "__main__"`; what they are given must be functions of a module. begin: called in each, before anything else.
     """
-    return _Pool(workers, mp_context=_SpawnContext(), initializer=_begin)
+    return _Pool(count, mp_context=_SpawnContext(), initializer=_begin, initargs=(threads, begin))
 
 
 class _Pool(ProcessPoolExecutor):
@@ -129,58 +137,6 @@ def _signals_later() -> Iterator[None]:
             signal.raise_signal(sent)
 
 
-WAS_KILLED = "the process that read it was killed, most likely for want of memory"
-
-
-def map_cases(
-    function: Callable[[T], R],
-    cases: Sequence[T],
-    *,
-    workers: int,
-    killed: Callable[[T], R],
-    progress: Callable[[int, int, T], None] | None = None,
-) -> list[R]:
-    """`function` of each case, in their order, from `workers` processes, or in this one where one is enough.
-
-    Where a process is killed, the rest is done one by one, so that the case that is at fault is known and stops no
-    other. What else is raised ends it.
-
-    killed: given a case whose process was killed, and again when it did this case alone; what it returns takes the
-    result's place. progress: called with (done, of how many, the case), as they come.
-    """
-    results: dict[int, R] = {}
-
-    def done(index: int, result: R) -> None:
-        results[index] = result
-        if progress:
-            progress(len(results), len(cases), cases[index])
-
-    if workers <= 1 or len(cases) <= 1:
-        for index, case in enumerate(cases):
-            done(index, function(case))
-    while left := [index for index in range(len(cases)) if index not in results]:
-        pool, waiting = worker_pool(min(workers, len(left))), iter(left)
-        running: dict[Future[R], int] = {}
-        try:
-            # Not all at once: a pool begins cases before it is asked for them, and Ctrl-C would wait for those, too.
-            with suppress(BrokenProcessPool):
-                while True:
-                    running |= {pool.submit(function, cases[i]): i for i in islice(waiting, workers - len(running))}
-                    if not running:
-                        break
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        index = running.pop(future)
-                        with suppress(BrokenProcessPool):
-                            done(index, future.result())
-        finally:
-            pool.shutdown(cancel_futures=True)
-        left = [index for index in left if index not in results]
-        if left and workers == 1:  # one process takes them in order: it was killed by the first that is left
-            done(left[0], killed(cases[left[0]]))
-        workers = 1
-    return [results[index] for index in range(len(cases))]
-
-
 class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing's name)
@@ -204,11 +160,12 @@ def _hidden_main() -> Iterator[None]:
         vars(main).update(kept)
 
 
-def _begin() -> None:
-    # Libraries that are loaded later read these; those that are loaded by now are told.
-    os.environ |= dict.fromkeys(THREADS, "1")
-    threadpool_limits(1)
+def _begin(threads: int, begin: Callable[[], object] | None) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
+    limit_threads(threads)  # of libraries that are loaded later; those that are loaded by now are told
+    threadpool_limits(threads)
+    if begin:
+        begin()
 
 
 def _end_with_parent() -> None:

@@ -46,7 +46,7 @@ from semiseg.prediction.memory import check_budget
 from semiseg.prediction.model import Model, load_model
 from semiseg.prediction.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
-from semiseg.processes import usable_cores
+from semiseg.processes import usable_cores, workers
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
     alone_in,
@@ -93,7 +93,7 @@ def check(
     """
     dataset = read_dataset(Path(folder), layout=layout, modality=modality)
     with bar("checking", quiet) as advance:
-        report = check_dataset(dataset, workers=usable_cores(), progress=lambda done, total: advance(done, total, ""))
+        report = check_dataset(dataset, workers=workers(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
         print_check(report)
     if minutes is not None and report.ok:
@@ -178,7 +178,7 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     remove_leftovers(run)
     remove_leftovers(run / "store")
     with bar("preparing", quiet) as advance:
-        results = prepare_cases(training, plan, run / "store", shared=shared, workers=usable_cores(), progress=advance)
+        results = prepare_cases(training, plan, run / "store", shared=shared, workers=workers(), progress=advance)
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
     failed = [f"{result.id}: {result.error}" for result in results if result.error]
     if failed:
@@ -276,13 +276,17 @@ def predict_into(
         for member in members
     ]
     engine = EnsembleEngine(engines) if ensemble else engines[0]
+    side_by_side = workers(1)
+    if side_by_side > 1 and settings.max_gpu_memory:
+        raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
     if settings.max_memory:
-        check_budget(scans, loaded, engine, settings)
+        check_budget(scans, loaded, engine, settings, workers=side_by_side)
     with bar("predicting", quiet) as advance:
         if is_nifti(output):
             outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
         else:
-            outcomes = predict_scans(scans, loaded, engine, output, settings, progress=advance)
+            advance(0, len(scans), "")
+            outcomes = predict_scans(scans, loaded, engine, output, settings, workers=side_by_side, progress=advance)
     if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
         print(foreign_text(foreign, loaded.plan), file=sys.stderr)
     return outcomes
@@ -316,7 +320,7 @@ def evaluate(
             scheme,
             settings=settings,
             output=None if output is None else Path(output),
-            workers=usable_cores(),
+            workers=workers(),
             progress=lambda done, total: advance(done, total, ""),
         )
     if not quiet:
@@ -344,7 +348,7 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
             plan.labels,
             settings=settings,
             output=_scores_of_tests(run) if output is None else Path(output),
-            workers=usable_cores(),
+            workers=workers(),
             progress=lambda done, total: advance(done, total, ""),
         )
     if not quiet:

@@ -250,5 +250,5 @@ def test_a_scan_that_kills_every_process_is_named_in_the_fingerprint(phantoms: P
     found = compute_fingerprint(dataset, training, workers=2)
     ((id, text),) = found.problems
     assert id == case.id
-    assert f"{case.images[0]}: the process that read it was killed" in text
+    assert f"{case.images[0]}: the process that worked on it was killed" in text
     assert found.intensities == whole.intensities

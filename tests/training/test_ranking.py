@@ -112,12 +112,23 @@ def test_random_takes_cases_with_all_organs_first_and_depends_on_the_seed_alone(
     assert turned == ranked(FOUND, "random", seed=3)
 
 
-def test_every_case_is_judged_and_progress_is_told(case: Path) -> None:
+def test_every_case_is_judged_and_progress_is_told(case: Path, tmp_path: Path) -> None:
     engine = Thresholds(99.5, 199.5)
     told: list[tuple[int, int, str]] = []
-    found = doubts([case, case], engine, engine, PLAN, progress=lambda *values: told.append(values))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    found, problems = doubts([case, damaged, case], engine, engine, PLAN, progress=lambda *values: told.append(values))
     assert [doubt["id"] for doubt in found] == ["c", "c"]
-    assert told == [(1, 2, "c"), (2, 2, "c")]
+    assert told == [(1, 3, "c"), (2, 3, "damaged"), (3, 3, "c")]
+    assert [str(damaged) in text for text in problems] == [True]
+
+
+def test_workers_judge_alike(case: Path) -> None:
+    engine = Thresholds(99.5, 199.5)
+    alone, shared = (
+        doubts([case, case], engine, engine, PLAN, workers=workers, progress=lambda *_: None) for workers in (1, 2)
+    )
+    assert alone == shared
 
 
 def test_a_ranking_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -27,7 +27,16 @@ class Computes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArguments(Computes):
+class WorksOnCases(Computes):
+    """What commands share that go through many scans."""
+
+    workers: int = 0
+    """Processes that work on scans side by side, each with memory of its own; by default one a core, and one alone
+    where a network predicts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(WorksOnCases):
     """What `prepare` and `run` share."""
 
     run: tyro.conf.Positional[Path]

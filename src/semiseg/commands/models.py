@@ -9,14 +9,14 @@ from typing import Literal
 
 import tyro
 
-from semiseg.commands.arguments import Computes, Quiet, say, show_scores
+from semiseg.commands.arguments import Computes, Quiet, WorksOnCases, say, show_scores
 from semiseg.errors import ConfigError
 from semiseg.prediction.settings import EngineName, Precision, PredictSettings
 from semiseg.words import counted, printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Computes):
+class Predict(WorksOnCases):
     """Segment scans with a trained model, each in its own grid; finished ones are not done again."""
 
     model: tyro.conf.Positional[Path]
@@ -84,7 +84,7 @@ class Predict(Computes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Computes):
+class Evaluate(WorksOnCases):
     """Score predictions: DSC, NSD, HD95 and volumes per case and organ."""
 
     run: tyro.conf.Positional[Path | None] = None

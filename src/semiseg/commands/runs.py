@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from semiseg.commands.arguments import Computes, Quiet, RunArguments, say, settings_of, show_scores
+from semiseg.commands.arguments import Computes, Quiet, RunArguments, WorksOnCases, say, settings_of, show_scores
 from semiseg.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(Computes):
+class Check(WorksOnCases):
     """Open every file of a dataset folder; say what is there, and what is wrong."""
 
     folder: tyro.conf.Positional[Path]
@@ -102,7 +102,7 @@ class Run(RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rank(Computes):
+class Rank(WorksOnCases):
     """Order a trained run's unlabelled scans by how doubtful their pseudo-labels are: what to look at or exclude."""
 
     run: tyro.conf.Positional[Path]
@@ -135,7 +135,7 @@ class Rank(Computes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Postprocess(Computes):
+class Postprocess(WorksOnCases):
     """Choose on a run's validation cases which cleaning of labels helps: largest component, hole filling, by organ."""
 
     run: tyro.conf.Positional[Path]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.check_case import (
     NO_HOUNSFIELD,
     CaseFacts,
@@ -26,7 +27,6 @@ from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
@@ -112,12 +112,12 @@ def _inspect_all(cases: Sequence[Case], expected: Expectation, workers: int, pro
         partial(inspect_case, expected=expected),
         cases,
         workers=workers,
-        killed=partial(_killed, root=expected.root),
+        lost=partial(_lost, root=expected.root),
         progress=lambda done, total, case: progress(done, total),
     )
 
 
-def _killed(case: Case, root: Path) -> _Findings:
+def _lost(case: Case, root: Path) -> _Findings:
     text = f"{WAS_KILLED}. Leave the case out."
     return CaseFacts(id=case.id, role=role_of(case)), [as_problem(("error", case.images[0], text), root, case.id)]
 

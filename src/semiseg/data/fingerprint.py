@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.labels import read_checked_label
 from semiseg.errors import DataError
 from semiseg.files import read_json, write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.nifti import read_grid, read_volume
-from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray, FloatArray, Shape, Spacing
 
@@ -104,7 +104,7 @@ def compute_fingerprint(
         measure,
         cases,
         workers=workers,
-        killed=lambda case: _Measured(error=f"{case.images[0]}: {WAS_KILLED}. Leave the case out."),
+        lost=lambda case: _Measured(error=f"{case.images[0]}: {WAS_KILLED}. Leave the case out."),
         progress=(lambda done, total, case: progress(done, total, case.id)) if progress else None,
     )
     problems = tuple((c.id, m.error) for c, m in zip(cases, measured, strict=True) if m.error is not None)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.body import body_locations
 from semiseg.data.histograms import quantiles
 from semiseg.data.labels import count_values, read_checked_label
@@ -26,7 +27,6 @@ from semiseg.io.dataset import Case
 from semiseg.io.nifti import RawChannel, RawVolume, read_raw
 from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
-from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -158,7 +158,7 @@ def prepare_cases(
         partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),
         cases,
         workers=workers,
-        killed=lambda case: PreparedCase(id=case.id, error=f"{case.images[0]}: {WAS_KILLED}."),
+        lost=lambda case: PreparedCase(id=case.id, error=f"{case.images[0]}: {WAS_KILLED}."),
         progress=(lambda done, total, case: progress(done, total, case.id)) if progress else None,
     )
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from semiseg.cases import map_cases
 from semiseg.errors import DataError
 from semiseg.geometry import bounding_box
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.nifti import read_label
 from semiseg.ops.resample import resample_image, resample_label, target_shape
-from semiseg.processes import map_cases
 from semiseg.types import BoolArray, Shape, Spacing
 
 MOST_CASES = 4
@@ -46,7 +46,7 @@ def grid_ceilings(
         measure,
         chosen,
         workers=workers,
-        killed=lambda path: [],  # the fingerprint names it
+        lost=lambda path: [],  # the fingerprint names it
         progress=(lambda done, total, path: progress(done, total, path.name)) if progress else None,
     )
     organs = [organ for one in kept for organ in one]

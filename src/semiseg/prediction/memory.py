@@ -110,18 +110,27 @@ def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *
     return needs
 
 
-def check_budget(scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings) -> None:
-    """Raise `ConfigError` with the smallest budget that would do where a scan needs more than `max_memory`."""
+def check_budget(
+    scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings, *, workers: int = 1
+) -> None:
+    """Raise `ConfigError` with the smallest budget that would do where a scan needs more than `max_memory`; with
+    workers, each may have the largest at once, beside the engine of this process."""
     engine_bytes = measure_engine([engine], model, settings)
     needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
-    largest = max(needs, key=lambda scan: needs[scan], default=None)
-    if largest is not None and needs[largest] > parse_bytes(settings.max_memory):
-        file = next(scan.images[0] for scan in scans if scan.id == largest)
-        raise ConfigError(
-            f"max_memory = {settings.max_memory}, but {file} needs {show_bytes(needs[largest])} "
-            f"({show_bytes(engine_bytes)} of it for {engine.name} and its tiles): give --max-memory "
-            f"{show_bytes(needs[largest])}, or leave the scan out."
-        )
+    if not needs:
+        return
+    largest = max(needs, key=lambda scan: needs[scan])
+    side_by_side = min(workers, len(scans))
+    total = needs[largest] if side_by_side <= 1 else engine_bytes + side_by_side * needs[largest]
+    if total <= parse_bytes(settings.max_memory):
+        return
+    file = next(scan.images[0] for scan in scans if scan.id == largest)
+    each, fewer = ("", "") if side_by_side <= 1 else (f" by each of {side_by_side} workers", "use fewer workers, ")
+    raise ConfigError(
+        f"max_memory = {settings.max_memory}, but {file} needs {show_bytes(needs[largest])}{each} "
+        f"({show_bytes(engine_bytes)} of it for {engine.name} and its tiles): give --max-memory {show_bytes(total)}, "
+        f"{fewer}or leave the scan out."
+    )
 
 
 def within_budget(

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.body import BodyBoxes
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, export_axis
@@ -121,6 +123,7 @@ def predict_scans(
     output: Path,
     settings: PredictSettings,
     *,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went, unless its name is one
@@ -128,6 +131,9 @@ def predict_scans(
 
     A scan whose output was made from the same files by the same model and settings is not done again. A scan that
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
+
+    workers: processes that share the cores, each with the engine of its own; progress: called with (done, of how many,
+    the id of the last).
     """
     _check_outputs(scans, output, settings)
     output.mkdir(parents=True, exist_ok=True)
@@ -138,21 +144,35 @@ def predict_scans(
     if not log.exists():
         log.touch()  # from here on the folder is known as one of predictions
     finished = {row["id"]: row.get("key") for row in read_predictions(output) if "error" not in row}
-    outcomes = []
-    for done, scan in enumerate(scans, start=1):
-        if progress:
-            progress(done - 1, len(scans), scan.id)
-        target = output / f"{scan.id}.nii.gz"
-        if why := unusable_id(scan.id):
-            outcomes.append(Outcome(printable(scan.id), output, error=f"{printable(str(scan.images[0]))}: {why}"))
-            continue
-        outcome, row = _attempt(scan, model, engine, target, settings, finished.get(scan.id))
-        if not outcome.reused:
+    outcomes: dict[int, Outcome] = {}
+    predicted = partial(_attempt_into, model=model, engine=engine, output=output, settings=settings)
+    jobs = [(scan, finished.get(scan.id)) for scan in scans]
+    lost = partial(_lost, output=output, model=model, engine=engine)
+    for index, (outcome, row) in each_case(predicted, jobs, workers=workers, lost=lost, whole=True):
+        if row:
             append_jsonl(log, row)
-        outcomes.append(outcome)
+        outcomes[index] = outcome
         if progress:
-            progress(done, len(scans), scan.id)
-    return outcomes
+            progress(len(outcomes), len(scans), scans[index].id)
+    return [outcomes[index] for index in range(len(scans))]
+
+
+def _attempt_into(
+    job: tuple[Scan, str | None], model: Model, engine: Engine, output: Path, settings: PredictSettings
+) -> tuple[Outcome, dict[str, Any]]:
+    """What becomes of a scan, given the key of what there is of it; and the row for the log, or an empty one."""
+    scan, finished = job
+    if why := unusable_id(scan.id):
+        return Outcome(printable(scan.id), output, error=f"{printable(str(scan.images[0]))}: {why}"), {}
+    outcome, row = _attempt(scan, model, engine, output / f"{scan.id}.nii.gz", settings, finished)
+    return outcome, {} if outcome.reused else row
+
+
+def _lost(job: tuple[Scan, str | None], output: Path, model: Model, engine: Engine) -> tuple[Outcome, dict[str, Any]]:
+    scan = job[0]
+    text = f"{scan.images[0]}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
+    target = output / f"{scan.id}.nii.gz"
+    return Outcome(scan.id, target, error=text), _row(scan, target, model, engine) | {"error": text}
 
 
 def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings) -> Outcome:
@@ -179,14 +199,7 @@ def check_output_file(file: Path, settings: PredictSettings) -> None:
 def _attempt(
     scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings, finished: str | None
 ) -> tuple[Outcome, dict[str, Any]]:
-    maps = probabilities_file(target)
-    row: dict[str, Any] = {
-        "id": scan.id,
-        "output": target.name,
-        "model": model.hash,
-        "engine": engine.name,
-        "precision": engine.precision,
-    }
+    maps, row = probabilities_file(target), _row(scan, target, model, engine)
     started = time.perf_counter()
     try:
         no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
@@ -216,6 +229,16 @@ def _attempt(
         return Outcome(scan.id, target, error=text), row | {"error": text}
     seconds = time.perf_counter() - started
     return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
+
+
+def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, Any]:
+    return {
+        "id": scan.id,
+        "output": target.name,
+        "model": model.hash,
+        "engine": engine.name,
+        "precision": engine.precision,
+    }
 
 
 def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> bool:

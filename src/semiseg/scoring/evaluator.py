@@ -10,13 +10,13 @@ from typing import get_args
 
 import numpy as np
 
+from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.nifti import Grid, read_label
-from semiseg.processes import WAS_KILLED, map_cases
 from semiseg.randomness import Draw
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import OrganScores, score_case
@@ -105,7 +105,7 @@ def evaluate_folder(
         _score_files,
         jobs,
         workers=workers,
-        killed=_killed,
+        lost=_lost,
         progress=(lambda done, total, job: progress(done, total)) if progress else None,
     )
     draw = Draw(seed=0)
@@ -114,7 +114,7 @@ def evaluate_folder(
     return summary
 
 
-def _killed(job: _Job) -> CaseScores:
+def _lost(job: _Job) -> CaseScores:
     raise DataError(
         f"{job.prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and "
         f"{job.reference} are as large as they should be."

@@ -6,12 +6,14 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from typing_extensions import TypedDict
 
+from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
@@ -82,14 +84,26 @@ def doubts(
     second: Engine | None,
     plan: Plan,
     *,
+    workers: int = 1,
     progress: Callable[[int, int, str], None],
-) -> list[Doubt]:
-    """The doubt of every stored case."""
-    found = []
-    for done, folder in enumerate(cases, start=1):
-        found.append(case_doubt(open_case(folder), first, second, plan))
-        progress(done, len(cases), folder.name)
-    return found
+) -> tuple[list[Doubt], list[str]]:
+    """The doubt of every stored case, and of those that cannot be read, or whose process was killed, why not."""
+    found = map_cases(
+        partial(_doubt_or_why, first=first, second=second, plan=plan),
+        cases,
+        workers=workers,
+        lost=lambda folder: f"{folder}: {WAS_KILLED}.",
+        progress=lambda done, total, folder: progress(done, total, folder.name),
+        whole=True,
+    )
+    return [one for one in found if not isinstance(one, str)], [one for one in found if isinstance(one, str)]
+
+
+def _doubt_or_why(folder: Path, first: Engine, second: Engine | None, plan: Plan) -> Doubt | str:
+    try:
+        return case_doubt(open_case(folder), first, second, plan)
+    except DataError as error:
+        return str(error)
 
 
 def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:

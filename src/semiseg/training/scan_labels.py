@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.plan import Plan
 from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
@@ -51,20 +53,32 @@ def label_scans(
     Returns up to 64 voxels of every class that is found in it, by case. progress: told how many of how many are done,
     after each that was made.
     """
-    found: dict[str, Locations] = {}
     remove_leftovers(folder)
-    for index, path in enumerate(cases):
-        case = open_case(path)
-        file = label_file(folder, case.meta.id)
-        kept = _kept(file, case.meta.shape_zyx)
-        labels = scan_labels(case, engine, scan_window(case, plan)) if kept is None else kept
-        if kept is None:
-            write_labels(file, labels)
-        draw = Draw(seed=seed, sample=index)
-        found[case.meta.id] = places_of_classes(labels, plan, draw)
-        if progress and kept is None:
+    label = partial(_label_case, folder=folder, engine=engine, plan=plan, seed=seed)
+    found: dict[str, Locations] = {}
+    for index, (case, places, made) in each_case(label, list(enumerate(cases)), workers=1, lost=_lost):
+        found[case] = places
+        if progress and made:
             progress(index + 1, len(cases))
     return found
+
+
+def _label_case(
+    numbered: tuple[int, Path], folder: Path, engine: Engine, plan: Plan, seed: int
+) -> tuple[str, Locations, bool]:
+    """Id of a case with its number, voxels of every class, and whether its labels were made."""
+    index, path = numbered
+    case = open_case(path)
+    file = label_file(folder, case.meta.id)
+    kept = _kept(file, case.meta.shape_zyx)
+    labels = scan_labels(case, engine, scan_window(case, plan)) if kept is None else kept
+    if kept is None:
+        write_labels(file, labels)
+    return case.meta.id, places_of_classes(labels, plan, Draw(seed=seed, sample=index)), kept is None
+
+
+def _lost(numbered: tuple[int, Path]) -> tuple[str, Locations, bool]:
+    raise DataError(f"{numbered[1]}: {WAS_KILLED}.")
 
 
 def _kept(file: Path, shape: Shape) -> LabelArray | None:

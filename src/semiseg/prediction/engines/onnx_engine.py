@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime
 
@@ -17,9 +19,14 @@ class OnnxEngine:
     name, precision = "onnx", "float32"
 
     def __init__(self, model: Model) -> None:
+        self._model = model
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = usable_cores()
         self._session = onnxruntime.InferenceSession(onnx_bytes(model), options, providers=["CPUExecutionProvider"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is opened anew."""
+        return OnnxEngine, (self._model,)
 
     def run(self, tiles: FloatArray) -> FloatArray:
         """As `Engine.run`."""

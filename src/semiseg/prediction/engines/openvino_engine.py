@@ -38,7 +38,7 @@ class OpenVinoEngine:
 
     def __init__(self, model: Model, precision: str = "float32") -> None:
         """Raises `ConfigError` where the int8 network of the model was not made yet."""
-        self.precision = precision
+        self.precision, self._model = precision, model
         if precision == "int8" and not int8_file(model).is_file():
             raise ConfigError(
                 "precision = 'int8': this model has no int8 network on this machine yet. "
@@ -53,6 +53,10 @@ class OpenVinoEngine:
         }
         self._compiled = openvino.Core().compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is opened anew."""
+        return OpenVinoEngine, (self._model, self.precision)
 
     def run(self, tiles: FloatArray) -> FloatArray:
         """As `Engine.run`."""

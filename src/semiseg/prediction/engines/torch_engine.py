@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class TorchEngine:
         self._blends = True
         self._peaks: dict[tuple[int, ...], int] = {}
         self._say = say
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process it says nothing: what there is to say is said here."""
+        return vars(self) | {"_say": None}
 
     def run(self, tiles: FloatArray) -> FloatArray:
         """As `Engine.run`. Where the device has no memory for all tiles they are computed in smaller batches.

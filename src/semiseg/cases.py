@@ -1,0 +1,93 @@
+"""Work on cases: one after another in this process, or side by side in worker processes. One rule for what goes wrong.
+
+An error that a function raises ends the work: what a case may survive it returns as its result. A case whose process is
+killed, most likely for want of memory, is lost alone, with that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from semiseg.processes import usable_cores, worker_pool
+
+T = TypeVar("T")
+R = TypeVar("R")
+WAS_KILLED = "the process that worked on it was killed, most likely for want of memory"
+
+
+def map_cases(
+    function: Callable[[T], R],
+    cases: Sequence[T],
+    *,
+    workers: int,
+    lost: Callable[[T], R],
+    progress: Callable[[int, int, T], None] | None = None,
+    whole: bool = False,
+) -> list[R]:
+    """What `each_case` gives, in the order of the cases. progress: called with (done, of how many, the case), as they
+    come."""
+    results: dict[int, R] = {}
+    for index, result in each_case(function, cases, workers=workers, lost=lost, whole=whole):
+        results[index] = result
+        if progress:
+            progress(len(results), len(cases), cases[index])
+    return [results[index] for index in range(len(cases))]
+
+
+def each_case(
+    function: Callable[[T], R], cases: Sequence[T], *, workers: int, lost: Callable[[T], R], whole: bool = False
+) -> Iterator[tuple[int, R]]:
+    """`function` of each case with the case's index, as they are done: by `workers` processes, or in this one where one
+    is enough. Each process gets the function once, and so what it holds, a network say.
+
+    lost: given a case whose process was killed, and again when it did this case alone; what it returns takes the
+    result's place. whole: the processes share all cores, in the place of one thread each.
+    """
+    if workers <= 1 or len(cases) <= 1:
+        for index, case in enumerate(cases):
+            yield index, function(case)
+        return
+    left = list(range(len(cases)))
+    while left:
+        workers = min(workers, len(left))
+        threads = max(1, usable_cores() // workers) if whole else 1
+        pool, waiting = worker_pool(workers, threads=threads, begin=partial(_keep, function)), iter(left)
+        running: dict[Future[R], int] = {}
+        done = set[int]()
+        try:
+            # Not all at once: a pool begins cases before it is asked for them, and Ctrl-C would wait for those, too.
+            with suppress(BrokenProcessPool):
+                while True:
+                    running |= {pool.submit(_call, cases[i]): i for i in islice(waiting, workers - len(running))}
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        index = running.pop(future)
+                        with suppress(BrokenProcessPool):
+                            result = future.result()
+                            done.add(index)
+                            yield index, result
+        finally:
+            pool.shutdown(cancel_futures=True)
+        left = [index for index in left if index not in done]
+        if left and workers == 1:  # one process takes them in order: it was killed by the first that is left
+            yield left[0], lost(cases[left[0]])
+            left = left[1:]
+        workers = 1  # so that the case that is at fault is known
+
+
+_kept: list[Callable[[Any], Any]] = []
+
+
+def _keep(function: Callable[[Any], Any]) -> None:
+    _kept[:] = [function]
+
+
+def _call(case: Any) -> Any:
+    return _kept[0](case)

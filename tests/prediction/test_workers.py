@@ -1,0 +1,89 @@
+"""Scans predicted by worker processes: the labels that one process gives; a scan that kills one is lost alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.errors import ConfigError
+from semiseg.files import read_jsonl
+from semiseg.prediction.engines.opening import is_installed, open_engine
+from semiseg.prediction.ensemble import EnsembleEngine
+from semiseg.prediction.inputs import find_scans
+from semiseg.prediction.memory import check_budget
+from semiseg.prediction.model import Model
+from semiseg.prediction.predictor import predict_scans
+from semiseg.prediction.settings import PredictSettings
+
+SETTINGS = PredictSettings(device="cpu")
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(4):
+        array = np.random.default_rng(number).normal(30, 80, (11, 13, 9)).astype(np.int16)
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{number}.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino", "onnx", "ensemble"])
+def test_labels_do_not_depend_on_the_workers(name: str, model: Model, scans: Path, tmp_path: Path) -> None:
+    if name != "ensemble" and not is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    kinds = ["torch", "torch"] if name == "ensemble" else [name]
+    opened = [open_engine(model, kind, device="cpu", say=print) for kind in kinds]
+    engine = EnsembleEngine(opened) if name == "ensemble" else opened[0]
+    told: list[tuple[int, int, str]] = []
+    found = find_scans([scans])
+    alone = predict_scans(found, model, engine, tmp_path / "alone", SETTINGS)
+    shared = predict_scans(
+        found, model, engine, tmp_path / "shared", SETTINGS, workers=2, progress=lambda *values: told.append(values)
+    )
+    assert [one.error for one in (*alone, *shared)] == [None] * 8
+    assert [one.id for one in shared] == [one.id for one in alone]
+    for one, other in zip(alone, shared, strict=True):
+        # Rounding may differ with the number of threads: a voxel in a thousand may lie on an edge.
+        labels = [np.asarray(nib.load(outcome.output).dataobj) for outcome in (one, other)]
+        assert np.mean(labels[0] != labels[1]) < 1e-3
+        assert len(np.unique(labels[0])) > 1
+    assert sorted(name for _, _, name in told) == ["0", "1", "2", "3"]
+    assert [done for done, _, _ in told] == [1, 2, 3, 4]
+    again = predict_scans(found, model, engine, tmp_path / "shared", SETTINGS, workers=2)
+    assert all(one.reused for one in again)
+    assert len(read_jsonl(tmp_path / "shared" / "predictions.jsonl")) == 4
+
+
+class Deadly(type(Path())):  # type: ignore[misc]
+    """A path that ends every process which receives it, as a scan too large for the memory would."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (1,)
+
+
+def test_a_scan_that_kills_its_process_is_lost_alone(model: Model, scans: Path, tmp_path: Path) -> None:
+    found = find_scans([scans])
+    object.__setattr__(found[1], "images", (Deadly(found[1].images[0]),))
+    engine = open_engine(model, "torch", device="cpu")
+    outcomes = predict_scans(found, model, engine, tmp_path / "out", SETTINGS, workers=2)
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True, True]
+    assert "1.nii.gz: the process that worked on it was killed" in str(outcomes[1].error)
+    rows = {row["id"]: row for row in read_jsonl(tmp_path / "out" / "predictions.jsonl")}
+    assert rows["1"]["error"] == outcomes[1].error
+    assert [outcome.output.is_file() for outcome in outcomes] == [True, False, True, True]
+
+
+def test_a_budget_is_that_of_all_workers_together(model: Model, scans: Path) -> None:
+    found, engine = find_scans([scans]), open_engine(model, "torch", device="cpu")
+    with pytest.raises(ConfigError) as alone:
+        check_budget(found, model, engine, PredictSettings(max_memory="1MB"))
+    with pytest.raises(ConfigError, match="use fewer workers") as shared:
+        check_budget(found, model, engine, PredictSettings(max_memory="1MB"), workers=3)
+    needed = [float(str(error.value).split("--max-memory ")[1].split("GB")[0]) for error in (alone, shared)]
+    assert needed[1] > 3 * needed[0]
