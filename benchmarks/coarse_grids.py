@@ -18,7 +18,7 @@ import numpy as np
 
 from semiseg.files import write_json
 from semiseg.io.layouts import read_dataset
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.ops.resample import resample_image, resample_label, target_shape
 from semiseg.scoring.metrics import dice
 from semiseg.types import LabelArray, Spacing

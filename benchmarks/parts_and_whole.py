@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.scoring import read_summary
 
 Labels = NDArray[np.integer]

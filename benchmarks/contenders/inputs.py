@@ -26,7 +26,7 @@ from semiseg.demo.phantom import phantom_case
 from semiseg.errors import ConfigError
 from semiseg.files import atomic_file, write_json
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.io.nifti import RawChannel, read_label, read_raw
+from semiseg.io.scans import RawChannel, read_label, read_scan
 from semiseg.methods.settings import SupervisedSettings
 from semiseg.ops.resample import resample_label
 from semiseg.prediction.engines.torch_engine import load_network
@@ -182,7 +182,7 @@ def prediction_gpu_inputs(folder: Path, shared: Path, _data: Path) -> None:
 def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
     """A real CT, and both models. Written in canonical orientation: nnU-Net takes scans as they are stored, and the
     network would see its body mirrored."""
-    spacing_mm = read_raw([data / "ct_whole" / "ircad17_0000.nii.gz"]).grid.spacing_mm
+    spacing_mm = read_scan([data / "ct_whole" / "ircad17_0000.nii.gz"]).grid.spacing_mm
     _write(folder / "scan" / "scan_0000.nii.gz", brighter(*_ircad17(data)), spacing_mm)
     _link_models(folder, shared)
 
@@ -218,7 +218,7 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _ircad17(data: Path) -> tuple[AnyArray, LabelArray]:
-    image = read_raw([data / "ct_whole" / "ircad17_0000.nii.gz"])
+    image = read_scan([data / "ct_whole" / "ircad17_0000.nii.gz"])
     label, _ = read_label(data / "ct_whole" / "ircad17_label.nii.gz")
     return np.ascontiguousarray(image.channels[0].stored), label
 

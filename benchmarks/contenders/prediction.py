@@ -16,7 +16,7 @@ SCAN = "scan_0000.nii.gz"
 def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
     from semiseg import workflows
     from semiseg.files import read_jsonl
-    from semiseg.io.nifti import read_label
+    from semiseg.io.scans import read_label
     from semiseg.prediction.settings import PredictSettings
 
     output = folder / "predicted-by-semiseg"
@@ -48,7 +48,7 @@ def _start_gpu() -> None:
 def _nnunet(folder: Path, device: str = "cpu") -> Work:
     import nnunet
 
-    from semiseg.io.nifti import read_label
+    from semiseg.io.scans import read_label
 
     if device == "cuda":
         _start_gpu()

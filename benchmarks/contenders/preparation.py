@@ -25,7 +25,7 @@ def _inputs(folder: Path) -> tuple[Any, Any, tuple[int, int, int]]:
 def _semiseg(folder: Path) -> Work:
     from semiseg.data.plan import ChannelNormalisation
     from semiseg.data.scan_rows import ScanRows
-    from semiseg.io.nifti import RawChannel
+    from semiseg.io.scans import RawChannel
     from semiseg.ops.resample import resample_label
     from semiseg.prediction.model import load_model
 

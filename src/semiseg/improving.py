@@ -12,7 +12,8 @@ from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan
 from semiseg.data.roles import FEWEST_TO_VALIDATE, Role, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
-from semiseg.io.nifti import read_grid, read_label
+from semiseg.io.file_kinds import label_map
+from semiseg.io.scans import read_grid, read_label
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.prediction.settings import PredictSettings
@@ -124,6 +125,6 @@ def _pairs(run: Path, role: Role, output: Path, plan: Plan, settings: PredictSet
     for case in held:
         assert case.label is not None  # it was chosen by that
         reference, _ = read_checked_label(case.label, case.images[0], read_grid(case.images[0]), plan.labels)
-        labels, _ = read_label(output / f"{case.id}.nii.gz")
+        labels, _ = read_label(label_map(output, case.id))
         pairs.append(Pair(case.id, reference, labels))
     return pairs

@@ -21,7 +21,7 @@ from semiseg.data.scan_rows import export_axis, preparation_axis
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.dataset import Case, LabelScheme
-from semiseg.io.nifti import RawChannel
+from semiseg.io.scans import RawChannel
 from semiseg.io.store import open_case, read_case_meta
 
 NETWORK = NetworkPlan(features=(4, 8), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))

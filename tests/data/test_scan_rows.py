@@ -12,7 +12,7 @@ from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.data.prepare import prepare_array
 from semiseg.data.scan_rows import ScanRows
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.nifti import RawChannel
+from semiseg.io.scans import RawChannel
 from semiseg.ops.normalise import dark_limit
 
 NETWORK = NetworkPlan(features=(4, 8), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))

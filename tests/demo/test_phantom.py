@@ -14,7 +14,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.layouts import read_dataset
-from semiseg.io.nifti import read_grid, read_label, read_volume
+from semiseg.io.scans import read_grid, read_label, read_volume
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray, FloatArray, LabelArray
 

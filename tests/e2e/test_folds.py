@@ -13,7 +13,7 @@ import pytest
 from semiseg.data.roles import fold_parts
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.files import hash_files, read_json, read_jsonl
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.prediction.postprocessing import write_steps
 from semiseg.scoring import read_summary
 

@@ -22,7 +22,7 @@ from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import hash_files, read_json, read_jsonl, read_toml, write_json, write_jsonl, write_toml
-from semiseg.io.nifti import read_label, read_volume
+from semiseg.io.scans import read_label, read_volume
 from semiseg.io.store import read_case_meta
 from semiseg.notices import read_notices
 from semiseg.scoring import read_summary

@@ -13,7 +13,7 @@ import pytest
 from semiseg.data.plan import read_plan
 from semiseg.files import hash_files, read_json, read_jsonl, write_json
 from semiseg.io.layouts import read_dataset
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.io.store import read_case_meta
 from semiseg.prediction.model import load_model
 from semiseg.scoring import read_summary

@@ -16,7 +16,7 @@ from semiseg.cli import main
 from semiseg.data.roles import read_run_cases
 from semiseg.geometry import Box
 from semiseg.io.layouts import read_dataset
-from semiseg.io.nifti import read_label, read_volume
+from semiseg.io.scans import read_label, read_volume
 from semiseg.io.store import check_files, open_case
 from semiseg.prediction.engines.torch_engine import load_network
 from semiseg.prediction.model import load_model

@@ -16,7 +16,7 @@ from semiseg.io.dataset import Dataset, LabelScheme, Remark
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.labels import automatic_pairs
-from semiseg.io.nifti import read_volume
+from semiseg.io.scans import read_volume
 
 LABELS = {"background": 0, "left kidney": 1, "right kidney": 2}
 

@@ -10,7 +10,7 @@ import pytest
 import surface_distance
 from surface_distance import lookup_tables
 
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.ops.surface import robust_hausdorff_mm, surface_dice, surface_distances, surfel_areas_mm2
 from semiseg.types import BoolArray, Spacing
 

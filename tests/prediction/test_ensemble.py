@@ -13,7 +13,7 @@ import torch
 from semiseg import workflows
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.models.build import build_network
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined

@@ -19,7 +19,7 @@ from semiseg.data.plan import NetworkPlan, Plan
 from semiseg.errors import ConfigError
 from semiseg.files import write_json
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.nifti import read_grid
+from semiseg.io.scans import read_grid
 from semiseg.models.build import build_network
 from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS, zoom_band
 from semiseg.prediction.byte_sizes import parse_bytes, show_bytes

@@ -16,7 +16,7 @@ from engines import Constant
 from semiseg.data.plan import ChannelNormalisation
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
-from semiseg.io.nifti import RawChannel, read_volume
+from semiseg.io.scans import RawChannel, read_volume
 from semiseg.prediction.device import choose_device
 from semiseg.prediction.engines.torch_blend import DeviceBlend
 from semiseg.prediction.engines.torch_engine import TorchEngine, load_network, torch_engine

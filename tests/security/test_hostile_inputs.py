@@ -21,7 +21,7 @@ from semiseg.data.fingerprint import compute_fingerprint
 from semiseg.errors import DataError
 from semiseg.files import read_json
 from semiseg.io.layouts import read_dataset
-from semiseg.io.nifti import read_grid, read_label, read_volume
+from semiseg.io.scans import read_grid, read_label, read_volume
 from semiseg.io.store import open_labels
 from semiseg.scoring.tables import print_table
 

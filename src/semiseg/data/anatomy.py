@@ -21,7 +21,7 @@ from semiseg.data.laterality import MEASURED_CASES, measured_mirror_axis
 from semiseg.data.plan import ANY_DEGREES, USUAL_DEGREES
 from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.types import DoubleArray, LabelArray, Spacing
 
 LARGEST_SPREAD_DEGREES = 40.0

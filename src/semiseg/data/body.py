@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from semiseg.geometry import CANONICAL_AXES, Box, bounding_box
-from semiseg.io.nifti import RawChannel
+from semiseg.io.scans import RawChannel
 from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
 

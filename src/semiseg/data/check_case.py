@@ -12,8 +12,9 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.grid import Grid
 from semiseg.io.modality import is_ct
-from semiseg.io.nifti import Grid, read_grid, read_label_rounded, read_volume
+from semiseg.io.scans import read_grid, read_label_rounded, read_volume
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 from semiseg.words import counted, printable
 
@@ -144,11 +145,7 @@ def inspect_header(path: Path, remarks: list[Remark]) -> Grid | None:
     except DataError as error:
         remarks.append(("error", path, str(error)))
         return None
-    if conflict := grid.form_conflict():
-        remarks.append(("warning", path, f"{conflict}. Look whether left and right are right, and correct the header."))
-    elif not int(grid.header["sform_code"]) and not int(grid.header["qform_code"]):
-        text = "neither sform nor qform is set, so that left and right are a guess (LAS). Write the right affine."
-        remarks.append(("warning", path, text))
+    remarks += [("warning", path, doubt) for doubt in grid.doubts]
     return grid
 
 

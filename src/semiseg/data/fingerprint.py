@@ -15,7 +15,7 @@ from semiseg.data.labels import read_checked_label
 from semiseg.errors import DataError
 from semiseg.files import read_json, write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.nifti import read_grid, read_volume
+from semiseg.io.scans import read_grid, read_volume
 from semiseg.randomness import Draw
 from semiseg.types import DoubleArray, FloatArray, Shape, Spacing
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.nifti import Grid, read_label
+from semiseg.io.grid import Grid
+from semiseg.io.scans import read_label
 from semiseg.types import LabelArray
 from semiseg.words import counted
 

@@ -11,7 +11,7 @@ import numpy as np
 from semiseg.errors import DataError
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.types import DoubleArray, LabelArray, Spacing
 
 MEASURED_CASES = 20

@@ -24,7 +24,7 @@ from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
 from semiseg.io.dataset import Case
-from semiseg.io.nifti import RawChannel, RawVolume, read_raw
+from semiseg.io.scans import RawChannel, RawVolume, read_scan
 from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
@@ -120,7 +120,7 @@ def prepare_case(case: Case, plan: Plan, store_folder: Path, shared: Path | None
 
 
 def _prepare(case: Case, plan: Plan, digest: str, folder: Path) -> None:
-    volume = read_raw(case.images)
+    volume = read_scan(case.images)
     source_label = None
     if case.label is not None:
         source_label, _ = read_checked_label(case.label, case.images[0], volume.grid, plan.labels)

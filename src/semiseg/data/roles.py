@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split, unusable_id
+from semiseg.io.file_kinds import label_map
 from semiseg.randomness import Draw
 from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.words import counted
@@ -215,7 +216,7 @@ def _label_order(listed: list[str], settings: DataSettings) -> list[str]:
 def taught(cases: Sequence[RunCase], labels: Path) -> list[RunCase]:
     """The cases, of which the unlabelled ones have the label maps `labels/ID.nii.gz` of a teacher."""
     return [
-        replace(case, role="taught", label=str((labels / f"{case.id}.nii.gz").resolve()))
+        replace(case, role="taught", label=str(label_map(labels, case.id).resolve()))
         if case.role == "unlabelled"
         else case
         for case in cases

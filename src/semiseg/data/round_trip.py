@@ -16,7 +16,7 @@ from semiseg.cases import map_cases
 from semiseg.errors import DataError
 from semiseg.geometry import bounding_box
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 from semiseg.ops.resample import resample_image, resample_label, target_shape
 from semiseg.types import BoolArray, Shape, Spacing
 

@@ -15,7 +15,7 @@ from semiseg.data.body import every_nth
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import DataError
 from semiseg.geometry import CANONICAL_AXES
-from semiseg.io.nifti import RawChannel
+from semiseg.io.scans import RawChannel
 from semiseg.ops.normalise import dark_limit, mean_and_deviation, normalise_ct, normalise_zscore
 from semiseg.ops.resample import (
     Limits,

@@ -1,4 +1,5 @@
-"""What a file is by its name and first bytes: a scan that is read, one of a format that is not, or no scan at all."""
+"""What a file is by its name and first bytes: a scan that is read, one of a format that is not, or no scan at all. And
+the names of the files that are written."""
 
 from __future__ import annotations
 
@@ -36,6 +37,19 @@ def stem(path: Path) -> str:
     """The file's name without `.nii` or `.nii.gz` in any letter case; the name itself where it has another ending."""
     ending = next((ending for ending in NIFTI_ENDINGS if path.name.lower().endswith(ending)), "")
     return path.name[: len(path.name) - len(ending)]
+
+
+def label_map(folder: Path, case: str) -> Path:
+    """The file that a case's label map is written into."""
+    return folder / f"{case}.nii.gz"
+
+
+def probability_map(label: Path) -> Path:
+    """Where class probabilities go, beside a label map."""
+    return label.with_name(f"{stem(label)}{PROBABILITIES}.nii.gz")
+
+
+PROBABILITIES = "_probabilities"
 
 
 def kind_of(path: Path) -> Kind:

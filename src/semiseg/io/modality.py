@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import nibabel as nib
 import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, Remark
-from semiseg.io.nifti import open_nifti
+from semiseg.io.scans import read_some
 from semiseg.types import AnyArray
 from semiseg.words import counted, shortened
 
@@ -71,33 +69,12 @@ def looked_at(cases: Sequence[Case], channel: int) -> dict[str, Values]:
         if left <= 0:
             break
         try:
-            values, size = _some_values(case, channel)
+            values, size = read_some(case.images[channel if len(case.images) > 1 else 0], channel, _SCAN_BYTES)
         except DataError:
             continue  # the check names it
         left -= size
-        found[case.id] = judge(values)
+        found[case.id] = judge(values[:: max(1, values.size // _VALUES)])
     return found
-
-
-def _some_values(case: Case, channel: int) -> tuple[AnyArray, int]:
-    """Every n-th voxel of a channel, and the bytes that were read for it."""
-    image = open_nifti(case.images[channel if len(case.images) > 1 else 0])
-    data: Any = image.dataobj
-    shape = tuple(int(n) for n in image.shape)
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        raise DataError(f"{case.images[0]}: no 3D scan.")
-    if data.dtype.kind == "u" and float(data.slope) >= 0 and float(data.inter) >= 0:
-        return np.zeros(1), 0  # has no values below 0, which need not be read to know
-    plane = shape[0] * shape[1] * data.dtype.itemsize
-    slices = max(1, min(shape[2], _SCAN_BYTES // plane))
-    which = (..., slice(0, slices)) if len(shape) == 3 else (..., slice(0, slices), min(channel, shape[3] - 1))
-    try:
-        part = np.asanyarray(data[which])
-    except (OSError, EOFError, ValueError, MemoryError, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(f"{case.images[0]}: {error}") from None
-    if part.dtype.kind not in "iufb":
-        raise DataError(f"{case.images[0]}: no numbers.")
-    return part.ravel()[:: max(1, prod(part.shape) // _VALUES)], slices * plane
 
 
 def name_channels(

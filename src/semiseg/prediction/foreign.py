@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from semiseg.data.body import every_nth
 from semiseg.data.plan import Plan
 from semiseg.io.modality import judge
-from semiseg.io.nifti import RawChannel
+from semiseg.io.scans import RawChannel
 from semiseg.words import shortened
 
 

@@ -16,7 +16,7 @@ import openvino
 from semiseg.data.scan_rows import ScanRows
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import atomic_folder
-from semiseg.io.nifti import read_raw
+from semiseg.io.scans import read_scan
 from semiseg.prediction.engines.openvino_engine import int8_file, read_network
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
@@ -86,7 +86,7 @@ def calibration_tiles(model: Model, scans: Sequence[Scan]) -> list[FloatArray]:
 
 
 def _tiles(model: Model, scan: Scan, count: int, generator: np.random.Generator) -> list[FloatArray]:
-    raw = read_raw(scan.images)
+    raw = read_scan(scan.images)
     plan = model.plan
     axes = cheapest_axes(raw.grid.shape_zyx, plan.patch)
     rows = ScanRows(raw.channels, raw.grid.spacing_mm, plan, axes)

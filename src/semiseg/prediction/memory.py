@@ -18,7 +18,8 @@ import psutil
 
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, DataError
-from semiseg.io.nifti import Grid, read_grid
+from semiseg.io.grid import Grid
+from semiseg.io.scans import read_grid
 from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS
 from semiseg.ops.resample import target_shape
 from semiseg.prediction.byte_sizes import parse_bytes, show_bytes
@@ -104,7 +105,7 @@ def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *
     for scan in scans:
         with suppress(DataError, OSError):
             grids = [read_grid(file) for file in scan.images]
-            stored = sum(prod(g.shape_zyx) * g.channels * g.header.get_data_dtype().itemsize for g in grids)
+            stored = sum(prod(g.shape_zyx) * g.channels * g.voxel_bytes for g in grids)
             memory = scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
             needs[scan.id] = memory.total
     return needs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.errors import DataError
-from semiseg.io.nifti import read_raw
+from semiseg.io.scans import read_scan
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
@@ -80,7 +80,7 @@ class References:
         return Parity(dice)
 
     def _predict(self, scan: Scan, engine: Engine) -> LabelArray:
-        raw = read_raw(scan.images)
+        raw = read_scan(scan.images)
         labels, _ = predict_labels(raw.channels, raw.grid.spacing_mm, self._model, engine, self._settings)
         return labels
 

@@ -19,8 +19,8 @@ from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, is_full, remove_leftovers, why_not_written
 from semiseg.io.dataset import unusable_id
-from semiseg.io.file_kinds import NIFTI_ENDINGS, stem
-from semiseg.io.nifti import RawChannel, read_grid, read_raw, write_label, write_map
+from semiseg.io.file_kinds import NIFTI_ENDINGS, PROBABILITIES, label_map, probability_map
+from semiseg.io.scans import RawChannel, read_grid, read_scan, write_label, write_map
 from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
 from semiseg.prediction.engines.base import Engine
@@ -164,14 +164,14 @@ def _attempt_into(
     scan, finished = job
     if why := unusable_id(scan.id):
         return Outcome(printable(scan.id), output, error=f"{printable(str(scan.images[0]))}: {why}"), {}
-    outcome, row = _attempt(scan, model, engine, output / f"{scan.id}.nii.gz", settings, finished)
+    outcome, row = _attempt(scan, model, engine, label_map(output, scan.id), settings, finished)
     return outcome, {} if outcome.reused else row
 
 
 def _lost(job: tuple[Scan, str | None], output: Path, model: Model, engine: Engine) -> tuple[Outcome, dict[str, Any]]:
     scan = job[0]
     text = f"{scan.images[0]}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
-    target = output / f"{scan.id}.nii.gz"
+    target = label_map(output, scan.id)
     return Outcome(scan.id, target, error=text), _row(scan, target, model, engine) | {"error": text}
 
 
@@ -188,7 +188,7 @@ def check_output_file(file: Path, settings: PredictSettings) -> None:
     """Raise `ConfigError` where a file to predict into, or that of its probabilities, is there already."""
     if not file.name.endswith(NIFTI_ENDINGS):
         raise ConfigError(f"--output {file}: write the ending in small letters, .nii.gz or .nii.")
-    for target in (file, probabilities_file(file)) if settings.probabilities else (file,):
+    for target in (file, probability_map(file)) if settings.probabilities else (file,):
         if target.exists():
             raise ConfigError(
                 f"{target}: is there already, and a file that is named is never overwritten. Name another, remove it, "
@@ -199,7 +199,7 @@ def check_output_file(file: Path, settings: PredictSettings) -> None:
 def _attempt(
     scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings, finished: str | None
 ) -> tuple[Outcome, dict[str, Any]]:
-    maps, row = probabilities_file(target), _row(scan, target, model, engine)
+    maps, row = probability_map(target), _row(scan, target, model, engine)
     started = time.perf_counter()
     try:
         no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
@@ -243,15 +243,15 @@ def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, An
 
 def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> bool:
     """Predict and write; returns whether the scan's values are foreign to the model."""
-    volume = read_raw(scan.images)
+    volume = read_scan(scan.images)
     try:
         labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
     except DataError as error:
         several = " Files of one name with numbers from _0000 on count as channels of one scan."
         raise DataError(f"{scan.images[0]}: {error}{several if len(scan.images) > 1 else ''}") from None
     if maps is not None:
-        write_map(probabilities_file(target), maps, volume.grid)
-    write_label(target, labels, volume.grid)
+        write_map(probability_map(target), maps, volume.grid, scan.images[0])
+    write_label(target, labels, volume.grid, scan.images[0])
     return is_foreign(volume.channels, model.plan)
 
 
@@ -260,14 +260,14 @@ def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSetting
     inputs = {file.resolve() for scan in scans for file in scan.images}
     begun_here = (output / "predictions.jsonl").exists()
     ids = {scan.id for scan in scans}
-    both = [scan.id for scan in scans if scan.id.removesuffix(_PROBABILITIES) in ids - {scan.id}]
+    both = [scan.id for scan in scans if scan.id.removesuffix(PROBABILITIES) in ids - {scan.id}]
     if settings.probabilities and both:
         raise ConfigError(
             f"{both[0]}: the label map of this scan would be the probabilities of another. Rename one of them."
         )
     for scan in scans:
-        target = output / f"{scan.id}.nii.gz"
-        for file in (target, probabilities_file(target)):
+        target = label_map(output, scan.id)
+        for file in (target, probability_map(target)):
             if file.resolve() in inputs:
                 raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
             if file.exists() and not begun_here:
@@ -280,14 +280,6 @@ def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSetting
             f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another folder with "
             "--output."
         )
-
-
-def probabilities_file(target: Path) -> Path:
-    """Where class probabilities go, beside a label map."""
-    return target.with_name(f"{stem(target)}{_PROBABILITIES}.nii.gz")
-
-
-_PROBABILITIES = "_probabilities"
 
 
 def predict_array(

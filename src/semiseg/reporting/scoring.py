@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from semiseg.errors import DataError
-from semiseg.io.nifti import read_grid
+from semiseg.io.scans import read_grid
 from semiseg.reporting.figures import words
 from semiseg.reporting.numbers import lengths
 from semiseg.reporting.run_data import RunData

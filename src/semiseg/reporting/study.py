@@ -11,6 +11,7 @@ import numpy as np
 from semiseg.data.plan import read_plan
 from semiseg.errors import DataError
 from semiseg.files import write_text
+from semiseg.io.file_kinds import label_map
 from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
 from semiseg.reporting.overlays import Panel
 from semiseg.reporting.page import load_template
@@ -232,7 +233,7 @@ def _widest_group(study: Study) -> list[StudyRun]:
 def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
     folders = {run["method"]: _folder(run, runs) for run in group}
     # Runs of earlier sittings, and of other programs, may have left no folder here.
-    folders = {method: path for method, path in folders.items() if (path / "predictions" / f"{case}.nii.gz").exists()}
+    folders = {method: path for method, path in folders.items() if label_map(path / "predictions", case).exists()}
     if not folders:
         return DrawnCase(id=case, problem=f"No run in {runs} has predicted it.")
     try:
@@ -241,7 +242,7 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
         row = next(row for row in summary["cases"] if row["id"] == case)
         organs = {int(value): name for value, name in summary["organs"].items()}
         panels = one_slice(
-            {method: folder / "predictions" / f"{case}.nii.gz" for method, folder in folders.items()},
+            {method: label_map(folder / "predictions", case) for method, folder in folders.items()},
             first / row["reference"],
             first / row["image"] if row["image"] else None,
             organs=organs,

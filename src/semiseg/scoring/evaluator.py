@@ -16,7 +16,8 @@ from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
-from semiseg.io.nifti import Grid, read_label
+from semiseg.io.grid import Grid
+from semiseg.io.scans import read_label
 from semiseg.randomness import Draw
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import OrganScores, score_case
@@ -209,7 +210,7 @@ def _score_files(job: _Job) -> CaseScores:
 def _score_stored(reference: LabelArray, prediction: LabelArray, grid: Grid) -> dict[str, OrganScores]:
     """The challenge's script does not know orientations: it is given the arrays and voxel sizes as the file
     has them."""
-    dx, dy, dz = (float(size) for size in grid.header.get_zooms()[:3])
+    dx, dy, dz = grid.stored_mm
     stored = [from_canonical(label, grid.affine).transpose(2, 1, 0) for label in (reference, prediction)]
     return score_case_flare22(stored[0], stored[1], (dz, dy, dx))
 

@@ -23,7 +23,7 @@ from semiseg.io.layouts.msd import read_msd
 from semiseg.io.layouts.nnunet import read_nnunet
 from semiseg.io.layouts.plain import IMAGES, LABELS, read_plain
 from semiseg.io.modality import Modality, name_channels
-from semiseg.io.nifti import read_grid
+from semiseg.io.scans import read_grid
 
 READERS: dict[str, Callable[[Path, LabelScheme | None], Found]] = {
     "nnunet": read_nnunet,

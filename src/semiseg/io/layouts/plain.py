@@ -32,7 +32,7 @@ from semiseg.io.layouts.folders import (
 from semiseg.io.layouts.labels import parse_labels, unknown_names
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
 from semiseg.io.modality import UNKNOWN_CHANNEL
-from semiseg.io.nifti import read_label
+from semiseg.io.scans import read_label
 
 IMAGES, LABELS = "images", "labels"
 

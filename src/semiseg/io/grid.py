@@ -1,0 +1,99 @@
+"""Where the voxels of a scan lie, whatever the format of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from semiseg.geometry import canonical_affine, orientation_name, stored_axes
+from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
+
+_POSITION_TOLERANCE_MM = 0.01
+"""So far apart the corners of two grids may lie: what other programs leave when they round an affine."""
+_DIRECTION_TOLERANCE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file lie: enough to check two files against each other and to write a third one.
+
+    shape_zyx and spacing_mm are in canonical order. affine: from stored indices `(X, Y, Z)` to millimetres (RAS+).
+    stored_mm: voxel sizes along the stored axes as the file states them, which an affine may contradict.
+    voxel_bytes: of a stored voxel of one channel. doubts: sentences on what of the geometry is to be looked at.
+    """
+
+    shape_zyx: Shape
+    spacing_mm: Spacing
+    affine: DoubleArray
+    stored_mm: tuple[float, float, float]
+    channels: int = 1
+    voxel_bytes: int = 4
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def orientation(self) -> str:
+        return orientation_name(self.affine)
+
+    @property
+    def _canonical_affine(self) -> DoubleArray:
+        """The affine of canonical indices; the same for every order in which a file may store one grid."""
+        axes = stored_axes(self.affine) or (0, 1, 2)
+        x, y, z = (self.shape_zyx[2 - axis] for axis in axes)
+        return canonical_affine(self.affine, (x, y, z))
+
+    def difference(self, other: Grid) -> str | None:
+        """One sentence with the numbers where two grids differ, or None. Corners may lie 0.01 mm apart.
+
+        Files that store the same grid in another order or direction of axes do not differ: reading undoes that.
+        """
+        if axes := self.mirrored_along(other):
+            return (
+                f"mirrored against it along {' and '.join(axes)} (same shape and voxel size, but orientations "
+                f"{self.orientation} and {other.orientation})"
+            )
+        if self.shape_zyx != other.shape_zyx:
+            return f"the shapes differ (Z, Y, X): {self.shape_zyx} and {other.shape_zyx}"
+        if (apart := self._corners_apart_mm(other)) > _POSITION_TOLERANCE_MM:
+            mine, theirs = self._canonical_affine, other._canonical_affine
+            return (
+                f"the geometries differ: spacings (Z, Y, X) {numbers_text(self.spacing_mm)} and "
+                f"{numbers_text(other.spacing_mm)} mm, orientations {self.orientation} and {other.orientation}, "
+                f"origins {numbers_text(mine[:3, 3])} and {numbers_text(theirs[:3, 3])} mm "
+                f"(their corners lie up to {apart:.4g} mm apart)"
+            )
+        return None
+
+    def _corners_apart_mm(self, other: Grid) -> float:
+        """How far apart the two places of a corner voxel are at most, of grids of one shape."""
+        z, y, x = self.shape_zyx
+        corners = np.array([(i, j, k, 1) for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)], dtype=float)
+        moved = corners @ (self._canonical_affine - other._canonical_affine).T
+        return float(np.linalg.norm(moved[:, :3], axis=1).max())
+
+    def misfit(self, other: Grid, remedy: str) -> str | None:
+        """The same with what to do. remedy: of grids that differ otherwise than by a mirrored axis."""
+        if (difference := self.difference(other)) is None:
+            return None
+        if self.mirrored_along(other):
+            remedy = "If the stored voxels fit each other, give both files one affine; otherwise restore the file."
+        return f"{difference}. {remedy}"
+
+    def mirrored_along(self, other: Grid) -> list[str]:
+        """The axes (`X`, `Y`, `Z`) along which files of one shape and voxel size store opposite directions and lie
+        elsewhere: one of the two headers has a wrong sign. Empty for grids that are equal or differ otherwise."""
+        mine, theirs = self.affine[:3, :3], other.affine[:3, :3]
+        columns_agree = np.allclose(np.abs(mine), np.abs(theirs), atol=_DIRECTION_TOLERANCE_MM, rtol=1e-3)
+        if self.shape_zyx != other.shape_zyx or not columns_agree:
+            return []
+        if self._corners_apart_mm(other) <= _POSITION_TOLERANCE_MM:
+            return []
+        axes = stored_axes(self.affine) or (0, 1, 2)
+        turned = [axis for axis in range(3) if float(mine[:, axis] @ theirs[:, axis]) < 0]
+        return sorted("XYZ"[axes[axis]] for axis in turned)
+
+
+def numbers_text(values: Sequence[float] | AnyArray) -> str:
+    """Some numbers in brackets, as messages show them."""
+    return "(" + ", ".join(f"{float(v):.4g}" for v in values) + ")"
