@@ -202,8 +202,8 @@ class Demo(Computes):
     """Where everything is kept."""
     seed: int = 0
     """Of the phantoms and the training."""
-    steps: int | None = None
-    """Training steps of each run; by default what a minute or two allow here."""
+    steps: int = 1500
+    """Training steps on labels alone; Meta Pseudo Labels get as many as take the same compute."""
     quiet: Quiet = False
     """Print results and errors only."""
 

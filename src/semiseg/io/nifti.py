@@ -31,7 +31,7 @@ _BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class StoredVoxels:
-    """What a file stores, `(X, Y, Z)` or `(X, Y, Z, C)` in its own order of axes. A value is `stored * slope + inter`."""
+    """What a file stores, `(X, Y, Z)` or `(X, Y, Z, C)` in its own order of axes; values: `stored * slope + inter`."""
 
     stored: AnyArray
     grid: Grid
