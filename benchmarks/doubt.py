@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import spearmanr
 
-from semiseg import workflows
+from semiseg import predict_run
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.io.layouts import read_dataset
@@ -36,7 +36,7 @@ def main() -> None:
     hidden = [(case.id, label, Path(case.images[0])) for case in cases if (label := labels[case.id])]
     output = arguments.run / "unlabelled_predictions"
     settings = PredictSettings(engine="torch", device="cpu", mirror=False)
-    workflows.predict(arguments.run, [image for *_, image in hidden], output, settings=settings, quiet=True)
+    predict_run.predict(arguments.run, [image for *_, image in hidden], output, settings=settings, quiet=True)
     summary = evaluate_folder(output, hidden, read_plan(arguments.run / "plan.toml").labels)
     dice = {case["id"]: mean for case in summary["cases"] if (mean := case_means([case], "dice")[0]) is not None}
     doubts = {doubt["id"]: doubt for doubt in read_ranking(arguments.run)}

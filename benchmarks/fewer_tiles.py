@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from semiseg import workflows
+from semiseg import predict_run
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.files import read_jsonl, write_json
@@ -52,7 +52,7 @@ def main() -> None:
     for name, options in WAYS.items():
         output = run / "fewer-tiles" / name.replace(" ", "-").replace(",", "")
         settings = PredictSettings(engine=arguments.engine, postprocess=False, mirror=False, **options)
-        workflows.predict(run / "model", images, output, settings=settings)
+        predict_run.predict(run / "model", images, output, settings=settings)
         summary = evaluate_folder(output, references, read_plan(run / "plan.toml").labels)
         dice[name] = case_means(summary["cases"], "dice")
         found = paired_difference(dice[USUAL], dice[name], Draw(seed=0), name, samples=10_000).difference

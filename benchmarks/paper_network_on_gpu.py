@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from semiseg import workflows
+from semiseg import predict_run
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.models.build import build_network
@@ -131,7 +131,7 @@ def _file_to_file(folder: Path, plan: Plan, slices: int, device: torch.device) -
         _forget_peak(device)
         began = time.perf_counter()
         output = folder / f"predicted{repeat}"
-        workflows.predict(folder / "model", [folder / "scan_0000.nii.gz"], output, settings=settings, quiet=True)
+        predict_run.predict(folder / "model", [folder / "scan_0000.nii.gz"], output, settings=settings, quiet=True)
         print(f"file to file, float32: {_since(began, device)}")
 
 

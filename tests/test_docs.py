@@ -24,6 +24,14 @@ def test_the_page_of_settings_is_made_from_the_docstrings(monkeypatch: pytest.Mo
     assert make_settings.PAGE.read_text(encoding="utf-8") == make_settings.page(), "python docs/make_settings.py"
 
 
+def test_the_picture_of_the_house_is_that_of_its_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no room imports one above it: `floors` finds no floor for rooms that import each other in a circle."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    import make_house
+
+    assert make_house.PICTURE.read_text(encoding="utf-8") == make_house.picture(), "python docs/make_house.py"
+
+
 def test_there_are_at_most_85_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS))
     from make_settings import all_keys

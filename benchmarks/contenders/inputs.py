@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from semiseg import train_run, workflows
+from semiseg import predict_run, train_run, workflows
 from semiseg.data.plan import Plan
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
@@ -176,7 +176,7 @@ def prediction_gpu_inputs(folder: Path, shared: Path, _data: Path) -> None:
     model = trained_model(shared)
     _link(folder / "model-32", model.folder)
     settings = PredictSettings(device="cuda")
-    workflows.predict(model.folder, [check_scans(shared)], shared / "checked-gpu", settings=settings)
+    predict_run.predict(model.folder, [check_scans(shared)], shared / "checked-gpu", settings=settings)
 
 
 def prediction_ircad17(folder: Path, shared: Path, data: Path) -> None:
@@ -199,7 +199,7 @@ def _link_models(folder: Path, shared: Path, names: Sequence[str] = ("model-32",
         for precision in precisions:
             settings = PredictSettings(engine="openvino", precision=precision)
             with suppress(ConfigError):  # int8 may fail its check, and the contender says so
-                workflows.predict(model.folder, [scans], shared / f"checked-{name}-{precision}", settings=settings)
+                predict_run.predict(model.folder, [scans], shared / f"checked-{name}-{precision}", settings=settings)
 
 
 def check_scans(shared: Path) -> Path:

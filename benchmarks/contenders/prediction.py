@@ -14,7 +14,7 @@ SCAN = "scan_0000.nii.gz"
 
 
 def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
-    from semiseg import workflows
+    from semiseg import predict_run
     from semiseg.files import read_jsonl
     from semiseg.io.scans import read_label
     from semiseg.prediction.settings import PredictSettings
@@ -25,7 +25,7 @@ def _semiseg(folder: Path, model: str = "model-32", **options: Any) -> Work:
     settings = PredictSettings(**chosen)
 
     def work() -> dict[str, Any]:
-        workflows.predict(folder / model, [folder / "scan"], output, settings=settings, quiet=True)
+        predict_run.predict(folder / model, [folder / "scan"], output, settings=settings, quiet=True)
         (row,) = read_jsonl(output / "predictions.jsonl")
         engine = np.array(f"{row['engine']} in {row['precision']}")
         return {"labels": read_label(output / SCAN.replace("_0000", ""))[0], "engine": engine}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from semiseg.errors import SemisegError
     from semiseg.improving import postprocess, rank
+    from semiseg.predict_run import predict, predict_test_cases
     from semiseg.prediction.model import load_model
     from semiseg.prediction.predictor import predict_array
     from semiseg.settings import RunSettings
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         evaluate_run,
-        predict,
-        predict_test_cases,
         prepare,
         report,
         run_all,
@@ -50,6 +49,8 @@ _HOMES = {
     "postprocess": "semiseg.improving",
     "rank": "semiseg.improving",
     "predict_array": "semiseg.prediction.predictor",
+    "predict": "semiseg.predict_run",
+    "predict_test_cases": "semiseg.predict_run",
     "train": "semiseg.train_run",
 } | dict.fromkeys(
     (
@@ -57,8 +58,6 @@ _HOMES = {
         "compare",
         "evaluate",
         "evaluate_run",
-        "predict",
-        "predict_test_cases",
         "prepare",
         "report",
         "run_all",

@@ -19,6 +19,7 @@ from semiseg.data.shared_store import store_beside
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
 from semiseg.notices import add_notice, read_notices
+from semiseg.predict_run import predict_test_cases
 from semiseg.randomness import Draw
 from semiseg.reporting import write_report
 from semiseg.run_folder import fold_runs, refuse_links
@@ -92,7 +93,7 @@ def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
         print_summary(summary)
     tests = of_role(read_run_cases(run / "cases.jsonl"), "test")
     if tests:
-        outcomes = workflows.predict_test_cases(run, quiet=quiet)
+        outcomes = predict_test_cases(run, quiet=quiet)
         if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
             raise DataError("test cases could not be predicted (the others are kept):\n  " + "\n  ".join(failed))
         if any(case.label for case in tests):

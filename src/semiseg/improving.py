@@ -14,14 +14,15 @@ from semiseg.data.roles import FEWEST_TO_VALIDATE, Role, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.file_kinds import label_map
 from semiseg.io.scans import read_grid, read_label
+from semiseg.predict_run import predict_into
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.prediction.settings import PredictSettings
 from semiseg.processes import workers
 from semiseg.run_folder import fold_runs, prepared_settings
-from semiseg.train_run import AnyPath, open_session
+from semiseg.train_run import open_session
 from semiseg.training.settled import read_settled
-from semiseg.workflows import predict_into
+from semiseg.types import AnyPath
 
 if TYPE_CHECKING:  # prediction by other engines than torch does not import it
     from semiseg.training.ranking import Doubt, Order

@@ -16,14 +16,13 @@ from semiseg.run_folder import alone_in, prepared_settings
 from semiseg.settings import RunSettings, write_settings
 from semiseg.training.settings import TrainSettings
 from semiseg.training.settled import Settled, read_settled, write_settled
+from semiseg.types import AnyPath
 from semiseg.words import counted, in_minutes
 
 if TYPE_CHECKING:  # only training waits for torch to load
     import torch
 
     from semiseg.training.session import Session
-
-AnyPath = str | Path
 
 
 def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) -> Path:
@@ -77,7 +76,8 @@ def lengthen(run: AnyPath, more: float) -> RunSettings:
             train = replace(train, minutes=round(train.minutes + more, 6))
         else:
             train = replace(train, steps=train.steps + max(1, round(more)))
-        write_settled(run, replace(settled, lengthened=(*settled.lengthened, float(before))))
+        if settled.lengthened[-1:] != (before,):  # else this was begun, and cut off
+            write_settled(run, replace(settled, lengthened=(*settled.lengthened, float(before))))
         settings = replace(settings, train=train)
         write_settings(run / "run.toml", settings)
     return settings

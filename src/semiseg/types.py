@@ -1,7 +1,8 @@
-"""Array aliases, in one place."""
+"""Aliases of types, in one place."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,3 +20,6 @@ Shape = tuple[int, int, int]
 """Voxel counts in `(Z, Y, X)` order."""
 Spacing = tuple[float, float, float]
 """Voxel sizes in millimetres, `(Z, Y, X)` order."""
+
+AnyPath = str | Path
+"""A file or folder, as callers may name it."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -32,20 +30,14 @@ from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import is_nifti
 from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.modality import Modality
 from semiseg.io.store import read_case_meta
 from semiseg.notices import add_notice
 from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, what_comes
-from semiseg.prediction.engine_choice import choose_engine
-from semiseg.prediction.ensemble import EnsembleEngine, joined
-from semiseg.prediction.foreign import foreign_text
-from semiseg.prediction.inputs import Scan, find_scans
-from semiseg.prediction.memory import check_budget
-from semiseg.prediction.model import Model, load_model
-from semiseg.prediction.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
-from semiseg.prediction.settings import PredictSettings
+from semiseg.predict_run import predict_into, predict_test_cases
+from semiseg.prediction.inputs import Scan
+from semiseg.prediction.model import load_model
 from semiseg.processes import usable_cores, workers
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
@@ -55,7 +47,6 @@ from semiseg.run_folder import (
     keep_asked,
     prepared_settings,
     refuse_foreign,
-    trained_models,
 )
 from semiseg.scoring import (
     Comparison,
@@ -70,8 +61,9 @@ from semiseg.scoring import (
 from semiseg.scoring.scheme import scheme_of
 from semiseg.scoring.summary import never_found
 from semiseg.settings import RunSettings, refuse_contradictions
-from semiseg.train_run import AnyPath, train
+from semiseg.train_run import train
 from semiseg.training.settings import TrainSettings
+from semiseg.types import AnyPath
 from semiseg.words import counted, in_minutes, shortened
 
 if TYPE_CHECKING:  # only training waits for torch to load; prediction by another engine works without it
@@ -216,80 +208,6 @@ def _teach(
     if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
         raise DataError("the teacher could not label (the others are kept):\n  " + "\n  ".join(failed))
     return taught(cases, output)
-
-
-def predict(
-    model: AnyPath | Model,
-    inputs: AnyPath | Sequence[AnyPath],
-    output: AnyPath,
-    *,
-    ensemble: AnyPath | Sequence[AnyPath] = (),
-    settings: PredictSettings | None = None,
-    quiet: bool = False,
-) -> list[Outcome]:
-    """Predict scans (files and folders with their sub-folders) into the folder `output`, each in its own grid; a bad
-    scan does not stop the rest. One scan may also go into a file, `output="seg.nii.gz"`, which must not be there yet.
-
-    What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
-    the same plan, whose logits are averaged with the first's. A run with folds is the average of its folds.
-    """
-    settings, output = settings or PredictSettings(), Path(output)
-    paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
-    scans = find_scans(paths, output=output, say=None if quiet else partial(print, file=sys.stderr))
-    if is_nifti(output):
-        if len(scans) > 1:
-            raise ConfigError(
-                f"--output {output}: names one file, but there are {len(scans)} scans to predict. Name a folder."
-            )
-        check_output_file(output, settings)
-    members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
-    folder = model.folder if isinstance(model, Model) else Path(model)
-    first, *others = [
-        one for given in (folder, *members) for one in (trained_models(given) if fold_runs(given) else [given])
-    ]
-    return predict_into(first, scans, output, settings, ensemble=others, quiet=quiet)
-
-
-def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
-    """Predict the test cases of a run into `run/predictions`."""
-    run = Path(run)
-    settings = prepared_settings(run).predict
-    cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
-    scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
-    first, *others = trained_models(run)
-    return predict_into(first, scans, run / "predictions", settings, ensemble=others, quiet=quiet)
-
-
-def predict_into(
-    model: Path,
-    scans: Sequence[Scan],
-    output: Path,
-    settings: PredictSettings,
-    *,
-    ensemble: Sequence[Path] = (),
-    quiet: bool,
-) -> list[Outcome]:
-    members = [load_model(folder) for folder in (model, *ensemble)]
-    loaded = joined(members) if ensemble else members[0]
-    engines = [
-        choose_engine(member, scans, output, settings, say=lambda text: None if quiet else print(text))
-        for member in members
-    ]
-    engine = EnsembleEngine(engines) if ensemble else engines[0]
-    side_by_side = workers(1)
-    if side_by_side > 1 and settings.max_gpu_memory:
-        raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
-    if settings.max_memory:
-        check_budget(scans, loaded, engine, settings, workers=side_by_side)
-    with bar("predicting", quiet) as advance:
-        if is_nifti(output):
-            outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
-        else:
-            advance(0, len(scans), "")
-            outcomes = predict_scans(scans, loaded, engine, output, settings, workers=side_by_side, progress=advance)
-    if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
-        print(foreign_text(foreign, loaded.plan), file=sys.stderr)
-    return outcomes
 
 
 def evaluate(

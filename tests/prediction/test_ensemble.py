@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from semiseg import workflows
+from semiseg import predict_run
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
 from semiseg.io.scans import read_label
@@ -64,7 +64,7 @@ def test_scans_are_predicted_by_all(model: Model, other: Model, tmp_path: Path) 
     settings = PredictSettings(engine="torch", device="cpu", skip_air=False)
     found = {}
     for name, folder, more in (("one", model, ()), ("two", other, ()), ("both", model, (other.folder,))):
-        outcomes = workflows.predict(
+        outcomes = predict_run.predict(
             folder.folder, [tmp_path / "a.nii.gz"], tmp_path / name, ensemble=more, settings=settings, quiet=True
         )
         assert outcomes[0].error is None

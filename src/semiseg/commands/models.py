@@ -55,7 +55,7 @@ class Predict(WorksOnCases):
     """Print results and errors only."""
 
     def execute(self) -> int:
-        from semiseg import workflows
+        from semiseg import predict_run
 
         settings = PredictSettings(
             device=self.device,
@@ -71,7 +71,7 @@ class Predict(WorksOnCases):
             mirror=not self.no_mirror,
             probabilities=self.probabilities,
         )
-        outcomes = workflows.predict(
+        outcomes = predict_run.predict(
             self.model, self.inputs, self.output, ensemble=self.ensemble, settings=settings, quiet=self.quiet
         )
         failed = [outcome for outcome in outcomes if outcome.error]

@@ -82,9 +82,7 @@ def run_demo(
     )
     runs = {BASELINE: baseline, MPL: with_mpl}
     for number, (name, settings) in enumerate(runs.items(), start=2):
-        what = "labelled scans only"
-        if name == MPL:
-            what = "labelled and unlabelled scans (Meta Pseudo Labels), the same compute"
+        what = "labels alone" if name == BASELINE else "all scans (Meta Pseudo Labels), same compute"
         console.rule(f"{number}. Training on {what}")
         workflows.run_all(folder / name, settings, quiet=quiet)
     console.rule("4. Both side by side")

@@ -1,0 +1,99 @@
+"""Scans predicted with a trained model: the engine is chosen, memory is planned, and every scan is tried."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from semiseg.console import bar
+from semiseg.data.roles import of_role, read_run_cases
+from semiseg.errors import ConfigError
+from semiseg.io.file_kinds import is_nifti
+from semiseg.prediction.engine_choice import choose_engine
+from semiseg.prediction.ensemble import EnsembleEngine, joined
+from semiseg.prediction.foreign import foreign_text
+from semiseg.prediction.inputs import Scan, find_scans
+from semiseg.prediction.memory import check_budget
+from semiseg.prediction.model import Model, load_model
+from semiseg.prediction.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
+from semiseg.prediction.settings import PredictSettings
+from semiseg.processes import workers
+from semiseg.run_folder import fold_runs, prepared_settings, trained_models
+from semiseg.types import AnyPath
+
+
+def predict(
+    model: AnyPath | Model,
+    inputs: AnyPath | Sequence[AnyPath],
+    output: AnyPath,
+    *,
+    ensemble: AnyPath | Sequence[AnyPath] = (),
+    settings: PredictSettings | None = None,
+    quiet: bool = False,
+) -> list[Outcome]:
+    """Predict scans (files and folders with their sub-folders) into the folder `output`, each in its own grid; a bad
+    scan does not stop the rest. One scan may also go into a file, `output="seg.nii.gz"`, which must not be there yet.
+
+    What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
+    the same plan, whose logits are averaged with the first's. A run with folds is the average of its folds.
+    """
+    settings, output = settings or PredictSettings(), Path(output)
+    paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
+    scans = find_scans(paths, output=output, say=None if quiet else partial(print, file=sys.stderr))
+    if is_nifti(output):
+        if len(scans) > 1:
+            raise ConfigError(
+                f"--output {output}: names one file, but there are {len(scans)} scans to predict. Name a folder."
+            )
+        check_output_file(output, settings)
+    members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
+    folder = model.folder if isinstance(model, Model) else Path(model)
+    first, *others = [
+        one for given in (folder, *members) for one in (trained_models(given) if fold_runs(given) else [given])
+    ]
+    return predict_into(first, scans, output, settings, ensemble=others, quiet=quiet)
+
+
+def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
+    """Predict the test cases of a run into `run/predictions`."""
+    run = Path(run)
+    settings = prepared_settings(run).predict
+    cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
+    scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
+    first, *others = trained_models(run)
+    return predict_into(first, scans, run / "predictions", settings, ensemble=others, quiet=quiet)
+
+
+def predict_into(
+    model: Path,
+    scans: Sequence[Scan],
+    output: Path,
+    settings: PredictSettings,
+    *,
+    ensemble: Sequence[Path] = (),
+    quiet: bool,
+) -> list[Outcome]:
+    """Predict with the average of models; says what was chosen."""
+    members = [load_model(folder) for folder in (model, *ensemble)]
+    loaded = joined(members) if ensemble else members[0]
+    engines = [
+        choose_engine(member, scans, output, settings, say=lambda text: None if quiet else print(text))
+        for member in members
+    ]
+    engine = EnsembleEngine(engines) if ensemble else engines[0]
+    side_by_side = workers(1)
+    if side_by_side > 1 and settings.max_gpu_memory:
+        raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
+    if settings.max_memory:
+        check_budget(scans, loaded, engine, settings, workers=side_by_side)
+    with bar("predicting", quiet) as advance:
+        if is_nifti(output):
+            outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
+        else:
+            advance(0, len(scans), "")
+            outcomes = predict_scans(scans, loaded, engine, output, settings, workers=side_by_side, progress=advance)
+    if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
+        print(foreign_text(foreign, loaded.plan), file=sys.stderr)
+    return outcomes
