@@ -5,7 +5,8 @@ Shapes: B batch, K classes, D H W voxels. With targets `t` (one-hot or soft), pr
     L_ce   = -(1/N) sum_i w_i sum_k t_ik log p_ik                      N = number of voxels that count (w > 0)
     L_dice = 1 - mean_{k>=1} (2 sum_i w_i t_ik p_ik + s) / (sum_i w_i t_ik + sum_i w_i p_ik + s)
 
-Dice sums run over the whole batch, so that an organ that one patch holds and another does not is counted once.
+Dice sums run over the whole batch, that of all ranks, so that an organ that one patch holds and another does not is
+counted once. So does N.
 The background class is left out of Dice, as in nnU-Net.
 """
 
@@ -17,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from semiseg.world import share, size, total
 
 DICE_SMOOTH = 1e-5
 """Keeps an organ that is absent from target and prediction at Dice 1; in voxels."""
@@ -35,8 +38,9 @@ def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None, *, s
     overlap = torch.minimum(target, p) if semimetric else target * p
     if weight is not None:
         overlap, target, p = overlap * weight, target * weight, p * weight
-    sizes = target.sum(_SPACE) + p.sum(_SPACE)
-    return (2 * overlap.sum(_SPACE) + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
+    sums = total(torch.stack([overlap.sum(_SPACE), target.sum(_SPACE) + p.sum(_SPACE)]))
+    overlaps, sizes = sums[0], sums[1]
+    return (2 * overlaps + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
 
 
 def supervised_loss(labels: Tensor, logits: Tensor, ignore: int | None = None) -> Tensor:
@@ -48,9 +52,9 @@ def supervised_loss(labels: Tensor, logits: Tensor, ignore: int | None = None) -
     target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
     # A sum over all classes: torch's `nll_loss` adds up in any order on a GPU.
     if ignore is None:
-        return -(target * log_p).sum() / labels.numel() + _dice_loss(target, log_p.exp(), None)
+        return share(-(target * log_p).sum(), labels.numel()) + _dice_loss(target, log_p.exp(), None)
     weight = (labels != ignore).to(log_p.dtype)[:, None]
-    cross_entropy = -(target * log_p * weight).sum() / weight.sum().clamp_min(1.0)
+    cross_entropy = share(-(target * log_p * weight).sum(), weight.sum())
     return cross_entropy + _dice_loss(target, log_p.exp(), weight)
 
 
@@ -65,7 +69,7 @@ def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -
     log_p = functional.log_softmax(logits, dim=1)
     weighted = log_p if weight is None else log_p * weight
     count = logits.numel() / logits.shape[1]
-    return -(q * weighted).sum() / count + _dice_loss(q, log_p.exp(), weight, semimetric=True)
+    return share(-(q * weighted).sum(), count) + _dice_loss(q, log_p.exp(), weight, semimetric=True)
 
 
 def pseudo_label_gradient(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -79,10 +83,10 @@ def pseudo_label_gradient(q: Tensor, logits: Tensor, weight: Tensor | None = Non
     log_p = functional.log_softmax(logits, dim=1)
     p = log_p.exp()
     w = torch.ones_like(p[:, :1]) if weight is None else weight
-    gradient = -log_p * w / (logits.numel() / classes)
-    overlap = (w * torch.minimum(q, p)).sum(_SPACE, keepdim=True)
+    gradient = -log_p * w / (logits.numel() / classes * size())
+    overlap = total((w * torch.minimum(q, p)).sum(_SPACE, keepdim=True))
     slope = (q < p).to(p.dtype)
-    sizes = (w * q).sum(_SPACE, keepdim=True) + (w * p).sum(_SPACE, keepdim=True) + DICE_SMOOTH
+    sizes = total((w * q).sum(_SPACE, keepdim=True) + (w * p).sum(_SPACE, keepdim=True)) + DICE_SMOOTH
     of_dice = -w * (2 * slope * sizes - (2 * overlap + DICE_SMOOTH)) / sizes.square() / max(1, classes - 1)
     foreground = torch.ones(1, classes, 1, 1, 1, dtype=p.dtype, device=p.device)
     foreground[:, 0] = 0.0

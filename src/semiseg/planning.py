@@ -20,7 +20,7 @@ from semiseg.data.round_trip import grid_ceilings
 from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.processes import processor_name, usable_cores, workers
+from semiseg.processes import processor_name, ranks_here, usable_cores, workers
 from semiseg.settings import RunSettings
 from semiseg.training.settled import PlanSize, Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes
@@ -183,7 +183,19 @@ def _sized_plan(
 
 def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.device]:
     """Device, threads and precision as asked, or as trials of this machine show them to be best; kept in
-    `settled.toml`, so that a run goes on as it began."""
+    `settled.toml`, so that a run goes on as it began. With many ranks the first tries; each gets a GPU, or its share of
+    the cores."""
+    from semiseg.prediction.device import choose_device
+    from semiseg.training.session import set_up_torch
+    from semiseg.world import first_alone, own_device
+
+    settled = first_alone(lambda: _settled_here(run, settings))
+    device = own_device(choose_device(settled.device or "auto"))
+    set_up_torch(settled.threads or usable_cores(), deterministic=settings.train.deterministic)
+    return settled, device
+
+
+def _settled_here(run: Path, settings: RunSettings) -> Settled:
     import torch
 
     from semiseg.prediction.device import choose_device
@@ -199,7 +211,10 @@ def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.dev
             device = choose_device(settled.device)
     if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
         settled = replace(settled, threads=None, precision=None)
-    threads = train.threads or settled.threads or (fastest_threads() if device.type == "cpu" else usable_cores())
+    cores = max(1, usable_cores() // ranks_here())
+    threads = train.threads or settled.threads or (fastest_threads(cores) if device.type == "cpu" else cores)
+    if ranks_here() > 1:
+        threads = min(threads, cores)
     set_up_torch(threads, deterministic=train.deterministic)
     precision = settled.precision if train.precision == "auto" else None
     settled = replace(
@@ -211,4 +226,4 @@ def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.dev
         torch=str(torch.__version__),
     )
     write_settled(run, settled)
-    return settled, device
+    return settled

@@ -89,6 +89,21 @@ def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watche
         say(f"Other programs use {busy:.1f} of {len(shares)} cores: meanwhile fewer steps fit into the minutes.")
 
 
+def asked_ranks() -> int:
+    """How many processes `torchrun` started that are to train together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this is the one of them that writes and speaks; true without `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def ranks_here() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def processor_name() -> str:
     """The processor's name where the system tells it."""
     with suppress(OSError):

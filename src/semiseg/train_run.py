@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError
 from semiseg.planning import settle_machine
-from semiseg.processes import warn_of_other_programs
+from semiseg.processes import asked_ranks, is_first_rank, ranks_here, warn_of_other_programs
 from semiseg.rows import read_metrics
 from semiseg.run_folder import alone_in, prepared_settings
 from semiseg.settings import RunSettings, write_settings
@@ -34,18 +36,42 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
     settings = prepared_settings(run)
     if settings.data.folds and settings.data.fold is None:
         raise ConfigError(f"{run}: has folds, which `semiseg run {run}` trains.")
-    with alone_in(run):
+    with together(settings), ExitStack() as stack:
+        from semiseg.world import first_alone
+
+        first_alone(lambda: stack.enter_context(alone_in(run)))
         if minutes is not None and (settings.train.minutes, settings.train.steps) != (minutes, None):
-            if (run / "checkpoints").exists():
-                raise ConfigError(
-                    f"{run}: training has begun for {in_minutes(settings.train.minutes)}. Leave --minutes out to go "
-                    "on, or use another run folder."
-                )
-            settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
-            write_settings(run / "run.toml", settings)
-            # What was laid down was for other minutes.
-            write_settled(run, replace(read_settled(run), timeline=(), finished=False))
-        return _train(run, settings, quiet=quiet)
+            settings = first_alone(lambda: _for_other_minutes(run, settings, minutes))
+        return _train(run, settings, quiet=quiet or not is_first_rank())
+
+
+@contextmanager
+def together(settings: RunSettings) -> Iterator[None]:
+    """Within, the processes that `torchrun` started train one network together; without it nothing is done.
+
+    Raises `ConfigError` where a machine has fewer GPUs than ranks.
+    """
+    if asked_ranks() == 1:
+        yield
+        return
+    from semiseg.prediction.device import choose_device
+    from semiseg.world import joined, own_device
+
+    with joined(own_device(choose_device(settings.train.device))):
+        yield
+
+
+def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunSettings:
+    if (run / "checkpoints").exists():
+        raise ConfigError(
+            f"{run}: training has begun for {in_minutes(settings.train.minutes)}. Leave --minutes out to go on, or use "
+            "another run folder."
+        )
+    settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
+    write_settings(run / "run.toml", settings)
+    # What was laid down was for other minutes.
+    write_settled(run, replace(read_settled(run), timeline=(), finished=False))
+    return settings
 
 
 def lengthen(run: AnyPath, more: float) -> RunSettings:
@@ -100,7 +126,7 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
         session = open_session(run, settings, settled, device)
         if not quiet:
             if device.type == "cpu":
-                warn_of_other_programs(print, threads=settled.threads or 1)
+                warn_of_other_programs(print, threads=(settled.threads or 1) * ranks_here())
             print(_announcement(session, settled))
         train_session(session, quiet=quiet)
     return run / "model"
@@ -112,6 +138,8 @@ def _announcement(session: Session, settled: Settled) -> str:
     length = f"for {in_minutes(train.minutes)}" if train.steps is None else f"{counted(train.steps, 'step')}"
     alone = session.method.uses_unlabelled and not of_role(session.cases, "unlabelled")
     on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
+    if asked_ranks() > 1:
+        on = f"{counted(asked_ranks(), 'rank')}, each on {on}"
     return f"Trains {length} on {on}." + (" There are no unlabelled scans: it learns from labels alone." * alone)
 
 

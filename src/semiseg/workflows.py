@@ -38,7 +38,7 @@ from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, what_comes
 from semiseg.predict_run import predict_into, predict_test_cases
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import load_model
-from semiseg.processes import usable_cores, workers
+from semiseg.processes import is_first_rank, usable_cores, workers
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
     alone_in,
@@ -61,7 +61,7 @@ from semiseg.scoring import (
 from semiseg.scoring.scheme import scheme_of
 from semiseg.scoring.summary import never_found
 from semiseg.settings import RunSettings, refuse_contradictions
-from semiseg.train_run import train
+from semiseg.train_run import together, train
 from semiseg.training.settings import TrainSettings
 from semiseg.types import AnyPath
 from semiseg.words import counted, in_minutes, shortened
@@ -312,10 +312,18 @@ def report(run: AnyPath) -> Path:
 
 
 def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path:
-    """Prepare, train, predict the test cases, evaluate and report; a run that was cut off goes on. Returns the page."""
+    """Prepare, train, predict the test cases, evaluate and report; a run that was cut off goes on. Returns the page.
+
+    Started by `torchrun` all ranks train, and the first does the rest.
+    """
+    from semiseg.world import first_alone
+
     run = Path(run)
-    prepare(run, settings, quiet=quiet)
-    train(run, quiet=quiet)
+    with together(settings):
+        first_alone(lambda: prepare(run, settings, quiet=quiet) and None)
+        train(run, quiet=quiet)
+    if not is_first_rank():
+        return run / "report.html"
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     if cases:
         outcomes = predict_test_cases(run, quiet=quiet)

@@ -10,6 +10,7 @@ import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, RunArguments, WorksOnCases, say, settings_of, show_scores
 from semiseg.errors import ConfigError
+from semiseg.processes import asked_ranks, is_first_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class Train(Computes):
         from semiseg import train_run
 
         model = train_run.train(self.run, minutes=self.minutes, quiet=self.quiet)
-        say(f"Trained. Model: {model}. Next: semiseg predict {model} SCANS --output FOLDER", self.quiet)
+        quiet = self.quiet or not is_first_rank()
+        say(f"Trained. Model: {model}. Next: semiseg predict {model} SCANS --output FOLDER", quiet)
         return 0
 
 
@@ -86,6 +88,8 @@ class Run(RunArguments):
                 raise ConfigError("--continue trains the run on as it is: leave the other flags out.")
             settings = train_run.lengthen(self.run, self.more)
         if settings.data.folds and settings.data.fold is None:
+            if asked_ranks() > 1:
+                raise ConfigError("--folds trains several networks, and torchrun one: leave torchrun out, or --folds.")
             if folds.run_folds(self.run, settings, fold=self.fold, quiet=self.quiet) is not None:
                 show_scores(read_summary(self.run / "summary.json"), self.quiet)
                 for line in folds.closing_lines(self.run):
@@ -94,6 +98,8 @@ class Run(RunArguments):
         if self.fold is not None:
             raise ConfigError(f"--fold {self.fold}: of how many? Add --folds.")
         workflows.run_all(self.run, settings, quiet=self.quiet)
+        if not is_first_rank():
+            return 0
         if (self.run / "summary.json").exists():
             show_scores(read_summary(self.run / "summary.json"), self.quiet)
         for line in closing_lines(self.run):

@@ -213,8 +213,10 @@ def _check(labelled: int, batches: tuple[int, int], world: int) -> None:
         raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
     for name, size in zip(("batch", "unlabelled batch"), batches, strict=True):
         if size < 1 or size % world:
+            fitting = [str(count) for count in range(1, size + 1) if size % count == 0]
             raise ConfigError(
-                f"The {name} of {size} cannot be divided among {world} processes; choose a multiple of their number."
+                f"The {name} of {size} cannot be divided among {world} ranks: start {', '.join(fitting[:-1])} or "
+                f"{fitting[-1]} with torchrun --nproc-per-node, or make a run with another plan.batch."
             )
 
 

@@ -2,7 +2,8 @@
 
 A box of one patch is pasted into another, in both directions: unlabelled into labelled and labelled into unlabelled.
 The student learns the true labels on one side of the border and its moving average's on the other. Before, it is
-trained on labelled patches pasted into each other. Shapes: B batch, C channels, K classes, D H W voxels.
+trained on labelled patches pasted into each other. On many ranks patches are paired within the part of each.
+Shapes: B batch, C channels, K classes, D H W voxels.
 """
 
 from __future__ import annotations

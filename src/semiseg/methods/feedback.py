@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from semiseg.losses import CROSS_ENTROPY_DICE, Losses
-from semiseg.methods.optimiser import Parameters, global_norm
+from semiseg.methods.optimiser import Parameters, global_norm, gradients_of
 from semiseg.methods.pseudo_label import NOT_TAUGHT
 from semiseg.models.layers import batch_statistics_only
+from semiseg.world import share, total
 
 EPSILON = 1e-2
 """Norm of the weights' displacement in a central difference."""
@@ -77,12 +78,7 @@ def labelled_gradient_at(
         logits = call_with(student, leaves, images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = losses.labelled(labels, logits, ignore)
-        values = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    gradient = {
-        name: torch.zeros_like(leaf) if value is None else value
-        for (name, leaf), value in zip(leaves.items(), values, strict=True)
-    }
-    return loss.detach(), gradient
+        return loss.detach(), gradients_of(loss, leaves)
 
 
 def dense_feedback(
@@ -131,7 +127,7 @@ def scalar_feedback(before: Tensor, after: Tensor) -> Tensor:
 
 def dense_teacher_term(feedback: Tensor, q: Tensor) -> Tensor:
     """`sum stop(dJ/dq) q(theta_T)`, whose gradient with respect to the teacher is `dJ/dtheta_T`."""
-    return (feedback.detach() * q).sum()
+    return total((feedback.detach() * q).sum())
 
 
 def scalar_teacher_term(
@@ -144,9 +140,8 @@ def scalar_teacher_term(
     the value `NOT_TAUGHT` are left out: what the student did not learn says nothing of their labels.
     """
     cross_entropy = nn.functional.nll_loss(log_q, labels, ignore_index=NOT_TAUGHT, reduction="sum")
-    if reduction == "mean":
-        cross_entropy = cross_entropy / (labels != NOT_TAUGHT).sum().clamp_min(1)
-    return (h.detach() - baseline) * cross_entropy
+    taught = (labels != NOT_TAUGHT).sum()
+    return (h.detach() - baseline) * (share(cross_entropy, taught) if reduction == "mean" else total(cross_entropy))
 
 
 def call_with(network: nn.Module, parameters: Parameters, images: Tensor) -> Tensor:

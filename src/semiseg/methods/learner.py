@@ -66,7 +66,7 @@ class Learner:
     def logits(self, images: Tensor) -> Tensor:
         """Float32 logits `(B, K, D, H, W)` in train mode, which moves the running statistics."""
         with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
-            return cast(Tensor, self.network(images)).float()
+            return at_least_float32(self.network(images))
 
     def labelled_loss(self, labelled: Batch) -> Tensor:
         """The loss of the labelled batch, with a graph."""
@@ -108,7 +108,12 @@ def label_images(network: nn.Module, images: Tensor, autocast: torch.dtype | Non
     with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
         logits: Tensor = network(images)
     network.train(was_training)
-    return logits.float()
+    return at_least_float32(logits)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 as float32; others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def ramp_up(step: int, length: int) -> float:

@@ -16,6 +16,7 @@ from semiseg.methods.base import Batch, UnlabelledBatch
 from semiseg.methods.learner import StudentMethod, label_images
 from semiseg.methods.settings import MeanTeacherSettings
 from semiseg.randomness import Draw
+from semiseg.world import share, size
 
 NOISE, LARGEST_NOISE = 0.1, 0.2
 """Deviation and limit of the Gaussian noise on the images of an uncertainty pass, in normalised intensities (UA-MT)."""
@@ -51,10 +52,11 @@ class MeanTeacher(StudentMethod[MeanTeacherSettings]):
         p = self._probabilities(images)
         if not self.settings.uncertainty_passes:
             return p, torch.ones_like(p[:, :1])
-        generator = torch.Generator(images.device).manual_seed(draw.torch_seed("uncertainty"))
+        generator = torch.Generator(images.device).manual_seed(draw.at(sample=0).torch_seed("uncertainty"))
+        own, everything = slice(draw.sample, draw.sample + len(images)), (len(images) * size(), *images.shape[1:])
         total = torch.zeros_like(p)
         for _ in range(self.settings.uncertainty_passes):
-            noise = torch.randn(images.shape, generator=generator, device=images.device)
+            noise = torch.randn(everything, generator=generator, device=images.device)[own]
             noisy = images + (NOISE * noise).clamp(-LARGEST_NOISE, LARGEST_NOISE)
             total += self._probabilities(noisy)
         mean = total / self.settings.uncertainty_passes
@@ -70,7 +72,7 @@ def masked_mse(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of probabilities over classes and the voxels of the mask `(B, 1, D, H, W)`; 0 without
     any."""
     squares = (p - q).square().mean(1, keepdim=True) * mask
-    return squares.sum() / mask.sum().clamp_min(1.0)
+    return share(squares.sum(), mask.sum())
 
 
 def certainty_limit(ramp: float, classes: int) -> float:

@@ -29,6 +29,7 @@ from semiseg.methods.pseudo_label import Lesson, Metrics, TeacherAndStudent, tau
 from semiseg.methods.settings import MplSettings
 from semiseg.models.layers import Network, batch_statistics_only
 from semiseg.randomness import Draw
+from semiseg.world import total
 
 SMALLEST_FEEDBACK, LARGEST_FACTOR = 1e-12, 1e8
 """Where the meta gradient is normalised: a smaller norm is divided by this, so that no feedback stays no feedback, and
@@ -89,7 +90,7 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
                 rate=self.probe_rate,
                 losses=self.losses,
             )
-            return dense_teacher_term(feedback, lesson.q), feedback.abs().sum()
+            return dense_teacher_term(feedback, lesson.q), total(feedback.abs().sum())
         before = labelled_loss_at(student, parameters, images, labels, self.ignore, self.losses)
         after = labelled_loss_at(student, probe, images, labels, self.ignore, self.losses)
         h = scalar_feedback(before, after)

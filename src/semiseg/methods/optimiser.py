@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semiseg.errors import ModelError
 from semiseg.methods.settings import OptimiserSettings
+from semiseg.world import mean_over_ranks
 
 Parameters = dict[str, Tensor]
 
@@ -96,12 +97,15 @@ def _tensors(network: nn.Module) -> list[Tensor]:
 
 
 def gradients_of(loss: Tensor, parameters: Parameters) -> Parameters:
-    """d loss / d parameters by name, zeros where the loss does not depend on one; `.grad` stays untouched."""
+    """d loss / d parameters by name, the mean over ranks, zeros where the loss does not depend on one; `.grad` stays
+    untouched."""
     values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if value is None else value
-        for (name, parameter), value in zip(parameters.items(), values, strict=True)
-    }
+    return mean_over_ranks(
+        {
+            name: torch.zeros_like(parameter) if value is None else value
+            for (name, parameter), value in zip(parameters.items(), values, strict=True)
+        }
+    )
 
 
 def global_norm(gradients: Parameters) -> Tensor:

@@ -111,7 +111,8 @@ class TeacherAndStudent(StudentMethod[Settings], Generic[Settings]):
         """The teacher labels the weak view, unless it labelled the whole scan before. Where it does not learn from this
         step its average labels, which does not shake as a moving teacher does."""
         if unlabelled.labels is not None:
-            log_q = one_hot(unlabelled.labels, self.student.network.classes).clamp_min(CERTAIN).log()
+            labels = one_hot(unlabelled.labels, self.student.network.classes, dtype=unlabelled.strong.dtype)
+            log_q = labels.clamp_min(CERTAIN).log()
         else:
             with torch.set_grad_enabled(self._wants_graph(draw)):
                 log_q = self.soft_labels(
@@ -149,9 +150,9 @@ class TeacherAndStudent(StudentMethod[Settings], Generic[Settings]):
         if self.boxes:
             boxes = sample_boxes(draw, len(labels), (depth, height, width), BOX_EDGE)
             mask = box_mask(boxes, (depth, height, width), labels.device)
-        # Every second patch, whichever is first, so that each has both of its forms.
-        first = int(draw.generator("which cut-mix is reversed").integers(2))
-        mask[first::2] = ~mask[first::2]
+        # Every second patch of the whole batch, whichever is first, so that each has both of its forms.
+        first = int(draw.at(sample=0).generator("which cut-mix is reversed").integers(2)) - draw.sample
+        mask[first % 2 :: 2] = ~mask[first % 2 :: 2]
         return mask
 
     def _study(self, lesson: Lesson) -> tuple[Tensor, Parameters]:

@@ -23,6 +23,7 @@ from semiseg.methods.phases import Phases
 from semiseg.methods.settings import PseudoRoundsSettings
 from semiseg.models.layers import Network
 from semiseg.randomness import Draw
+from semiseg.world import mean, size
 
 SNAPSHOT = 0.8
 """Share of the warm-up after which the network is remembered, to be held against the one that labels first."""
@@ -109,8 +110,9 @@ class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
             self._remember()
         if unlabelled is None or unlabelled.labels is None:
             return self.labelled_step(labelled)
-        # Every second patch of each batch, whichever is first: patches on organs and anywhere come in turn.
-        first = draw.step % 2 if len(labelled.images) > 1 else 0
+        # Every second patch of the whole batch, whichever is first: patches on organs and anywhere come in turn.
+        first = draw.step % 2 if len(labelled.images) * size() > 1 else 0
+        first = (first - draw.sample) % 2
         true, strong = Batch(labelled.images[first::2], labelled.labels[first::2]), unlabelled.strong[first::2]
         count, labels = len(true.images), unlabelled.labels[first::2]
         logits = self.student.logits(torch.cat([true.images, strong]))
@@ -120,7 +122,7 @@ class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
         return {
             "labelled_loss": loss.detach(),
             "pseudo_loss": pseudo.detach(),
-            "counted": (labels != HIDDEN).float().mean(),
+            "counted": mean((labels != HIDDEN).float()),
             "gradient_norm": norm,
         }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg.data.plan import NetworkPlan
+from semiseg.world import size, total
 
 
 class Network(nn.Module):
@@ -24,7 +25,8 @@ class Network(nn.Module):
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """Batch norm that can be told to use the batch's own statistics and to leave its buffers alone.
+    """Batch norm over the batch of all ranks that can be told to use the batch's own statistics and to leave its
+    buffers alone.
 
     A measuring pass (a probe, the teacher's labelling pass) must not move running statistics, and forward-mode
     differentiation refuses in-place buffer updates; `batch_statistics_only` switches both off.
@@ -34,9 +36,31 @@ class BatchNorm3d(nn.BatchNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `(B, C, D, H, W)`."""
+        if size() > 1 and (self.training or self.measuring):
+            return self._over_ranks(input)
         if self.measuring:
             return functional.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(input)
+
+    def _over_ranks(self, input: Tensor) -> Tensor:
+        """By the statistics of the parts of all ranks, in float32 at least."""
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        axes, shape = (0, 2, 3, 4), (1, -1, 1, 1, 1)
+        here = x.new_full((1,), x.numel() // x.shape[1])
+        sums = total(torch.cat([x.sum(axes), here]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = x - mean.view(shape)
+        variance = total(centred.square().sum(axes)) / count
+        if not self.measuring and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
+                unbiased = variance * count / (count - 1)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum or 0.0)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
 class Conv3d(nn.Conv3d):

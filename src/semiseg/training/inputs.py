@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -36,6 +36,7 @@ from semiseg.training.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, F
 from semiseg.transfer import to_device
 from semiseg.types import AnyArray
 from semiseg.words import counted
+from semiseg.world import first_alone, first_sample
 
 StepInputs = tuple[int, Batch, UnlabelledBatch | None]
 ROUNDS_FILE = "rounds.jsonl"
@@ -118,7 +119,9 @@ class Feed:
             if unlabelled and self.method.labeller and begin in refreshes:
                 self._refresh(begin, phases)
             for stored in self.data.source.iterate(begin, end, unlabelled=unlabelled):
-                yield stored.step, *_views(stored, Draw(seed=self.settings.seed, step=stored.step), self.place)
+                first = first_sample(len(stored.images))
+                draw = Draw(seed=self.settings.seed, step=stored.step, sample=first)
+                yield stored.step, *_views(stored, draw, self.place)
 
     def _refresh(self, step: int, phases: Phases) -> None:
         turn = (step - phases.warmup_stop) // self.settings.refresh_steps
@@ -154,7 +157,7 @@ class Feed:
         few = drawn[:LOOKED_AT]
         networks = [method.networks[name] for name in method.scan_labellers(step)]
         folders = [labels_folder(data.scan_labels, network) for network in networks]
-        remove_other_labels(data.scan_labels, folders)
+        first_alone(partial(remove_other_labels, data.scan_labels, folders))
 
         def label(cases: Sequence[Path], network: nn.Module, folder: Path, *, to_look: bool = False) -> dict[str, Any]:
             """The places that are found. to_look: only to see whether labels agree."""
@@ -184,7 +187,7 @@ class Feed:
             data.source.publish_labels(
                 lambda case: open_labels(label_file(folders[0], case.id), case.shape_zyx), among=set(places)
             )
-        self._write_round(number, first, len(drawn), found, trusted, why, places)
+        first_alone(lambda: self._write_round(number, first, len(drawn), found, trusted, why, places))
         return trusted
 
     def _say_if_dear(self, each: float, drawn: int, rounds: int) -> None:

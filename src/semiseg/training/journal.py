@@ -15,6 +15,7 @@ from semiseg.training.pace import Pace
 from semiseg.training.progress import TrainingProgress
 from semiseg.training.settings import TrainSettings
 from semiseg.training.tensorboard import open_tensorboard
+from semiseg.world import first_alone, is_first, mean
 
 
 class Journal:
@@ -27,8 +28,11 @@ class Journal:
     def __init__(self, run: Path, settings: TrainSettings, *, start: int, pace: Pace, quiet: bool) -> None:
         self._pace = pace
         self._log = run / "metrics.jsonl"
-        write_jsonl(self._log, [row for row in read_metrics(run) if row["step"] <= start] if start else [])
-        self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard else None
+        first_alone(
+            lambda: write_jsonl(self._log, [r for r in read_metrics(run) if r["step"] <= start] if start else [])
+        )
+        self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard and is_first() else None
+        quiet = quiet or not is_first()
         self._progress = TrainingProgress(start, pace, quiet=quiet)
         self._pending: list[dict[str, Tensor]] = []
         self.note = self._progress.note
@@ -50,15 +54,18 @@ class Journal:
         self._pending.append(metrics)
 
     def means(self) -> dict[str, float]:
-        """The mean of each scalar since the last call; this is where the device is waited for."""
+        """The mean of each scalar since the last call, over ranks, too; this is where the device is waited for."""
         scalars: dict[str, list[Tensor]] = {}
         for metrics in self._pending:
             for key, value in metrics.items():
                 scalars.setdefault(key, []).append(value.float())
         self._pending = []
-        return {key: float(torch.stack(values).mean()) for key, values in scalars.items()}
+        return {key: float(mean(torch.stack(values))) for key, values in scalars.items()}
 
     def write(self, row: dict[str, Any]) -> None:
+        """Keep a row, by the first rank."""
+        if not is_first():
+            return
         append_jsonl(self._log, row)
         self._progress.show(row)
         if self._board:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from semiseg.training.schedule import Schedule
 from semiseg.training.settings import EPOCH_STEPS, TrainSettings
 from semiseg.training.settled import Settled, read_settled
 from semiseg.training.validate import validate
+from semiseg.world import agree, first_alone, first_sample, rank
 
 VALIDATION_SHARE = 0.05
 """Of the time of a run by minutes that validation may take."""
@@ -55,6 +57,7 @@ def train_method(
     `TrainingError` where a loss is not finite (the last good checkpoint stays) or the device's memory does not suffice.
     """
     checkpoints = run / "checkpoints"
+    first_alone(partial(remove_leftovers, checkpoints))
     checkpoint = _latest(checkpoints, origin, settings)
     step = checkpoint.step if checkpoint else 0
     before = checkpoint.numbers["seconds"] if checkpoint else 0.0
@@ -71,21 +74,24 @@ def train_method(
         feed = Feed(data, method, settings, place, state.locations, journal.note)
         while step < pace.timeline.total:
             method.phases = state.schedule.phases = Phases.of(method.settings, pace.timeline)
-            stop = pace.stop_after(step)
+            stop = agree(pace.stop_after(step))
             for number, labelled, unlabelled in state.clock.timed(feed.steps(step, stop, state.schedule.phases)):
                 if state.schedule.begin(number):
                     state.epoch_losses = []
                 method.learning_rate_factor = state.schedule.factor(number)
-                journal.collect(method.step(labelled, unlabelled, Draw(seed=settings.seed, step=number)))
+                draw = Draw(seed=settings.seed, step=number, sample=first_sample(len(labelled.images)))
+                journal.collect(method.step(labelled, unlabelled, draw))
                 step = number + 1
                 _log(step, stop, state, method, place, data, journal, validation, checkpoints)
-            pace.look(step, state.clock.seconds(), feed.pausing)
+            first_alone(lambda: pace.look(step, state.clock.seconds(), feed.pausing))  # noqa: B023 (called at once)
+            pace.timeline = agree(pace.timeline)
             _use_threads(pace)
             feed.pausing = 0.0
             saved = state.checkpoint(step, method, origin)
             _check_finite_state(saved, checkpoints)
-            save_checkpoint(checkpoints, saved)
-        pace.finish()
+            _check_equal_state(saved)
+            first_alone(partial(save_checkpoint, checkpoints, saved))
+        first_alone(pace.finish)
     return step, state.clock.seconds()
 
 
@@ -141,7 +147,7 @@ class ValidationClock:
         if not every or (done // EPOCH_STEPS) % every:
             return False
         waited = time.perf_counter() - self._ended >= self._took / VALIDATION_SHARE
-        return self._settings.steps is not None or waited
+        return self._settings.steps is not None or agree(waited)
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -154,7 +160,6 @@ class ValidationClock:
 
 def _latest(checkpoints: Path, origin: Origin, settings: TrainSettings) -> Checkpoint | None:
     """The newest checkpoint, if there is one; raises `ConfigError` where it is of another run than this."""
-    remove_leftovers(checkpoints)
     checkpoint = load_latest(checkpoints)
     if checkpoint is None:
         return None
@@ -212,6 +217,16 @@ def _check_finite_state(checkpoint: Checkpoint, checkpoints: Path) -> None:
     for name, tensor in checkpoint.tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise TrainingError(_not_finite(checkpoint.step, name, checkpoints))
+
+
+def _check_equal_state(checkpoint: Checkpoint) -> None:
+    """Ranks that have drifted apart would train other networks each, in silence: raises `TrainingError`."""
+    own = float(sum(value.double().abs().sum() for value in checkpoint.tensors.values() if value.is_floating_point()))
+    if (first := agree(own)) != own:
+        raise TrainingError(
+            f"step {checkpoint.step}: the weights of rank {rank()} are not those of the first rank (sums: {own!r}, "
+            f"{first!r}). Give the same command again, which goes on from the last checkpoint."
+        )
 
 
 def _not_finite(step: int, what: str, checkpoints: Path) -> str:

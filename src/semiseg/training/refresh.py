@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.data.plan import Plan
-from semiseg.io.store import open_case
+from semiseg.io.store import open_case, read_case_meta
 from semiseg.prediction.engines.base import Engine
 from semiseg.randomness import Draw
 from semiseg.training.scan_labels import places_of_classes, scan_labels, scan_window
+from semiseg.world import gathered, own_part
 
 
 def predicted_locations(
@@ -21,8 +22,10 @@ def predicted_locations(
     Keys are the case's id, then the class. turn: number of the refresh, from 0; cases come round in order.
     """
     found: dict[str, Any] = {}
-    for index in range(turn * count, turn * count + min(count, len(cases))):
+    turns = range(turn * count, turn * count + min(count, len(cases)))
+    for index in own_part(turns):
         case = open_case(cases[index % len(cases)])
         labels = scan_labels(case, engine, scan_window(case, plan))
         found[case.meta.id] = places_of_classes(labels, plan, Draw(seed=seed, step=turn, sample=index))
-    return found
+    found = gathered(found)
+    return {name: found[name] for name in (read_case_meta(cases[index % len(cases)]).id for index in turns)}

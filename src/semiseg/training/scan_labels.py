@@ -24,13 +24,14 @@ from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
 from semiseg.files import remove_leftovers, remove_made
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
+from semiseg.io.store import OpenCase, open_case, open_labels, read_case_meta, write_labels
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.predictor import body_margin
 from semiseg.prediction.sliding import blended_rows
 from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
 from semiseg.types import FloatArray, LabelArray, Shape
+from semiseg.world import first_alone, gathered, own_part, size
 
 KEPT_PER_CLASS = 64
 TILE_VOXELS = 1_000_000
@@ -51,16 +52,17 @@ def label_scans(
     made anew if they are damaged.
 
     Returns up to 64 voxels of every class that is found in it, by case. progress: told how many of how many are done,
-    after each that was made.
+    after each that was made. Ranks share the cases.
     """
-    remove_leftovers(folder)
+    first_alone(partial(remove_leftovers, folder))
     label = partial(_label_case, folder=folder, engine=engine, plan=plan, seed=seed)
     found: dict[str, Locations] = {}
-    for index, (case, places, made) in each_case(label, list(enumerate(cases)), workers=1, lost=_lost):
+    for index, (case, places, made) in each_case(label, own_part(list(enumerate(cases))), workers=1, lost=_lost):
         found[case] = places
         if progress and made:
-            progress(index + 1, len(cases))
-    return found
+            progress(index * size() + 1, len(cases))
+    found = gathered(found)
+    return {case: found[case] for case in (read_case_meta(path).id for path in cases)}
 
 
 def _label_case(

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from semiseg.training.precision import autocast_dtype
 from semiseg.training.settings import TrainSettings
 from semiseg.training.settled import read_settled, write_settled
 from semiseg.training.trial import fastest_threads
+from semiseg.world import first_alone, first_sample, rank, size
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Session:
             seed=self.train.seed,
             settings=self.sampling,
             histograms=self._histograms,
+            rank=rank(),
+            world=size(),
         )
         labels = self.run / "scan_labels"
         return TrainingData(source, labelled, unlabelled, validation, labels)
@@ -149,7 +153,8 @@ def rehearse(session: Session) -> None:
         stretches = [(0, 1), (begin, end), (end, end + 1)] if session.method.uses_unlabelled else [(0, 1)]
         for start, stop in stretches:
             for step, labelled, unlabelled in feed.steps(start, stop, phases):
-                method.step(labelled, unlabelled, Draw(seed=scratch.train.seed, step=step))
+                draw = Draw(seed=scratch.train.seed, step=step, sample=first_sample(len(labelled.images)))
+                method.step(labelled, unlabelled, draw)
 
 
 def train_session(session: Session, *, quiet: bool = False) -> None:
@@ -161,7 +166,8 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         model = load_model(session.train.weights)
         if (model.plan.labels.names, model.plan.channels) != (session.plan.labels.names, session.plan.channels):
             raise ConfigError(f"train.weights = {session.train.weights}: knows other labels or channels than the run.")
-        write_settled(session.run, replace(read_settled(session.run), weights=model.hash))
+        weights = replace(read_settled(session.run), weights=model.hash)
+        first_alone(partial(write_settled, session.run, weights))
         if not method.start_from({name: torch.from_numpy(value) for name, value in model.weights().items()}):
             raise ConfigError(
                 f"train.weights = {session.train.weights}: no network of {session.run}/plan.toml has the sizes of this "
@@ -177,6 +183,11 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         retry_threads=fastest_threads if session.device.type == "cpu" and session.tries_threads else lambda: 0,
         quiet=quiet,
     )
+    first_alone(lambda: _ship(session, method, data, steps=steps, seconds=seconds, quiet=quiet))
+
+
+def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, seconds: float, quiet: bool) -> None:
+    """What is left when training has ended: notices, feedback maps and the model."""
     said = judge_training(session.run, session.train, steps=steps, seconds=seconds, validated=bool(data.validation))
     for text in () if quiet else said:
         print(f"Note: {text}")

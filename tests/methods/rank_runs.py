@@ -1,0 +1,108 @@
+"""What a rank of `test_ranks.py` does: each method on its part of the same batches. Runs alone, too."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from networks import CLASSES, tiny_unet
+from torch import Tensor, distributed
+
+from semiseg.methods import mpl
+from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
+from semiseg.methods.copy_paste import CopyPaste
+from semiseg.methods.cross_pseudo import CrossPseudo
+from semiseg.methods.feedback import dense_feedback
+from semiseg.methods.learner import StudentMethod
+from semiseg.methods.mean_teacher import MeanTeacher
+from semiseg.methods.mpl import MetaPseudoLabels
+from semiseg.methods.phases import Phases
+from semiseg.methods.pseudo_label import PseudoLabel
+from semiseg.methods.pseudo_rounds import PseudoRounds
+from semiseg.methods.settings import OptimiserSettings, method_settings
+from semiseg.methods.supervised import Supervised
+from semiseg.randomness import Draw
+from semiseg.world import first_sample, size
+
+STEPS = 6
+"""Two of warm-up, four of training."""
+PATCH = (4, 4, 4)
+IGNORE = 7
+SEEDS = {"student": 1, "partner": 2, "teacher": 3}
+KINDS: dict[str, tuple[type[StudentMethod[Any]], dict[str, object]]] = {
+    "supervised": (Supervised, {}),
+    "pseudo_rounds": (PseudoRounds, {"rounds": 2}),
+    "pseudo_label": (PseudoLabel, {}),
+    "pseudo_label of patches": (PseudoLabel, {"label_scope": "patch"}),
+    "mpl": (MetaPseudoLabels, {"teacher_every": 2}),
+    "mpl scalar": (MetaPseudoLabels, {"feedback": "scalar", "teacher_every": 1}),
+    "mpl forward": (MetaPseudoLabels, {"teacher_every": 2}),
+    "mean_teacher": (MeanTeacher, {"uncertainty_passes": 2}),
+    "cross_pseudo": (CrossPseudo, {}),
+    "copy_paste": (CopyPaste, {}),
+}
+VARIANTS = [(4, None, "float64"), (4, IGNORE, "float64"), (2, None, "float64"), (4, None, "float32")]
+
+
+def whole_batch(step: int, batch: int, dtype: torch.dtype) -> tuple[Batch, UnlabelledBatch]:
+    """The patches of a step; some voxels are to be ignored."""
+    generator = torch.Generator().manual_seed(step)
+    images, weak, noise = torch.randn((3, batch, 1, *PATCH), generator=generator, dtype=torch.float64).to(dtype)
+    labels, given = torch.randint(0, CLASSES, (2, batch, *PATCH), generator=generator)
+    labels[:, 0, 0] = IGNORE
+    given[:, 1, 1] = HIDDEN
+    return Batch(images, labels), UnlabelledBatch(weak, weak + 0.3 * noise, given)
+
+
+def trained(kind: str, batch: int, ignore: int | None, precision: str) -> dict[str, Tensor]:
+    """All tensors of a method after `STEPS` steps, and the losses of the first."""
+    dtype: torch.dtype = getattr(torch, precision)
+    cls, given = KINDS[kind]
+    mpl.dense_feedback = partial(dense_feedback, derivative="forward" if kind == "mpl forward" else "central")
+    settings = method_settings(kind.split()[0], optimiser=OptimiserSettings(learning_rate=0.01), **given)
+    networks = {name: tiny_unet(SEEDS[name], dtype) for name in cls.learner_names}
+    method = cls(networks, settings, Phases.of_steps(2, STEPS, STEPS), ignore=ignore)
+    share = batch // size()
+    own = slice(first_sample(share), first_sample(share) + share)
+    first: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        labelled, unlabelled = whole_batch(step, batch, dtype)
+        if ignore is None:
+            labelled = Batch(labelled.images, labelled.labels.clamp_max(CLASSES - 1))
+        part = Batch(labelled.images[own], labelled.labels[own])
+        views = UnlabelledBatch(
+            unlabelled.weak[own],
+            unlabelled.strong[own],
+            unlabelled.labels[own] if unlabelled.labels is not None and method.scan_labellers(step) else None,
+        )
+        if kind == "pseudo_label" and views.labels is not None:
+            views = UnlabelledBatch(views.weak, views.strong, views.labels.clamp_min(0))
+        draw = Draw(seed=4, step=step, sample=own.start)
+        metrics = method.step(part, views if method.needs_unlabelled(step) else None, draw)
+        if step == 0:
+            first = {f"first/{name}": value.double() for name, value in metrics.items() if name.endswith("loss")}
+    return method.state()[0] | first
+
+
+def results() -> dict[str, dict[str, Tensor]]:
+    """Of each kind in each variant."""
+    return {
+        f"{kind}, {batch}, {ignore}, {dtype}": trained(kind, batch, ignore, dtype)
+        for kind in KINDS
+        for batch, ignore, dtype in VARIANTS
+    }
+
+
+def as_rank(rank: int, count: int, folder: str) -> None:
+    """One of `count` processes; leaves `folder/RANK.pt`."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=timedelta(seconds=60)
+    )
+    torch.save(results(), Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()

@@ -1,0 +1,48 @@
+"""Every method on two ranks against the same batch on one: the same weights but for rounding, the ranks bit-equal."""
+
+from __future__ import annotations
+
+import pytest
+import rank_runs
+import torch
+from rank_runs import KINDS, VARIANTS
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Results = dict[str, dict[str, Tensor]]
+PAIRED_WITHIN_RANKS = "copy_paste"
+"""It pastes patches into each other, which on many ranks are of one rank: the docs name it as the exception."""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn(rank_runs.as_rank, (2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Results:
+    return rank_runs.results()
+
+
+@pytest.mark.parametrize(("batch", "ignore", "dtype"), VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_train_as_one(
+    kind: str, batch: int, ignore: int | None, dtype: str, alone: Results, two_ranks: list[Results]
+) -> None:
+    name = f"{kind}, {batch}, {ignore}, {dtype}"
+    expected, first, second = alone[name], two_ranks[0][name], two_ranks[1][name]
+    assert expected.keys() == first.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(bool(torch.isfinite(value).all()) for value in first.values())
+    if kind == PAIRED_WITHIN_RANKS:
+        return
+    for key, value in expected.items():
+        if key.startswith("first/"):
+            assert float(first[key]) == pytest.approx(float(value), abs=1e-5)  # rounding of float32
+        elif dtype == "float64":
+            # Sums in another order: rounding of 1e-16, through six steps of two networks.
+            assert float((first[key] - value).abs().max()) < 1e-10, key
