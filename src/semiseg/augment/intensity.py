@@ -114,20 +114,16 @@ def apply_intensity(images: Tensor, params: IntensityParams) -> Tensor:
     if not noisy.size and all((values == neutral).all() for values, neutral, _ in stages):
         return images
     rows = images.reshape(-1, *images.shape[2:]).clone(memory_format=torch.contiguous_format)
-    for row in noisy:
-        seed, deviation = int(params.noise_seed.flat[row]), float(params.noise_deviation.flat[row])
-        rows[int(row)] += deviation * _standard_normal(rows[int(row)], seed)
+    for row in map(int, noisy):
+        generator = torch.Generator(device=rows.device).manual_seed(int(params.noise_seed.flat[row]))
+        noise = torch.randn(rows[row].shape, generator=generator, device=rows.device, dtype=rows.dtype)
+        rows[row] += float(params.noise_deviation.flat[row]) * noise
     for values, neutral, change in stages:
         chosen = np.flatnonzero(values != neutral)
         if chosen.size:
             index = to_device(chosen, rows.device)
             rows[index] = change(rows[index], values.flat[chosen])
     return rows.view(images.shape)
-
-
-def _standard_normal(like: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator(device=like.device).manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _column(values: DoubleArray, like: Tensor) -> Tensor:
