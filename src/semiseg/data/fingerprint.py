@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.labels import read_checked_label
 from semiseg.errors import DataError
-from semiseg.files import read_json, write_json
+from semiseg.files import write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.scans import read_grid, read_volume
 from semiseg.randomness import Draw
@@ -64,9 +63,6 @@ class Fingerprint:
     intensities: tuple[ChannelIntensity, ...]
     class_voxels: dict[int, int]
     problems: tuple[tuple[str, str], ...] = ()
-
-
-_ADAPTER: TypeAdapter[Fingerprint] = TypeAdapter(Fingerprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +122,6 @@ def compute_fingerprint(
 def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
     """Write the fingerprint as JSON."""
     write_json(path, asdict(fingerprint))
-
-
-def read_fingerprint(path: Path) -> Fingerprint:
-    """Read a fingerprint; raises `DataError` that names the file and key."""
-    try:
-        return _ADAPTER.validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}. Delete the file and prepare again.") from None
 
 
 def _measure(case: Case, labels: LabelScheme, channels: int, draw: Draw) -> _Measured:
