@@ -24,11 +24,11 @@ from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
 from semiseg.io.dataset import Case
-from semiseg.io.scans import RawChannel, RawVolume, read_scan
+from semiseg.io.scans import RawVolume, read_scan
 from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
-from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
+from semiseg.types import BoolArray, FloatArray, LabelArray, Shape
 
 PREPARATION_VERSION = 5
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
@@ -47,16 +47,6 @@ class PreparedCase:
     hash: str | None = None
     reused: bool = False
     error: str | None = None
-
-
-def prepare_array(array: FloatArray, spacing_mm: Spacing, plan: Plan) -> FloatArray:
-    """The scan as the network sees it: `(C, Z, Y, X)` float32 at the plan's spacing, in network units.
-
-    array: `(C, Z, Y, X)`, canonical, in the scan's own units.
-    Raises `DataError` for another number of channels than the plan's.
-    """
-    scan = ScanRows([RawChannel(channel) for channel in array], spacing_mm, plan)
-    return scan.rows(0, scan.shape[0])
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
