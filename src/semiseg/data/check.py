@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.check_case import (
     NO_HOUNSFIELD,
     CaseFacts,
-    Expectation,
     Problem,
     Remark,
     as_problem,
-    expectation,
     inspect_case,
     role_of,
 )
@@ -31,8 +29,6 @@ from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all cases."""
-
-_Findings = tuple[CaseFacts, list[Problem]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +76,13 @@ def check_dataset(
     workers: processes; up to 1 reads in this one. target_spacing_mm: for the disk estimate, the median spacing of the
     training cases by default.
     """
-    findings = _inspect_all(dataset.cases, expectation(dataset), workers, progress or (lambda done, total: None))
+    findings = map_cases(
+        partial(inspect_case, dataset=replace(dataset, cases=())),  # of which each process gets one
+        dataset.cases,
+        workers=workers,
+        lost=partial(_lost, root=dataset.root),
+        progress=(lambda done, total, case: progress(done, total)) if progress else None,
+    )
     facts = tuple(fact for fact, _ in findings)
     problems = [as_problem(("error", file, text), dataset.root) for file, text in dataset.problems]
     of_cases = [problem for _, found in findings for problem in found]
@@ -106,18 +108,7 @@ def check_dataset(
     )
 
 
-def _inspect_all(cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress) -> list[_Findings]:
-    """Findings in the order of the cases."""
-    return map_cases(
-        partial(inspect_case, expected=expected),
-        cases,
-        workers=workers,
-        lost=partial(_lost, root=expected.root),
-        progress=lambda done, total, case: progress(done, total),
-    )
-
-
-def _lost(case: Case, root: Path) -> _Findings:
+def _lost(case: Case, root: Path) -> tuple[CaseFacts, list[Problem]]:
     text = f"{WAS_KILLED}. Leave the case out."
     return CaseFacts(id=case.id, role=role_of(case)), [as_problem(("error", case.images[0], text), root, case.id)]
 
@@ -156,13 +147,8 @@ def _orientations(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:
     if len(counts) < 2:
         return []
     listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    return [
-        (
-            "note",
-            root,
-            f"orientations are mixed ({listed}): every scan is brought to RAS on reading. Nothing to do.",
-        )
-    ]
+    text = f"orientations are mixed ({listed}): every scan is brought to RAS on reading. Nothing to do."
+    return [("note", root, text)]
 
 
 def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
