@@ -8,20 +8,18 @@ whose rows and columns are exchanged in some, all that turning and mirroring in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations
 from math import cos, radians, sqrt
 from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
 
-from semiseg.data.laterality import MEASURED_CASES, measured_mirror_axis
+from semiseg.data.laterality import measured_labels, measured_mirror_axis
 from semiseg.data.plan import ANY_DEGREES, USUAL_DEGREES
-from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.scans import read_label
 from semiseg.types import DoubleArray, LabelArray, Spacing
 
 LARGEST_SPREAD_DEGREES = 40.0
@@ -63,7 +61,7 @@ Directions = dict[tuple[int, int], DoubleArray]
 def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
     """What the first 20 label maps show. Files that cannot be read are passed over; the check names them."""
     labels = replace(labels, mirror_axis=measured_mirror_axis(labels, files))
-    read = list(_read(islice(files, MEASURED_CASES)))
+    read = list(measured_labels(files))
     cases = [organs_of(label, spacing, labels) for label, spacing in read]
     reasons = []
     if not labels.mirror_pairs and all(map(_UNNAMED.fullmatch, labels.organs.values())):
@@ -94,15 +92,6 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
     )
     z, y, x = (ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
     return Anatomy(labels, plane, (z, y, x), tuple(reasons))
-
-
-def _read(files: Iterable[Path]) -> Iterator[tuple[LabelArray, Spacing]]:
-    for file in files:
-        try:
-            label, grid = read_label(file)
-        except DataError:
-            continue
-        yield label, grid.spacing_mm
 
 
 def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> dict[int, Organ]:
