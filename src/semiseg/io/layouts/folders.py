@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.files import read_json
@@ -32,6 +32,7 @@ UNLABELLED_NAMES = (
 """Folders of unlabelled scans, in any letter case."""
 
 Problems = list[tuple[Path, str]]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +52,15 @@ def by_stem(files: Iterable[Path], problems: Problems) -> dict[str, Path]:
     """Name to file; `a.nii` beside `a.nii.gz` is a problem, and the first is kept."""
     found: dict[str, Path] = {}
     for file in files:
-        first = found.setdefault(stem(file), file)
-        if first != file:
-            problems.append((file, f"the same id as {first}. Keep one of the two files."))
+        keep_first(found, stem(file), file, problems)
     return found
+
+
+def keep_first(found: dict[Key, Path], key: Key, file: Path, problems: Problems) -> None:
+    """Add a file by its key; a problem where there is another one."""
+    first = found.setdefault(key, file)
+    if first != file:
+        problems.append((file, f"the same id as {first}. Keep one of the two files."))
 
 
 def unlabelled_folders(root: Path) -> list[str]:
