@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 
 from semiseg.data.laterality import measured_labels, measured_mirror_axis
 from semiseg.data.plan import ANY_DEGREES, USUAL_DEGREES
+from semiseg.geometry import triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.types import DoubleArray, LabelArray, Spacing
 
@@ -90,8 +91,8 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
         f"Mirroring: along {letters}, and turning about {'ZYX'[about]}, since the directions between organs differ "
         "from scan to scan in that plane."
     )
-    z, y, x = (ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
-    return Anatomy(labels, plane, (z, y, x), tuple(reasons))
+    turns = triple(ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
+    return Anatomy(labels, plane, turns, tuple(reasons))
 
 
 def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> dict[int, Organ]:
@@ -157,8 +158,8 @@ def turn_degrees(pairs: Directions) -> tuple[float, float, float]:
     """How far about Z, Y and X scans are turned against their mean: the larger of 30 degrees and what 95 % of scans
     stay within, by Student's prediction interval for one more scan (n cases, deviation s: t * s * sqrt(1 + 1 / n)),
     without the organ that widens it most."""
-    z, y, x = (min((_turned(rest, axis) for rest in _without_one(pairs)), default=USUAL_DEGREES) for axis in range(3))
-    return z, y, x
+    without = _without_one(pairs)
+    return triple(min((_turned(rest, axis) for rest in without), default=USUAL_DEGREES) for axis in range(3))
 
 
 def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:

@@ -23,7 +23,7 @@ from semiseg.data.check_case import (
 )
 from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
-from semiseg.geometry import LEFT_RIGHT_AXIS
+from semiseg.geometry import LEFT_RIGHT_AXIS, triple
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.types import Spacing
 
@@ -198,8 +198,7 @@ def _median_spacing(facts: Sequence[CaseFacts]) -> Spacing | None:
     spacings = [f.spacing_mm for f in known if f.role != "test"] or [f.spacing_mm for f in known]
     if not spacings:
         return None
-    z, y, x = (float(value) for value in np.median(np.array(spacings), axis=0))
-    return (z, y, x)
+    return triple(map(float, np.median(np.array(spacings), axis=0)))
 
 
 def _disk_bytes(facts: Sequence[CaseFacts], channels: int, target: Spacing) -> int:

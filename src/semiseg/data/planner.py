@@ -8,7 +8,7 @@ goes into the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
@@ -19,6 +19,7 @@ from semiseg.data.fingerprint import ChannelIntensity, Fingerprint
 from semiseg.data.memory import training_gb
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.errors import ConfigError
+from semiseg.geometry import triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.ops.resample import ANISOTROPY_RATIO, coarse_axis, target_shape
 from semiseg.types import Shape, Spacing
@@ -190,8 +191,7 @@ def target_spacing(fingerprint: Fingerprint) -> Spacing:
     finer = float(target[others].max())
     if target[worst] > ANISOTROPY_RATIO * finer and size[worst] * ANISOTROPY_RATIO < size[others].min():
         target[worst] = max(float(np.percentile(spacings[:, worst], 10)), finer)
-    z, y, x = (float(v) for v in target)
-    return (z, y, x)
+    return triple(map(float, target))
 
 
 def median_shape(fingerprint: Fingerprint, spacing_mm: Spacing) -> Shape:
@@ -223,7 +223,7 @@ def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple
             break
         strides.append(stride)
         units = triple(a * b for a, b in zip(units, stride, strict=True))
-        current = (current[0] * stride[0], current[1] * stride[1], current[2] * stride[2])
+        current = triple(a * b for a, b in zip(current, stride, strict=True))
     if len(strides) == 1:
         source = f"plan.patch = {shape}" if given else f"the median scan of {shape} voxels at {spacing_mm} mm"
         raise ConfigError(
@@ -294,8 +294,3 @@ def _normalisation(channel: str, intensity: ChannelIntensity) -> ChannelNormalis
         mean=intensity.mean,
         deviation=intensity.deviation,
     )
-
-
-def triple(values: Iterable[int]) -> Shape:
-    z, y, x = values
-    return (z, y, x)

@@ -23,6 +23,7 @@ from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
+from semiseg.geometry import triple
 from semiseg.io.dataset import Case
 from semiseg.io.scans import RawVolume, read_scan
 from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
@@ -119,10 +120,9 @@ def _prepare(case: Case, plan: Plan, digest: str, folder: Path) -> None:
     except DataError as error:
         raise DataError(f"{case.images[0]}: {error}") from None
     image = scan.rows(0, scan.shape[0])
-    z, y, x = image.shape[1:]
     label = None
     if source_label is not None:
-        label = resample_label(source_label, (z, y, x), preparation_axis(volume.grid.spacing_mm, plan))
+        label = resample_label(source_label, scan.shape, preparation_axis(volume.grid.spacing_mm, plan))
     meta = _describe(case, plan, digest, volume, image, label)
     write_case(folder, image=image, label=label, meta=meta)
 
@@ -181,7 +181,7 @@ def _is_stored(folder: Path, digest: str) -> bool:
 def _describe(
     case: Case, plan: Plan, digest: str, volume: RawVolume, image: FloatArray, label: LabelArray | None
 ) -> StoredCase:
-    z, y, x = image.shape[1:]
+    shape = triple(image.shape[1:])
     voxels: dict[int, int] = {}
     locations: dict[int, tuple[Shape, ...]] = {}
     draw = Draw(seed=0)  # locations belong to the content of the case, not to a run
@@ -191,14 +191,14 @@ def _describe(
             locations[value] = _sample_locations(label == value, draw.generator(f"locations/{case.id}/{value}"))
     body = body_locations(
         volume.channels[0],
-        (z, y, x),
+        shape,
         ct=plan.normalisation[0].scheme == "ct",
         count=MAX_LOCATIONS,
         generator=draw.generator(f"locations/{case.id}/body"),
     )
     return StoredCase(
         id=case.id,
-        shape_zyx=(z, y, x),
+        shape_zyx=shape,
         spacing_mm=plan.spacing_mm,
         source_shape_zyx=volume.grid.shape_zyx,
         source_spacing_mm=volume.grid.spacing_mm,
@@ -215,4 +215,4 @@ def _describe(
 def _sample_locations(mask: BoolArray, generator: np.random.Generator) -> tuple[Shape, ...]:
     occupied = np.flatnonzero(mask)
     chosen = generator.choice(occupied, min(MAX_LOCATIONS, occupied.size), replace=False)
-    return tuple((int(z), int(y), int(x)) for z, y, x in zip(*np.unravel_index(chosen, mask.shape), strict=True))
+    return tuple(triple(map(int, place)) for place in zip(*np.unravel_index(chosen, mask.shape), strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import ConfigError
-from semiseg.geometry import Box
+from semiseg.geometry import Box, triple
 from semiseg.io.store import StoredCase
 from semiseg.randomness import Draw
 from semiseg.types import Shape
@@ -166,8 +166,7 @@ def _start(centre: int, offset: float, size: int, edge: int) -> int:
 
 
 def _box(starts: Sequence[int], patch: Shape) -> Box:
-    z, y, x = starts
-    return Box((z, y, x), (z + patch[0], y + patch[1], x + patch[2]))
+    return Box(triple(starts), triple(start + edge for start, edge in zip(starts, patch, strict=True)))
 
 
 def _choice(generator: np.random.Generator, options: Sequence[_T]) -> _T:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import DataError
 from semiseg.files import atomic_file, atomic_folder, digest_of, hash_files, read_json, write_json
-from semiseg.geometry import Box
+from semiseg.geometry import Box, triple
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
 STORE_FORMAT = 2
@@ -171,16 +171,14 @@ def open_case(folder: Path) -> OpenCase:
 
 
 def _write_array(path: Path, array: AnyArray, codec: Any) -> None:
-    lead = (1,) * (array.ndim - 3)
-    chunk = lead + tuple(min(c, n) for c, n in zip(_CHUNK, array.shape[-3:], strict=True))
-    block = lead + tuple(min(b, n) for b, n in zip(_BLOCK, array.shape[-3:], strict=True))
+    lead, shape = (1,) * (array.ndim - 3), array.shape[-3:]
     try:
         blosc2.asarray(
             np.ascontiguousarray(array),
             urlpath=str(path),
             mode="w",
-            chunks=chunk,
-            blocks=block,
+            chunks=(*lead, *map(min, _CHUNK, shape)),
+            blocks=(*lead, *map(min, _BLOCK, shape)),
             cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
             dparams={"nthreads": 1},  # it is in the file, which is not to depend on the machine
         )
@@ -210,12 +208,7 @@ def _within(box: Box, shape: Shape) -> tuple[Box, list[tuple[int, int]]]:
     if any(a >= n or b <= 0 for a, b, n in zip(box.start, box.stop, shape, strict=True)):
         raise ValueError(f"{box} lies outside of an array of shape {shape}.")
     beyond = zip(box.start, start, stop, box.stop, strict=True)
-    return Box(_triple(start), _triple(stop)), [(a - first, last - b) for first, a, b, last in beyond]
-
-
-def _triple(values: list[int]) -> Shape:
-    z, y, x = values
-    return (z, y, x)
+    return Box(triple(start), triple(stop)), [(a - first, last - b) for first, a, b, last in beyond]
 
 
 def _damaged(folder: Path, reason: str) -> DataError:

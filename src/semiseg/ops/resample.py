@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.geometry import triple
 from semiseg.ops.operators import BLOCK_ROWS, MIXED, Taps, multiply, shared_with_next, zoom_band, zoom_taps
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
@@ -44,10 +45,9 @@ def coarse_axis(spacing_mm: Spacing) -> int | None:
 
 def target_shape(shape_zyx: Shape, spacing_mm: Spacing, target_spacing_mm: Spacing) -> Shape:
     """The shape after resampling: `round(shape * spacing / target)` as in nnU-Net, at least 1 voxel."""
-    z, y, x = (
+    return triple(
         max(1, round(old / new * n)) for n, old, new in zip(shape_zyx, spacing_mm, target_spacing_mm, strict=True)
     )
-    return (z, y, x)
 
 
 def resample_image(
