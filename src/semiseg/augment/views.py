@@ -32,10 +32,7 @@ def labelled_view(
 
 
 def unlabelled_views(
-    images: Tensor,
-    draw: Draw,
-    settings: Augmentation,
-    pseudo: tuple[Tensor, LabelScheme] | None = None,
+    images: Tensor, draw: Draw, settings: Augmentation, pseudo: tuple[Tensor, LabelScheme] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place, and
     pseudo-labels brought there. pseudo: label maps (B, D, H, W) that were made before, and their scheme.

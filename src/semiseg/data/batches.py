@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.data.histograms import with_other_histogram
-from semiseg.data.sampling import (
-    PredictedLocations,
-    SamplingSettings,
-    cases_by_class,
-    labelled_patch,
-    unlabelled_patch,
-)
+from semiseg.data.sampling import PredictedLocations, SamplingSettings, cases_by_class, labelled_patch, unlabelled_patch
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, StoredCase, open_case, read_case_meta

@@ -12,15 +12,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.cases import WAS_KILLED, map_cases
-from semiseg.data.check_case import (
-    NO_HOUNSFIELD,
-    CaseFacts,
-    Problem,
-    Remark,
-    as_problem,
-    inspect_case,
-    role_of,
-)
+from semiseg.data.check_case import NO_HOUNSFIELD, CaseFacts, Problem, Remark, as_problem, inspect_case, role_of
 from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS, triple
@@ -65,11 +57,7 @@ class CheckReport:
 
 
 def check_dataset(
-    dataset: Dataset,
-    *,
-    workers: int = 1,
-    progress: Progress | None = None,
-    target_spacing_mm: Spacing | None = None,
+    dataset: Dataset, *, workers: int = 1, progress: Progress | None = None, target_spacing_mm: Spacing | None = None
 ) -> CheckReport:
     """Open every file of the dataset and report. A damaged file never stops the rest, nor does a killed worker.
 

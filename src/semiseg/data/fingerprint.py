@@ -128,10 +128,7 @@ def _measure(case: Case, labels: LabelScheme, channels: int, draw: Draw) -> _Mea
     try:
         grid = read_grid(case.images[0])
         entry = CaseFingerprint(
-            id=case.id,
-            shape_zyx=grid.shape_zyx,
-            spacing_mm=grid.spacing_mm,
-            labelled=case.label is not None,
+            id=case.id, shape_zyx=grid.shape_zyx, spacing_mm=grid.spacing_mm, labelled=case.label is not None
         )
         if case.label is None:
             return _Measured(case=entry)

@@ -17,14 +17,7 @@ from semiseg.errors import DataError
 from semiseg.geometry import CANONICAL_AXES, triple
 from semiseg.io.scans import RawChannel
 from semiseg.ops.normalise import dark_limit, mean_and_deviation, normalise_ct, normalise_zscore
-from semiseg.ops.resample import (
-    Limits,
-    ResampledRows,
-    coarse_axis,
-    is_anisotropic,
-    target_shape,
-    value_limits,
-)
+from semiseg.ops.resample import Limits, ResampledRows, coarse_axis, is_anisotropic, target_shape, value_limits
 from semiseg.types import FloatArray, Shape, Spacing
 from semiseg.words import counted
 

@@ -154,12 +154,7 @@ def _candidates(
         for base, cost in voxel_seconds.items():
             for batch, (levels, patch) in product(batches, _patches(settings, median)):
                 told = replace(
-                    settings,
-                    spacing_mm=grid,
-                    base_features=base,
-                    patch=patch,
-                    max_levels=levels,
-                    batch=batch,
+                    settings, spacing_mm=grid, base_features=base, patch=patch, max_levels=levels, batch=batch
                 )
                 try:
                     plan = make_plan(fingerprint, labels, told)

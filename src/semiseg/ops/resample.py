@@ -51,12 +51,7 @@ def target_shape(shape_zyx: Shape, spacing_mm: Spacing, target_spacing_mm: Spaci
 
 
 def resample_image(
-    image: FloatArray,
-    shape_out: Shape,
-    anisotropic_axis: int | None = None,
-    *,
-    order: int = 3,
-    clip: bool = True,
+    image: FloatArray, shape_out: Shape, anisotropic_axis: int | None = None, *, order: int = 3, clip: bool = True
 ) -> FloatArray:
     """The image `(C, Z, Y, X)` float32 at `shape_out`, by splines of `order`, and order 0 along
     `anisotropic_axis`.

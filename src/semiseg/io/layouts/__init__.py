@@ -10,14 +10,7 @@ from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.file_kinds import TO_NIFTI, scan_files, stem, what_it_holds
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
-from semiseg.io.layouts.folders import (
-    CHANNEL,
-    TRAINING,
-    Found,
-    read_object,
-    train_order,
-    unique_cases,
-)
+from semiseg.io.layouts.folders import CHANNEL, TRAINING, Found, read_object, train_order, unique_cases
 from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
 from semiseg.io.layouts.msd import read_msd
 from semiseg.io.layouts.nnunet import read_nnunet

@@ -21,14 +21,7 @@ TRAINING_LABELS, TEST_LABELS = "labelsTr", "labelsTs"
 CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 """nnU-Net's naming: the case, then the channel in four digits."""
 
-UNLABELLED_NAMES = (
-    "imagesun",
-    "imagesul",
-    "imagesunlabelled",
-    "imagesunlabeled",
-    "unlabelled",
-    "unlabeled",
-)
+UNLABELLED_NAMES = ("imagesun", "imagesul", "imagesunlabelled", "imagesunlabeled", "unlabelled", "unlabeled")
 """Folders of unlabelled scans, in any letter case."""
 
 Problems = list[tuple[Path, str]]
