@@ -1,5 +1,4 @@
-"""Changes of intensity, channel by channel, as nnU-Net does them (Isensee et al., Nature Methods 2021,
-supplement).
+"""Changes of intensity, channel by channel, as nnU-Net does them (Isensee et al., Nature Methods 2021, supplement).
 
 B batch, C channel, D H W (= Z Y X), R rows: the samples' channels in a row, R = B * C.
 """
@@ -96,11 +95,9 @@ def _probability(name: str) -> str:
 
 
 def apply_intensity(images: Tensor, params: IntensityParams) -> Tensor:
-    """The images (B, C, D, H, W), float32, with each change applied to the channels that drew it, in
-    nnU-Net's order.
+    """The images (B, C, D, H, W), float32, with each change applied to the channels that drew it, in nnU-Net's order.
 
-    Channels that drew nothing are bit for bit the input's; if none drew anything, the input itself is
-    returned.
+    Channels that drew nothing are bit for bit the input's; if none drew anything, the input itself is returned.
     """
     stages: list[tuple[DoubleArray, float, Callable[[Tensor, DoubleArray], Tensor]]] = [
         (params.blur_sigma, 0.0, blur),
@@ -134,8 +131,7 @@ def _column(values: DoubleArray, like: Tensor) -> Tensor:
 def blur(rows: Tensor, sigmas: DoubleArray) -> Tensor:
     """Rows (R, D, H, W) convolved with a Gaussian of sigma voxels, cut off at 4 sigma, borders continued.
 
-    Each axis is a weighted sum of shifted copies, which on a CPU is several times faster than a one-channel
-    `conv3d`.
+    Each axis is a weighted sum of shifted copies, which on a CPU is several times faster than a one-channel `conv3d`.
     """
     reach = math.ceil(4 * float(sigmas.max()))
     taps = np.arange(-reach, reach + 1)
@@ -166,8 +162,7 @@ def contrast(rows: Tensor, factors: DoubleArray) -> Tensor:
 
 
 def low_resolution(rows: Tensor, zooms: DoubleArray, axes: tuple[int, ...] = (0, 1, 2)) -> Tensor:
-    """Rows (R, D, H, W) reduced to `zoom` of their size along the axes by nearest neighbour and enlarged
-    linearly."""
+    """Rows (R, D, H, W) reduced to `zoom` of their size along the axes by nearest neighbour and enlarged linearly."""
     out = torch.empty_like(rows)
     for row, zoom in enumerate(zooms):
         size = [max(1, round(s * float(zoom))) if a in axes else s for a, s in enumerate(rows.shape[1:])]

@@ -135,9 +135,8 @@ class BatchSource:
     def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
         """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
 
-        unlabelled: whether to read unlabelled images too.
-        An error of the thread is raised here, at its step. Closing the generator (or leaving the loop) waits for the
-        batch in the making and drops the others.
+        unlabelled: whether to read unlabelled images too. An error of the thread is raised here, at its step. Closing
+        the generator (or leaving the loop) waits for the batch in the making and drops the others.
         """
         if unlabelled and not self._unlabelled.metas:
             raise ConfigError("There is no unlabelled case to train on. Add some, or choose `supervised`.")

@@ -86,9 +86,7 @@ def body_parts(channel: FloatArray) -> BoolArray:
 
 
 def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
-    """The body `(Z, Y, X)`: in CT the largest component above Otsu's threshold, otherwise all above the
-    mean.
-    """
+    """The body `(Z, Y, X)`: in CT the largest component above Otsu's threshold, otherwise all above the mean."""
     if not ct:
         return np.asarray(channel > channel.mean(dtype=np.float64))
     # Padding far below air would be a third mode that draws the threshold to itself.

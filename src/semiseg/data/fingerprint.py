@@ -86,12 +86,10 @@ def compute_fingerprint(
 ) -> Fingerprint:
     """Measure the training cases, `workers` processes at a time; the result does not depend on `workers`.
 
-    cases: the training cases as the run sees them: a case whose `label` is None counts as unlabelled, and
-    only its header is read. seed: of the voxels drawn from the foreground. progress: called with (done,
-    total, case id).
+    cases: the training cases as the run sees them: a case whose `label` is None counts as unlabelled, and only its
+    header is read. seed: of the voxels drawn from the foreground. progress: called with (done, total, case id).
 
-    Raises `DataError` if no labelled case with foreground can be read; single unreadable cases become
-    `problems`.
+    Raises `DataError` if no labelled case with foreground can be read; single unreadable cases become `problems`.
     """
     if not any(case.label for case in cases):
         raise DataError(f"{dataset.root}: no training case has a label. Give at least one label map to learn from.")

@@ -1,9 +1,8 @@
 """The planner: from a fingerprint and a memory budget to the plan. Rules: docs/decisions/0001 and 0002.
 
-Spacing is nnU-Net's (median; the 10th percentile along a coarse axis). The patch starts at 4 voxels of the
-coarsest level and grows, always along the axis of which it covers least of the median scan, until it covers that
-scan, has as many voxels as the paper's, or fills the memory with the smallest batch; what memory is left
-goes into the batch.
+Spacing is nnU-Net's (median; the 10th percentile along a coarse axis). The patch starts at 4 voxels of the coarsest
+level and grows, always along the axis of which it covers least of the median scan, until it covers that scan, has as
+many voxels as the paper's, or fills the memory with the smallest batch; what memory is left goes into the batch.
 """
 
 from __future__ import annotations
@@ -31,12 +30,9 @@ SMALLEST_BOTTLENECK = 4
 HELD_BACK_RATIO = 3.2
 """An axis whose voxels are so many times as long as the finest is neither pooled nor convolved until it no longer is:
 slices that lie so far apart have little to do with each other at the first levels. nnU-Net's factor of 2 would hold
-back the paper's 2.5 x 0.8 x 0.8 mm, too, which pools in all axes.
-"""
+back the paper's 2.5 x 0.8 x 0.8 mm, too, which pools in all axes."""
 BATCHES = {"cpu": (2, 2), "cuda": (2, 8), "mps": (2, 8)}
-"""Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for
-more.
-"""
+"""Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for more."""
 MOST_FEATURES, RESIDUAL_FEATURES = 512, 320
 """Of the coarsest levels: the paper's, and nnU-Net's."""
 RESIDUAL_BLOCKS = (1, 3, 4, 6)
@@ -55,9 +51,8 @@ class PlanSettings:
     """What the planner may be told; it chooses where a value is None, and takes what is given as it is."""
 
     device: Device | Literal["auto"] = "auto"
-    """Where training will run; `semiseg prepare` settles auto by what is there, the planner alone takes
-    cuda: a CPU gets fewer features, smaller patches and batches, since time is its limit.
-    """
+    """Where training will run; `semiseg prepare` settles auto by what is there, the planner alone takes cuda: a CPU
+    gets fewer features, smaller patches and batches, since time is its limit."""
     memory_budget_gb: float | None = None
     """Memory for training in GB; None is 16 on mps and 4 on cpu, and on cuda what `semiseg prepare` finds that the GPU
     has, less a reserve. The planner alone takes 48 there, where the paper's plan fits."""
@@ -68,13 +63,9 @@ class PlanSettings:
     batch: int | None = None
     """Samples in a batch; None takes what fits, from 2 to the paper's 8, and 2 on cpu."""
     base_features: int | None = None
-    """Features of the teacher's finest level; None is the paper's 32 (16 on cpu), fewer where memory is
-    short.
-    """
+    """Features of the teacher's finest level; None is the paper's 32 (16 on cpu), fewer where memory is short."""
     student_base_features: int | None = None
-    """Features of the finest level of the student, the network that is shipped; None is the teacher's
-    number.
-    """
+    """Features of the finest level of the student, the network that is shipped; None is the teacher's number."""
     network: str = "unet"
     """unet: the paper's. residual_encoder: nnU-Net's ResEnc presets. Or the name of one that was added."""
     max_features: int | None = None
@@ -201,12 +192,10 @@ def median_shape(fingerprint: Fingerprint, spacing_mm: Spacing) -> Shape:
 
 
 def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
-    """Strides and kernels of each level for scans of shape `median`, or for the patch that the settings
-    give.
+    """Strides and kernels of each level for scans of shape `median`, or for the patch that the settings give.
 
-    A level is added while at least two axes have room for it. An axis that would fall under 4 voxels is left
-    alone; one that is more than 3.2 times as coarse as the finest is held back, and convolved with kernel 1
-    until it no longer is.
+    A level is added while at least two axes have room for it. An axis that would fall under 4 voxels is left alone; one
+    that is more than 3.2 times as coarse as the finest is held back, and convolved with kernel 1 until it no longer is.
     """
     shape, given = settings.patch or median, settings.patch is not None
     units, current, kernel = (1, 1, 1), spacing_mm, (1, 1, 1)
@@ -259,8 +248,7 @@ def _affordable_base(plan: Callable[[int], Plan], fits: Callable[[Plan], bool], 
 
 def _grow(smallest: Shape, limit: Shape, units: Shape, median: Shape, fits: Callable[[Shape], bool]) -> Shape:
     """`smallest` grown by `units` along the axis of which it covers least of the `median` scan, while it `fits` and is
-    within `limit`.
-    """
+    within `limit`."""
     patch, growing = smallest, {0, 1, 2}
     while growing:
         axis = min(growing, key=lambda a: (patch[a] / median[a], a))

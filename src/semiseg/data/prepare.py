@@ -40,9 +40,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedCase:
-    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as
-    text.
-    """
+    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as text."""
 
     id: str
     hash: str | None = None
@@ -140,9 +138,8 @@ def prepare_cases(
 
     shared: as in `prepare_case`.
 
-    A case that fails is reported in its result and stops no other; what is stored stays, so a second call
-    goes on where the first was cut off. With more than one worker, processes are spawned with one compute
-    thread each.
+    A case that fails is reported in its result and stops no other; what is stored stays, so a second call goes on where
+    the first was cut off. With more than one worker, processes are spawned with one compute thread each.
     """
     return map_cases(
         partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),

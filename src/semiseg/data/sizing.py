@@ -195,8 +195,7 @@ def _patches(settings: PlanSettings, median: Shape) -> Sequence[tuple[int, Shape
 
 def proportional_patch(scan: Shape, voxels: float) -> Shape:
     """A patch of about so many voxels with the proportions of a scan, which holds more of what tells places apart than
-    a cube does (docs/lab/first_hour.md). Thin axes are not cut; edges can be halved while 4 voxels are left.
-    """
+    a cube does (docs/lab/first_hour.md). Thin axes are not cut; edges can be halved while 4 voxels are left."""
     thin = {axis for axis in range(3) if scan[axis] <= _THIN}
     while True:
         free = [axis for axis in range(3) if axis not in thin]

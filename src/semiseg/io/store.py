@@ -1,5 +1,4 @@
-"""The case store: prepared cases as chunked, memory-mapped arrays from which a patch is read without the
-volume.
+"""The case store: prepared cases as chunked, memory-mapped arrays from which a patch is read without the volume.
 
 A case is one folder: `image.b2nd` (float32, `(C, Z, Y, X)`), `label.b2nd` (uint8 or uint16, `(Z, Y, X)`;
 absent for an unlabelled case) and `case.json` (a `StoredCase`, and size and checksum of each file).

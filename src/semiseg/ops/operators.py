@@ -36,9 +36,7 @@ def zoom_operator(n_in: int, n_out: int, order: int) -> DoubleArray:
 
 @dataclass(frozen=True)
 class Taps:
-    """A 1-D operator of order 0 or 1: output row r is `low_weight[r] * a[low[r]] + high_weight[r] *
-    a[high[r]]`.
-    """
+    """A 1-D operator of order 0 or 1: output row r is `low_weight[r] * a[low[r]] + high_weight[r] * a[high[r]]`."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]

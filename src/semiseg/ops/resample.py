@@ -21,9 +21,7 @@ from semiseg.ops.operators import BLOCK_ROWS, MIXED, Taps, multiply, shared_with
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
 ANISOTROPY_RATIO = 3.0
-"""A scan is anisotropic when its largest spacing is more than this many times its smallest (nnU-Net's
-threshold).
-"""
+"""A scan is anisotropic when its largest spacing is more than this many times its smallest (nnU-Net's threshold)."""
 
 
 def is_anisotropic(spacing_mm: Spacing) -> bool:
@@ -53,8 +51,7 @@ def target_shape(shape_zyx: Shape, spacing_mm: Spacing, target_spacing_mm: Spaci
 def resample_image(
     image: FloatArray, shape_out: Shape, anisotropic_axis: int | None = None, *, order: int = 3, clip: bool = True
 ) -> FloatArray:
-    """The image `(C, Z, Y, X)` float32 at `shape_out`, by splines of `order`, and order 0 along
-    `anisotropic_axis`.
+    """The image `(C, Z, Y, X)` float32 at `shape_out`, by splines of `order`, and order 0 along `anisotropic_axis`.
 
     clip: keep each channel within its input's range, as nnU-Net does (each slice across `anisotropic_axis`
     within that slice's range); scipy's zoom does not. The same shape comes back as an exact copy.
