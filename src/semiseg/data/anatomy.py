@@ -117,9 +117,12 @@ def directions(cases: Sequence[dict[int, Organ]], mirror_axis: int) -> Direction
     for a, b in combinations(sorted({value for case in cases for value in case}), 2):
         rows = np.full((len(cases), 3), np.nan)
         for row, case in zip(rows, cases, strict=True):
-            if a in case and b in case and _are_apart(case[a], case[b]):
+            if a in case and b in case:
                 step = case[b].centre_mm - case[a].centre_mm
-                row[:] = step / np.linalg.norm(step)
+                apart = np.linalg.norm(step)
+                # Where a lesion lies in its organ says nothing of how a patient lies.
+                if apart > max(case[a].radius_mm, case[b].radius_mm):
+                    row[:] = step / apart
         if np.isfinite(rows[:, 0]).sum() < max(FEWEST_CASES, len(cases) / 2):
             continue
         one_side = rows.copy()
@@ -178,12 +181,6 @@ def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:
     return min(ANY_DEGREES, max(USUAL_DEGREES, wide))
 
 
-def _are_apart(a: Organ, b: Organ) -> bool:
-    """Whether the centre of each lies outside of the other: where a lesion lies in its organ says nothing of how a
-    patient lies."""
-    return float(np.linalg.norm(a.centre_mm - b.centre_mm)) > max(a.radius_mm, b.radius_mm)
-
-
 def pairs_by_place(
     read: Sequence[tuple[LabelArray, Spacing]], cases: Sequence[dict[int, Organ]], labels: LabelScheme, axis: int
 ) -> tuple[tuple[int, int], ...]:
@@ -191,8 +188,8 @@ def pairs_by_place(
     pairs: list[tuple[int, int]] = []
     for a, b in combinations(labels.organs, 2):
         votes = [
-            _mirrors(label, spacing, case, (a, b), axis)
-            for (label, spacing), case in zip(read, cases, strict=True)
+            _mirrors(label, case, (a, b), axis)
+            for (label, _), case in zip(read, cases, strict=True)
             if a in case and b in case
         ]
         if len(votes) >= 2 and 2 * sum(votes) > len(votes) and not any({a, b} & set(pair) for pair in pairs):
@@ -200,7 +197,7 @@ def pairs_by_place(
     return tuple(pairs)
 
 
-def _mirrors(label: LabelArray, spacing_mm: Spacing, case: dict[int, Organ], pair: tuple[int, int], axis: int) -> bool:
+def _mirrors(label: LabelArray, case: dict[int, Organ], pair: tuple[int, int], axis: int) -> bool:
     a, b = (case[value] for value in pair)
     step = a.centre_mm - b.centre_mm
     across = float(np.linalg.norm(np.delete(step, axis)))

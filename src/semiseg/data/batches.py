@@ -102,7 +102,7 @@ class BatchSource:
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step):
-                patch = unlabelled_patch(metas, published.predicted, self._patch, draw, self._batch, self._settings)
+                patch = unlabelled_patch(metas, published.predicted, self._patch, draw, self._batch)
                 case = self._unlabelled.open(published.among[patch.case], self._memory)
                 images.append(case.read_image(patch.box))
                 if self._unlabelled.labels_of is not None:

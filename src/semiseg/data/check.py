@@ -81,7 +81,15 @@ def check_dataset(
         if NO_HOUNSFIELD not in remark[2] or not any(NO_HOUNSFIELD in problem.text for problem in of_cases)
     ]
     problems += of_cases
-    problems += [as_problem(remark, dataset.root) for remark in _compare_cases(facts, dataset)]
+    between_cases = [
+        *_same_content(facts, dataset),
+        *_orientations(facts, dataset.root),
+        *_unseen_classes(facts, dataset),
+        *_turned_headers(dataset),
+        *_unlabelled(facts, dataset.root),
+        *plan_remarks(facts, dataset),
+    ]
+    problems += [as_problem(remark, dataset.root) for remark in between_cases]
     target = target_spacing_mm or _median_spacing(facts)
     return CheckReport(
         name=dataset.name,
@@ -99,18 +107,6 @@ def check_dataset(
 def _lost(case: Case, root: Path) -> tuple[CaseFacts, list[Problem]]:
     text = f"{WAS_KILLED}. Leave the case out."
     return CaseFacts(id=case.id, role=role_of(case)), [as_problem(("error", case.images[0], text), root, case.id)]
-
-
-def _compare_cases(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
-    """What only shows when cases are held against each other."""
-    return [
-        *_same_content(facts, dataset),
-        *_orientations(facts, dataset.root),
-        *_unseen_classes(facts, dataset),
-        *_turned_headers(dataset),
-        *_unlabelled(facts, dataset.root),
-        *plan_remarks(facts, dataset),
-    ]
 
 
 def _same_content(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,7 +109,8 @@ def _inspect_image(case: Case, dataset: Dataset, remarks: list[Remark]) -> tuple
     try:
         image = read_volume(case.images).array
     except DataError as error:
-        remarks.append(("error", _named_file(error, case.images), str(error)))
+        named = next((file for file in case.images if str(error).startswith(f"{file}:")), case.images[0])
+        remarks.append(("error", named, str(error)))
         return first, None
     _judge_intensities(image, case, dataset, remarks)
     return first, image
@@ -193,8 +193,3 @@ def _content(image: FloatArray) -> str:
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
-
-
-def _named_file(error: DataError, files: Sequence[Path]) -> Path:
-    """The file that the message begins with, the first one otherwise."""
-    return next((file for file in files if str(error).startswith(f"{file}:")), files[0])

@@ -160,11 +160,10 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
             return "validation"
         return "labelled" if case.id in kept else "unlabelled"
 
-    roles = {case.id: role(case) for case in dataset.cases if case.split != "test" or not held_back}
     return [
-        _run_case(case, roles[case.id])
+        _run_case(case, role(case))
         for case in dataset.cases
-        if case.id in roles and not (case.split == "train" and case.id in excluded)
+        if not (held_back if case.split == "test" else case.id in excluded)
     ]
 
 

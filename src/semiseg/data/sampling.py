@@ -97,7 +97,6 @@ def unlabelled_patch(
     patch: Shape,
     draw: Draw,
     batch: int,
-    settings: SamplingSettings,
 ) -> Patch:
     """The patch of one sample of an unlabelled batch: every case once a pass, in an order drawn for each pass.
 

@@ -83,16 +83,13 @@ class OpenCase:
     def _continued(self, stored: Any, box: Box) -> AnyArray:
         """`(..., Z, Y, X)` in `box`, which may reach outside."""
         inside, padding = _within(box, self.meta.shape_zyx)
-        values = self._read(stored, (..., *inside.slices()))
+        try:
+            values = np.asarray(stored[(..., *inside.slices())])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _damaged(self.folder, str(error)) from None
         if not any(map(any, padding)):
             return values
         return np.pad(values, [(0, 0)] * (values.ndim - 3) + padding, mode="edge")
-
-    def _read(self, stored: Any, slices: tuple[Any, ...]) -> AnyArray:
-        try:
-            return np.asarray(stored[slices])
-        except (RuntimeError, ValueError, OSError) as error:
-            raise _damaged(self.folder, str(error)) from None
 
 
 def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, meta: StoredCase) -> None:
