@@ -94,9 +94,9 @@ def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
     return largest_component(bounded > otsu_threshold(bounded), corners=False)
 
 
-def otsu_threshold(values: AnyArray, *, bins: int = 256) -> float:
+def otsu_threshold(values: AnyArray) -> float:
     """The threshold with the largest variance between the two classes that it makes (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=bins)
+    counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()[:-1]
     above = counts.sum() - below
