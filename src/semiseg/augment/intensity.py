@@ -76,7 +76,10 @@ _NEUTRAL = {
 
 def _sample_channel(generator: np.random.Generator, settings: Augmentation) -> dict[str, float]:
     """The changes of one channel that take place."""
-    chances = {name: getattr(settings, _probability(name)) for name in _NEUTRAL}
+    chances = {
+        name: getattr(settings, name.removesuffix("_deviation").removesuffix("_sigma") + "_probability")
+        for name in _NEUTRAL
+    }
     happens = dict(zip(chances, generator.random(len(chances)), strict=True))
     values = {
         "noise_deviation": generator.uniform(*settings.noise_deviation),
@@ -88,10 +91,6 @@ def _sample_channel(generator: np.random.Generator, settings: Augmentation) -> d
         "inverted_gamma": factor(generator, settings.gamma),
     }
     return {name: value for name, value in values.items() if happens[name] < chances[name]}
-
-
-def _probability(name: str) -> str:
-    return name.removesuffix("_deviation").removesuffix("_sigma") + "_probability"
 
 
 def apply_intensity(images: Tensor, params: IntensityParams) -> Tensor:

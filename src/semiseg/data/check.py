@@ -56,13 +56,10 @@ class CheckReport:
         return value
 
 
-def check_dataset(
-    dataset: Dataset, *, workers: int = 1, progress: Progress | None = None, target_spacing_mm: Spacing | None = None
-) -> CheckReport:
+def check_dataset(dataset: Dataset, *, workers: int = 1, progress: Progress | None = None) -> CheckReport:
     """Open every file of the dataset and report. A damaged file never stops the rest, nor does a killed worker.
 
-    workers: processes; up to 1 reads in this one. target_spacing_mm: for the disk estimate, the median spacing of the
-    training cases by default.
+    workers: processes; up to 1 reads in this one.
     """
     findings = map_cases(
         partial(inspect_case, dataset=replace(dataset, cases=())),  # of which each process gets one
@@ -90,7 +87,7 @@ def check_dataset(
         *plan_remarks(facts, dataset),
     ]
     problems += [as_problem(remark, dataset.root) for remark in between_cases]
-    target = target_spacing_mm or _median_spacing(facts)
+    target = _median_spacing(facts)
     return CheckReport(
         name=dataset.name,
         layout=dataset.layout,

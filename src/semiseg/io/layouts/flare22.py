@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from semiseg.io.dataset import Case, LabelScheme, Remark
+from semiseg.io.dataset import Case, Remark
 from semiseg.io.file_kinds import scan_files, stem, visible
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts.folders import Found, Problems, keep_first, note_files
@@ -29,8 +29,8 @@ def is_flare22(root: Path) -> bool:
     return any(_SIGN.fullmatch(stem(file)) for file in scan_files(root, deep=True))
 
 
-def read_flare22(root: Path, labels: LabelScheme | None) -> Found:
-    """Read every NIfTI file below `root`; the challenge's labels and pairs apply unless `labels` is given."""
+def read_flare22(root: Path) -> Found:
+    """Read every NIfTI file below `root`; with the challenge's labels and pairs."""
     problems: Problems = []
     images: dict[tuple[str, str], Path] = {}
     references: dict[tuple[str, str], Path] = {}
@@ -52,7 +52,7 @@ def read_flare22(root: Path, labels: LabelScheme | None) -> Found:
     return Found(
         name="FLARE22",
         channels=("CT",),
-        labels=labels or FLARE22_LABELS,
+        labels=FLARE22_LABELS,
         cases=_cases(images, references),
         problems=problems,
         remarks=remarks,

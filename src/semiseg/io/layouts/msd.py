@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dataset import Case, LabelScheme, Remark, Split
+from semiseg.io.dataset import Case, Remark, Split
 from semiseg.io.file_kinds import is_nifti, scan_files, stem
 from semiseg.io.layouts.folders import (
     TEST,
@@ -24,7 +24,7 @@ from semiseg.io.layouts.folders import (
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
 
 
-def read_msd(root: Path, labels: LabelScheme | None) -> Found:
+def read_msd(root: Path) -> Found:
     """Read the listed files, and scans in imagesTr/ and imagesUn/ that are not listed as unlabelled cases."""
     file = root / "dataset.json"
     description = read_object(file)
@@ -42,7 +42,7 @@ def read_msd(root: Path, labels: LabelScheme | None) -> Found:
     return Found(
         name=str(description.get("name", root.name)),
         channels=dataset_channels(description, file),
-        labels=labels or dataset_labels(description, file),
+        labels=dataset_labels(description, file),
         cases=cases,
         pairs=description.get("mirror_pairs"),
         problems=problems,
