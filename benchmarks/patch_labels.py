@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semiseg.data.sampling import SamplingSettings, unlabelled_patch
+from semiseg.data.sampling import unlabelled_patch
 from semiseg.geometry import Box
 from semiseg.io.store import open_case
 from semiseg.prediction.engines.torch_engine import torch_engine
@@ -48,7 +48,7 @@ def main() -> None:
         case = open_case(folder)
         whole = {name: scan_labels(case, engine, window) for name, window in windows.items()}
         for step in range(PATCHES):
-            box = unlabelled_patch([case.meta], {}, patch, Draw(seed=1, step=step), 1, SamplingSettings()).box
+            box = unlabelled_patch([case.meta], {}, patch, Draw(seed=1, step=step), 1).box
             inside = tuple(slice(max(0, a), z) for a, z in zip(box.start, box.stop, strict=True))
             alone = engine.run(case.read_image(box)[None])[0].argmax(axis=0)[_within(box, case.meta.shape_zyx)]
             reference = case.read_label(Box((0, 0, 0), case.meta.shape_zyx))[inside]

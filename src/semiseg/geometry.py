@@ -6,14 +6,16 @@ indexed `[z, y, x]`. Only axis swaps and flips are applied: no interpolation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from nibabel import orientations
 
 from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
+T = TypeVar("T")
 _nibabel: Any = orientations  # has no type annotations
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]], dtype=float)
 CANONICAL_AXES: Shape = (0, 1, 2)
@@ -21,10 +23,15 @@ LEFT_RIGHT_AXIS = 2
 """The axis of a canonical `(Z, Y, X)` array along which the body's left and right are mirrored."""
 
 
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Three values as a `Shape` or a `Spacing`; `ValueError` for another number of them."""
+    z, y, x = values
+    return (z, y, x)
+
+
 def spacing_from_affine(affine: DoubleArray) -> Spacing:
     """Voxel size in mm in `(Z, Y, X)` order of an affine whose columns are in `(X, Y, Z)` order."""
-    x, y, z = (float(v) for v in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-    return (z, y, x)
+    return triple(float(v) for v in np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1])
 
 
 def orientation_name(affine: DoubleArray) -> str:
@@ -42,8 +49,7 @@ def canonical_grid(affine: DoubleArray, shape_xyz: Shape) -> tuple[Shape, Spacin
     """Voxel counts and voxel sizes in mm, both in canonical `(Z, Y, X)` order, of a stored `(X, Y, Z)` shape."""
     order = np.argsort(_nibabel.io_orientation(affine)[:, 0])[::-1]
     spacing_xyz = spacing_from_affine(affine)[::-1]
-    z, y, x = (int(axis) for axis in order)
-    return (shape_xyz[z], shape_xyz[y], shape_xyz[x]), (spacing_xyz[z], spacing_xyz[y], spacing_xyz[x])
+    return triple(shape_xyz[axis] for axis in order), triple(spacing_xyz[axis] for axis in order)
 
 
 def to_canonical(array_xyz: AnyArray, affine: DoubleArray) -> AnyArray:
@@ -74,13 +80,11 @@ class Box:
 
     @property
     def shape(self) -> Shape:
-        z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
-        return (z, y, x)
+        return triple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     def slices(self) -> tuple[slice, slice, slice]:
         """Slices of the box; it must lie inside of the array."""
-        z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-        return (z, y, x)
+        return triple(map(slice, self.start, self.stop))
 
 
 def bounding_box(mask: AnyArray, *, margin: int = 0) -> Box | None:
@@ -92,4 +96,4 @@ def bounding_box(mask: AnyArray, *, margin: int = 0) -> Box | None:
             return None
         starts.append(max(0, int(occupied[0]) - margin))
         stops.append(min(mask.shape[axis], int(occupied[-1]) + 1 + margin))
-    return Box((starts[0], starts[1], starts[2]), (stops[0], stops[1], stops[2]))
+    return Box(triple(starts), triple(stops))

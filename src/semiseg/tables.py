@@ -48,17 +48,17 @@ def _meant(key: str, kind: type, whole: type, prefix: str) -> str:
     """Which known key an unknown one may be meant for: one of the same table by its letters or words, one of the same
     name in another table, or one of those by its letters; otherwise all that there are here."""
     here = [field.name for field in fields(kind)]
-    elsewhere = [path for path in _paths(whole) if path.count(".") and f"{path.rpartition('.')[0]}." != prefix]
-    by_name: dict[str, list[str]] = {}
-    for path in elsewhere:
-        by_name.setdefault(path.rpartition(".")[2], []).append(path)
+    by_name: dict[str, list[str]] = {}  # in other tables
+    for path in _paths(whole):
+        table, dot, name = path.rpartition(".")
+        if dot and f"{table}." != prefix:
+            by_name.setdefault(name, []).append(path)
     found = [f"{prefix}{name}" for name in difflib.get_close_matches(key, here, n=2, cutoff=0.75)]
     found = found or [f"{prefix}{name}" for name in here if set(_parts(name)) <= set(_parts(key))]
     found = found or by_name.get(key, [])[:3]
     if not found:
-        found = [path for name in difflib.get_close_matches(key, by_name, n=1, cutoff=0.8) for path in by_name[name]][
-            :3
-        ]
+        similar = difflib.get_close_matches(key, by_name, n=1, cutoff=0.8)
+        found = [path for name in similar for path in by_name[name]][:3]
     return f" Did you mean {' or '.join(found)}?" if found else f" Known here: {', '.join(here)}."
 
 

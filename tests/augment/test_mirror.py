@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from semiseg.augment.mirror import mirror_classes, mirror_images, mirror_labels, sample_flips
+from semiseg.augment.mirror import mirror_images, mirror_labels, sample_flips
 from semiseg.augment.settings import Augmentation
 from semiseg.io.dataset import LabelScheme
 from semiseg.randomness import Draw
@@ -37,24 +37,21 @@ def test_left_right_mirroring_exchanges_pairs_and_only_there() -> None:
 def test_mirroring_is_its_own_inverse(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn((8, 2, 3, 4, 5), generator=generator)
-    q = torch.randn((8, 4, 3, 4, 5), generator=generator)
     labels = torch.randint(0, 4, (8, 3, 4, 5), generator=generator).to(dtype)
     labels[:, 0] = 9
-    order = SCHEME
     assert torch.equal(mirror_images(mirror_images(images, ALL_FLIPS), ALL_FLIPS), images)
-    assert torch.equal(mirror_classes(mirror_classes(q, ALL_FLIPS, order), ALL_FLIPS, order), q)
-    back = mirror_labels(mirror_labels(labels, ALL_FLIPS, order), ALL_FLIPS, order)
+    back = mirror_labels(mirror_labels(labels, ALL_FLIPS, SCHEME), ALL_FLIPS, SCHEME)
     assert torch.equal(back, labels)
     assert back.dtype == dtype
 
 
-def test_class_maps_mirror_as_their_labels_do() -> None:
+def test_pairs_are_exchanged_sample_by_sample() -> None:
     labels = torch.randint(0, 4, (8, 3, 4, 5), generator=torch.Generator().manual_seed(1))
-    one_hot = torch.nn.functional.one_hot(labels, 4).movedim(-1, 1)
-    order = SCHEME
-    mirrored = mirror_classes(one_hot, ALL_FLIPS, order).argmax(dim=1)
-    assert torch.equal(mirrored, mirror_labels(labels, ALL_FLIPS, order))
-    assert not torch.equal(mirrored, mirror_images(labels, ALL_FLIPS))
+    before, mirrored = labels.clone(), mirror_images(labels, ALL_FLIPS)
+    left_right = torch.from_numpy(ALL_FLIPS[:, 2]).view(-1, 1, 1, 1)
+    expected = torch.where(left_right, torch.tensor(SCHEME.permutation())[mirrored], mirrored)
+    assert torch.equal(mirror_labels(labels, ALL_FLIPS, SCHEME), expected)
+    assert torch.equal(labels, before)
 
 
 def test_batched_equals_one_by_one_and_no_flip_is_a_no_op() -> None:
@@ -64,13 +61,5 @@ def test_batched_equals_one_by_one_and_no_flip_is_a_no_op() -> None:
         assert torch.equal(mirror_images(images[i : i + 1], flip[None])[0], together[i])
     none = np.zeros((8, 3), dtype=bool)
     assert mirror_images(images, none) is images
-    assert mirror_classes(images, none, LabelScheme(names={0: "background"})) is images
-
-
-def test_class_maps_carry_gradient() -> None:
-    q = torch.randn((1, 4, 2, 2, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()
-    weight = torch.arange(32.0).view(1, 4, 2, 2, 2)
-    flips = np.array([[True, False, True]])
-    (mirror_classes(q, flips, SCHEME) * weight).sum().backward()
-    assert q.grad is not None
-    assert torch.equal(q.grad, mirror_classes(weight, flips, SCHEME))
+    labels = torch.zeros((8, 3, 4, 5), dtype=torch.uint8)
+    assert mirror_labels(labels, none, SCHEME) is labels

@@ -13,11 +13,10 @@ from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.data.prepare import (
     PreparedCase,
     case_hash,
-    prepare_array,
     prepare_case,
     prepare_cases,
 )
-from semiseg.data.scan_rows import export_axis, preparation_axis
+from semiseg.data.scan_rows import ScanRows, export_axis, preparation_axis
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.dataset import Case, LabelScheme
@@ -59,6 +58,12 @@ def _scan(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.float32), label.astype(np.uint8)
 
 
+def _prepared(image: np.ndarray, spacing_mm: tuple[float, float, float], plan: Plan) -> np.ndarray:
+    """A scan of one channel as the network sees it."""
+    scan = ScanRows([RawChannel(image)], spacing_mm, plan)
+    return scan.rows(0, scan.shape[0])
+
+
 @pytest.fixture
 def cases(tmp_path: Path) -> list[Case]:
     """Three labelled cases and one unlabelled one, 2 x 0.8 x 0.8 mm."""
@@ -73,7 +78,7 @@ def cases(tmp_path: Path) -> list[Case]:
 
 def test_prepared_equals_nnunets_order_done_by_scipy() -> None:
     image, _ = _scan()
-    prepared = prepare_array(image[None], (2.0, 0.8, 0.8), PLAN)[0]
+    prepared = _prepared(image, (2.0, 0.8, 0.8), PLAN)[0]
     normalised = (np.clip(image.astype(np.float64), -100, 200) - 50) / 75
     expected = ndimage.zoom(normalised, (1.0, 19 / 24, 24 / 30), order=3, mode="nearest", grid_mode=True).clip(
         normalised.min(), normalised.max()
@@ -89,7 +94,7 @@ def test_what_is_stored(cases: list[Case], tmp_path: Path) -> None:
     case = open_case(tmp_path / "store" / "case0")
     whole = Box((0, 0, 0), (12, 19, 24))
     image, label = case.read_image(whole), case.read_label(whole)
-    np.testing.assert_array_equal(image, prepare_array(_scan(0)[0][None], (2.0, 0.8, 0.8), PLAN))
+    np.testing.assert_array_equal(image, _prepared(_scan(0)[0], (2.0, 0.8, 0.8), PLAN))
     meta = case.meta
     assert (meta.source_shape_zyx, meta.spacing_mm) == ((12, 24, 30), PLAN.spacing_mm)
     assert meta.source_spacing_mm == pytest.approx((2.0, 0.8, 0.8), abs=1e-6)  # NIfTI stores spacings in float32
@@ -209,8 +214,8 @@ def test_which_axis_is_coarse_on_the_way_in_and_out() -> None:
 def test_zscore_makes_cases_of_any_intensity_alike() -> None:
     plan = replace(PLAN, channels=("MRI",), normalisation=(ChannelNormalisation(scheme="zscore"),))
     image, _ = _scan()
-    low = prepare_array(image[None], (2.0, 1.0, 1.0), plan)
-    high = prepare_array(image[None] * np.float32(4096), (2.0, 1.0, 1.0), plan)
+    low = _prepared(image, (2.0, 1.0, 1.0), plan)
+    high = _prepared(image * np.float32(4096), (2.0, 1.0, 1.0), plan)
     # A power of two changes exponents only, so nothing but the last division can round differently.
     np.testing.assert_allclose(low, high, atol=1e-6)
 

@@ -135,7 +135,7 @@ def test_labelled_cases_without_foreground_are_sampled_uniformly() -> None:
 def test_every_unlabelled_case_is_seen_once_a_pass_in_changing_order(batch: int) -> None:
     cases = [_case(str(i)) for i in range(7)]
     seen = [
-        unlabelled_patch(cases, {}, PATCH, Draw(0, step, sample), batch, SETTINGS).case
+        unlabelled_patch(cases, {}, PATCH, Draw(0, step, sample), batch).case
         for step in range(42 // batch)
         for sample in range(batch)
     ]
@@ -149,7 +149,7 @@ def test_unlabelled_patches_mix_body_and_predictions() -> None:
     predicted: PredictedLocations = {"u": {0: [(39, 39, 39)], 1: [(1, 1, 1)], 2: [(1, 38, 1)], 3: []}}
     counts: Counter[str] = Counter()
     for step in range(400):
-        box = unlabelled_patch(cases, predicted, PATCH, Draw(0, step), 1, SETTINGS).box
+        box = unlabelled_patch(cases, predicted, PATCH, Draw(0, step), 1).box
         names = {(1, 1, 1): "first", (1, 38, 1): "second", (10, 12, 3): "body", (39, 39, 39): "background"}
         counts.update(name for voxel, name in names.items() if _holds(box, voxel))
     # Half on the body, the other half evenly on the two classes; 4 standard deviations are 40 and 35.
@@ -161,7 +161,7 @@ def test_unlabelled_patches_mix_body_and_predictions() -> None:
 
 def test_unlabelled_case_without_body_is_sampled_uniformly() -> None:
     cases = [_case("u", shape=(20, 20, 20), body=False)]
-    starts = {unlabelled_patch(cases, {}, PATCH, Draw(0, step), 1, SETTINGS).box.start[0] for step in range(200)}
+    starts = {unlabelled_patch(cases, {}, PATCH, Draw(0, step), 1).box.start[0] for step in range(200)}
     assert starts == set(range(13))
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
-from semiseg.data.prepare import prepare_array
 from semiseg.data.scan_rows import ScanRows
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.scans import RawChannel
@@ -46,9 +45,9 @@ def channels() -> list[RawChannel]:
 def test_rows_along_any_axis_are_the_prepared_scan(
     axes: tuple[int, int, int], spacing: tuple[float, float, float]
 ) -> None:
-    whole = prepare_array(np.stack([channel.values() for channel in channels()]), spacing, PLAN)
+    upright = ScanRows([RawChannel(channel.values()) for channel in channels()], spacing, PLAN)
     scan = ScanRows(channels(), spacing, PLAN, axes)
-    turned = whole.transpose(0, *(axis + 1 for axis in axes))
+    turned = upright.rows(0, upright.shape[0]).transpose(0, *(axis + 1 for axis in axes))
     assert scan.shape == turned.shape[1:]
     # The axes in another order: float32 rounding of three products of values up to 5.
     np.testing.assert_allclose(scan.rows(0, scan.shape[0]), turned, atol=4e-6)

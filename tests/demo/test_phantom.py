@@ -178,7 +178,7 @@ def test_files_hold_what_was_made_in_either_orientation(folder: Path) -> None:
         stored, grid = read_label(folder / f"labelsTr/phantom_{index:03d}.nii.gz")
         np.testing.assert_array_equal(volume.array[0], image)
         np.testing.assert_array_equal(stored, label)
-        np.testing.assert_allclose(volume.spacing_mm, spacing, rtol=1e-6)  # NIfTI stores float32
+        np.testing.assert_allclose(volume.grid.spacing_mm, spacing, rtol=1e-6)  # NIfTI stores float32
         assert volume.grid.difference(grid) is None
         orientations.add(grid.orientation)
     assert orientations == {"RAS", "LPS"}

@@ -243,7 +243,7 @@ def test_the_model_predicts_a_file(
     written, _ = read_label(tmp_path / "out" / f"{TEST_CASE}.nii.gz")
     volume = read_volume([scan])
     loaded = semiseg.load_model(model)
-    array = semiseg.predict_array(volume.array[0], volume.spacing_mm, loaded)
+    array = semiseg.predict_array(volume.array[0], volume.grid.spacing_mm, loaded)
     np.testing.assert_array_equal(array, written)
     again = semiseg_command("predict", model, scan, "--output", tmp_path / "out", "--device", "cpu")
     assert "1 scan in" in again.out

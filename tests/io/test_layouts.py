@@ -388,13 +388,6 @@ def test_names_that_differ_by_side_are_paired(first: str, second: str, paired: b
     assert automatic_pairs({0: "background", 1: first, 2: second}) == (((1, 2),) if paired else ())
 
 
-def test_labels_may_be_given(tmp_path: Path) -> None:
-    kidneys(tmp_path)
-    describe(tmp_path, labels=None)
-    given = LabelScheme(names={0: "background", 1: "kidney"})
-    assert read_dataset(tmp_path, labels=given).labels == given
-
-
 def decathlon(root: Path, **entries: Any) -> Path:
     training = [{"image": f"./imagesTr/s_{n}.nii.gz", "label": f"./labelsTr/s_{n}.nii.gz"} for n in ("001", "002")]
     value: dict[str, Any] = {
@@ -559,7 +552,8 @@ def test_four_digits_are_a_channel_only_where_they_can_be(
     scans(tmp_path / "images", *images)
     (tmp_path / "labels").mkdir()
     scans(tmp_path / "labels", *labels)
-    dataset = read_dataset(tmp_path, labels=LabelScheme(names={0: "background", 1: "a"}))
+    (tmp_path / "labels.json").write_text('{"a": 1}')
+    dataset = read_dataset(tmp_path)
     assert {case.id: len(case.images) for case in dataset.cases} == found
     assert len(ids(dataset, labelled=True)) == len(labels)
     assert dataset.problems == ()

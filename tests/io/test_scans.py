@@ -58,7 +58,7 @@ def test_every_orientation_reads_to_the_same_canonical_array_and_back(
     z, y, x = np.indices((5, 4, 3))
     assert np.array_equal(volume.array[0], x + 10 * y + 100 * z)
     assert volume.grid.shape_zyx == (5, 4, 3)
-    assert volume.spacing_mm == pytest.approx((3.0, 2.0, 0.5))
+    assert volume.grid.spacing_mm == pytest.approx((3.0, 2.0, 0.5))
 
     label, grid = read_label(file)
     write_label(tmp_path / "out.nii.gz", label, grid)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from semiseg.ops.operators import zoom_operator, zoom_taps
 from semiseg.ops.resample import (
@@ -11,13 +9,8 @@ from semiseg.ops.resample import (
     is_anisotropic,
     resample_image,
     resample_label,
-    resample_slab,
-    slab_input_rows,
     target_shape,
 )
-
-SIZES = st.tuples(*[st.integers(1, 14)] * 3)
-AXES = st.sampled_from([None, 0, 1, 2])
 
 
 def _image(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -51,7 +44,6 @@ def test_the_same_shape_is_an_exact_copy(axis: int | None) -> None:
     same = resample_image(image, (5, 6, 7), axis)
     assert same.tobytes() == image.tobytes()
     assert not np.shares_memory(same, image)
-    assert resample_slab(image, (5, 6, 7), 0, 5, axis).tobytes() == image.tobytes()
     label = (image[0] > 0).astype(np.uint8)
     assert resample_label(label, (5, 6, 7), axis).tobytes() == label.tobytes()
 
@@ -87,37 +79,6 @@ def test_the_coarse_axis_takes_the_nearest_slice() -> None:
     image = _image((1, 3, 4, 4))
     out = resample_image(image, (6, 4, 4), 0)
     np.testing.assert_array_equal(out[0], np.repeat(image[0], 2, axis=0))
-
-
-@settings(max_examples=60, deadline=None)
-@given(shape=SIZES, out=SIZES, axis=AXES, cut=st.floats(0, 1))
-def test_slabs_put_together_are_bit_equal_to_the_whole(
-    shape: tuple[int, int, int], out: tuple[int, int, int], axis: int | None, cut: float
-) -> None:
-    logits = _image((3, *shape))
-    whole = resample_slab(logits, out, 0, out[0], axis)
-    middle = round(cut * out[0])
-    slabs = [resample_slab(logits, out, a, b, axis) for a, b in ((0, middle), (middle, out[0]))]
-    assert np.concatenate(slabs, axis=1).tobytes() == whole.tobytes()
-
-
-@settings(max_examples=60, deadline=None)
-@given(shape=SIZES, out=SIZES, axis=AXES, data=st.data())
-def test_a_slab_needs_its_own_rows_only(
-    shape: tuple[int, int, int], out: tuple[int, int, int], axis: int | None, data: st.DataObject
-) -> None:
-    logits = _image((2, *shape))
-    start = data.draw(st.integers(0, out[0] - 1))
-    stop = data.draw(st.integers(start + 1, out[0]))
-    first, last = slab_input_rows(shape[0], out[0], start, stop, nearest=axis == 0)
-    assert 0 <= first < last <= shape[0]
-    part = resample_slab(logits[:, first:last], out, start, stop, axis, first_row=first, rows_in=shape[0])
-    assert part.tobytes() == resample_slab(logits, out, start, stop, axis).tobytes()
-
-
-def test_slab_rows_are_few() -> None:
-    assert slab_input_rows(100, 200, 100, 104) == (49, 53)
-    assert slab_input_rows(100, 100, 10, 12) == (10, 12)
 
 
 def test_taps_are_the_operator() -> None:

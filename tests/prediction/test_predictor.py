@@ -241,7 +241,7 @@ def test_mirroring_is_another_answer(model: Model, tmp_path: Path) -> None:
     scan = save(tmp_path / "in" / "a.nii.gz")
     volume = read_volume([scan])
     plain, mirrored = (
-        predict_array(volume.array, volume.spacing_mm, model, settings=replace(SETTINGS, mirror=mirror))
+        predict_array(volume.array, volume.grid.spacing_mm, model, settings=replace(SETTINGS, mirror=mirror))
         for mirror in (False, True)
     )
     assert not np.array_equal(plain, mirrored)
@@ -309,13 +309,13 @@ def test_an_array_is_predicted_as_its_file(model: Model, tmp_path: Path) -> None
     scan = save(tmp_path / "in" / "a.nii.gz", PERMUTED)
     (outcome,) = predict(model, tmp_path / "in", tmp_path / "out")
     volume = read_volume([scan])
-    label = predict_array(volume.array, volume.spacing_mm, model, settings=SETTINGS)
+    label = predict_array(volume.array, volume.grid.spacing_mm, model, settings=SETTINGS)
     assert label.shape == volume.grid.shape_zyx
     assert len(np.unique(label)) == 3
     stored = read_volume([outcome.output]).array[0]
     assert np.array_equal(label, stored)
-    assert np.array_equal(predict_array(volume.array[0], volume.spacing_mm, model, settings=SETTINGS), label)
-    whole = predict_array(volume.array[0].astype(np.int16), volume.spacing_mm, model, settings=SETTINGS)
+    assert np.array_equal(predict_array(volume.array[0], volume.grid.spacing_mm, model, settings=SETTINGS), label)
+    whole = predict_array(volume.array[0].astype(np.int16), volume.grid.spacing_mm, model, settings=SETTINGS)
     assert np.array_equal(whole, label)
 
 

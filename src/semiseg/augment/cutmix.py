@@ -1,5 +1,4 @@
-"""Cut-mix in 3D: a box of one batch is pasted into another, as in bidirectional copy-paste (Bai et al., CVPR
-2023).
+"""Cut-mix in 3D: a box of one batch is pasted into another, as in bidirectional copy-paste (Bai et al., CVPR 2023).
 
 B batch, C channel, K class, D H W (= Z Y X).
 """
@@ -21,11 +20,9 @@ from semiseg.types import Shape
 def sample_boxes(
     draw: Draw, n: int, shape: Shape, fraction: tuple[float, float], purpose: str = "cutmix"
 ) -> NDArray[np.int64]:
-    """One box for each of the n samples, wholly inside of the patch: (n, 2, 3) int64, starts then stops in
-    (Z, Y, X).
+    """One box for each of the n samples, wholly inside of the patch: (n, 2, 3) int64, starts then stops in (Z, Y, X).
 
-    fraction: range of the box's edge relative to the patch's, drawn for each axis; BCP uses 2/3. (0, 0) is no
-    box.
+    fraction: range of the box's edge relative to the patch's, drawn for each axis; BCP uses 2/3. (0, 0) is no box.
     """
     low, high = fraction
     if not 0 <= low <= high <= 1:

@@ -10,8 +10,7 @@ from semiseg.randomness import Draw
 def sample_draws(draw: Draw, n: int) -> list[Draw]:
     """The keys of the n samples of a batch; `draw.sample` is the global index of its first one.
 
-    On one device that is 0; on rank r it is r times the batch per device, so that ranks draw what one device
-    would.
+    On one device that is 0; on rank r it is r times the batch per device, so that ranks draw what one device would.
     """
     return [draw.at(sample=draw.sample + i) for i in range(n)]
 
@@ -22,8 +21,7 @@ def generators(draw: Draw, n: int, purpose: str) -> list[np.random.Generator]:
 
 
 def factor(generator: np.random.Generator, bounds: tuple[float, float]) -> float:
-    """A factor from the range, half of the draws below 1 and half above where the range allows both (as
-    nnU-Net)."""
+    """A factor from the range, half of the draws below 1 and half above where the range allows both (as nnU-Net)."""
     low, high = bounds
     below, where = generator.random(), generator.random()
     if low < 1 < high:

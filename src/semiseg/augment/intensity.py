@@ -1,5 +1,4 @@
-"""Changes of intensity, channel by channel, as nnU-Net does them (Isensee et al., Nature Methods 2021,
-supplement).
+"""Changes of intensity, channel by channel, as nnU-Net does them (Isensee et al., Nature Methods 2021, supplement).
 
 B batch, C channel, D H W (= Z Y X), R rows: the samples' channels in a row, R = B * C.
 """
@@ -77,7 +76,10 @@ _NEUTRAL = {
 
 def _sample_channel(generator: np.random.Generator, settings: Augmentation) -> dict[str, float]:
     """The changes of one channel that take place."""
-    chances = {name: getattr(settings, _probability(name)) for name in _NEUTRAL}
+    chances = {
+        name: getattr(settings, name.removesuffix("_deviation").removesuffix("_sigma") + "_probability")
+        for name in _NEUTRAL
+    }
     happens = dict(zip(chances, generator.random(len(chances)), strict=True))
     values = {
         "noise_deviation": generator.uniform(*settings.noise_deviation),
@@ -91,16 +93,10 @@ def _sample_channel(generator: np.random.Generator, settings: Augmentation) -> d
     return {name: value for name, value in values.items() if happens[name] < chances[name]}
 
 
-def _probability(name: str) -> str:
-    return name.removesuffix("_deviation").removesuffix("_sigma") + "_probability"
-
-
 def apply_intensity(images: Tensor, params: IntensityParams) -> Tensor:
-    """The images (B, C, D, H, W), float32, with each change applied to the channels that drew it, in
-    nnU-Net's order.
+    """The images (B, C, D, H, W), float32, with each change applied to the channels that drew it, in nnU-Net's order.
 
-    Channels that drew nothing are bit for bit the input's; if none drew anything, the input itself is
-    returned.
+    Channels that drew nothing are bit for bit the input's; if none drew anything, the input itself is returned.
     """
     stages: list[tuple[DoubleArray, float, Callable[[Tensor, DoubleArray], Tensor]]] = [
         (params.blur_sigma, 0.0, blur),
@@ -114,20 +110,16 @@ def apply_intensity(images: Tensor, params: IntensityParams) -> Tensor:
     if not noisy.size and all((values == neutral).all() for values, neutral, _ in stages):
         return images
     rows = images.reshape(-1, *images.shape[2:]).clone(memory_format=torch.contiguous_format)
-    for row in noisy:
-        seed, deviation = int(params.noise_seed.flat[row]), float(params.noise_deviation.flat[row])
-        rows[int(row)] += deviation * _standard_normal(rows[int(row)], seed)
+    for row in map(int, noisy):
+        generator = torch.Generator(device=rows.device).manual_seed(int(params.noise_seed.flat[row]))
+        noise = torch.randn(rows[row].shape, generator=generator, device=rows.device, dtype=rows.dtype)
+        rows[row] += float(params.noise_deviation.flat[row]) * noise
     for values, neutral, change in stages:
         chosen = np.flatnonzero(values != neutral)
         if chosen.size:
             index = to_device(chosen, rows.device)
             rows[index] = change(rows[index], values.flat[chosen])
     return rows.view(images.shape)
-
-
-def _standard_normal(like: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator(device=like.device).manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 def _column(values: DoubleArray, like: Tensor) -> Tensor:
@@ -138,8 +130,7 @@ def _column(values: DoubleArray, like: Tensor) -> Tensor:
 def blur(rows: Tensor, sigmas: DoubleArray) -> Tensor:
     """Rows (R, D, H, W) convolved with a Gaussian of sigma voxels, cut off at 4 sigma, borders continued.
 
-    Each axis is a weighted sum of shifted copies, which on a CPU is several times faster than a one-channel
-    `conv3d`.
+    Each axis is a weighted sum of shifted copies, which on a CPU is several times faster than a one-channel `conv3d`.
     """
     reach = math.ceil(4 * float(sigmas.max()))
     taps = np.arange(-reach, reach + 1)
@@ -170,8 +161,7 @@ def contrast(rows: Tensor, factors: DoubleArray) -> Tensor:
 
 
 def low_resolution(rows: Tensor, zooms: DoubleArray, axes: tuple[int, ...] = (0, 1, 2)) -> Tensor:
-    """Rows (R, D, H, W) reduced to `zoom` of their size along the axes by nearest neighbour and enlarged
-    linearly."""
+    """Rows (R, D, H, W) reduced to `zoom` of their size along the axes by nearest neighbour and enlarged linearly."""
     out = torch.empty_like(rows)
     for row, zoom in enumerate(zooms):
         size = [max(1, round(s * float(zoom))) if a in axes else s for a, s in enumerate(rows.shape[1:])]

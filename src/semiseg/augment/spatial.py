@@ -103,9 +103,8 @@ def apply_spatial(
 ) -> tuple[Tensor, Tensor | None]:
     """Images resampled linearly, (B, C, D, H, W), and their label maps by nearest neighbour, (B, D, H, W).
 
-    Nearest neighbour for labels because it keeps any value, the ignore value too, at the cost of one channel;
-    linear interpolation of K one-hot channels smooths borders by less than half a voxel and costs K times as
-    much.
+    Nearest neighbour for labels because it keeps any value, the ignore value too, at the cost of one channel; linear
+    interpolation of K one-hot channels smooths borders by less than half a voxel and costs K times as much.
 
     Outside of the patch the image continues with its border. So do the labels, that they name what the image
     shows; where the dataset has an `ignore` value, voxels from outside of the patch get it instead.
@@ -139,8 +138,7 @@ def _replaced(batch: Tensor, index: Tensor, part: Tensor) -> Tensor:
 def _grid(matrices: DoubleArray, images: Tensor) -> Tensor:
     """Where `grid_sample` reads each output voxel, (n, D, H, W, 3) in its normalised (x, y, z) coordinates.
 
-    Built by broadcasting instead of `affine_grid`, whose matrix product rounds differently with the batch
-    size.
+    Built by broadcasting instead of `affine_grid`, whose matrix product rounds differently with the batch size.
     """
     sizes = images.shape[2:]
     offsets = [torch.arange(s, dtype=torch.float32, device=images.device) - (s - 1) / 2 for s in sizes]

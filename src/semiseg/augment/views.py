@@ -20,8 +20,7 @@ def labelled_view(
 ) -> tuple[Tensor, Tensor]:
     """The fully augmented images (B, C, D, H, W), float32, and their label maps (B, D, H, W), integer.
 
-    draw: of the batch's first sample by its global index. scheme: gives the mirror pairs and the ignore
-    value.
+    draw: of the batch's first sample by its global index. scheme: gives the mirror pairs and the ignore value.
     """
     n = len(images)
     spatial = sample_spatial(draw, images.shape, settings, "labelled/spatial")
@@ -32,17 +31,13 @@ def labelled_view(
 
 
 def unlabelled_views(
-    images: Tensor,
-    draw: Draw,
-    settings: Augmentation,
-    pseudo: tuple[Tensor, LabelScheme] | None = None,
+    images: Tensor, draw: Draw, settings: Augmentation, pseudo: tuple[Tensor, LabelScheme] | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weak and the strong view of the images (B, C, D, H, W), float32, voxel by voxel in the same place, and
     pseudo-labels brought there. pseudo: label maps (B, D, H, W) that were made before, and their scheme.
 
-    Both share one geometry, so a pseudo-label of the weak view is one of the strong view as it is, without
-    any exchange of mirror pairs. The weak view's intensities follow `settings.weak()`, the strong view's
-    `settings`.
+    Both share one geometry, so a pseudo-label of the weak view is one of the strong view as it is, without any exchange
+    of mirror pairs. The weak view's intensities follow `settings.weak()`, the strong view's `settings`.
     """
     n = len(images)
     flips = sample_flips(draw, n, settings, "unlabelled/mirror")

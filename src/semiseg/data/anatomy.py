@@ -8,20 +8,19 @@ whose rows and columns are exchanged in some, all that turning and mirroring in 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations
 from math import cos, radians, sqrt
 from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
 
-from semiseg.data.laterality import MEASURED_CASES, measured_mirror_axis
+from semiseg.data.laterality import measured_labels, measured_mirror_axis
 from semiseg.data.plan import ANY_DEGREES, USUAL_DEGREES
-from semiseg.errors import DataError
+from semiseg.geometry import triple
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.scans import read_label
 from semiseg.types import DoubleArray, LabelArray, Spacing
 
 LARGEST_SPREAD_DEGREES = 40.0
@@ -63,7 +62,7 @@ Directions = dict[tuple[int, int], DoubleArray]
 def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
     """What the first 20 label maps show. Files that cannot be read are passed over; the check names them."""
     labels = replace(labels, mirror_axis=measured_mirror_axis(labels, files))
-    read = list(_read(islice(files, MEASURED_CASES)))
+    read = list(measured_labels(files))
     cases = [organs_of(label, spacing, labels) for label, spacing in read]
     reasons = []
     if not labels.mirror_pairs and all(map(_UNNAMED.fullmatch, labels.organs.values())):
@@ -92,17 +91,8 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
         f"Mirroring: along {letters}, and turning about {'ZYX'[about]}, since the directions between organs differ "
         "from scan to scan in that plane."
     )
-    z, y, x = (ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
-    return Anatomy(labels, plane, (z, y, x), tuple(reasons))
-
-
-def _read(files: Iterable[Path]) -> Iterator[tuple[LabelArray, Spacing]]:
-    for file in files:
-        try:
-            label, grid = read_label(file)
-        except DataError:
-            continue
-        yield label, grid.spacing_mm
+    turns = triple(ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
+    return Anatomy(labels, plane, turns, tuple(reasons))
 
 
 def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> dict[int, Organ]:
@@ -127,9 +117,12 @@ def directions(cases: Sequence[dict[int, Organ]], mirror_axis: int) -> Direction
     for a, b in combinations(sorted({value for case in cases for value in case}), 2):
         rows = np.full((len(cases), 3), np.nan)
         for row, case in zip(rows, cases, strict=True):
-            if a in case and b in case and _are_apart(case[a], case[b]):
+            if a in case and b in case:
                 step = case[b].centre_mm - case[a].centre_mm
-                row[:] = step / np.linalg.norm(step)
+                apart = np.linalg.norm(step)
+                # Where a lesion lies in its organ says nothing of how a patient lies.
+                if apart > max(case[a].radius_mm, case[b].radius_mm):
+                    row[:] = step / apart
         if np.isfinite(rows[:, 0]).sum() < max(FEWEST_CASES, len(cases) / 2):
             continue
         one_side = rows.copy()
@@ -168,8 +161,8 @@ def turn_degrees(pairs: Directions) -> tuple[float, float, float]:
     """How far about Z, Y and X scans are turned against their mean: the larger of 30 degrees and what 95 % of scans
     stay within, by Student's prediction interval for one more scan (n cases, deviation s: t * s * sqrt(1 + 1 / n)),
     without the organ that widens it most."""
-    z, y, x = (min((_turned(rest, axis) for rest in _without_one(pairs)), default=USUAL_DEGREES) for axis in range(3))
-    return z, y, x
+    without = _without_one(pairs)
+    return triple(min((_turned(rest, axis) for rest in without), default=USUAL_DEGREES) for axis in range(3))
 
 
 def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:
@@ -188,12 +181,6 @@ def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:
     return min(ANY_DEGREES, max(USUAL_DEGREES, wide))
 
 
-def _are_apart(a: Organ, b: Organ) -> bool:
-    """Whether the centre of each lies outside of the other: where a lesion lies in its organ says nothing of how a
-    patient lies."""
-    return float(np.linalg.norm(a.centre_mm - b.centre_mm)) > max(a.radius_mm, b.radius_mm)
-
-
 def pairs_by_place(
     read: Sequence[tuple[LabelArray, Spacing]], cases: Sequence[dict[int, Organ]], labels: LabelScheme, axis: int
 ) -> tuple[tuple[int, int], ...]:
@@ -201,8 +188,8 @@ def pairs_by_place(
     pairs: list[tuple[int, int]] = []
     for a, b in combinations(labels.organs, 2):
         votes = [
-            _mirrors(label, spacing, case, (a, b), axis)
-            for (label, spacing), case in zip(read, cases, strict=True)
+            _mirrors(label, case, (a, b), axis)
+            for (label, _), case in zip(read, cases, strict=True)
             if a in case and b in case
         ]
         if len(votes) >= 2 and 2 * sum(votes) > len(votes) and not any({a, b} & set(pair) for pair in pairs):
@@ -210,7 +197,7 @@ def pairs_by_place(
     return tuple(pairs)
 
 
-def _mirrors(label: LabelArray, spacing_mm: Spacing, case: dict[int, Organ], pair: tuple[int, int], axis: int) -> bool:
+def _mirrors(label: LabelArray, case: dict[int, Organ], pair: tuple[int, int], axis: int) -> bool:
     a, b = (case[value] for value in pair)
     step = a.centre_mm - b.centre_mm
     across = float(np.linalg.norm(np.delete(step, axis)))

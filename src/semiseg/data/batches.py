@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.data.histograms import with_other_histogram
-from semiseg.data.sampling import (
-    PredictedLocations,
-    SamplingSettings,
-    cases_by_class,
-    labelled_patch,
-    unlabelled_patch,
-)
+from semiseg.data.sampling import PredictedLocations, SamplingSettings, cases_by_class, labelled_patch, unlabelled_patch
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, StoredCase, open_case, read_case_meta
@@ -49,13 +44,13 @@ class Batch:
 class BatchSource:
     """The batches of a run. A batch depends on seed, step and rank only, never on the batches read before.
 
-    labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the
-    second may be empty. patch: size in voxels. batch, unlabelled_batch: samples of a step over all ranks (the
-    second equals the first if None), of which rank r of `world` reads the r-th part. histograms: with which
-    probability, and in which channels, labelled patches get the histogram of another scan.
+    labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the second may
+    be empty. patch: size in voxels. batch: samples of a step over all ranks, labelled ones and as many unlabelled
+    ones, of which rank r of `world` reads the r-th part. histograms: with which probability, and in which channels,
+    labelled patches get the histogram of another scan.
 
-    Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for
-    a damaged case, here or when it is read.
+    Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for a
+    damaged case, here or when it is read.
     """
 
     depth = 2
@@ -69,18 +64,18 @@ class BatchSource:
         patch: Shape,
         batch: int,
         seed: int,
-        unlabelled_batch: int | None = None,
         settings: SamplingSettings | None = None,
         histograms: tuple[float, Sequence[int]] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self._patch, self._seed = patch, seed
-        self._batch = batch
-        self._unlabelled_batch = batch if unlabelled_batch is None else unlabelled_batch
+        if not labelled:
+            raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
+        if batch % world:
+            raise _indivisible(batch, world)
+        self._rank, self._share = rank, batch // world
+        self._patch, self._batch, self._seed = patch, batch, seed
         self._settings = SamplingSettings() if settings is None else settings
-        self._rank, self._world = rank, world
-        _check(len(labelled), (self._batch, self._unlabelled_batch), world)
         self._labelled = _Cases(labelled)
         self._unlabelled = _Cases(unlabelled)
         self._holders = cases_by_class(self._labelled.metas)
@@ -91,15 +86,13 @@ class BatchSource:
         self._asked = -1
 
     def labelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64]]:
-        """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of this rank for a step.
-
-        patch: its size; None is the source's.
-        """
-        size = self._patch
+        """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of a step."""
         images, labels = [], []
         with self._reading:
-            for draw in self._draws(step, self._batch):
-                found = labelled_patch(self._labelled.metas, self._holders, size, draw, self._batch, self._settings)
+            for draw in self._draws(step):
+                found = labelled_patch(
+                    self._labelled.metas, self._holders, self._patch, draw, self._batch, self._settings
+                )
                 case = self._labelled.open(found.case, self._memory)
                 image = case.read_image(found.box)
                 if self._histograms:
@@ -108,36 +101,20 @@ class BatchSource:
                 labels.append(case.read_label(found.box))
         return np.stack(images), np.stack(labels).astype(np.int64)
 
-    def unlabelled(self, step: int) -> FloatArray:
-        """Images (B, C, Z, Y, X) float32 of this rank for a step; `ConfigError` without unlabelled cases."""
-        self._require_unlabelled()
-        self._asked = max(self._asked, step)
-        return self._unlabelled_part(step)[0]
-
-    def _unlabelled_part(self, step: int) -> tuple[FloatArray, NDArray[np.int64] | None]:
+    def unlabelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64] | None]:
+        """Images (B, C, Z, Y, X) float32 of unlabelled cases of a step, and their pseudo-labels if any are published,
+        (B, Z, Y, X) int64."""
         published = next(one for one in reversed(self._published) if one.from_step <= step)
         metas = [self._unlabelled.metas[index] for index in published.among]
         images, labels = [], []
         with self._reading:
-            for draw in self._draws(step, self._unlabelled_batch):
-                patch = unlabelled_patch(
-                    metas, published.predicted, self._patch, draw, self._unlabelled_batch, self._settings
-                )
+            for draw in self._draws(step):
+                patch = unlabelled_patch(metas, published.predicted, self._patch, draw, self._batch)
                 case = self._unlabelled.open(published.among[patch.case], self._memory)
                 images.append(case.read_image(patch.box))
-                if self._unlabelled.have_labels:
+                if self._unlabelled.labels_of is not None:
                     labels.append(case.read_label(patch.box))
         return np.stack(images), np.stack(labels).astype(np.int64) if labels else None
-
-    def fill_memory(self, *, unlabelled: bool) -> None:
-        """Decompress cases until `cache_gb` is full: what a run has done after its first pass over them.
-
-        unlabelled: those too.
-        """
-        with self._reading:
-            self._labelled.fill(self._memory)
-            if unlabelled:
-                self._unlabelled.fill(self._memory)
 
     def publish(self, predicted: PredictedLocations, *, from_step: int, among: Collection[str] | None = None) -> None:
         """Place unlabelled patches on what the teacher predicts, from a step on; earlier steps stay as they were.
@@ -165,12 +142,11 @@ class BatchSource:
     def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
         """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
 
-        unlabelled: whether to read unlabelled images too.
-        An error of the thread is raised here, at its step. Closing the generator (or leaving the loop) waits for the
-        batch in the making and drops the others.
+        unlabelled: whether to read unlabelled images too. An error of the thread is raised here, at its step. Closing
+        the generator (or leaving the loop) waits for the batch in the making and drops the others.
         """
-        if unlabelled:
-            self._require_unlabelled()
+        if unlabelled and not self._unlabelled.metas:
+            raise ConfigError("There is no unlabelled case to train on. Add some, or choose `supervised`.")
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semiseg-batches")
         waiting: deque[Future[Batch]] = deque()
         ahead = start_step
@@ -187,16 +163,19 @@ class BatchSource:
 
     def _read(self, step: int, unlabelled: bool) -> Batch:
         images, labels = self.labelled(step)
-        return Batch(step, images, labels, *(self._unlabelled_part(step) if unlabelled else (None, None)))
+        return Batch(step, images, labels, *(self.unlabelled(step) if unlabelled else (None, None)))
 
-    def _require_unlabelled(self) -> None:
-        if not self._unlabelled.metas:
-            raise ConfigError("There is no unlabelled case to train on. Add some, or choose `supervised`.")
+    def _draws(self, step: int) -> list[Draw]:
+        """The keys of this rank's samples."""
+        return [Draw(self._seed, step, self._rank * self._share + i) for i in range(self._share)]
 
-    def _draws(self, step: int, batch: int) -> list[Draw]:
-        """Keys of this rank's part of the global batch."""
-        share = batch // self._world
-        return [Draw(self._seed, step, self._rank * share + i) for i in range(share)]
+
+def _indivisible(batch: int, world: int) -> ConfigError:
+    fitting = [str(count) for count in range(1, batch + 1) if batch % count == 0]
+    return ConfigError(
+        f"A batch of {batch} cannot be divided among {world} ranks: start {', '.join(fitting[:-1])} or {fitting[-1]} with "
+        "torchrun --nproc-per-node, or make a run with another plan.batch."
+    )
 
 
 @dataclass(frozen=True)
@@ -206,18 +185,6 @@ class _Published:
     from_step: int
     predicted: PredictedLocations
     among: Sequence[int]
-
-
-def _check(labelled: int, batches: tuple[int, int], world: int) -> None:
-    if labelled == 0:
-        raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
-    for name, size in zip(("batch", "unlabelled batch"), batches, strict=True):
-        if size < 1 or size % world:
-            fitting = [str(count) for count in range(1, size + 1) if size % count == 0]
-            raise ConfigError(
-                f"The {name} of {size} cannot be divided among {world} ranks: start {', '.join(fitting[:-1])} or "
-                f"{fitting[-1]} with torchrun --nproc-per-node, or make a run with another plan.batch."
-            )
 
 
 class _Memory:
@@ -249,12 +216,13 @@ class _Cases:
         self.metas = [read_case_meta(folder) for folder in self._folders]
         self._kept: dict[int, OpenCase] = {}
         self._recent: OrderedDict[int, OpenCase] = OrderedDict()
-        self._labels_of: Callable[[StoredCase], Any] | None = None
+        self.labels_of: Callable[[StoredCase], Any] | None = None
+        """What `label` gave them."""
         self._among: Collection[str] | None = None
 
     def label(self, labels_of: Callable[[StoredCase], Any], among: Collection[str] | None) -> None:
         """Cases have these labels from now on; those that are not among these have none."""
-        self._labels_of, self._among = labels_of, among
+        self.labels_of, self._among = labels_of, among
         self._recent.clear()
         self._kept = {
             index: replace(case, label=np.asarray(labels_of(case.meta)[:]) if self._is_labelled(case.meta) else None)
@@ -264,46 +232,22 @@ class _Cases:
     def _is_labelled(self, meta: StoredCase) -> bool:
         return self._among is None or meta.id in self._among
 
-    @property
-    def have_labels(self) -> bool:
-        """Whether `label` gave them some."""
-        return self._labels_of is not None
-
     def open(self, index: int, memory: _Memory) -> OpenCase:
         """The case, with its arrays in memory if they fit."""
         if index in self._kept:
             return self._kept[index]
-        case = self._recent.pop(index, None) or self._opened(index)
-        if memory.take(_decompressed_bytes(case)):
-            self._kept[index] = _decompressed(case)
+        case = self._recent.pop(index, None)
+        if case is None:
+            case = open_case(self._folders[index])
+            if self.labels_of is not None and self._is_labelled(case.meta):
+                case = replace(case, label=self.labels_of(case.meta))
+        label_bytes = 1 if case.label is None else case.label.dtype.itemsize  # which may come later
+        if memory.take(prod(case.meta.shape_zyx) * (4 * case.meta.channels + label_bytes)):
+            whole = Box((0, 0, 0), case.meta.shape_zyx)
+            label = None if case.label is None else case.read_label(whole)
+            self._kept[index] = replace(case, image=case.read_image(whole), label=label)
             return self._kept[index]
         self._recent[index] = case
         if len(self._recent) > self.open_limit:
             self._recent.popitem(last=False)
         return case
-
-    def _opened(self, index: int) -> OpenCase:
-        case = open_case(self._folders[index])
-        if self._labels_of is None or not self._is_labelled(case.meta):
-            return case
-        return replace(case, label=self._labels_of(case.meta))
-
-    def fill(self, memory: _Memory) -> None:
-        """Open one after the other, until one is not kept."""
-        for index in range(len(self.metas)):
-            self.open(index, memory)
-            if index not in self._kept:
-                return
-
-
-def _decompressed_bytes(case: OpenCase) -> int:
-    voxels = int(np.prod(case.meta.shape_zyx))
-    label = 1 if case.label is None else case.label.dtype.itemsize  # which may come later
-    return voxels * (4 * case.meta.channels + label)
-
-
-def _decompressed(case: OpenCase) -> OpenCase:
-    """The case with arrays in memory in the place of the files."""
-    whole = Box((0, 0, 0), case.meta.shape_zyx)
-    label = None if case.label is None else case.read_label(whole)
-    return replace(case, image=case.read_image(whole), label=label)

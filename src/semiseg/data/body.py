@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 from scipy import ndimage
 
-from semiseg.geometry import CANONICAL_AXES, Box, bounding_box
+from semiseg.geometry import CANONICAL_AXES, Box, bounding_box, triple
 from semiseg.io.scans import RawChannel
 from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
@@ -32,7 +32,7 @@ def body_locations(
     source = occupied[chosen] * steps + [step // 2 for step in steps]
     # The voxel of the output grid that holds the centre of the source voxel.
     place = ((source + 0.5) * np.divide(shape_out, channel.stored.shape)).astype(int)
-    return tuple((int(z), int(y), int(x)) for z, y, x in np.minimum(place, np.subtract(shape_out, 1)))
+    return tuple(triple(map(int, voxel)) for voxel in np.minimum(place, np.subtract(shape_out, 1)))
 
 
 def every_nth(channel: RawChannel) -> tuple[FloatArray, list[int]]:
@@ -57,12 +57,12 @@ class BodyBoxes:
         found = bounding_box(self._mask, margin=1)  # the mask has every n-th voxel only
         if found is None:
             return None
-        z, y, x = (max(0, int(n / scale) - m) for n, scale, m in zip(found.start, self._scale, margin, strict=True))
-        stop = [
+        start = triple(max(0, int(n / scale) - m) for n, scale, m in zip(found.start, self._scale, margin, strict=True))
+        stop = triple(
             min(size, ceil(n / scale) + m)
             for n, scale, m, size in zip(found.stop, self._scale, margin, self._shape, strict=True)
-        ]
-        return Box((z, y, x), (stop[0], stop[1], stop[2]))
+        )
+        return Box(start, stop)
 
     def __call__(self, start: Shape, stop: Shape) -> bool:
         """Whether the box, which may reach outside, holds body or is next to it; always true if none was found."""
@@ -86,9 +86,7 @@ def body_parts(channel: FloatArray) -> BoolArray:
 
 
 def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
-    """The body `(Z, Y, X)`: in CT the largest component above Otsu's threshold, otherwise all above the
-    mean.
-    """
+    """The body `(Z, Y, X)`: in CT the largest component above Otsu's threshold, otherwise all above the mean."""
     if not ct:
         return np.asarray(channel > channel.mean(dtype=np.float64))
     # Padding far below air would be a third mode that draws the threshold to itself.
@@ -96,9 +94,9 @@ def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
     return largest_component(bounded > otsu_threshold(bounded), corners=False)
 
 
-def otsu_threshold(values: AnyArray, *, bins: int = 256) -> float:
+def otsu_threshold(values: AnyArray) -> float:
     """The threshold with the largest variance between the two classes that it makes (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=bins)
+    counts, edges = np.histogram(values, bins=256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()[:-1]
     above = counts.sum() - below

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,15 @@ from typing import Any
 import numpy as np
 
 from semiseg.cases import WAS_KILLED, map_cases
-from semiseg.data.check_case import (
-    NO_HOUNSFIELD,
-    CaseFacts,
-    Expectation,
-    Problem,
-    Remark,
-    as_problem,
-    expectation,
-    inspect_case,
-    role_of,
-)
+from semiseg.data.check_case import NO_HOUNSFIELD, CaseFacts, Problem, Remark, as_problem, inspect_case, role_of
 from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
-from semiseg.geometry import LEFT_RIGHT_AXIS
+from semiseg.geometry import LEFT_RIGHT_AXIS, triple
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and of all cases."""
-
-_Findings = tuple[CaseFacts, list[Problem]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +56,18 @@ class CheckReport:
         return value
 
 
-def check_dataset(
-    dataset: Dataset,
-    *,
-    workers: int = 1,
-    progress: Progress | None = None,
-    target_spacing_mm: Spacing | None = None,
-) -> CheckReport:
+def check_dataset(dataset: Dataset, *, workers: int = 1, progress: Progress | None = None) -> CheckReport:
     """Open every file of the dataset and report. A damaged file never stops the rest, nor does a killed worker.
 
-    workers: processes; up to 1 reads in this one. target_spacing_mm: for the disk estimate, the median spacing of the
-    training cases by default.
+    workers: processes; up to 1 reads in this one.
     """
-    findings = _inspect_all(dataset.cases, expectation(dataset), workers, progress or (lambda done, total: None))
+    findings = map_cases(
+        partial(inspect_case, dataset=replace(dataset, cases=())),  # of which each process gets one
+        dataset.cases,
+        workers=workers,
+        lost=partial(_lost, root=dataset.root),
+        progress=(lambda done, total, case: progress(done, total)) if progress else None,
+    )
     facts = tuple(fact for fact, _ in findings)
     problems = [as_problem(("error", file, text), dataset.root) for file, text in dataset.problems]
     of_cases = [problem for _, found in findings for problem in found]
@@ -91,8 +78,16 @@ def check_dataset(
         if NO_HOUNSFIELD not in remark[2] or not any(NO_HOUNSFIELD in problem.text for problem in of_cases)
     ]
     problems += of_cases
-    problems += [as_problem(remark, dataset.root) for remark in _compare_cases(facts, dataset)]
-    target = target_spacing_mm or _median_spacing(facts)
+    between_cases = [
+        *_same_content(facts, dataset),
+        *_orientations(facts, dataset.root),
+        *_unseen_classes(facts, dataset),
+        *_turned_headers(dataset),
+        *_unlabelled(facts, dataset.root),
+        *plan_remarks(facts, dataset),
+    ]
+    problems += [as_problem(remark, dataset.root) for remark in between_cases]
+    target = _median_spacing(facts)
     return CheckReport(
         name=dataset.name,
         layout=dataset.layout,
@@ -106,32 +101,9 @@ def check_dataset(
     )
 
 
-def _inspect_all(cases: Sequence[Case], expected: Expectation, workers: int, progress: Progress) -> list[_Findings]:
-    """Findings in the order of the cases."""
-    return map_cases(
-        partial(inspect_case, expected=expected),
-        cases,
-        workers=workers,
-        lost=partial(_lost, root=expected.root),
-        progress=lambda done, total, case: progress(done, total),
-    )
-
-
-def _lost(case: Case, root: Path) -> _Findings:
+def _lost(case: Case, root: Path) -> tuple[CaseFacts, list[Problem]]:
     text = f"{WAS_KILLED}. Leave the case out."
     return CaseFacts(id=case.id, role=role_of(case)), [as_problem(("error", case.images[0], text), root, case.id)]
-
-
-def _compare_cases(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
-    """What only shows when cases are held against each other."""
-    return [
-        *_same_content(facts, dataset),
-        *_orientations(facts, dataset.root),
-        *_unseen_classes(facts, dataset),
-        *_turned_headers(dataset),
-        *_unlabelled(facts, dataset.root),
-        *plan_remarks(facts, dataset),
-    ]
 
 
 def _same_content(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
@@ -156,13 +128,8 @@ def _orientations(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:
     if len(counts) < 2:
         return []
     listed = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    return [
-        (
-            "note",
-            root,
-            f"orientations are mixed ({listed}): every scan is brought to RAS on reading. Nothing to do.",
-        )
-    ]
+    text = f"orientations are mixed ({listed}): every scan is brought to RAS on reading. Nothing to do."
+    return [("note", root, text)]
 
 
 def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
@@ -212,8 +179,7 @@ def _median_spacing(facts: Sequence[CaseFacts]) -> Spacing | None:
     spacings = [f.spacing_mm for f in known if f.role != "test"] or [f.spacing_mm for f in known]
     if not spacings:
         return None
-    z, y, x = (float(value) for value in np.median(np.array(spacings), axis=0))
-    return (z, y, x)
+    return triple(map(float, np.median(np.array(spacings), axis=0)))
 
 
 def _disk_bytes(facts: Sequence[CaseFacts], channels: int, target: Spacing) -> int:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from semiseg.data.labels import count_values
 from semiseg.errors import DataError
-from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.dataset import Case, Dataset
 from semiseg.io.grid import Grid
 from semiseg.io.modality import is_ct
 from semiseg.io.scans import read_grid, read_label_rounded, read_volume
-from semiseg.types import FloatArray, LabelArray, Shape, Spacing
+from semiseg.types import FloatArray, Shape, Spacing
 from semiseg.words import counted, printable
 
 Severity = Literal["error", "warning", "note"]
 Role = Literal["labelled", "unlabelled", "test"]
 
-
 NO_HOUNSFIELD = "no Hounsfield units?"
+_LABEL_SOURCES = {"nnunet": "dataset.json", "msd": "dataset.json", "flare22": "FLARE22's list"}
+"""Who says which labels there are, by layout."""
 
 Remark = tuple[Severity, Path, str]
 """A problem in the making: its file and a text that may begin with the file's path."""
@@ -60,32 +61,11 @@ class CaseFacts:
     content: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expectation:
-    """What the dataset says about each of its cases. label_source: who says which labels there are."""
-
-    root: Path
-    channels: tuple[str, ...]
-    labels: LabelScheme
-    label_source: str
-
-
-def expectation(dataset: Dataset) -> Expectation:
-    """What every case of the dataset is held against."""
-    sources = {"nnunet": "dataset.json", "msd": "dataset.json", "flare22": "FLARE22's list"}
-    return Expectation(
-        root=dataset.root,
-        channels=dataset.channels,
-        labels=dataset.labels,
-        label_source=sources.get(dataset.layout, "the label list"),
-    )
-
-
-def inspect_case(case: Case, expected: Expectation) -> tuple[CaseFacts, list[Problem]]:
-    """Open all files of a case. Nothing that is wrong with them raises: it is in the list of problems."""
+def inspect_case(case: Case, dataset: Dataset) -> tuple[CaseFacts, list[Problem]]:
+    """Open all files of a case of a dataset. Nothing that is wrong with them raises: it is in the list of problems."""
     remarks: list[Remark] = []
-    grid, image = _inspect_image(case, expected, remarks)
-    label_grid, voxels = _inspect_label(case.label, expected, remarks) if case.label else (None, None)
+    grid, image = _inspect_image(case, dataset, remarks)
+    label_grid, voxels = _inspect_label(case.label, dataset, remarks) if case.label else (None, None)
     remedy = "Resample it onto the image, or restore the file."
     if case.label and grid and label_grid and (misfit := grid.misfit(label_grid, remedy)):
         remarks.append(("error", case.label, f"not on the grid of its image: {misfit}"))
@@ -100,7 +80,7 @@ def inspect_case(case: Case, expected: Expectation) -> tuple[CaseFacts, list[Pro
         label_voxels=voxels,
         content=_content(image) if image is not None else None,
     )
-    return facts, [as_problem(remark, expected.root, case.id) for remark in remarks]
+    return facts, [as_problem(remark, dataset.root, case.id) for remark in remarks]
 
 
 def role_of(case: Case) -> Role:
@@ -114,27 +94,25 @@ def as_problem(remark: Remark, root: Path, case: str | None = None) -> Problem:
     """A remark with the file's path below the dataset's folder, or its whole path if it lies elsewhere."""
     severity, file, text = remark
     text = text.removeprefix(f"{file}: ")
-    inside = file != root and file.is_relative_to(root)
-    name = str(file.relative_to(root)) if inside else str(file)
+    name = str(file.relative_to(root) if file != root and file.is_relative_to(root) else file)
     if text.split(" ", 1)[0].isalpha():  # a word, no id or key
         text = text[:1].upper() + text[1:]
     return Problem(severity=severity, file=printable(name), text=printable(text), case=case)
 
 
-def _inspect_image(case: Case, expected: Expectation, remarks: list[Remark]) -> tuple[Grid | None, FloatArray | None]:
+def _inspect_image(case: Case, dataset: Dataset, remarks: list[Remark]) -> tuple[Grid | None, FloatArray | None]:
     """Grid and voxels `(C, Z, Y, X)` of the image, each None where it cannot be had."""
-    grids = [inspect_header(path, remarks) for path in case.images]
-    if any(grid is None for grid in grids):
-        return next((grid for grid in grids if grid), None), None
-    first = grids[0]
-    if first is None or not _form_fits([grid for grid in grids if grid], case, expected, remarks):
+    grids = [grid for path in case.images if (grid := inspect_header(path, remarks))]
+    first = grids[0] if grids else None
+    if len(grids) < len(case.images) or not _form_fits(grids, case, dataset, remarks):
         return first, None
     try:
         image = read_volume(case.images).array
     except DataError as error:
-        remarks.append(("error", _named_file(error, case.images), str(error)))
+        named = next((file for file in case.images if str(error).startswith(f"{file}:")), case.images[0])
+        remarks.append(("error", named, str(error)))
         return first, None
-    _judge_intensities(image, case, expected, remarks)
+    _judge_intensities(image, case, dataset, remarks)
     return first, image
 
 
@@ -149,9 +127,9 @@ def inspect_header(path: Path, remarks: list[Remark]) -> Grid | None:
     return grid
 
 
-def _form_fits(grids: list[Grid], case: Case, expected: Expectation, remarks: list[Remark]) -> bool:
+def _form_fits(grids: list[Grid], case: Case, dataset: Dataset, remarks: list[Remark]) -> bool:
     """Whether dimensions and channels are those of a 3D case of this dataset."""
-    file, shape, wanted = case.images[0], grids[0].shape_zyx, len(expected.channels)
+    file, shape, wanted = case.images[0], grids[0].shape_zyx, len(dataset.channels)
     if min(shape) == 1:
         text = f"2D scans are not supported: the shape (Z, Y, X) is {shape}. Leave the case out."
         remarks.append(("error", file, text))
@@ -162,36 +140,31 @@ def _form_fits(grids: list[Grid], case: Case, expected: Expectation, remarks: li
     if wanted == 1:
         text = f"4D with {channels} volumes, but a 3D scan is expected. Keep one volume, or name all channels."
     else:
-        names = ", ".join(expected.channels)
+        names = ", ".join(dataset.channels)
         text = f"{counted(channels, 'channel')}, but the dataset names {wanted} ({names}). Add or remove channels."
     remarks.append(("error", file, text))
     return False
 
 
-def _judge_intensities(image: FloatArray, case: Case, expected: Expectation, remarks: list[Remark]) -> None:
-    constant = [name for name, c in zip(expected.channels, image, strict=True) if float(c.min()) == float(c.max())]
-    if len(constant) == len(expected.channels):
+def _judge_intensities(image: FloatArray, case: Case, dataset: Dataset, remarks: list[Remark]) -> None:
+    constant = [name for name, c in zip(dataset.channels, image, strict=True) if float(c.min()) == float(c.max())]
+    if len(constant) == len(dataset.channels):
         value = float(image.flat[0])
         text = f"every voxel is {value:g}: there is nothing to see. Restore the scan, or leave it out."
         remarks.append(("error", case.images[0], text))
     elif constant:
         text = f"the channel {', '.join(constant)} is constant. Restore it, or leave the case out."
         remarks.append(("warning", case.images[0], text))
-    for name, channel in zip(expected.channels, image, strict=True):
+    for name, channel in zip(dataset.channels, image, strict=True):
         if is_ct(name) and name not in constant and float(channel.min()) >= 0:
-            text = f"the channel is called CT, but its lowest value is {float(channel.min()):g}: {NO_HOUNSFIELD} "
-            remarks.append(
-                (
-                    "warning",
-                    case.images[0],
-                    text + "Apply the rescale intercept, or say --modality mr if it is no CT.",
-                )
+            text = (
+                f"the channel is called CT, but its lowest value is {float(channel.min()):g}: {NO_HOUNSFIELD} "
+                "Apply the rescale intercept, or say --modality mr if it is no CT."
             )
+            remarks.append(("warning", case.images[0], text))
 
 
-def _inspect_label(
-    file: Path, expected: Expectation, remarks: list[Remark]
-) -> tuple[Grid | None, dict[int, int] | None]:
+def _inspect_label(file: Path, dataset: Dataset, remarks: list[Remark]) -> tuple[Grid | None, dict[int, int] | None]:
     """Grid and voxel counts of a label map, each None where it cannot be had."""
     try:
         label, grid, rounded = read_label_rounded(file)
@@ -201,13 +174,14 @@ def _inspect_label(
     if rounded:
         text = f"label values are up to {rounded:.2g} off whole numbers: they are rounded. Store them as whole numbers."
         remarks.append(("warning", file, text))
-    counts = _voxel_counts(label)
-    labels = expected.labels
+    counts = count_values(label)
+    labels = dataset.labels
     strange = {value: count for value, count in counts.items() if value not in labels.names and value != labels.ignore}
     if strange:
         parts = [f"{count} voxel{'s have' if count > 1 else ' has'} value {value}" for value, count in strange.items()]
         shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more values" if len(parts) > 4 else "")
-        text = f"{shown}, but {expected.label_source} ends at {max(labels.names)}. Fix the file, or add the label."
+        source = _LABEL_SOURCES.get(dataset.layout, "the label list")
+        text = f"{shown}, but {source} ends at {max(labels.names)}. Fix the file, or add the label."
         remarks.append(("error", file, text))
     elif not any(value in labels.organs for value in counts):
         text = "the label is empty: no voxel has a class. Remove the file if nobody has labelled the scan."
@@ -215,18 +189,7 @@ def _inspect_label(
     return grid, counts
 
 
-def _voxel_counts(label: LabelArray) -> dict[int, int]:
-    """Number of voxels of each value that occurs."""
-    counts = np.bincount(label.ravel())
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
 def _content(image: FloatArray) -> str:
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
-
-
-def _named_file(error: DataError, files: Sequence[Path]) -> Path:
-    """The file that the message begins with, the first one otherwise."""
-    return next((file for file in files if str(error).startswith(f"{file}:")), files[0])

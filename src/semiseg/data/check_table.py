@@ -43,7 +43,8 @@ def print_check(report: CheckReport, console: Console | None = None) -> None:
         kind = _kind(problem)
         printed[kind] += 1
         if printed[kind] <= _SHOWN or alike[kind] <= _SHOWN + 1:
-            _print_problem(problem, console)
+            console.print(Text.assemble((problem.severity, _STYLES[problem.severity]), "  ", (problem.file, "bold")))
+            console.print(Padding(Text(problem.text), (0, 0, 0, 4)))
         elif printed[kind] == _SHOWN + 1:
             text = f"    and {alike[kind] - _SHOWN} more {problem.severity}s of the same kind, on other files"
             console.print(Text(text, _STYLES[problem.severity]))
@@ -68,8 +69,7 @@ def _summary(report: CheckReport) -> Table:
         spacing = " × ".join(f"{mm:.3g}" for mm in report.target_spacing_mm)
         size = f"at most {_bytes(report.disk_bytes)} at {spacing} mm (Z, Y, X), before compression"
         table.add_row("to prepare", size)
-    pairs = report.labels.mirror_pairs
-    if pairs:
+    if pairs := report.labels.mirror_pairs:
         names = report.labels.names
         table.add_row("mirror pairs", Text(", ".join(f"{names[a]} | {names[b]}" for a, b in pairs)))
     return table
@@ -126,11 +126,6 @@ def _kind(problem: Problem) -> str:
     """The text without its numbers and names of files, by which problems are alike."""
     words = re.sub(r"\S*[/\\.]\S*|[-\d]+", "", problem.text)
     return f"{problem.severity} {words[:_KIND_LENGTH]}"
-
-
-def _print_problem(problem: Problem, console: Console) -> None:
-    console.print(Text.assemble((problem.severity, _STYLES[problem.severity]), "  ", (problem.file, "bold")))
-    console.print(Padding(Text(problem.text), (0, 0, 0, 4)))
 
 
 def _verdict(report: CheckReport) -> Text:

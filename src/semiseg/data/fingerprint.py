@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.labels import read_checked_label
 from semiseg.errors import DataError
-from semiseg.files import read_json, write_json
+from semiseg.files import write_json
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.scans import read_grid, read_volume
 from semiseg.randomness import Draw
@@ -66,9 +65,6 @@ class Fingerprint:
     problems: tuple[tuple[str, str], ...] = ()
 
 
-_ADAPTER: TypeAdapter[Fingerprint] = TypeAdapter(Fingerprint)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
     """One case's part: samples `(C, n)` and extremes `(C, 2)` of its foreground if it has any, or the error."""
@@ -90,12 +86,10 @@ def compute_fingerprint(
 ) -> Fingerprint:
     """Measure the training cases, `workers` processes at a time; the result does not depend on `workers`.
 
-    cases: the training cases as the run sees them: a case whose `label` is None counts as unlabelled, and
-    only its header is read. seed: of the voxels drawn from the foreground. progress: called with (done,
-    total, case id).
+    cases: the training cases as the run sees them: a case whose `label` is None counts as unlabelled, and only its
+    header is read. seed: of the voxels drawn from the foreground. progress: called with (done, total, case id).
 
-    Raises `DataError` if no labelled case with foreground can be read; single unreadable cases become
-    `problems`.
+    Raises `DataError` if no labelled case with foreground can be read; single unreadable cases become `problems`.
     """
     if not any(case.label for case in cases):
         raise DataError(f"{dataset.root}: no training case has a label. Give at least one label map to learn from.")
@@ -128,24 +122,11 @@ def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
     write_json(path, asdict(fingerprint))
 
 
-def read_fingerprint(path: Path) -> Fingerprint:
-    """Read a fingerprint; raises `DataError` that names the file and key."""
-    try:
-        return _ADAPTER.validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}. Delete the file and prepare again.") from None
-
-
 def _measure(case: Case, labels: LabelScheme, channels: int, draw: Draw) -> _Measured:
     try:
         grid = read_grid(case.images[0])
         entry = CaseFingerprint(
-            id=case.id,
-            shape_zyx=grid.shape_zyx,
-            spacing_mm=grid.spacing_mm,
-            labelled=case.label is not None,
+            id=case.id, shape_zyx=grid.shape_zyx, spacing_mm=grid.spacing_mm, labelled=case.label is not None
         )
         if case.label is None:
             return _Measured(case=entry)

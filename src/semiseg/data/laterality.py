@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -26,13 +26,19 @@ def measured_mirror_axis(labels: LabelScheme, label_files: Iterable[Path]) -> in
     """
     distances_mm = np.zeros(3)
     if labels.mirror_pairs:
-        for file in islice(label_files, MEASURED_CASES):
-            try:
-                label, grid = read_label(file)
-            except DataError:
-                continue
-            distances_mm += pair_distances_mm(label, grid.spacing_mm, labels)
+        for label, spacing_mm in measured_labels(label_files):
+            distances_mm += pair_distances_mm(label, spacing_mm, labels)
     return int(np.argmax(distances_mm)) if distances_mm.any() else LEFT_RIGHT_AXIS
+
+
+def measured_labels(label_files: Iterable[Path]) -> Iterator[tuple[LabelArray, Spacing]]:
+    """The first 20 label maps with their spacings, but those that cannot be read."""
+    for file in islice(label_files, MEASURED_CASES):
+        try:
+            label, grid = read_label(file)
+        except DataError:
+            continue
+        yield label, grid.spacing_mm
 
 
 def pair_distances_mm(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> DoubleArray:

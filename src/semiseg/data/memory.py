@@ -29,7 +29,7 @@ def training_gb(
     activation_bytes: of one number in a feature map, 4 in float32, 2 in mixed precision. Workspaces of the
     convolution library are not counted.
     """
-    voxels = _level_voxels(network, patch)
+    voxels = [prod(patch) / prod(map(prod, network.strides[1 : level + 1])) for level in range(len(network.strides))]
     sample = 4.0 * voxels[0] * (channels + _LOSS_MAPS * classes)
     for level, (features, count) in enumerate(zip(network.features, voxels, strict=True)):
         bottleneck = level == len(voxels) - 1
@@ -39,13 +39,6 @@ def training_gb(
         if not bottleneck:  # max pooling keeps its output and a 64-bit index for each
             sample += (activation_bytes + 8) * features * voxels[level + 1]
     return (batch * sample + _WEIGHT_BYTES * _parameters(network, channels, classes)) / GB
-
-
-def _level_voxels(network: NetworkPlan, patch: Shape) -> list[float]:
-    voxels = [float(prod(patch))]
-    for stride in network.strides[1:]:
-        voxels.append(voxels[-1] / prod(stride))
-    return voxels
 
 
 def _parameters(network: NetworkPlan, channels: int, classes: int) -> int:

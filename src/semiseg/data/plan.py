@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml, write_toml
-from semiseg.geometry import LEFT_RIGHT_AXIS
+from semiseg.geometry import LEFT_RIGHT_AXIS, triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.tables import refuse_unknown_keys
 from semiseg.types import Shape, Spacing
@@ -59,7 +59,7 @@ class NetworkPlan:
             for axis in range(3):
                 unit[axis] *= stride[axis]
                 reach[axis] += (down + up) * (kernel[axis] - 1) * unit[axis]
-        return (reach[0], reach[1], reach[2])
+        return triple(reach)
 
 
 USUAL_DEGREES, ANY_DEGREES = 30.0, 180.0
@@ -105,8 +105,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def read_plan(path: Path) -> Plan:
     """Read and check a plan; raises `ConfigError` that names the key."""
-    value = read_toml(path)
-    value = {"anisotropic_axis": None} | value
+    value = {"anisotropic_axis": None} | read_toml(path)
     refuse_unknown_keys(value, Plan, str(path))
     try:
         plan = _ADAPTER.validate_python(value)
@@ -116,8 +115,7 @@ def read_plan(path: Path) -> Plan:
         raise ConfigError(
             f"{path}: {key}: {first['msg']}. Correct the key, or delete the file and run `semiseg prepare` again."
         ) from None
-    problem = _inconsistency(plan)
-    if problem:
+    if problem := _inconsistency(plan):
         raise ConfigError(f"{path}: {problem}")
     return plan
 

@@ -1,14 +1,13 @@
 """The planner: from a fingerprint and a memory budget to the plan. Rules: docs/decisions/0001 and 0002.
 
-Spacing is nnU-Net's (median; the 10th percentile along a coarse axis). The patch starts at 4 voxels of the
-coarsest level and grows, always along the axis of which it covers least of the median scan, until it covers that
-scan, has as many voxels as the paper's, or fills the memory with the smallest batch; what memory is left
-goes into the batch.
+Spacing is nnU-Net's (median; the 10th percentile along a coarse axis). The patch starts at 4 voxels of the coarsest
+level and grows, always along the axis of which it covers least of the median scan, until it covers that scan, has as
+many voxels as the paper's, or fills the memory with the smallest batch; what memory is left goes into the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
@@ -19,6 +18,7 @@ from semiseg.data.fingerprint import ChannelIntensity, Fingerprint
 from semiseg.data.memory import training_gb
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.errors import ConfigError
+from semiseg.geometry import triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.ops.resample import ANISOTROPY_RATIO, coarse_axis, target_shape
 from semiseg.types import Shape, Spacing
@@ -30,12 +30,9 @@ SMALLEST_BOTTLENECK = 4
 HELD_BACK_RATIO = 3.2
 """An axis whose voxels are so many times as long as the finest is neither pooled nor convolved until it no longer is:
 slices that lie so far apart have little to do with each other at the first levels. nnU-Net's factor of 2 would hold
-back the paper's 2.5 x 0.8 x 0.8 mm, too, which pools in all axes.
-"""
+back the paper's 2.5 x 0.8 x 0.8 mm, too, which pools in all axes."""
 BATCHES = {"cpu": (2, 2), "cuda": (2, 8), "mps": (2, 8)}
-"""Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for
-more.
-"""
+"""Smallest and largest batch: batch norm needs two samples, and 8 is the paper's; a CPU has no time for more."""
 MOST_FEATURES, RESIDUAL_FEATURES = 512, 320
 """Of the coarsest levels: the paper's, and nnU-Net's."""
 RESIDUAL_BLOCKS = (1, 3, 4, 6)
@@ -54,9 +51,8 @@ class PlanSettings:
     """What the planner may be told; it chooses where a value is None, and takes what is given as it is."""
 
     device: Device | Literal["auto"] = "auto"
-    """Where training will run; `semiseg prepare` settles auto by what is there, the planner alone takes
-    cuda: a CPU gets fewer features, smaller patches and batches, since time is its limit.
-    """
+    """Where training will run; `semiseg prepare` settles auto by what is there, the planner alone takes cuda: a CPU
+    gets fewer features, smaller patches and batches, since time is its limit."""
     memory_budget_gb: float | None = None
     """Memory for training in GB; None is 16 on mps and 4 on cpu, and on cuda what `semiseg prepare` finds that the GPU
     has, less a reserve. The planner alone takes 48 there, where the paper's plan fits."""
@@ -67,13 +63,9 @@ class PlanSettings:
     batch: int | None = None
     """Samples in a batch; None takes what fits, from 2 to the paper's 8, and 2 on cpu."""
     base_features: int | None = None
-    """Features of the teacher's finest level; None is the paper's 32 (16 on cpu), fewer where memory is
-    short.
-    """
+    """Features of the teacher's finest level; None is the paper's 32 (16 on cpu), fewer where memory is short."""
     student_base_features: int | None = None
-    """Features of the finest level of the student, the network that is shipped; None is the teacher's
-    number.
-    """
+    """Features of the finest level of the student, the network that is shipped; None is the teacher's number."""
     network: str = "unet"
     """unet: the paper's. residual_encoder: nnU-Net's ResEnc presets. Or the name of one that was added."""
     max_features: int | None = None
@@ -190,8 +182,7 @@ def target_spacing(fingerprint: Fingerprint) -> Spacing:
     finer = float(target[others].max())
     if target[worst] > ANISOTROPY_RATIO * finer and size[worst] * ANISOTROPY_RATIO < size[others].min():
         target[worst] = max(float(np.percentile(spacings[:, worst], 10)), finer)
-    z, y, x = (float(v) for v in target)
-    return (z, y, x)
+    return triple(map(float, target))
 
 
 def median_shape(fingerprint: Fingerprint, spacing_mm: Spacing) -> Shape:
@@ -201,12 +192,10 @@ def median_shape(fingerprint: Fingerprint, spacing_mm: Spacing) -> Shape:
 
 
 def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
-    """Strides and kernels of each level for scans of shape `median`, or for the patch that the settings
-    give.
+    """Strides and kernels of each level for scans of shape `median`, or for the patch that the settings give.
 
-    A level is added while at least two axes have room for it. An axis that would fall under 4 voxels is left
-    alone; one that is more than 3.2 times as coarse as the finest is held back, and convolved with kernel 1
-    until it no longer is.
+    A level is added while at least two axes have room for it. An axis that would fall under 4 voxels is left alone; one
+    that is more than 3.2 times as coarse as the finest is held back, and convolved with kernel 1 until it no longer is.
     """
     shape, given = settings.patch or median, settings.patch is not None
     units, current, kernel = (1, 1, 1), spacing_mm, (1, 1, 1)
@@ -223,7 +212,7 @@ def _levels(median: Shape, spacing_mm: Spacing, settings: PlanSettings) -> tuple
             break
         strides.append(stride)
         units = triple(a * b for a, b in zip(units, stride, strict=True))
-        current = (current[0] * stride[0], current[1] * stride[1], current[2] * stride[2])
+        current = triple(a * b for a, b in zip(current, stride, strict=True))
     if len(strides) == 1:
         source = f"plan.patch = {shape}" if given else f"the median scan of {shape} voxels at {spacing_mm} mm"
         raise ConfigError(
@@ -259,8 +248,7 @@ def _affordable_base(plan: Callable[[int], Plan], fits: Callable[[Plan], bool], 
 
 def _grow(smallest: Shape, limit: Shape, units: Shape, median: Shape, fits: Callable[[Shape], bool]) -> Shape:
     """`smallest` grown by `units` along the axis of which it covers least of the `median` scan, while it `fits` and is
-    within `limit`.
-    """
+    within `limit`."""
     patch, growing = smallest, {0, 1, 2}
     while growing:
         axis = min(growing, key=lambda a: (patch[a] / median[a], a))
@@ -294,8 +282,3 @@ def _normalisation(channel: str, intensity: ChannelIntensity) -> ChannelNormalis
         mean=intensity.mean,
         deviation=intensity.deviation,
     )
-
-
-def triple(values: Iterable[int]) -> Shape:
-    z, y, x = values
-    return (z, y, x)

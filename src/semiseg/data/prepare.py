@@ -23,12 +23,13 @@ from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
+from semiseg.geometry import triple
 from semiseg.io.dataset import Case
-from semiseg.io.scans import RawChannel, RawVolume, read_scan
+from semiseg.io.scans import RawVolume, read_scan
 from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
-from semiseg.types import BoolArray, FloatArray, LabelArray, Shape, Spacing
+from semiseg.types import BoolArray, FloatArray, LabelArray, Shape
 
 PREPARATION_VERSION = 5
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
@@ -39,24 +40,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedCase:
-    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as
-    text.
-    """
+    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as text."""
 
     id: str
     hash: str | None = None
     reused: bool = False
     error: str | None = None
-
-
-def prepare_array(array: FloatArray, spacing_mm: Spacing, plan: Plan) -> FloatArray:
-    """The scan as the network sees it: `(C, Z, Y, X)` float32 at the plan's spacing, in network units.
-
-    array: `(C, Z, Y, X)`, canonical, in the scan's own units.
-    Raises `DataError` for another number of channels than the plan's.
-    """
-    scan = ScanRows([RawChannel(channel) for channel in array], spacing_mm, plan)
-    return scan.rows(0, scan.shape[0])
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
@@ -129,10 +118,9 @@ def _prepare(case: Case, plan: Plan, digest: str, folder: Path) -> None:
     except DataError as error:
         raise DataError(f"{case.images[0]}: {error}") from None
     image = scan.rows(0, scan.shape[0])
-    z, y, x = image.shape[1:]
     label = None
     if source_label is not None:
-        label = resample_label(source_label, (z, y, x), preparation_axis(volume.grid.spacing_mm, plan))
+        label = resample_label(source_label, scan.shape, preparation_axis(volume.grid.spacing_mm, plan))
     meta = _describe(case, plan, digest, volume, image, label)
     write_case(folder, image=image, label=label, meta=meta)
 
@@ -150,9 +138,8 @@ def prepare_cases(
 
     shared: as in `prepare_case`.
 
-    A case that fails is reported in its result and stops no other; what is stored stays, so a second call
-    goes on where the first was cut off. With more than one worker, processes are spawned with one compute
-    thread each.
+    A case that fails is reported in its result and stops no other; what is stored stays, so a second call goes on where
+    the first was cut off. With more than one worker, processes are spawned with one compute thread each.
     """
     return map_cases(
         partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),
@@ -191,7 +178,7 @@ def _is_stored(folder: Path, digest: str) -> bool:
 def _describe(
     case: Case, plan: Plan, digest: str, volume: RawVolume, image: FloatArray, label: LabelArray | None
 ) -> StoredCase:
-    z, y, x = image.shape[1:]
+    shape = triple(image.shape[1:])
     voxels: dict[int, int] = {}
     locations: dict[int, tuple[Shape, ...]] = {}
     draw = Draw(seed=0)  # locations belong to the content of the case, not to a run
@@ -201,14 +188,14 @@ def _describe(
             locations[value] = _sample_locations(label == value, draw.generator(f"locations/{case.id}/{value}"))
     body = body_locations(
         volume.channels[0],
-        (z, y, x),
+        shape,
         ct=plan.normalisation[0].scheme == "ct",
         count=MAX_LOCATIONS,
         generator=draw.generator(f"locations/{case.id}/body"),
     )
     return StoredCase(
         id=case.id,
-        shape_zyx=(z, y, x),
+        shape_zyx=shape,
         spacing_mm=plan.spacing_mm,
         source_shape_zyx=volume.grid.shape_zyx,
         source_spacing_mm=volume.grid.spacing_mm,
@@ -225,4 +212,4 @@ def _describe(
 def _sample_locations(mask: BoolArray, generator: np.random.Generator) -> tuple[Shape, ...]:
     occupied = np.flatnonzero(mask)
     chosen = generator.choice(occupied, min(MAX_LOCATIONS, occupied.size), replace=False)
-    return tuple((int(z), int(y), int(x)) for z, y, x in zip(*np.unravel_index(chosen, mask.shape), strict=True))
+    return tuple(triple(map(int, place)) for place in zip(*np.unravel_index(chosen, mask.shape), strict=True))

@@ -123,7 +123,10 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
             raise ConfigError(f"data.label_list = {settings.label_list}: names no case.")
         order = named
     else:
-        order = [case for case in _label_order(everyone, settings) if case not in held_back | excluded]
+        drawn = everyone
+        if settings.label_seed is not None:
+            drawn = _shuffled(everyone, settings.label_seed, "label budget")
+        order = [case for case in drawn if case not in held_back | excluded]
     if listed and not order:
         raise ConfigError(
             f"data.development = {settings.development} takes all of {counted(len(listed), 'labelled training case')}."
@@ -157,19 +160,23 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
             return "validation"
         return "labelled" if case.id in kept else "unlabelled"
 
-    roles = {case.id: role(case) for case in dataset.cases if case.split != "test" or not held_back}
     return [
-        _run_case(case, roles[case.id])
+        _run_case(case, role(case))
         for case in dataset.cases
-        if case.id in roles and not (case.split == "train" and case.id in excluded)
+        if not (held_back if case.split == "test" else case.id in excluded)
     ]
 
 
 def fold_parts(ids: Sequence[str], folds: int) -> list[list[str]]:
     """The ids in so many parts that differ in size by one at most, drawn once and for all by the ids themselves."""
-    names = sorted(ids)
-    drawn = [names[i] for i in Draw(seed=0).generator("folds").permutation(len(names))]
+    drawn = _shuffled(ids, 0, "folds")
     return [drawn[part::folds] for part in range(folds)]
+
+
+def _shuffled(ids: Sequence[str], seed: int, purpose: str) -> list[str]:
+    """The ids in an order that is drawn, and the same in whatever order they are given."""
+    names = sorted(ids)
+    return [names[i] for i in Draw(seed=seed).generator(purpose).permutation(len(names))]
 
 
 def _run_case(case: Case, role: Role) -> RunCase:
@@ -203,14 +210,6 @@ def _known_ids(file: str, key: str, dataset: Dataset) -> list[str]:
     if unknown := [case for case in ids if case not in known]:
         raise ConfigError(f"data.{key} = {file}: {unknown[0]} is no training case of {dataset.root}. Mend the list.")
     return ids
-
-
-def _label_order(listed: list[str], settings: DataSettings) -> list[str]:
-    """The same in the order in which a budget spends labels."""
-    if settings.label_seed is None:
-        return listed
-    names = sorted(listed)
-    return [names[i] for i in Draw(seed=settings.label_seed).generator("label budget").permutation(len(names))]
 
 
 def taught(cases: Sequence[RunCase], labels: Path) -> list[RunCase]:

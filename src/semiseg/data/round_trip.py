@@ -14,11 +14,11 @@ import numpy as np
 
 from semiseg.cases import map_cases
 from semiseg.errors import DataError
-from semiseg.geometry import bounding_box
+from semiseg.geometry import bounding_box, triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.scans import read_label
 from semiseg.ops.resample import resample_image, resample_label, target_shape
-from semiseg.types import BoolArray, Shape, Spacing
+from semiseg.types import BoolArray, Spacing
 
 MOST_CASES = 4
 """Label maps that are looked at, evenly spread over the labelled ones."""
@@ -41,9 +41,8 @@ def grid_ceilings(
     """
     step = max(1, len(labels) // MOST_CASES)
     chosen = list(labels)[::step][:MOST_CASES]
-    measure = partial(_kept_of, grids=grids, scheme=scheme)
     kept = map_cases(
-        measure,
+        partial(_kept_of, grids=grids, scheme=scheme),
         chosen,
         workers=workers,
         lost=lambda path: [],  # the fingerprint names it
@@ -66,17 +65,17 @@ def _kept_of(path: Path, grids: Sequence[Spacing], scheme: LabelScheme) -> list[
             continue
         mask = label[box.slices()] == value
         stride = ceil((mask.size / _MOST_VOXELS) ** (1 / 3))
-        z, y, x = (mm * stride for mm in grid.spacing_mm)
-        found.append([round_trip_dice(mask[::stride, ::stride, ::stride], (z, y, x), coarse) for coarse in grids])
+        thinned, spacing_mm = mask[::stride, ::stride, ::stride], triple(mm * stride for mm in grid.spacing_mm)
+        found.append([round_trip_dice(thinned, spacing_mm, coarse) for coarse in grids])
     return found
 
 
 def round_trip_dice(mask: BoolArray, spacing_mm: Spacing, coarse_mm: Spacing) -> float:
     """Dice of a mask `(Z, Y, X)` with itself, taken to a grid as preparation does and back as export does. Axes along
     which the grid is finer are left as they are."""
-    z, y, x = (max(mm, coarse) for mm, coarse in zip(spacing_mm, coarse_mm, strict=True))
-    shape: Shape = (mask.shape[0], mask.shape[1], mask.shape[2])
-    there = resample_label(mask.astype(np.uint8), target_shape(shape, spacing_mm, (z, y, x)))
+    shape = triple(mask.shape)
+    there_mm = triple(map(max, spacing_mm, coarse_mm))
+    there = resample_label(mask.astype(np.uint8), target_shape(shape, spacing_mm, there_mm))
     if prod(there.shape) == prod(shape):
         return 1.0
     back = resample_image(there[None].astype(np.float32), shape, order=1)[0] > 0.5

@@ -1,7 +1,6 @@
 """Which case and which box each sample of a batch is cut from: pure functions of the key of the draw.
 
-A sample is known by its global index, `step * batch + sample`, so any step can be computed without the steps
-before.
+A sample is known by its global index, `step * batch + sample`, so any step can be computed without the steps before.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import ConfigError
-from semiseg.geometry import Box
+from semiseg.geometry import Box, triple
 from semiseg.io.store import StoredCase
 from semiseg.randomness import Draw
 from semiseg.types import Shape
@@ -56,8 +55,7 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Patch:
-    """case: index in the list of cases. box: in the case's stored grid; it may reach outside of the
-    volume."""
+    """case: index in the list of cases. box: in the case's stored grid; it may reach outside of the volume."""
 
     case: int
     box: Box
@@ -99,10 +97,8 @@ def unlabelled_patch(
     patch: Shape,
     draw: Draw,
     batch: int,
-    settings: SamplingSettings,
 ) -> Patch:
-    """The patch of one sample of an unlabelled batch: every case once a pass, in an order drawn for each
-    pass.
+    """The patch of one sample of an unlabelled batch: every case once a pass, in an order drawn for each pass.
 
     predicted: what the teacher found, or empty. draw: its sample is the position in the global batch.
     """
@@ -123,8 +119,7 @@ def unlabelled_patch(
 def is_forced(index: int, fraction: float) -> bool:
     """Whether the labelled sample of this global index must hold foreground.
 
-    Spread as evenly as can be: among any n samples in a row, the number of forced ones is within 1 of n *
-    fraction.
+    Spread as evenly as can be: among any n samples in a row, the number of forced ones is within 1 of n * fraction.
     """
     return int((index + 1) * fraction) > int(index * fraction)
 
@@ -166,8 +161,7 @@ def _start(centre: int, offset: float, size: int, edge: int) -> int:
 
 
 def _box(starts: Sequence[int], patch: Shape) -> Box:
-    z, y, x = starts
-    return Box((z, y, x), (z + patch[0], y + patch[1], x + patch[2]))
+    return Box(triple(starts), triple(start + edge for start, edge in zip(starts, patch, strict=True)))
 
 
 def _choice(generator: np.random.Generator, options: Sequence[_T]) -> _T:

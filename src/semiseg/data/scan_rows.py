@@ -14,17 +14,10 @@ import numpy as np
 from semiseg.data.body import every_nth
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import DataError
-from semiseg.geometry import CANONICAL_AXES
+from semiseg.geometry import CANONICAL_AXES, triple
 from semiseg.io.scans import RawChannel
 from semiseg.ops.normalise import dark_limit, mean_and_deviation, normalise_ct, normalise_zscore
-from semiseg.ops.resample import (
-    Limits,
-    ResampledRows,
-    coarse_axis,
-    is_anisotropic,
-    target_shape,
-    value_limits,
-)
+from semiseg.ops.resample import Limits, ResampledRows, coarse_axis, is_anisotropic, target_shape, value_limits
 from semiseg.types import FloatArray, Shape, Spacing
 from semiseg.words import counted
 
@@ -62,12 +55,11 @@ class ScanRows:
                 f"the scan has {counted(len(channels), 'channel')}, but the plan expects {len(plan.channels)} "
                 f"({', '.join(plan.channels)}). Give one image per channel, in this order."
             )
-        z, y, x = channels[0].stored.shape
-        shape = target_shape((z, y, x), spacing_mm, plan.spacing_mm)
-        coarse = preparation_axis(spacing_mm, plan)
-        self.shape: Shape = (shape[axes[0]], shape[axes[1]], shape[axes[2]])
+        shape = target_shape(triple(channels[0].stored.shape), spacing_mm, plan.spacing_mm)
+        self.shape: Shape = triple(shape[axis] for axis in axes)
         """Of the scan on the plan's grid, in the order of `axes`."""
         self.channels = len(channels)
+        coarse = preparation_axis(spacing_mm, plan)
         coarse = None if coarse is None else axes.index(coarse)
         self._channels = [
             _channel_rows(channel, normalisation, axes, self.shape, coarse)
@@ -99,8 +91,7 @@ def _channel_rows(
 ) -> ResampledRows:
     normalised = _normaliser(channel, normalisation)
     turned = channel.along(axes)
-    rows, columns, depth = turned.stored.shape
-    source: Shape = (rows, columns, depth)
+    source: Shape = triple(turned.stored.shape)
     return ResampledRows(
         lambda start, stop: normalised(turned.values(start, stop)),
         source,

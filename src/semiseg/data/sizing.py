@@ -25,10 +25,10 @@ from semiseg.data.planner import (
     estimated_gb,
     make_plan,
     median_shape,
-    triple,
 )
 from semiseg.data.planner import target_spacing as usual_spacing
 from semiseg.errors import ConfigError
+from semiseg.geometry import triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.types import Shape, Spacing
 from semiseg.words import in_minutes
@@ -66,12 +66,10 @@ def candidate_grids(fingerprint: Fingerprint, settings: PlanSettings) -> list[Sp
         return grids  # who says how large a patch is, in voxels, knows the grid
     finest = min(base)
     for factor in _COARSER:
-        z, y, x = (max(mm, factor * finest) for mm in base)
-        grids += [(z, y, x), (factor * base[0], factor * base[1], factor * base[2])]
+        grids += [triple(max(mm, factor * finest) for mm in base), triple(factor * mm for mm in base)]
         if factor <= 2:
             grids += [(factor * base[0], base[1], base[2]), (base[0], factor * base[1], factor * base[2])]
-    rounded = [(round(z, 4), round(y, 4), round(x, 4)) for z, y, x in grids]
-    return list(dict.fromkeys(rounded))
+    return list(dict.fromkeys(triple(round(mm, 4) for mm in grid) for grid in grids))
 
 
 def features_to_try(settings: PlanSettings) -> tuple[int, ...]:
@@ -156,12 +154,7 @@ def _candidates(
         for base, cost in voxel_seconds.items():
             for batch, (levels, patch) in product(batches, _patches(settings, median)):
                 told = replace(
-                    settings,
-                    spacing_mm=grid,
-                    base_features=base,
-                    patch=patch,
-                    max_levels=levels,
-                    batch=batch,
+                    settings, spacing_mm=grid, base_features=base, patch=patch, max_levels=levels, batch=batch
                 )
                 try:
                     plan = make_plan(fingerprint, labels, told)
@@ -202,8 +195,7 @@ def _patches(settings: PlanSettings, median: Shape) -> Sequence[tuple[int, Shape
 
 def proportional_patch(scan: Shape, voxels: float) -> Shape:
     """A patch of about so many voxels with the proportions of a scan, which holds more of what tells places apart than
-    a cube does (docs/lab/first_hour.md). Thin axes are not cut; edges can be halved while 4 voxels are left.
-    """
+    a cube does (docs/lab/first_hour.md). Thin axes are not cut; edges can be halved while 4 voxels are left."""
     thin = {axis for axis in range(3) if scan[axis] <= _THIN}
     while True:
         free = [axis for axis in range(3) if axis not in thin]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semiseg.types import BoolArray, FloatArray, LabelArray
+from semiseg.types import FloatArray, LabelArray
 
 
 @dataclass
@@ -30,7 +30,3 @@ class Canvas:
         self.image += share * (np.asarray(hu, dtype=np.float32) - self.image)
         if label is not None:
             self.label[distance < 0] = label
-
-    def within(self, label: int) -> BoolArray:
-        """Voxels of an organ as painted so far."""
-        return np.asarray(self.label == label)

@@ -87,8 +87,7 @@ def paint_stomach(canvas: Canvas, patient: Patient, draw: Draw) -> None:
     canvas.paint(oesophagus, patient.hu["oesophagus"], 10)
     if rng.random() < 0.4:
         canvas.paint(oesophagus + 7, patient.hu["gas"])
-    cardia = (stomach < -6) & canvas.within(10)
-    canvas.label[cardia] = 11
+    canvas.label[(stomach < -6) & (canvas.label == 10)] = 11  # the cardia
 
 
 def paint_veins_and_pancreas(canvas: Canvas, patient: Patient, draw: Draw) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from semiseg.demo.shapes import Vector
+from semiseg.geometry import triple
 from semiseg.randomness import Draw
 
 Phase = Literal["native", "arterial", "portal", "delayed"]
@@ -67,14 +68,14 @@ def draw_patient(draw: Draw) -> Patient:
     """Everything about a patient that is one number."""
     rng = draw.generator("patient")
     size = rng.normal(1.0, 0.05)
-    scale = [float(np.clip(size * rng.normal(1.0, 0.04), 0.86, 1.14)) for _ in range(3)]
-    turn = [float(rng.normal(0, 3.0)) for _ in range(3)]
+    scale = triple(float(np.clip(size * rng.normal(1.0, 0.04), 0.86, 1.14)) for _ in range(3))
+    turn = triple(float(rng.normal(0, 3.0)) for _ in range(3))
     low, high = _covered_range(rng)
     phase = PHASES[rng.choice(len(PHASES), p=_PHASE_WEIGHTS)]
     return Patient(
-        scale=(scale[0], scale[1], scale[2]),
+        scale=scale,
         fat_mm=float(8 + 24 * rng.beta(1.6, 2.4)),
-        turn_deg=(turn[0], turn[1], turn[2]),
+        turn_deg=turn,
         low_mm=low,
         high_mm=high,
         phase=phase,

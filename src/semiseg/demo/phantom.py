@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 from semiseg.demo.background import (
     CAVITY_CENTRE,
@@ -19,6 +19,8 @@ from semiseg.demo.organs import paint_organs
 from semiseg.demo.patient import Patient, draw_patient
 from semiseg.demo.shapes import rotation
 from semiseg.errors import ConfigError
+from semiseg.geometry import triple
+from semiseg.ops.operators import zoom_operator
 from semiseg.randomness import Draw
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 
@@ -79,8 +81,7 @@ def draw_grid(draw: Draw, *, spacing_mm: Spacing, shape_zyx: Shape | None = None
         counts = np.maximum(8, np.rint(field / spacing)).astype(int)
     else:
         counts, spacing = np.array(shape_zyx), field / np.array(shape_zyx)
-    shape = (int(counts[0]), int(counts[1]), int(counts[2]))
-    return shape, (round(float(spacing[0]), 3), round(float(spacing[1]), 3), round(float(spacing[2]), 3))
+    return triple(map(int, counts)), triple(round(float(mm), 3) for mm in spacing)
 
 
 def _grid_points(patient: Patient, shape_zyx: Shape, spacing_mm: Spacing) -> FloatArray:
@@ -110,17 +111,16 @@ def _smooth_field(rng: np.random.Generator, shape: Shape, spacing_mm: Spacing, l
     lattice = [max(4, round(n * s / length_mm) + 1) for n, s in zip(shape, spacing_mm, strict=True)]
     field = rng.standard_normal(lattice).astype(np.float32)
     for count, nodes in zip(shape, lattice, strict=True):
-        spline = zoom(np.eye(nodes), (count / nodes, 1), order=3, mode="nearest", grid_mode=True)
-        field = np.tensordot(field, spline.astype(np.float32), axes=(0, 1))  # the next axis comes to the front
+        spline = zoom_operator(nodes, count, order=3).astype(np.float32)
+        field = np.tensordot(field, spline, axes=(0, 1))  # the next axis comes to the front
     return np.asarray(field, dtype=np.float32)
 
 
 def _add_noise(image: FloatArray, patient: Patient, draw: Draw) -> FloatArray:
     """Correlated noise, stronger in the middle of the body, over a faint mottle of the tissues."""
     rng = draw.generator("noise")
-    shape: Shape = (image.shape[0], image.shape[1], image.shape[2])
-    grain = gaussian_filter(rng.standard_normal(shape).astype(np.float32), (0.3, 0.6, 0.6), mode="wrap")
-    mottle = gaussian_filter(rng.standard_normal(shape).astype(np.float32), 1.2, mode="wrap")
+    grain = gaussian_filter(rng.standard_normal(image.shape).astype(np.float32), (0.3, 0.6, 0.6), mode="wrap")
+    mottle = gaussian_filter(rng.standard_normal(image.shape).astype(np.float32), 1.2, mode="wrap")
     inside = gaussian_filter((image > -300).astype(np.float32), 4)
     noise = patient.noise_hu * (0.5 + 0.7 * inside) * grain / grain.std()
     return np.asarray(image + noise + 4.0 * inside * mottle / mottle.std(), dtype=np.float32)

@@ -45,17 +45,12 @@ def column(points: FloatArray, centre: tuple[float, float], radii: tuple[float, 
     return np.asarray((f - 1) * np.maximum(away, 1.0) / np.maximum(f, np.float32(1e-3)), dtype=np.float32)
 
 
-def curve(knots: DoubleArray, radii: Sequence[float], *, step_mm: float = 3.0) -> tuple[DoubleArray, DoubleArray]:
-    """Points `(N, 3)` and radii `(N,)` along a smooth curve through knots `(K, 3)`, about `step_mm` apart."""
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
-    at = np.linspace(0.0, along[-1], max(2, round(along[-1] / step_mm)))
-    smooth = PchipInterpolator(along, np.column_stack([knots, radii]))(at)
-    return smooth[:, :3], smooth[:, 3]
-
-
 def tube(points: FloatArray, knots: DoubleArray, radii: Sequence[float]) -> FloatArray:
     """Distance to a tube with round ends along a smooth curve through knots `(K, 3)`, with a radius at each knot."""
-    line, widths = curve(knots, radii, step_mm=max(2.0, 0.7 * min(radii)))
+    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(knots, axis=0), axis=1))])
+    at = np.linspace(0.0, along[-1], max(2, round(along[-1] / max(2.0, 0.7 * min(radii)))))
+    smooth = PchipInterpolator(along, np.column_stack([knots, radii]))(at)
+    line, widths = smooth[:, :3], smooth[:, 3]
     reach = float(widths.max()) + _MARGIN_MM
     low, high = line.min(axis=0) - reach, line.max(axis=0) + reach
     near = np.logical_and.reduce([(points[i] > low[i]) & (points[i] < high[i]) for i in range(3)])

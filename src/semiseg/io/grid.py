@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semiseg.geometry import canonical_affine, orientation_name, stored_axes
+from semiseg.geometry import canonical_affine, orientation_name, stored_axes, triple
 from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
 _POSITION_TOLERANCE_MM = 0.01
@@ -40,8 +40,7 @@ class Grid:
     def _canonical_affine(self) -> DoubleArray:
         """The affine of canonical indices; the same for every order in which a file may store one grid."""
         axes = stored_axes(self.affine) or (0, 1, 2)
-        x, y, z = (self.shape_zyx[2 - axis] for axis in axes)
-        return canonical_affine(self.affine, (x, y, z))
+        return canonical_affine(self.affine, triple(self.shape_zyx[2 - axis] for axis in axes))
 
     def difference(self, other: Grid) -> str | None:
         """One sentence with the numbers where two grids differ, or None. Corners may lie 0.01 mm apart.

@@ -96,7 +96,8 @@ def name_channels(
         looked = f"{len(hounsfield)} of {counted(len(values), 'scan')} looked at"
         if _is_unknown(name) and share > 0.5:
             hold = "holds" if len(hounsfield) == 1 else "hold"
-            lowest, highest = _extremes([values[case] for case in hounsfield])
+            lowest = min(values[case].minimum for case in hounsfield)
+            highest = max(values[case].maximum for case in hounsfield)
             text = (
                 f"CT by its values: {looked} {hold} Hounsfield units ({lowest:g} "
                 f"to {highest:g}). The channel is called CT and normalised as such; --modality mr says otherwise."
@@ -109,8 +110,9 @@ def name_channels(
                 remarks.append(("warning", root, f"{text} Do not mix CT with other scans in one channel."))
         elif is_ct(name) and values and all(value.minimum >= 0 for value in values.values()):
             text = (
-                f"the channel is called CT, but {counted(len(values), 'scan')} looked at {_have(len(values))} no value "
-                "below 0: no Hounsfield units? Apply the rescale intercept, or say --modality mr if it is no CT."
+                f"the channel is called CT, but {counted(len(values), 'scan')} looked at "
+                f"{'has' if len(values) == 1 else 'have'} no value below 0: no Hounsfield units? Apply the rescale "
+                "intercept, or say --modality mr if it is no CT."
             )
             remarks.append(("warning", root, text))
         elif not is_ct(name) and share > 0.5:
@@ -134,11 +136,3 @@ def is_ct(name: str) -> bool:
 
 def _is_unknown(name: str) -> bool:
     return name == UNKNOWN_CHANNEL or name.startswith(f"{UNKNOWN_CHANNEL}_")
-
-
-def _have(count: int) -> str:
-    return "has" if count == 1 else "have"
-
-
-def _extremes(values: Sequence[Values]) -> tuple[float, float]:
-    return min(value.minimum for value in values), max(value.maximum for value in values)

@@ -16,7 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from semiseg.errors import DataError
 from semiseg.files import atomic_file
-from semiseg.geometry import canonical_grid, stored_axes
+from semiseg.geometry import canonical_grid, stored_axes, triple
 from semiseg.io.file_kinds import NIFTI_ENDINGS, is_nifti, why_unread
 from semiseg.io.grid import Grid, numbers_text
 from semiseg.types import AnyArray, DoubleArray
@@ -80,7 +80,8 @@ def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
     header.set_data_dtype(stored.dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    image = type_of(header)(stored, None, header)  # written plane by plane, in whatever layout it is
+    kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind(stored, None, header)  # written plane by plane, in whatever layout it is
     with atomic_file(path) as temporary:
         nib.save(image, temporary)
 
@@ -93,11 +94,6 @@ def _header(grid: Grid) -> Any:
     header.set_zooms(grid.stored_mm)
     header.set_xyzt_units("mm")
     return header
-
-
-def type_of(header: Any) -> Any:
-    """The single-file image class for a header: NIfTI-2 stays NIfTI-2."""
-    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
 
 
 def open_nifti(path: Path) -> Any:
@@ -154,18 +150,17 @@ def _grid(image: Any, path: Path) -> Grid:
     affine = np.asarray(image.affine, dtype=np.float64)
     if not _invertible(affine):
         raise DataError(f"{path}: the affine is singular or not finite. Repair the header's sform or qform.")
-    shape_zyx, spacing_mm = canonical_grid(affine, (shape[0], shape[1], shape[2]))
+    shape_zyx, spacing_mm = canonical_grid(affine, triple(shape[:3]))
     if not _SMALLEST_VOXEL_MM <= min(spacing_mm) <= max(spacing_mm) <= _LARGEST_VOXEL_MM:
         raise DataError(
             f"{path}: voxels of {numbers_text(spacing_mm)} mm (Z, Y, X) are no scan's. Repair the header's sform or "
             "qform."
         )
-    x, y, z = (float(size) for size in image.header.get_zooms()[:3])
     return Grid(
         shape_zyx,
         spacing_mm,
         affine,
-        stored_mm=(x, y, z),
+        stored_mm=triple(map(float, image.header.get_zooms()[:3])),
         channels=shape[3] if len(shape) == 4 else 1,
         voxel_bytes=image.dataobj.dtype.itemsize,
         doubts=_doubts(image.header),

@@ -1,6 +1,6 @@
 """The door for scans and label maps: what a file holds comes in and goes out here, whatever its format.
 
-Arrays are canonical `(Z, Y, X)`. A format is a module with the functions of `Format`, and a row in `_FORMATS`.
+Arrays are canonical `(Z, Y, X)`. A format is a module with the functions of `Format`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from semiseg.geometry import from_canonical, to_canonical
 from semiseg.io import nifti
 from semiseg.io.grid import Grid
 from semiseg.io.nifti import StoredVoxels
-from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
+from semiseg.types import AnyArray, FloatArray, LabelArray, Shape
 from semiseg.words import counted
 
 _MAX_LABEL = 65535
@@ -62,10 +62,6 @@ class Volume:
 
     array: FloatArray
     grid: Grid
-
-    @property
-    def spacing_mm(self) -> Spacing:
-        return self.grid.spacing_mm
 
 
 @dataclass(frozen=True)

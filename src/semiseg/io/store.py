@@ -1,5 +1,4 @@
-"""The case store: prepared cases as chunked, memory-mapped arrays from which a patch is read without the
-volume.
+"""The case store: prepared cases as chunked, memory-mapped arrays from which a patch is read without the volume.
 
 A case is one folder: `image.b2nd` (float32, `(C, Z, Y, X)`), `label.b2nd` (uint8 or uint16, `(Z, Y, X)`;
 absent for an unlabelled case) and `case.json` (a `StoredCase`, and size and checksum of each file).
@@ -20,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from semiseg.errors import DataError
 from semiseg.files import atomic_file, atomic_folder, digest_of, hash_files, read_json, write_json
-from semiseg.geometry import Box
+from semiseg.geometry import Box, triple
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
 STORE_FORMAT = 2
@@ -84,16 +83,13 @@ class OpenCase:
     def _continued(self, stored: Any, box: Box) -> AnyArray:
         """`(..., Z, Y, X)` in `box`, which may reach outside."""
         inside, padding = _within(box, self.meta.shape_zyx)
-        values = self._read(stored, (..., *inside.slices()))
+        try:
+            values = np.asarray(stored[(..., *inside.slices())])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise _damaged(self.folder, str(error)) from None
         if not any(map(any, padding)):
             return values
         return np.pad(values, [(0, 0)] * (values.ndim - 3) + padding, mode="edge")
-
-    def _read(self, stored: Any, slices: tuple[Any, ...]) -> AnyArray:
-        try:
-            return np.asarray(stored[slices])
-        except (RuntimeError, ValueError, OSError) as error:
-            raise _damaged(self.folder, str(error)) from None
 
 
 def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, meta: StoredCase) -> None:
@@ -171,16 +167,14 @@ def open_case(folder: Path) -> OpenCase:
 
 
 def _write_array(path: Path, array: AnyArray, codec: Any) -> None:
-    lead = (1,) * (array.ndim - 3)
-    chunk = lead + tuple(min(c, n) for c, n in zip(_CHUNK, array.shape[-3:], strict=True))
-    block = lead + tuple(min(b, n) for b, n in zip(_BLOCK, array.shape[-3:], strict=True))
+    lead, shape = (1,) * (array.ndim - 3), array.shape[-3:]
     try:
         blosc2.asarray(
             np.ascontiguousarray(array),
             urlpath=str(path),
             mode="w",
-            chunks=chunk,
-            blocks=block,
+            chunks=(*lead, *map(min, _CHUNK, shape)),
+            blocks=(*lead, *map(min, _BLOCK, shape)),
             cparams={"codec": codec, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
             dparams={"nthreads": 1},  # it is in the file, which is not to depend on the machine
         )
@@ -210,12 +204,7 @@ def _within(box: Box, shape: Shape) -> tuple[Box, list[tuple[int, int]]]:
     if any(a >= n or b <= 0 for a, b, n in zip(box.start, box.stop, shape, strict=True)):
         raise ValueError(f"{box} lies outside of an array of shape {shape}.")
     beyond = zip(box.start, start, stop, box.stop, strict=True)
-    return Box(_triple(start), _triple(stop)), [(a - first, last - b) for first, a, b, last in beyond]
-
-
-def _triple(values: list[int]) -> Shape:
-    z, y, x = values
-    return (z, y, x)
+    return Box(triple(start), triple(stop)), [(a - first, last - b) for first, a, b, last in beyond]
 
 
 def _damaged(folder: Path, reason: str) -> DataError:

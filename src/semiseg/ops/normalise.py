@@ -14,8 +14,7 @@ DARK_SHARE = 0.1
 
 
 def normalise_ct(image: FloatArray, *, low: float, high: float, mean: float, deviation: float) -> FloatArray:
-    """`(clip(image, low, high) - mean) / deviation`, float32, any shape; the four numbers in Hounsfield
-    units.
+    """`(clip(image, low, high) - mean) / deviation`, float32, any shape; the four numbers in Hounsfield units.
 
     A deviation under 1e-8 counts as 1e-8, nnU-Net's guard against constant images.
     """
@@ -34,8 +33,7 @@ def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]], above: float 
     """The mean and the deviation of a scan that comes in pieces, once for each of the two; of its voxels above a value,
     or of all where none is.
 
-    Both are summed in float64: intensities of MRI reach 1e6, where float32 sums of millions of voxels lose
-    digits.
+    Both are summed in float64: intensities of MRI reach 1e6, where float32 sums of millions of voxels lose digits.
     """
     count, total = 0, 0.0
     for piece in pieces():

@@ -36,37 +36,12 @@ def zoom_operator(n_in: int, n_out: int, order: int) -> DoubleArray:
 
 @dataclass(frozen=True)
 class Taps:
-    """A 1-D operator of order 0 or 1: output row r is `low_weight[r] * a[low[r]] + high_weight[r] *
-    a[high[r]]`.
-    """
+    """A 1-D operator of order 0 or 1: output row r is `low_weight[r] * a[low[r]] + high_weight[r] * a[high[r]]`."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]
     low_weight: AnyArray
     high_weight: AnyArray
-
-    def rows(self, start: int, stop: int) -> Taps:
-        """The operator of output rows `[start, stop)` alone."""
-        part = slice(start, stop)
-        return Taps(self.low[part], self.high[part], self.low_weight[part], self.high_weight[part])
-
-    def columns(self, start: int, stop: int) -> Taps:
-        """The operator on an input that is zero outside of rows `[start, stop)`, of which only those are
-        given.
-        """
-
-        def weight(index: NDArray[np.intp], weights: AnyArray) -> AnyArray:
-            return np.where((index >= start) & (index < stop), weights, weights.dtype.type(0))
-
-        def local(index: NDArray[np.intp]) -> NDArray[np.intp]:
-            return np.clip(index, start, stop - 1) - start
-
-        return Taps(
-            local(self.low),
-            local(self.high),
-            weight(self.low, self.low_weight),
-            weight(self.high, self.high_weight),
-        )
 
     def apply(self, array: AnyArray, axis: int) -> AnyArray:
         """Resample one axis of `array`, in the type of the weights."""

@@ -16,13 +16,12 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.geometry import triple
 from semiseg.ops.operators import BLOCK_ROWS, MIXED, Taps, multiply, shared_with_next, zoom_band, zoom_taps
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape, Spacing
 
 ANISOTROPY_RATIO = 3.0
-"""A scan is anisotropic when its largest spacing is more than this many times its smallest (nnU-Net's
-threshold).
-"""
+"""A scan is anisotropic when its largest spacing is more than this many times its smallest (nnU-Net's threshold)."""
 
 
 def is_anisotropic(spacing_mm: Spacing) -> bool:
@@ -44,22 +43,15 @@ def coarse_axis(spacing_mm: Spacing) -> int | None:
 
 def target_shape(shape_zyx: Shape, spacing_mm: Spacing, target_spacing_mm: Spacing) -> Shape:
     """The shape after resampling: `round(shape * spacing / target)` as in nnU-Net, at least 1 voxel."""
-    z, y, x = (
+    return triple(
         max(1, round(old / new * n)) for n, old, new in zip(shape_zyx, spacing_mm, target_spacing_mm, strict=True)
     )
-    return (z, y, x)
 
 
 def resample_image(
-    image: FloatArray,
-    shape_out: Shape,
-    anisotropic_axis: int | None = None,
-    *,
-    order: int = 3,
-    clip: bool = True,
+    image: FloatArray, shape_out: Shape, anisotropic_axis: int | None = None, *, order: int = 3, clip: bool = True
 ) -> FloatArray:
-    """The image `(C, Z, Y, X)` float32 at `shape_out`, by splines of `order`, and order 0 along
-    `anisotropic_axis`.
+    """The image `(C, Z, Y, X)` float32 at `shape_out`, by splines of `order`, and order 0 along `anisotropic_axis`.
 
     clip: keep each channel within its input's range, as nnU-Net does (each slice across `anisotropic_axis`
     within that slice's range); scipy's zoom does not. The same shape comes back as an exact copy.
@@ -114,6 +106,10 @@ class ResampledRows:
         """
         self._read, self._shape_in, self._shape_out = read, shape_in, shape_out
         self._axis, self._order = anisotropic_axis, order
+        self._nearest = None
+        """Of each output slice across the coarse axis, the input slice that it is."""
+        if anisotropic_axis is not None:
+            self._nearest = _nearest(shape_in[anisotropic_axis], shape_out[anisotropic_axis])
         plane = [axis for axis in range(3) if axis != anisotropic_axis and shape_in[axis] != shape_out[axis]]
         # The axis that shrinks most goes first, so that the later products are small.
         self._plane = sorted((a for a in plane if a > 0), key=lambda a: shape_out[a] / shape_in[a])
@@ -130,8 +126,7 @@ class ResampledRows:
 
     def block(self, block: int) -> FloatArray:
         """The output rows of a block, `(rows, Y, X)` float32; where nothing is resampled, a view of the input's."""
-        rows, n_in = self.rows_of(block), self._shape_in[0]
-        nearest = None if self._axis is None else self._nearest_rows()
+        rows, n_in, nearest = self.rows_of(block), self._shape_in[0], self._nearest
         if n_in == self._shape_out[0]:
             out = self._read(rows.start, rows.stop)
         elif nearest is not None and self._axis == 0:
@@ -151,11 +146,6 @@ class ResampledRows:
                 low, high = np.take(low, wanted, self._axis), np.take(high, wanted, self._axis)
             out = np.clip(out, low, high)
         return out
-
-    def _nearest_rows(self) -> NDArray[np.intp]:
-        """Of each output slice across the coarse axis, the input slice that it is."""
-        assert self._axis is not None
-        return _nearest(self._shape_in[self._axis], self._shape_out[self._axis])
 
 
 _TIE = 1e-9
@@ -179,8 +169,8 @@ def resample_label(label: LabelArray, shape_out: Shape, anisotropic_axis: int | 
         rows = slice(start, min(start + BLOCK_ROWS, shape_out[0]))
         first = min(int(z.low[rows].min()), int(nearest[0][rows].min()))
         stop = max(int(z.high[rows].max()), int(nearest[0][rows].max())) + 1
-        taps = [z.rows(rows.start, rows.stop).columns(first, stop), y, x]
-        out[rows] = _resample_label_rows(label[first:stop], taps, [nearest[0][rows] - first, *nearest[1:]])
+        in_part = Taps(z.low[rows] - first, z.high[rows] - first, z.low_weight[rows], z.high_weight[rows])
+        out[rows] = _resample_label_rows(label[first:stop], [in_part, y, x], [nearest[0][rows] - first, *nearest[1:]])
     return out
 
 
@@ -221,46 +211,3 @@ def _heaviest(
     smallest = np.where(tied, values, np.iinfo(values.dtype).max).min(axis=0)
     found[left] = np.where(is_closest, closest, smallest)
     return found
-
-
-def slab_input_rows(n_in: int, n_out: int, z_start: int, z_stop: int, *, nearest: bool = False) -> tuple[int, int]:
-    """The input rows `[first, last)` along Z from which output rows `[z_start, z_stop)` are made."""
-    if n_in == n_out:
-        return z_start, z_stop
-    taps = zoom_taps(n_in, n_out, 0 if nearest else 1).rows(z_start, z_stop)
-    return int(taps.low.min()), int(taps.high.max()) + 1
-
-
-def resample_slab(
-    array: FloatArray,
-    shape_out: Shape,
-    z_start: int,
-    z_stop: int,
-    anisotropic_axis: int | None = None,
-    *,
-    first_row: int = 0,
-    rows_in: int | None = None,
-) -> FloatArray:
-    """Rows `[z_start, z_stop)` of the logits at `shape_out`, `(K, z_stop - z_start, Y, X)` float32, by
-    order 1.
-
-    Along `anisotropic_axis` order 0. Each output plane is computed alone, so slabs put together are
-    bit-equal to the whole made at once.
-
-    array: `(K, rows, Y, X)` float32: the whole input, or its rows from `first_row` on of `rows_in` in all,
-    of which `slab_input_rows` says which are needed.
-    """
-    n_in = array.shape[1] if rows_in is None else rows_in
-    z_order, y_order, x_order = (0 if axis == anisotropic_axis else 1 for axis in range(3))
-    z = zoom_taps(n_in, shape_out[0], z_order).rows(z_start, z_stop)
-    y = zoom_taps(array.shape[2], shape_out[1], y_order) if array.shape[2] != shape_out[1] else None
-    x = zoom_taps(array.shape[3], shape_out[2], x_order) if array.shape[3] != shape_out[2] else None
-    out = np.empty((array.shape[0], z_stop - z_start, *shape_out[1:]), dtype=np.float32)
-    for channel, target in zip(array, out, strict=True):
-        for row in range(z_stop - z_start):
-            plane = channel[z.low[row] - first_row]
-            if z.high_weight[row] != 0:
-                plane = plane * z.low_weight[row] + channel[z.high[row] - first_row] * z.high_weight[row]
-            plane = plane if y is None else y.apply(plane, 0)
-            target[row] = plane if x is None else x.apply(plane, 1)
-    return out

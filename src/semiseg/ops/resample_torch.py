@@ -10,12 +10,7 @@ from semiseg.types import Shape
 
 
 def resample_tensor(
-    volume: Tensor,
-    shape_out: Shape,
-    anisotropic_axis: int | None = None,
-    *,
-    order: int = 3,
-    clip: bool = True,
+    volume: Tensor, shape_out: Shape, anisotropic_axis: int | None = None, *, order: int = 3, clip: bool = True
 ) -> Tensor:
     """`semiseg.ops.resample.resample_image` for a tensor `(C, Z, Y, X)` float32, on its device.
 

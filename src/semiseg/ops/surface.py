@@ -1,17 +1,15 @@
 """Surfaces of voxel masks as small area elements ("surfels"), and the distances between two surfaces.
 
-A surfel sits where eight voxels meet. It exists if some, not all, of the eight are in the mask, and carries
-the area of the surface that marching cubes would draw there, so that a slanted surface is not counted as a
-staircase and anisotropic voxels weigh what they should. Surface Dice and the robust Hausdorff distance weigh
-surfels by area.
+A surfel sits where eight voxels meet. It exists if some, not all, of the eight are in the mask, and carries the area of
+the surface that marching cubes would draw there, so that a slanted surface is not counted as a staircase and
+anisotropic voxels weigh what they should. Surface Dice and the robust Hausdorff distance weigh surfels by area.
 
 Boundary rule: everything outside of the array is background, so an organ that the field of view cuts off has
 a surface there.
 
-The definitions are those of Nikolov et al., "Deep learning to achieve clinically applicable segmentation of
-head and neck anatomy for radiotherapy" (2018), whose reference implementation is the Apache-2.0 package
-surface-distance 0.1; the results equal it to float64 rounding (tests/oracle). The code and the table of areas
-are independent of it.
+The definitions are those of Nikolov et al., "Deep learning to achieve clinically applicable segmentation of head and
+neck anatomy for radiotherapy" (2018), whose reference implementation is the Apache-2.0 package surface-distance 0.1;
+the results equal it to float64 rounding (tests/oracle). The code and the table of areas are independent of it.
 """
 
 from __future__ import annotations
@@ -52,10 +50,9 @@ def surface_distances(
 ) -> SurfaceDistances:
     """Distances from each surface to the other.
 
-    reference, prediction: masks `(Z, Y, X)`. ignore: voxels that nobody labelled. They are background in both
-    masks; a surfel that touches one of them may be an artefact of that cut, so it has no weight itself (it is
-    left out), but still serves as the other surface's neighbour: whatever lies next to unlabelled ground is
-    not called wrong.
+    reference, prediction: masks `(Z, Y, X)`. ignore: voxels that nobody labelled. They are background in both masks; a
+    surfel that touches one of them may be an artefact of that cut, so it has no weight itself (it is left out), but
+    still serves as the other surface's neighbour: whatever lies next to unlabelled ground is not called wrong.
     """
     if ignore is not None:
         reference, prediction = reference & ~ignore, prediction & ~ignore
@@ -81,8 +78,7 @@ def surface_distances(
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """Normalised surface Dice (NSD): the share of both surfaces' area that lies within `tolerance_mm` of the
-    other.
+    """Normalised surface Dice (NSD): the share of both surfaces' area that lies within `tolerance_mm` of the other.
 
     From 0 to 1; NaN if neither mask has a surface.
     """
@@ -93,8 +89,7 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
 
 
 def robust_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) -> float:
-    """The larger of the two directed Hausdorff distances at a percentile (HD95), percentiles taken over area,
-    in mm.
+    """The larger of the two directed Hausdorff distances at a percentile (HD95), percentiles taken over area, in mm.
 
     The percentile is the first surfel at which the cumulated share of the area reaches `percent`. Infinite if
     either mask has no surface.
@@ -108,10 +103,9 @@ def robust_hausdorff_mm(distances: SurfaceDistances, percent: float = 95.0) -> f
 def surfel_areas_mm2(spacing_mm: Spacing) -> DoubleArray:
     """The area of the surface inside a 2×2×2 neighbourhood for each of its 256 codes; float64 `(256,)`, mm².
 
-    Rule (Lorensen and Cline 1987, the fifteen cases): of the eight corners, the smaller of inside and outside
-    is cut off. Each of its edge-connected groups is cut off by one polygon through the middles of the edges
-    that lead out of the group; where the polygon is not flat, it is split into triangles so that its area is
-    largest at equal spacing.
+    Rule (Lorensen and Cline 1987, the fifteen cases): of the eight corners, the smaller of inside and outside is cut
+    off. Each of its edge-connected groups is cut off by one polygon through the middles of the edges that lead out of
+    the group; where the polygon is not flat, it is split into triangles so that its area is largest at equal spacing.
     """
     dz, dy, dx = spacing_mm
     face_mm2 = np.array([dy * dx, dz * dx, dz * dy])

@@ -21,11 +21,11 @@ def tile_starts(size: int, tile: int, step: float) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def gaussian_importance(tile: Shape, *, sigma: float = 1 / 8) -> FloatArray:
-    """Weights of a tile's voxels, 1 in the middle and falling off as a Gaussian of `sigma` times the tile's edge.
+def gaussian_importance(tile: Shape) -> FloatArray:
+    """Weights of a tile's voxels, 1 in the middle and falling off as a Gaussian of an eighth of the tile's edge.
 
     Kept away from zero (at least 1e-3), so that a voxel which lies in one tile's corner only stays defined.
     """
-    axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n * sigma)) ** 2) for n in tile]
+    axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in tile]
     weights = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
     return np.asarray(np.maximum(weights / weights.max(), 1e-3), dtype=np.float32)

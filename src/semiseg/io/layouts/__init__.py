@@ -10,14 +10,7 @@ from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.file_kinds import TO_NIFTI, scan_files, stem, what_it_holds
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
-from semiseg.io.layouts.folders import (
-    CHANNEL,
-    TRAINING,
-    Found,
-    read_object,
-    train_order,
-    unique_cases,
-)
+from semiseg.io.layouts.folders import CHANNEL, TRAINING, Found, read_object, train_order, unique_cases
 from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
 from semiseg.io.layouts.msd import read_msd
 from semiseg.io.layouts.nnunet import read_nnunet
@@ -25,7 +18,7 @@ from semiseg.io.layouts.plain import IMAGES, LABELS, read_plain
 from semiseg.io.modality import Modality, name_channels
 from semiseg.io.scans import read_grid
 
-READERS: dict[str, Callable[[Path, LabelScheme | None], Found]] = {
+READERS: dict[str, Callable[[Path], Found]] = {
     "nnunet": read_nnunet,
     "msd": read_msd,
     "flare22": read_flare22,
@@ -42,7 +35,6 @@ def read_dataset(
     *,
     layout: str = "auto",
     mirror_pairs: Sequence[tuple[str, str]] | None = None,
-    labels: LabelScheme | None = None,
     modality: Modality = "auto",
 ) -> Dataset:
     """What the folder holds. Few voxels are read: those that tell CT from MR, and by the plain layout whole labels to
@@ -50,8 +42,8 @@ def read_dataset(
 
     layout: `auto` looks; or `nnunet`, `msd`, `flare22`, `plain`. mirror_pairs: names of classes that are each other's
     mirror image; None takes the dataset's own `mirror_pairs`, or pairs names that differ by left and right.
-    labels: takes the place of the dataset's label list. modality: `ct` or `mr`, where names and values do not count. An
-    image without a label is an unlabelled case; what cannot be used is left out and listed in `Dataset.problems`.
+    modality: `ct` or `mr`, where names and values do not count. An image without a label is an unlabelled case; what
+    cannot be used is left out and listed in `Dataset.problems`.
 
     Raises `DataError` where no layout fits or no scan is found, `UnsupportedError` for regions, 2D and other formats.
     """
@@ -59,7 +51,7 @@ def read_dataset(
         raise ConfigError(f"layout = {layout!r} is not known. Choose auto, {', '.join(READERS)}.")
     refuse_no_folder(root)
     layout = detect_layout(root) if layout == "auto" else layout
-    found = READERS[layout](root, labels)
+    found = READERS[layout](root)
     problems = list(found.problems)
     cases = unique_cases(found.cases, problems)
     if not cases:

@@ -14,10 +14,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from semiseg.io.dataset import Case, LabelScheme, Remark
+from semiseg.io.dataset import Case, Remark
 from semiseg.io.file_kinds import scan_files, stem, visible
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.io.layouts.folders import Found, Problems, note_files
+from semiseg.io.layouts.folders import Found, Problems, keep_first, note_files
 
 _IMAGE_ENDING = "_0000"
 _MEASURED = re.compile(r"(flare(20)?22[_-]?)?(tuning|valid|test)", re.IGNORECASE)
@@ -29,36 +29,31 @@ def is_flare22(root: Path) -> bool:
     return any(_SIGN.fullmatch(stem(file)) for file in scan_files(root, deep=True))
 
 
-def read_flare22(root: Path, labels: LabelScheme | None) -> Found:
-    """Read every NIfTI file below `root`; the challenge's labels and pairs apply unless `labels` is given."""
+def read_flare22(root: Path) -> Found:
+    """Read every NIfTI file below `root`; with the challenge's labels and pairs."""
     problems: Problems = []
     images: dict[tuple[str, str], Path] = {}
     references: dict[tuple[str, str], Path] = {}
     for file in scan_files(root, deep=True):
         name, stage = stem(file), _stage(root, file)
         if name.endswith(_IMAGE_ENDING):
-            _add(images, (stage, name.removesuffix(_IMAGE_ENDING)), file, problems)
+            keep_first(images, (stage, name.removesuffix(_IMAGE_ENDING)), file, problems)
         elif _is_pseudo_label(root, file):
-            problems.append(
-                (
-                    file,
-                    "a pseudo-label is no reference: the release has none here. Move it out of the folder.",
-                )
-            )
+            text = "a pseudo-label is no reference: the release has none here. Move it out of the folder."
+            problems.append((file, text))
         else:
-            _add(references, (stage, name), file, problems)
+            keep_first(references, (stage, name), file, problems)
     remarks: list[Remark] = []
     note_files(visible(root, deep=True), problems, remarks)
     for key, file in references.items():
         if key not in images:
             text = f"a label without an image: there is no {key[1]}_0000.nii.gz. Add the scan, or move the label away."
             problems.append((file, text))
-    cases = _cases(images, references)
     return Found(
         name="FLARE22",
         channels=("CT",),
-        labels=labels or FLARE22_LABELS,
-        cases=cases,
+        labels=FLARE22_LABELS,
+        cases=_cases(images, references),
         problems=problems,
         remarks=remarks,
     )
@@ -88,9 +83,3 @@ def _is_pseudo_label(root: Path, file: Path) -> bool:
     """The release labels no `Case_*`, so that a label with such a name is some model's output."""
     folders = file.relative_to(root).parts[:-1]
     return stem(file).startswith("Case_") or any("pseudo" in folder.lower() for folder in folders)
-
-
-def _add(found: dict[tuple[str, str], Path], key: tuple[str, str], file: Path, problems: Problems) -> None:
-    first = found.setdefault(key, file)
-    if first != file:
-        problems.append((file, f"the same id as {first}. Keep one of the two files."))

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.files import read_json
@@ -21,17 +21,11 @@ TRAINING_LABELS, TEST_LABELS = "labelsTr", "labelsTs"
 CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})")
 """nnU-Net's naming: the case, then the channel in four digits."""
 
-UNLABELLED_NAMES = (
-    "imagesun",
-    "imagesul",
-    "imagesunlabelled",
-    "imagesunlabeled",
-    "unlabelled",
-    "unlabeled",
-)
+UNLABELLED_NAMES = ("imagesun", "imagesul", "imagesunlabelled", "imagesunlabeled", "unlabelled", "unlabeled")
 """Folders of unlabelled scans, in any letter case."""
 
 Problems = list[tuple[Path, str]]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +45,15 @@ def by_stem(files: Iterable[Path], problems: Problems) -> dict[str, Path]:
     """Name to file; `a.nii` beside `a.nii.gz` is a problem, and the first is kept."""
     found: dict[str, Path] = {}
     for file in files:
-        first = found.setdefault(stem(file), file)
-        if first != file:
-            problems.append((file, f"the same id as {first}. Keep one of the two files."))
+        keep_first(found, stem(file), file, problems)
     return found
+
+
+def keep_first(found: dict[Key, Path], key: Key, file: Path, problems: Problems) -> None:
+    """Add a file by its key; a problem where there is another one."""
+    first = found.setdefault(key, file)
+    if first != file:
+        problems.append((file, f"the same id as {first}. Keep one of the two files."))
 
 
 def unlabelled_folders(root: Path) -> list[str]:
@@ -157,9 +156,8 @@ def folder_cases(
     for name, file in by_stem(scan_files(root / images), problems).items():
         match = CHANNEL.fullmatch(name)
         if match is None:
-            problems.append(
-                (file, f"the name has no channel number. Rename it to {name}_0000{file.name[len(name) :]}.")
-            )
+            text = f"the name has no channel number. Rename it to {name}_0000{file.name[len(name) :]}."
+            problems.append((file, text))
             continue
         grouped.setdefault(match["id"], {})[int(match["channel"])] = file
     label_files = by_stem(scan_files(root / labels), problems) if labels else {}
@@ -178,22 +176,18 @@ def pair_up(
     for name, files in images.items():
         numbers = sorted(files)
         if numbers != list(range(len(channels))) and numbers != [0]:
-            problems.append((files[numbers[0]], _wrong_channels(name, numbers, channels)))
+            has = ", ".join(f"_{number:04d}" for number in numbers)
+            needs = ", ".join(f"_{number:04d} ({channel})" for number, channel in enumerate(channels))
+            text = f"case {name} has the channels {has}, but {needs} are expected. Add or remove files."
+            problems.append((files[numbers[0]], text))
             continue
         paths = tuple(files[number] for number in numbers)
         cases.append(Case(id=name, images=paths, label=labels.get(name), split=split))
     for name, file in labels.items():
         if name not in images:
-            problems.append(
-                (file, f"a label without an image: no scan has the id {name}. Add the scan, or move it away.")
-            )
+            text = f"a label without an image: no scan has the id {name}. Add the scan, or move it away."
+            problems.append((file, text))
     return cases
-
-
-def _wrong_channels(name: str, numbers: list[int], channels: tuple[str, ...]) -> str:
-    has = ", ".join(f"_{number:04d}" for number in numbers)
-    needs = ", ".join(f"_{number:04d} ({channel})" for number, channel in enumerate(channels))
-    return f"case {name} has the channels {has}, but {needs} are expected. Add or remove files."
 
 
 def unique_cases(cases: Iterable[Case], problems: Problems) -> tuple[Case, ...]:

@@ -124,17 +124,13 @@ def automatic_pairs(names: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
 
     Parts of the heart and of the liver are left out: left and right name different organs there, not mirror images.
     """
-    pairs: list[tuple[int, int]] = []
-    by_name = {_plain_name(name): number for number, name in names.items()}
+    pairs = []
+    by_name = {re.sub(r"[\s_\-]+", "_", name.strip().lower()): number for number, name in names.items()}
     for name, number in by_name.items():
         partner = by_name.get(_other_side(name), number)
         if number < partner and not _NO_MIRROR_IMAGE.search(name):
             pairs.append((number, partner))
     return tuple(sorted(pairs))
-
-
-def _plain_name(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "_", name.strip().lower())
 
 
 def _other_side(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dataset import Case, LabelScheme, Remark, Split
+from semiseg.io.dataset import Case, Remark, Split
 from semiseg.io.file_kinds import is_nifti, scan_files, stem
 from semiseg.io.layouts.folders import (
     TEST,
@@ -24,7 +24,7 @@ from semiseg.io.layouts.folders import (
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
 
 
-def read_msd(root: Path, labels: LabelScheme | None) -> Found:
+def read_msd(root: Path) -> Found:
     """Read the listed files, and scans in imagesTr/ and imagesUn/ that are not listed as unlabelled cases."""
     file = root / "dataset.json"
     description = read_object(file)
@@ -42,7 +42,7 @@ def read_msd(root: Path, labels: LabelScheme | None) -> Found:
     return Found(
         name=str(description.get("name", root.name)),
         channels=dataset_channels(description, file),
-        labels=labels or dataset_labels(description, file),
+        labels=dataset_labels(description, file),
         cases=cases,
         pairs=description.get("mirror_pairs"),
         problems=problems,
@@ -63,9 +63,8 @@ def _listed(root: Path, entries: object, split: Split, key: str, problems: Probl
         if split == "test" and label is None:
             label = next((f for f in scan_files(root / TEST_LABELS) if stem(f) == stem(image)), None)
         if label is not None and not label.is_file():
-            problems.append(
-                (label, f"{key} lists this label, but there is no such file. Restore it, or edit the list.")
-            )
+            text = f"{key} lists this label, but there is no such file. Restore it, or edit the list."
+            problems.append((label, text))
             label = None
         if image.is_file():
             cases.append(Case(id=stem(image), images=(image,), label=label, split=split))
@@ -95,6 +94,5 @@ def _unlisted(root: Path, listed: list[Case], problems: Problems) -> list[Case]:
             if label.resolve() not in known:
                 problems.append((label, "dataset.json does not list this label. Add it to the list, or move it away."))
     files = [scan for scan in scan_files(root / TEST) if scan.resolve() not in known]
-    return cases + [
-        Case(id=name, images=(f,), label=None, split="test") for name, f in by_stem(files, problems).items()
-    ]
+    tests = by_stem(files, problems)
+    return cases + [Case(id=name, images=(scan,), label=None, split="test") for name, scan in tests.items()]

@@ -28,8 +28,8 @@ from semiseg.io.layouts.folders import (
 from semiseg.io.layouts.labels import parse_channels, parse_labels
 
 
-def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
-    """Read the folder; `labels` takes the place of those of dataset.json."""
+def read_nnunet(root: Path) -> Found:
+    """Read the folder."""
     file = root / "dataset.json"
     description = read_object(file)
     _refuse_endings(description, file)
@@ -37,7 +37,7 @@ def read_nnunet(root: Path, labels: LabelScheme | None) -> Found:
     for folder in (TRAINING, *unlabelled, TEST):
         refuse_other_files(root / folder)
     channels = dataset_channels(description, file)
-    scheme = labels or dataset_labels(description, file)
+    scheme = dataset_labels(description, file)
     problems: Problems = []
     remarks: list[Remark] = []
     known = [TRAINING, TRAINING_LABELS, TEST, TEST_LABELS]

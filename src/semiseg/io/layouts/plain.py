@@ -37,8 +37,8 @@ from semiseg.io.scans import read_label
 IMAGES, LABELS = "images", "labels"
 
 
-def read_plain(root: Path, labels: LabelScheme | None) -> Found:
-    """Read the folders; `labels` takes the place of the files' own."""
+def read_plain(root: Path) -> Found:
+    """Read the folders."""
     refuse_other_files(root / IMAGES)
     file = root / "dataset.json"
     description = read_object(file) if file.is_file() else {}
@@ -65,7 +65,7 @@ def read_plain(root: Path, labels: LabelScheme | None) -> Found:
     read = [folder for images, label_folder, _ in folders for folder in (images, label_folder) if folder]
     note_other_folders(root, read, remarks)
     note_training_count(description, file, cases, remarks)
-    named = labels or _labels(root, description, cases)
+    named = _labels(root, description, cases)
     if list(named.names.values()) == list(unknown_names(named.organs).values()):
         text = f'The classes have no names. Name them in {root / "labels.json"}, such as {{"liver": 1}}.'
         remarks.append(("note", root / LABELS, text))
