@@ -55,17 +55,20 @@ def require_bfloat16(device: torch.device, key: str) -> None:
 
 def limit_gpu_memory(device: torch.device, most: str) -> int:
     """Keep the GPU's memory that is in use, by all programs together, below `most` (2048MiB, say); what is left for
-    torch's allocator in bytes.
+    torch's allocator in bytes. An empty `most` lifts an earlier limit, as does another one, and gives 0.
 
     The whole device counts, as it does where the challenge samples it: the driver's reserve (where `nvidia-ml-py` is
     installed, to ask for it), its context, loaded libraries and other programs included, as they are now. Raises
     `ConfigError` where they leave nothing, or the device is no NVIDIA GPU.
     """
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    if not most:
+        return 0
     if device.type != "cuda":
         raise ConfigError(
             f"max_gpu_memory = {most!r}, but prediction is on {device}: leave it out, or use --device cuda."
         )
-    lift_gpu_limit(device)
     _load_libraries(device)
     torch.cuda.empty_cache()
     in_use, total = _memory(device)
@@ -102,9 +105,3 @@ def _load_libraries(device: torch.device) -> None:
         image = image.contiguous(memory_format=torch.channels_last_3d)
         functional.conv3d(image, image.new_zeros((32, 32, 3, 3, 3)), padding=1)
         functional.conv_transpose3d(image, image.new_zeros((32, 16, 2, 2, 2)), stride=2)
-
-
-def lift_gpu_limit(device: torch.device) -> None:
-    """Let torch have all of a GPU's memory again."""
-    if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0, device)

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -147,10 +147,12 @@ class _Choosing:
             reference = self._open(REFERENCE)
             scans = within_budget(self._scans, self._model, [engine, reference], settings)
             self._references = References(self._model, reference, scans, settings)
-        parity = self._references.check(engine)
-        if parity.dice:
-            self._known.remember(choice, **parity.as_row())
-        return engine if parity.passed else None
+        dice = self._references.check(engine)
+        worst = min((value for scan in dice.values() for value in scan.values()), default=0.0)
+        passed = worst >= SMALLEST_DICE
+        if dice:
+            self._known.remember(choice, worst_dice=round(worst, 6), passed=passed, dice=dice)
+        return engine if passed else None
 
 
 def _allows(settings: PredictSettings, begun: Choice) -> bool:
@@ -247,9 +249,15 @@ class _Known:
 
     def __init__(self, model: Model, device: str, say: Callable[[str], None]) -> None:
         self._say = say
-        libraries = {name: version(name) for name in _LIBRARIES if _has(name)}
-        machine = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores()}
-        self._machine, self._device = machine | libraries, device
+        self._device = device
+        self._machine: dict[str, str | int] = {
+            "host": platform.node(),
+            "cpu": processor_name(),
+            "cores": usable_cores(),
+        }
+        for library in ("semiseg", "torch", "openvino", "onnxruntime", "onnx"):
+            with suppress(PackageNotFoundError):
+                self._machine[library] = version(library)
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
         self._rows: dict[str, _Row] = {}
@@ -286,14 +294,3 @@ class _Known:
             write_json(self._file, {"machine": self._machine, "engines": self._rows})
         except OSError as error:
             self._say(f"{self._file}: cannot be written ({error.strerror}); engines will be tried again next time")
-
-
-_LIBRARIES = ("semiseg", "torch", "openvino", "onnxruntime", "onnx")
-
-
-def _has(library: str) -> bool:
-    try:
-        version(library)
-    except ImportError:  # PackageNotFoundError
-        return False
-    return True

@@ -175,19 +175,3 @@ def _largest(logits: FloatArray) -> NDArray[np.int32]:
         np.copyto(index, value, where=candidate > best)
         np.maximum(best, candidate, out=best)
     return index
-
-
-def labels_from_logits(logits: FloatArray, shape: Shape, *, anisotropic_axis: int | None) -> LabelArray:
-    """Logits `(K, Z, Y, X)` of a whole scan to its label map of `shape`: `LabelExport` in one call."""
-    classes, z, y, x = logits.shape
-    export = LabelExport((z, y, x), shape, classes, anisotropic_axis=anisotropic_axis)
-    export.add(logits)
-    return export.labels
-
-
-def probabilities_from_logits(logits: FloatArray, shape: Shape, *, anisotropic_axis: int | None) -> FloatArray:
-    """Logits `(K, Z, Y, X)` of a whole scan to class probabilities `(K, *shape)`: `ProbabilityExport` in one call."""
-    classes, z, y, x = logits.shape
-    export = ProbabilityExport((z, y, x), shape, classes, anisotropic_axis=anisotropic_axis)
-    export.add(logits)
-    return export.probabilities

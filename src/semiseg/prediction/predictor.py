@@ -55,11 +55,7 @@ class Outcome:
 
 
 def predict_labels(
-    channels: Sequence[RawChannel],
-    spacing_mm: Spacing,
-    model: Model,
-    engine: Engine,
-    settings: PredictSettings,
+    channels: Sequence[RawChannel], spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
 ) -> tuple[LabelArray, FloatArray | None]:
     """The label map `(Z, Y, X)` of a canonical scan on its own grid, and the probabilities `(K, Z, Y, X)` if asked for.
 
@@ -70,7 +66,8 @@ def predict_labels(
     plan = model.plan
     axes = cheapest_axes(target_shape((z, y, x), spacing_mm, plan.spacing_mm), plan.patch)
     scan = ScanRows(channels, spacing_mm, plan, axes)
-    body = BodyBoxes(channels[0], scan.shape, axes) if _skips_air(plan, settings) else None
+    skips_air = settings.skip_air and plan.normalisation[0].scheme == "ct"  # in CT alone it is known what is air
+    body = BodyBoxes(channels[0], scan.shape, axes) if skips_air else None
     window = Window(
         patch=plan.patch,
         step=settings.tile_step,
@@ -109,11 +106,6 @@ def body_margin(plan: Plan) -> Shape:
     """How far around the body tiles are laid, in voxels: an eighth of the patch, the width of a tile's weights."""
     z, y, x = (size // 8 for size in plan.patch)
     return (z, y, x)
-
-
-def _skips_air(plan: Plan, settings: PredictSettings) -> bool:
-    """In CT alone it is known what is air."""
-    return settings.skip_air and plan.normalisation[0].scheme == "ct"
 
 
 def predict_scans(

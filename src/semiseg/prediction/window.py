@@ -40,13 +40,19 @@ class Window:
     axes: Shape = CANONICAL_AXES
     region: Box | None = None
     holds_body: Callable[[Shape, Shape], bool] | None = field(default=None, repr=False)
-    progress: Callable[[int, int], None] | None = field(default=None, repr=False)
-    """Called with tiles done and tiles in all."""
 
 
 def turned(values: Shape, axes: Shape) -> Shape:
     """Three numbers of the canonical axes in the order of `axes`."""
     return (values[axes[0]], values[axes[1]], values[axes[2]])
+
+
+def roll(buffer: Any, finished: int) -> None:
+    """Let go of the first rows of an array or tensor `(., rows, ., .)`; new ones are zero."""
+    kept = buffer.shape[1] - finished
+    for row in range(kept):  # one at a time: numpy would copy what overlaps, and torch overwrite it before it is read
+        buffer[:, row] = buffer[:, row + finished]
+    buffer[:, kept:] = 0
 
 
 def cheapest_axes(shape: Shape, patch: Shape) -> Shape:
