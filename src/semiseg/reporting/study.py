@@ -23,15 +23,15 @@ from semiseg.scoring.label_efficiency import (
     against_reference,
     case_mean,
     folder_name,
+    groups_of,
     name_of,
     organ_scores,
     points,
 )
 from semiseg.scoring.statistics import Interval
-from semiseg.scoring.summary import Metric, read_summary
+from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, markdown_table, p_text
 
-_METRICS: tuple[Metric, ...] = ("dice", "nsd")
 _CASES = 3
 """Cases that are drawn."""
 
@@ -57,11 +57,11 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         on_gpu=any(point.gpu_peak_mb is not None for point in found),
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
-        plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
+        plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in PAPER_METRICS],
         legend=[(*series_key(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_tables=[
             (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
-            for metric in _METRICS
+            for metric in PAPER_METRICS
         ],
         organs=organs,
         reference_title=reference_title(study),
@@ -108,8 +108,9 @@ def study_tables(study: Study) -> list[StudyTable]:
     """Methods by label budgets, the mean over organs first; then against the study's reference, where one is run; then
     Dice and NSD by organ."""
     tables = [("Mean over organs", *_mean_rows(study)), (reference_title(study), *_reference_rows(study))]
-    minus = f"minus {study['baseline']} on the runs of both"
-    tables += [(f"Mean {TITLES[metric]} by organ, and {minus}", *_organ_rows(study, metric)) for metric in _METRICS]
+    for metric in PAPER_METRICS:
+        title = f"Mean {TITLES[metric]} by organ, and minus {study['baseline']} on the runs of both"
+        tables.append((title, *_organ_rows(study, metric)))
     return [table for table in tables if table[2]]
 
 
@@ -189,13 +190,12 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
     """Mean of each organ, and what it is more than the baseline's: a row for each method and label budget (the paper's
     table, turned)."""
     rows = []
-    for point in sorted(points(study, samples=1), key=lambda point: point.labelled):
-        scores = organ_scores(study, point.method, point.labelled, metric).values()
+    for method, labelled in sorted(groups_of(study["runs"]), key=lambda group: group[1]):
         cells = [
             _plain(score.mean) + (f" ({_signed(score.difference)})" if score.difference is not None else "")
-            for score in scores
+            for score in organ_scores(study, method, labelled, metric).values()
         ]
-        rows.append([str(point.labelled), point.method, *cells])
+        rows.append([str(labelled), method, *cells])
     return ["labels", "method", *map(words, study["organs"])], rows
 
 

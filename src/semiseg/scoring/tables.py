@@ -47,11 +47,11 @@ def interval_text(interval: Interval, decimals: int, *, signed: bool = False) ->
     if interval["mean"] is None:
         return UNDEFINED
     form = f"{'+' if signed else ''}.{decimals}f"
+    mean = f"{interval['mean']:{form}}"
     if interval["low"] is None or interval["high"] is None:
-        return f"{interval['mean']:{form}}"
-    if is_range(interval):
-        return f"{interval['mean']:{form}} ({interval['low']:{form}} to {interval['high']:{form}})"
-    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+        return mean
+    low, high = f"{interval['low']:{form}}", f"{interval['high']:{form}}"
+    return f"{mean} ({low} to {high})" if is_range(interval) else f"{mean} [{low}, {high}]"
 
 
 def shows_range(interval: Interval) -> bool:
