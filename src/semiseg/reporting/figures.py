@@ -129,20 +129,14 @@ EfficiencyLine = tuple[str, Sequence[tuple[int, float, float, float]]]
 """A method, and its points: labels, mean, and the ends of its interval."""
 
 
-def efficiency_plot(
-    lines: Sequence[EfficiencyLine],
-    ceiling: float | None,
-    *,
-    name: str,
-    width: float = 5.4,
-) -> str:
+def efficiency_plot(lines: Sequence[EfficiencyLine], ceiling: float | None, *, name: str) -> str:
     """SVG of a metric against the number of labels: for each method (labels, mean, low, high), and the ceiling.
 
     Labels are on a logarithmic axis; methods stand side by side at a budget, so that their intervals can be read.
     """
     budgets = sorted({labels for _, found in lines for labels, *_ in found})
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for n, (_, found) in enumerate(lines):
             colour, (marker, _) = SERIES[n % len(SERIES)], _marker(n)

@@ -36,14 +36,25 @@ class Picture:
     limit: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawnCase:
+    """The same slice of a case for each of several methods or runs, with its name and mean Dice as text, or the reason
+    why there is none."""
+
+    id: str
+    title: str = ""
+    panels: tuple[tuple[str, str, Panel], ...] = ()
+    problem: str = ""
+
+
 def ranked(summary: Summary | None) -> list[CaseScores]:
     """The cases from the worst to the best mean Dice; those without any Dice come last."""
-    return sorted(summary["cases"], key=_rank) if summary else []
 
+    def rank(case: CaseScores) -> tuple[bool, float, str]:
+        mean = mean_dice(case)
+        return (mean is None, mean or 0.0, case["id"])
 
-def _rank(case: CaseScores) -> tuple[bool, float, str]:
-    mean = mean_dice(case)
-    return (mean is None, mean or 0.0, case["id"])
+    return sorted(summary["cases"], key=rank) if summary else []
 
 
 def mean_dice(case: CaseScores) -> float | None:
@@ -98,7 +109,7 @@ def _case_panels(data: RunData, case: CaseScores, colours: Mapping[str, str]) ->
 
 def image_path(data: RunData, case: CaseScores) -> Path | None:
     """The file of a case's first channel, from summary.json or cases.jsonl; None if neither names one."""
-    listed = next((row.get("images") or [] for row in data.cases if row.get("id") == case["id"]), [])
+    listed = next((row.images for row in data.cases if row.id == case["id"]), ())
     path = case["image"] or next(iter(listed), None)
     return data.path(path) if path else None
 

@@ -10,40 +10,16 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, open_labels
-from semiseg.reporting.numbers import NOTHING, value
+from semiseg.io.store import open_case, open_labels
+from semiseg.reporting.numbers import value
 from semiseg.reporting.overlays import label_panels
 from semiseg.reporting.pictures import Picture, spread_out
 from semiseg.reporting.run_data import RunData
-from semiseg.types import FloatArray, LabelArray
+from semiseg.types import LabelArray
 
 _SCANS_SHOWN = 3
 _SCANS_COMPARED = 40
 """Scans whose labels are read to find those that agree least and most: each takes a fraction of a second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """A labelling of unlabelled scans. found: in how many scans each organ was found; trusted: whether they are learnt
-    from, with the reason in `why`."""
-
-    number: int
-    step: int
-    scans: int
-    agreement: str
-    found: Mapping[str, int]
-    trusted: bool
-    why: str
-
-    @property
-    def labelled_any(self) -> bool:
-        """Whether scans were labelled at all, if only to see whether labels agree."""
-        return self.trusted or self.agreement != NOTHING
-
-    @property
-    def organs_found(self) -> int:
-        """How many organs were found in any scan."""
-        return sum(n > 0 for n in self.found.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +30,6 @@ class LabelledScans:
     pictures: tuple[Picture, ...] = ()
     of: int = 0
     compared: bool = False
-
-
-def rounds(data: RunData) -> list[Round]:
-    """The rows of rounds.jsonl."""
-    return [
-        Round(
-            number=int(row["round"]),
-            step=int(row["step"]),
-            scans=int(row["scans"]),
-            agreement=value(row.get("agreement")),
-            found={str(organ): int(n) for organ, n in (row.get("found") or {}).items()},
-            trusted=bool(row.get("trusted", True)),
-            why=str(row.get("why") or ""),
-        )
-        for row in data.rounds
-    ]
 
 
 def labelled_scans(data: RunData, colours: Mapping[str, str]) -> LabelledScans:
@@ -132,7 +92,7 @@ def _picture(
         shape = stored.meta.shape_zyx
         labels = np.asarray(open_labels(newest / f"{case}.b2nd", shape)[:])
         before = np.asarray(open_labels(earlier / f"{case}.b2nd", shape)[:]) if earlier else None
-        image = _first_channel(stored)
+        image = stored.read_image(Box((0, 0, 0), shape))[0]
     except (DataError, RuntimeError) as error:
         return Picture(title=title, id=case, problem=f"This scan cannot be drawn. {error}")
     found = [name for number, name in organs.items() if (labels == number).any()]
@@ -144,8 +104,3 @@ def _picture(
         panels=tuple(label_panels(image, labels, before, stored.meta.spacing_mm, organs=organs, colours=colours)),
         problem="" if found else "No organ was found in this scan.",
     )
-
-
-def _first_channel(case: OpenCase) -> FloatArray:
-    image: FloatArray = case.read_image(Box((0, 0, 0), case.meta.shape_zyx))[0]
-    return image

@@ -4,6 +4,7 @@ scans are that a tolerance is for."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from semiseg.errors import DataError
@@ -81,7 +82,10 @@ def tolerance_sentences(data: RunData) -> list[str]:
     """The NSD tolerances beside the voxels of the scored scans, and what a tolerance below them means."""
     if not data.summary or not data.summary["tolerance_mm"]:
         return []
-    spacings = scan_spacings(data)
+    spacings: list[Spacing] = []
+    for case in data.summary["cases"]:
+        with suppress(DataError):  # the header of a reference that cannot be read
+            spacings.append(read_grid(data.path(case["reference"])).spacing_mm)
     tolerances = f"NSD tolerance: {_by_tolerance(data.summary)}"
     if not spacings:
         return [f"{tolerances}."]
@@ -110,14 +114,3 @@ def _by_tolerance(summary: Summary) -> str:
     if len(groups) == 1:
         return f"{next(iter(groups)):g} mm"
     return ", ".join(f"{mm:g} mm ({', '.join(organs)})" for mm, organs in sorted(groups.items()))
-
-
-def scan_spacings(data: RunData) -> list[Spacing]:
-    """Voxel sizes of the scored cases, by their references' headers; those that cannot be read are left out."""
-    found = []
-    for case in data.summary["cases"] if data.summary else ():
-        try:
-            found.append(read_grid(data.path(case["reference"])).spacing_mm)
-        except DataError:
-            continue
-    return found

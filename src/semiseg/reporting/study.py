@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.io.file_kinds import label_map
 from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
-from semiseg.reporting.overlays import Panel
 from semiseg.reporting.page import load_template
-from semiseg.reporting.pictures import one_slice
+from semiseg.reporting.pictures import DrawnCase, one_slice
 from semiseg.scoring.label_efficiency import (
     Point,
     Study,
@@ -34,15 +32,6 @@ from semiseg.scoring.tables import TITLES, markdown_table, p_text
 
 _CASES = 3
 """Cases that are drawn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnCase:
-    """A case with a panel and the mean Dice of each method, or with the reason why there is none."""
-
-    id: str
-    panels: tuple[tuple[str, str, Panel], ...] = ()
-    problem: str = ""
 
 
 def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> Path:
@@ -75,10 +64,10 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
     return path
 
 
-def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, width: float = 5.4) -> str:
+def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric) -> str:
     """SVG of a metric against the number of labels, a line for each method, the ceiling dashed."""
     ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
-    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric], width=width)
+    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric])
 
 
 def efficiency_lines(study: Study, found: Sequence[Point], metric: Metric) -> list[EfficiencyLine]:
@@ -163,8 +152,8 @@ def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
                 str(point.steps),
                 f"{point.minutes:.1f}",
-                _megabytes(point.peak_memory_mb),
-                *([_megabytes(point.gpu_peak_mb)] if on_gpu else []),
+                f"{point.peak_memory_mb:.0f}",
+                *(["" if point.gpu_peak_mb is None else f"{point.gpu_peak_mb:.0f}"] if on_gpu else []),
             ]
         )
     return header, rows
@@ -251,12 +240,8 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
         )
     except DataError as error:
         return DrawnCase(id=case, problem=str(error))
-    dice: Mapping[str, float] = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
+    dice = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
     return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
-
-
-def _megabytes(number: float | None) -> str:
-    return "" if number is None else f"{number:.0f}"
 
 
 def _plain(number: float | None) -> str:
