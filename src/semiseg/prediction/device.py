@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch.nn import functional
 
@@ -86,16 +88,15 @@ def limit_gpu_memory(device: torch.device, most: str) -> int:
 def _memory(device: torch.device) -> tuple[int, int]:
     """Bytes of a GPU in use, and in all. torch leaves out what the driver reserves, NVML does not."""
     free, total = torch.cuda.mem_get_info(device)
-    try:
+    used = total - free
+    with suppress(ImportError):
         import pynvml
-    except ImportError:
-        return total - free, total
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return max(total - free, int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)), total
-    except pynvml.NVMLError:
-        return total - free, total
+
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+            used = max(used, int(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
+    return used, total
 
 
 def _load_libraries(device: torch.device) -> None:

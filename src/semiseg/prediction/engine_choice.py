@@ -57,8 +57,10 @@ def choose_engine(
     """
     choosing = _Choosing(model, scans, settings, say)
     begun = _begun_with(model, output)
-    if begun and settings.engine == "auto" and _allows(settings, begun):
-        return choosing.first_that_passes([begun, REFERENCE])
+    if begun and settings.engine == "auto":
+        device_fits = settings.device in ("auto", "cpu") or begun.engine == "torch"
+        if device_fits and settings.precision in ("auto", begun.precision):
+            return choosing.first_that_passes([begun, REFERENCE])
     candidates = _candidates(settings)
     return choosing.first_that_passes(choosing.by_speed(candidates) if len(candidates) > 1 else candidates)
 
@@ -155,23 +157,17 @@ class _Choosing:
         return engine if passed else None
 
 
-def _allows(settings: PredictSettings, begun: Choice) -> bool:
-    """Whether the device and the precision that are asked for are those of the engine that a folder was begun with."""
-    device = settings.device in ("auto", "cpu") or begun.engine == "torch"
-    return device and settings.precision in ("auto", begun.precision)
-
-
 def _candidates(settings: PredictSettings) -> list[Choice]:
     """What may be used, before any trial."""
     automatic, wanted = settings.engine == "auto", settings.precision
-    names, on_cpu = [settings.engine], True
+    on_gpu = automatic and not _on_cpu(settings.device)
+    names: list[str] = [settings.engine]
     if automatic:
-        on_cpu = _on_cpu(settings.device)
-        names = [name for name in ("openvino", "onnx") if on_cpu and is_installed(name)]
+        names = [name for name in ("openvino", "onnx") if is_installed(name) and not on_gpu]
     found = [Choice(name, p) for name in names for p in precisions(name) if wanted in ("auto", p)]
-    if automatic and not on_cpu and wanted == "auto" and _gpu_has_bfloat16(settings.device):
+    if on_gpu and wanted == "auto" and _gpu_has_bfloat16(settings.device):
         found = [Choice("torch", "bfloat16")]
-    if wanted == "bfloat16" and (settings.engine == "torch" or (automatic and not on_cpu)):
+    if wanted == "bfloat16" and (settings.engine == "torch" or on_gpu):
         found = [Choice("torch", "bfloat16")]
     if wanted == "int8" and "openvino" in names:
         found = [Choice("openvino", "int8")]

@@ -80,12 +80,9 @@ def predict_labels(
     )
     coarse = export_axis(spacing_mm, plan)
     shape_out = turned((z, y, x), axes)
-    options: dict[str, Any] = {
-        "anisotropic_axis": None if coarse is None else axes.index(coarse),
-        "threads": usable_cores(),
-    }
-    labels = LabelExport(scan.shape, shape_out, plan.labels.count, **options)
-    maps = ProbabilityExport(scan.shape, shape_out, plan.labels.count, **options) if settings.probabilities else None
+    anisotropic_axis = None if coarse is None else axes.index(coarse)
+    grids = (scan.shape, shape_out, plan.labels.count, anisotropic_axis, usable_cores())
+    labels, maps = LabelExport(*grids), ProbabilityExport(*grids) if settings.probabilities else None
     for logits in blended_rows(scan.rows, scan.shape, engine, window):
         labels.add(logits)
         if maps:
@@ -202,8 +199,10 @@ def _attempt(
         for old in (target, maps):
             old.unlink(missing_ok=True)
         foreign = _predict_to_file(scan, model, engine, target, settings)
+        seconds = time.perf_counter() - started
+        return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
     except DataError as error:
-        return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
+        text = str(error)
     except MemoryError:
         grid = read_grid(scan.images[0])
         z, y, x = grid.shape_zyx
@@ -212,25 +211,17 @@ def _attempt(
             f"{scan.images[0]}: not enough memory for {z} x {y} x {x} voxels of {mm} mm at the model's "
             f"{model.plan.spacing_mm} mm. If that is their size, use a machine with more memory; or mend the header."
         )
-        return Outcome(scan.id, target, error=text), row | {"error": text}
     except OSError as error:
         if is_full(error):
             raise  # the others would not fit either
         error.filename = error.filename or str(target)
         text = why_not_written(error)
-        return Outcome(scan.id, target, error=text), row | {"error": text}
-    seconds = time.perf_counter() - started
-    return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
+    return Outcome(scan.id, target, error=text), row | {"error": text}
 
 
 def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, Any]:
-    return {
-        "id": scan.id,
-        "output": target.name,
-        "model": model.hash,
-        "engine": engine.name,
-        "precision": engine.precision,
-    }
+    made_by = {"model": model.hash, "engine": engine.name, "precision": engine.precision}
+    return {"id": scan.id, "output": target.name} | made_by
 
 
 def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> bool:

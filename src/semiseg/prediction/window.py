@@ -71,14 +71,11 @@ def mirrored_logits(
     run: computes logits. flip: turns around the axes that are named.
     """
     total: Any = run(tiles)
-    axes_of = range(len(window.mirror_axes))
-    combinations = [
-        tuple(window.mirror_axes[bit] for bit in axes_of if mask >> bit & 1)
-        for mask in range(1, 2 ** len(window.mirror_axes))
-    ]
-    for axes in combinations:
+    combinations = 2 ** len(window.mirror_axes)
+    for mask in range(1, combinations):
+        axes = [axis for bit, axis in enumerate(window.mirror_axes) if mask >> bit & 1]
         where = tuple(axis + 2 for axis in axes)
         mirrored = flip(run(flip(tiles, where)), where)
         swapped = window.labels is not None and window.labels.mirror_axis in axes
         total = total + (mirrored[:, window.labels.permutation()] if window.labels and swapped else mirrored)
-    return cast(Array, total / (len(combinations) + 1) if combinations else total)
+    return cast(Array, total / combinations if combinations > 1 else total)

@@ -92,7 +92,10 @@ class DeviceBlend:
         empty = self._with_room(lambda: self._weights[:rows] == 0)
         self._total[0, :rows].masked_fill_(empty, BACKGROUND_LOGIT)
         self._total[:, :rows] /= self._weights[:rows].masked_fill_(empty, 1.0)
-        host = self._host_rows(rows)
+        shape = (self.classes, rows, *self._total.shape[2:])
+        if self._host is None or self._host.numel() < prod(shape):
+            self._host = torch.empty(prod(shape), pin_memory=self._device.type == "cuda")
+        host = self._host[: prod(shape)].view(shape)  # the same memory at each call
         for value in range(self.classes):  # class by class both sides are contiguous, so that none is waited for
             host[value].copy_(self._total[value, :rows], non_blocking=True)
         copied = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -107,13 +110,6 @@ class DeviceBlend:
             return np.asarray(host.numpy())
 
         return finished
-
-    def _host_rows(self, rows: int) -> Tensor:
-        """`(K, rows, ., .)` in main memory, the same at each call."""
-        shape = (self.classes, rows, *self._total.shape[2:])
-        if self._host is None or self._host.numel() < prod(shape):
-            self._host = torch.empty(prod(shape), pin_memory=self._device.type == "cuda")
-        return self._host[: prod(shape)].view(shape)
 
 
 def device_blend_bytes(classes: int, channels: int, window: Window, size: Shape) -> int:
