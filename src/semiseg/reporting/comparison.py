@@ -37,26 +37,25 @@ def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence
     names = list(names) or [run.folder.resolve().name for run in data]
     comparison = compare_summaries(names, summaries)
     means = comparison.tables["dice"][-1].values
-    colours = organ_colours(list(data[0].label_values.values()))
     page = load_template("comparison.html").render(
         difference=difference,
         names=names,
         comparison=comparison,
         runs=[_card(name, run, mean) for name, run, mean in zip(names, data, means, strict=True)],
         tables=[(metric, METRIC_NAMES[metric], _full_bar(comparison, metric)) for metric in METRICS],
-        cases=_drawn_cases(names, data, colours),
-        organs=[(organ, colour, "") for organ, colour in colours.items()],
+        cases=_drawn_cases(names, data),
+        organs=[(organ, colour, "") for organ, colour in organ_colours(data[0].label_values.values()).items()],
     )
     write_text(path, page)
     return path
 
 
-def _drawn_cases(names: Sequence[str], runs: Sequence[RunData], colours: Mapping[str, str]) -> list[DrawnCase]:
+def _drawn_cases(names: Sequence[str], runs: Sequence[RunData]) -> list[DrawnCase]:
     """The case on which the runs' mean Dice differs most, and the one in the middle."""
     scored = [{case["id"]: case for case in run.summary["cases"]} for run in runs if run.summary]
     order = sorted(scored[0], key=lambda case: (-_apart([cases[case] for cases in scored]), case))
     chosen = [("The runs differ most", order[0]), ("In the middle", order[len(order) // 2])]
-    return [_drawn(title, case, names, runs, scored, colours) for title, case in chosen[: len(order)]]
+    return [_drawn(title, case, names, runs, scored) for title, case in chosen[: len(order)]]
 
 
 def _apart(cases: Sequence[CaseScores]) -> float:
@@ -66,24 +65,13 @@ def _apart(cases: Sequence[CaseScores]) -> float:
 
 
 def _drawn(
-    title: str,
-    case: str,
-    names: Sequence[str],
-    runs: Sequence[RunData],
-    scored: Sequence[Mapping[str, CaseScores]],
-    colours: Mapping[str, str],
+    title: str, case: str, names: Sequence[str], runs: Sequence[RunData], scored: Sequence[Mapping[str, CaseScores]]
 ) -> DrawnCase:
     first, row = runs[0], scored[0][case]
     predictions = {n: run.path(cases[case]["prediction"]) for n, run, cases in zip(names, runs, scored, strict=True)}
+    reference, image = first.path(row["reference"]), image_path(first, row)
     try:
-        panels = one_slice(
-            predictions,
-            first.path(row["reference"]),
-            image_path(first, row),
-            organs=first.label_values,
-            colours=colours,
-            ct=first.is_ct,
-        )
+        panels = one_slice(predictions, reference, image, organs=first.label_values, ct=first.is_ct)
     except DataError as error:
         return DrawnCase(title=title, id=case, problem=f"This case cannot be drawn. {error}")
     dice = [value(mean_dice(cases[case])) for cases in scored]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Curve:
     wide: bool = False
 
 
-def organ_colours(organs: Sequence[str]) -> dict[str, str]:
+def organ_colours(organs: Iterable[str]) -> dict[str, str]:
     """A colour for each organ, the same in every picture of a report; more than 13 organs share colours."""
     return {organ: ORGAN_COLOURS[n % len(ORGAN_COLOURS)] for n, organ in enumerate(organs)}
 
@@ -244,17 +244,8 @@ def _shade_phases(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
             continue
         start, stop = min(steps), max(steps)
         axes.axvspan(start, stop, color=SHADE, linewidth=0, zorder=0)
-        axes.annotate(
-            name,
-            ((start + stop) / 2, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            color=MUTED,
-        )
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (0, 5), "textcoords": "offset points"}
+        axes.annotate(name, ((start + stop) / 2, 1), **where, ha="center", va="bottom", fontsize=9, color=MUTED)
 
 
 def running_mean(values: DoubleArray, width: int) -> DoubleArray:

@@ -16,6 +16,7 @@ from contourpy import contour_generator
 from PIL import Image
 
 from semiseg.geometry import Box, bounding_box
+from semiseg.reporting.figures import organ_colours
 from semiseg.types import AnyArray, DoubleArray, LabelArray, Shape, Spacing
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -176,7 +177,6 @@ def case_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
     ct: bool,
 ) -> list[Panel]:
     """Three planes of a test case with the contours of reference and prediction, where they disagree most among the
@@ -189,7 +189,7 @@ def case_panels(
     error = (reference_zyx != prediction_zyx) & np.isin(reference_zyx, np.append(values, 0))
     centre = choose_slices(error, (reference_zyx, prediction_zyx), list(organs))
     labels = (("reference", reference_zyx), ("prediction", prediction_zyx))
-    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, window(image_zyx, ct=ct))
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, window(image_zyx, ct=ct))
 
 
 def method_panels(
@@ -199,7 +199,6 @@ def method_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
     ct: bool,
 ) -> dict[str, Panel]:
     """The same slice of a case for each method, with the contours of reference and prediction: of the three planes'
@@ -218,7 +217,7 @@ def method_panels(
 
     def panel(found: LabelArray) -> Panel:
         labels = (("reference", reference_zyx), ("prediction", found))
-        return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, grey)[plane]
+        return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, grey)[plane]
 
     return {name: panel(found) for name, found in predictions_zyx.items()}
 
@@ -230,7 +229,6 @@ def feedback_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
 ) -> tuple[list[Panel], float]:
     """Three planes with the signed feedback over the scan, where it is strongest; and the scale's end.
 
@@ -244,7 +242,7 @@ def feedback_panels(
     labels = (("pseudo", pseudo_label_zyx),)
     grey = window(image_zyx, ct=False)
     overlay = (feedback_zyx / limit, signed_png)
-    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, grey, overlay), limit
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, grey, overlay), limit
 
 
 def label_panels(
@@ -254,7 +252,6 @@ def label_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
 ) -> list[Panel]:
     """Three planes of an unlabelled scan with the contours of its pseudo-label; over the scan, where an earlier one
     differs, on the slices on which most of it does among those that show the organs (`choose_slices`)."""
@@ -264,7 +261,7 @@ def label_panels(
     centre = choose_slices(differs, maps, list(organs))
     overlay = None if earlier_zyx is None else (differs, mask_png)
     grey = window(image_zyx, ct=False)
-    return _panels(image_zyx, (("pseudo", labels_zyx),), seen, centre, spacing_mm, organs, colours, grey, overlay)
+    return _panels(image_zyx, (("pseudo", labels_zyx),), seen, centre, spacing_mm, organs, grey, overlay)
 
 
 def feedback_limit(feedback_zyx: AnyArray) -> float:
@@ -286,12 +283,11 @@ def _panels(
     centre: Shape,
     spacing_mm: Spacing,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
     grey: tuple[float, float],
     overlay: tuple[AnyArray, Callable[[AnyArray], str]] | None = None,
 ) -> list[Panel]:
     """overlay: a volume, and what makes a PNG of a slice of it."""
-    box = region_of_interest(seen_zyx, spacing_mm)
+    box, colours = region_of_interest(seen_zyx, spacing_mm), organ_colours(organs.values())
     panels = []
     for plane in PLANES:
         axis = _AXIS[plane]
@@ -299,7 +295,7 @@ def _panels(
         spacing = plane_spacing(spacing_mm, plane)
 
         def shown(volume: AnyArray, plane: Plane = plane, index: int = index, axis: int = axis) -> AnyArray:
-            inside = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+            inside = list(box.slices())
             inside[axis] = slice(index, index + 1)
             return plane_slice(volume[tuple(inside)], plane, 0)
 

@@ -38,7 +38,6 @@ def write_report(run: Path) -> Path:
 def _render(data: RunData) -> str:
     """The page as HTML. Everything from files is escaped; only our own SVG is not."""
     organs = list(data.label_values.values())
-    colours = organ_colours(organs)
     curves = learning_curves(data.metrics)
     return load_template("template.html").render(
         title=data.plan.dataset if data.plan else data.folder.resolve().name,
@@ -59,15 +58,15 @@ def _render(data: RunData) -> str:
         curves=curves,
         curve_gaps=_curve_gaps(data, curves),
         organs=organs,
-        colours=colours,
+        colours=organ_colours(organs),
         worst_hd95=_worst_hd95(data.summary),
         plots=_organ_plots(data.summary, organs),
         cases=[(case, mean_dice(case)) for case in ranked(data.summary)],
-        pictures=case_pictures(data, colours),
+        pictures=case_pictures(data),
         rounds=data.rounds,
         found=list(dict.fromkeys(organ for row in data.rounds for organ in row["found"])),
-        scans=labelled_scans(data, colours),
-        feedback=feedback_pictures(data, colours),
+        scans=labelled_scans(data),
+        feedback=feedback_pictures(data),
         feedback_expected=data.setting("method.feedback") == "dense",
         negative=NEGATIVE_RGB,
         positive=POSITIVE_RGB,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.store import open_case, open_labels
+from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.numbers import value
 from semiseg.reporting.overlays import label_panels
 from semiseg.reporting.pictures import Picture, spread_out
@@ -32,7 +33,7 @@ class LabelledScans:
     compared: bool = False
 
 
-def labelled_scans(data: RunData, colours: Mapping[str, str]) -> LabelledScans:
+def labelled_scans(data: RunData) -> LabelledScans:
     """Up to three unlabelled scans with the labels of the last round: those that agree least, middlingly and best with
     the round before; without one, scans from the first to the last."""
     if not data.label_folders:
@@ -41,15 +42,13 @@ def labelled_scans(data: RunData, colours: Mapping[str, str]) -> LabelledScans:
     ids = sorted(file.stem for file in newest.glob("*.b2nd") if (data.folder / "store" / file.stem).is_dir())
     earlier = others[0] if others and any((others[0] / f"{case}.b2nd").is_file() for case in ids) else None
     if earlier:
-        return _compared(data, newest, earlier, spread_out(ids, _SCANS_COMPARED), colours)
+        return _compared(data, newest, earlier, spread_out(ids, _SCANS_COMPARED))
     chosen = spread_out(ids, _SCANS_SHOWN)
-    pictures = tuple(_picture(data, "Unlabelled scan", case, newest, None, None, colours) for case in chosen)
+    pictures = tuple(_picture(data, "Unlabelled scan", case, newest) for case in chosen)
     return LabelledScans(pictures=pictures, of=len(ids))
 
 
-def _compared(
-    data: RunData, newest: Path, earlier: Path, ids: Sequence[str], colours: Mapping[str, str]
-) -> LabelledScans:
+def _compared(data: RunData, newest: Path, earlier: Path, ids: Sequence[str]) -> LabelledScans:
     agreement: dict[str, float] = {}
     for case in ids:
         try:
@@ -63,7 +62,7 @@ def _compared(
         len(order), ("Least agreement", "Median agreement", "Most agreement")
     )
     pictures = tuple(
-        _picture(data, title, case, newest, earlier, agreement[case], colours)
+        _picture(data, title, case, newest, earlier, agreement[case])
         for title, case in zip(titles, spread_out(order, _SCANS_SHOWN), strict=False)
     )
     return LabelledScans(pictures=pictures, of=len(order), compared=True)
@@ -82,11 +81,11 @@ def _picture(
     title: str,
     case: str,
     newest: Path,
-    earlier: Path | None,
-    agreement: float | None,
-    colours: Mapping[str, str],
+    earlier: Path | None = None,
+    agreement: float | None = None,
 ) -> Picture:
     organs = data.label_values
+    colours = organ_colours(organs.values())
     try:
         stored = open_case(data.folder / "store" / case)
         shape = stored.meta.shape_zyx
@@ -101,6 +100,6 @@ def _picture(
         id=case,
         score="" if agreement is None else f"agreement {value(agreement)}",
         organs=tuple((name, colours[name], "") for name in found),
-        panels=tuple(label_panels(image, labels, before, stored.meta.spacing_mm, organs=organs, colours=colours)),
+        panels=tuple(label_panels(image, labels, before, stored.meta.spacing_mm, organs=organs)),
         problem="" if found else "No organ was found in this scan.",
     )

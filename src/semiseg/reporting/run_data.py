@@ -21,10 +21,9 @@ class RunData:
     """A run folder in memory.
 
     settings: the resolved run.toml. roles: number of cases by role (labelled, taught, unlabelled, validation, test).
-    failures: case id and reason of predictions that failed. missing: test cases without any score or failure.
-    feedback: the feedback maps' files. run_text, settled_text, plan_text: the files as they are, or None. notices: the
-    warnings that stand. rounds: a row for each labelling of unlabelled scans; label_folders: of their labels, the
-    newest first.
+    failures: case id and reason of predictions that failed. missing: test cases without any score or failure. feedback:
+    the feedback maps' files. run_text, settled_text, plan_text: the files as they are, or None. notices: the warnings
+    that stand. rounds: a row for each labelling of unlabelled scans; label_folders: of their labels, the newest first.
     """
 
     folder: Path

@@ -3,7 +3,6 @@ scans are that a tolerance is for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,8 +31,17 @@ class WorstDistance:
 def banner(data: RunData) -> list[str]:
     """The warnings at the top of the page: those of the run's stages, then what its summary shows."""
     told = [notice.replace("_", " ") for notice in data.notices if "never found" in notice]
-    silent = [organ for organ in never_found(data.summary) if not any(words(organ) in notice for notice in told)]
-    return [*data.notices, *_never_found_text(data.summary, silent)]
+    found = never_found(data.summary)
+    silent = [organ for organ in found if not any(words(organ) in notice for notice in told)]
+    if not silent or not data.summary:
+        return list(data.notices)
+    if len(silent) == 1:
+        cases = found[silent[0]]
+        where = "the one scored case that has it" if cases == 1 else f"all {cases} scored cases that have it"
+        return [*data.notices, f"{words(silent[0])} was never found: Dice 0 in {where}."]
+    named = ", ".join(map(words, silent))
+    how_many = f"{len(silent)} of {len(data.summary['organs'])} organs were never found"
+    return [*data.notices, f"{how_many}, with Dice 0 in every scored case that has them: {named}."]
 
 
 def never_found(summary: Summary | None) -> dict[str, int]:
@@ -45,18 +53,6 @@ def never_found(summary: Summary | None) -> dict[str, int]:
         if there and not any(there):
             found[organ] = len(there)
     return found
-
-
-def _never_found_text(summary: Summary | None, organs: Sequence[str]) -> list[str]:
-    if not summary or not organs:
-        return []
-    if len(organs) == 1:
-        cases = never_found(summary)[organs[0]]
-        where = "the one scored case that has it" if cases == 1 else f"all {cases} scored cases that have it"
-        return [f"{words(organs[0])} was never found: Dice 0 in {where}."]
-    named = ", ".join(map(words, organs))
-    how_many = f"{len(organs)} of {len(summary['organs'])} organs were never found"
-    return [f"{how_many}, with Dice 0 in every scored case that has them: {named}."]
 
 
 def worst_distance(summary: Summary | None) -> WorstDistance | None:

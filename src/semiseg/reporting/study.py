@@ -11,7 +11,7 @@ from semiseg.data.plan import read_plan
 from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.io.file_kinds import label_map
-from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
+from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, series_key, words
 from semiseg.reporting.page import load_template
 from semiseg.reporting.pictures import DrawnCase, one_slice
 from semiseg.scoring.label_efficiency import (
@@ -38,7 +38,6 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
     """Write the page and return its path. runs: where the run folders are, for pictures of cases; None draws none."""
     found = points(study)
     methods = list(dict.fromkeys(point.method for point in found))
-    organs = study["organs"]
     page = load_template("study.html").render(
         study=study,
         budget=budget_text(study),
@@ -52,13 +51,12 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
             (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
             for metric in PAPER_METRICS
         ],
-        organs=organs,
+        organs=study["organs"],
         reference_title=reference_title(study),
         against=against_reference(study),
         signed=_signed,
         p_text=p_text,
         cases=_drawn_cases(study, runs) if runs else [],
-        colours=organ_colours(organs),
     )
     write_text(path, page)
     return path
@@ -229,13 +227,11 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
         first = next(iter(folders.values()))
         summary, plan = read_summary(first / "summary.json"), read_plan(first / "plan.toml")
         row = next(row for row in summary["cases"] if row["id"] == case)
-        organs = {int(value): name for value, name in summary["organs"].items()}
         panels = one_slice(
             {method: label_map(folder / "predictions", case) for method, folder in folders.items()},
             first / row["reference"],
             first / row["image"] if row["image"] else None,
-            organs=organs,
-            colours=organ_colours(list(organs.values())),
+            organs={int(value): name for value, name in summary["organs"].items()},
             ct=plan.normalisation[0].scheme == "ct",
         )
     except DataError as error:
