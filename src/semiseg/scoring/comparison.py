@@ -48,8 +48,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One organ, or the mean over organs: an interval per run, and each later run's difference to the
-    first."""
+    """One organ, or the mean over organs: an interval per run, and each later run's difference to the first."""
 
     organ: str
     values: tuple[Interval, ...]
@@ -58,8 +57,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """names: of the runs, the baseline first. budgets: what each run was allowed (steps, minutes, labels), or
-    empty.
+    """names: of the runs, the baseline first. budgets: what each run was allowed (steps, minutes, labels), or empty.
 
     tables: rows per metric, a row per organ and last the mean; the mean HD95 of a case is over the organs that have one
     in every run. distances: how many pairs of organ and case those are, of how many in all.
@@ -185,7 +183,7 @@ def _table(comparison: Comparison, metric: Metric) -> tuple[list[str], list[list
         for paired in row.differences:
             cells.append(interval_text(paired.difference, decimals, signed=True))
             if not few:
-                cells.append(p_text(paired.p_value, undefined=UNDEFINED))
+                cells.append(p_text(paired.p_value) or UNDEFINED)
         rows.append(cells)
     return header, rows
 

@@ -37,11 +37,9 @@ class EvaluateSettings:
     """How predictions are scored."""
 
     rules: Rules = "standard"
-    """`standard`, or `flare22` to score exactly as the FLARE 2022 challenge does (its own 13 organs and
-    tolerances)."""
+    """`standard`, or `flare22` to score exactly as the FLARE 2022 challenge does (its own 13 organs and tolerances)."""
     tolerance_mm: float = 1.0
-    """Surface error in mm that NSD forgives; 1 mm is a voxel of most MRI, for organs in CT 2 to 5 mm are
-    usual."""
+    """Surface error in mm that NSD forgives; 1 mm is a voxel of most MRI, for organs in CT 2 to 5 mm are usual."""
     organ_tolerance_mm: dict[str, float] = field(default_factory=dict)
     """Tolerance in mm of single organs, by name, where it is not `tolerance_mm`."""
 

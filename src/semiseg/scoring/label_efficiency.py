@@ -7,7 +7,7 @@ runs that both have (the same labels, subset and seed), paired over cases.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
 
@@ -95,11 +95,11 @@ class Point:
     labelled: int
     runs: int
     values: dict[Metric, Interval]
-    difference: dict[Metric, Interval]
-    over_cases: Interval | None
-    p_value: float | None
-    better: tuple[int, int]
-    gap_closed: float | None
+    difference: dict[Metric, Interval] = field(default_factory=dict)
+    over_cases: Interval | None = None
+    p_value: float | None = None
+    better: tuple[int, int] = (0, 0)
+    gap_closed: float | None = None
     minutes: float
     peak_memory_mb: float
     gpu_peak_mb: float | None
@@ -211,11 +211,6 @@ def _point(
         labelled=labelled,
         runs=len(runs),
         values={metric: _interval(_matrix(runs, ids, metric), runs, metric) for metric in PAPER_METRICS},
-        difference={},
-        over_cases=None,
-        p_value=None,
-        better=(0, 0),
-        gap_closed=None,
         minutes=float(np.mean([run["minutes"] for run in runs])),
         peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
         gpu_peak_mb=max((run["gpu_peak_mb"] for run in runs if "gpu_peak_mb" in run), default=None),

@@ -36,8 +36,7 @@ class Interval(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """A mean difference over the same cases, its 95 % bootstrap interval, and the Wilcoxon signed-rank
-    p-value.
+    """A mean difference over the same cases, its 95 % bootstrap interval, and the Wilcoxon signed-rank p-value.
 
     p_value is two-sided; None below six cases.
     """
@@ -58,16 +57,13 @@ def mean_interval(values: Sequence[float | None], draw: Draw, purpose: str, *, s
     samples: number of bootstrap draws. purpose: names the draws, so that each interval has its own.
     """
     defined = np.array([value for value in values if value is not None], dtype=np.float64)
-    if defined.size == 0:
-        return Interval(mean=None, low=None, high=None, count=0)
-    mean = float(defined.mean())
-    if defined.size == 1:
-        return Interval(mean=mean, low=None, high=None, count=1)
-    if defined.size < FEWEST_CASES:
-        low, high = float(defined.min()), float(defined.max())
-    else:
-        low, high = _bootstrap(defined, draw, purpose, samples)
-    return Interval(mean=mean, low=low, high=high, count=int(defined.size))
+    mean = float(defined.mean()) if defined.size else None
+    ends: tuple[float | None, float | None] = (None, None)
+    if defined.size >= FEWEST_CASES:
+        ends = _bootstrap(defined, draw, purpose, samples)
+    elif defined.size > 1:
+        ends = float(defined.min()), float(defined.max())
+    return Interval(mean=mean, low=ends[0], high=ends[1], count=int(defined.size))
 
 
 def paired_difference(

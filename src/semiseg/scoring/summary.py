@@ -37,8 +37,7 @@ class CaseScores(TypedDict):
 
 
 class Summary(TypedDict):
-    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over
-    organs."""
+    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over organs."""
 
     rules: Rules
     organs: dict[str, str]

@@ -59,10 +59,10 @@ def shows_range(interval: Interval) -> bool:
     return is_range(interval) and interval["low"] is not None
 
 
-def p_text(p_value: float | None, *, undefined: str = "") -> str:
-    """`0.034`, `<0.001`."""
+def p_text(p_value: float | None) -> str:
+    """`0.034`, `<0.001`; empty where there is none."""
     if p_value is None:
-        return undefined
+        return ""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
