@@ -246,11 +246,7 @@ class _Known:
     def __init__(self, model: Model, device: str, say: Callable[[str], None]) -> None:
         self._say = say
         self._device = device
-        self._machine: dict[str, str | int] = {
-            "host": platform.node(),
-            "cpu": processor_name(),
-            "cores": usable_cores(),
-        }
+        self._machine: dict[str, Any] = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores()}
         for library in ("semiseg", "torch", "openvino", "onnxruntime", "onnx"):
             with suppress(PackageNotFoundError):
                 self._machine[library] = version(library)

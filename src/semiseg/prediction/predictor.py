@@ -82,7 +82,8 @@ def predict_labels(
     shape_out = turned((z, y, x), axes)
     anisotropic_axis = None if coarse is None else axes.index(coarse)
     grids = (scan.shape, shape_out, plan.labels.count, anisotropic_axis, usable_cores())
-    labels, maps = LabelExport(*grids), ProbabilityExport(*grids) if settings.probabilities else None
+    labels = LabelExport(*grids)
+    maps = ProbabilityExport(*grids) if settings.probabilities else None
     for logits in blended_rows(scan.rows, scan.shape, engine, window):
         labels.add(logits)
         if maps:
