@@ -20,11 +20,9 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
 from semiseg.notices import add_notice, read_notices
 from semiseg.predict_run import predict_test_cases
-from semiseg.randomness import Draw
 from semiseg.reporting import write_report
 from semiseg.run_folder import fold_runs, refuse_links
 from semiseg.scoring import print_summary
-from semiseg.scoring.evaluator import BOOTSTRAP_SAMPLES
 from semiseg.scoring.summary import Summary, read_summary, summarise, write_summary
 from semiseg.settings import RunSettings, write_settings
 from semiseg.training.settled import Settled, read_settled, write_settled
@@ -119,8 +117,7 @@ def out_of_fold(run: Path) -> Summary:
         )
     organs = {int(value): name for value, name in first["organs"].items()}
     cases = sorted((case for summary in summaries for case in summary["cases"]), key=lambda case: case["id"])
-    draw = Draw(seed=0)
-    return summarise(cases, organs, first["tolerance_mm"], first["rules"], draw, samples=BOOTSTRAP_SAMPLES)
+    return summarise(cases, organs, first["tolerance_mm"], first["rules"])
 
 
 def closing_lines(run: Path) -> list[str]:

@@ -15,7 +15,7 @@ from scipy import ndimage
 from surface_distance import lookup_tables
 
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.scoring import evaluate_folder
+from semiseg.scoring import EvaluateSettings, evaluate_folder
 from semiseg.scoring.flare22 import score_case_flare22
 from semiseg.types import LabelArray
 
@@ -171,7 +171,7 @@ def test_equal_on_files_of_any_orientation(codes: str, tmp_path: Path) -> None:
 
 
 def assert_folder_equal(references: Path, predictions: Path) -> None:
-    summary = evaluate_folder(predictions, references, FLARE22_LABELS, rules="flare22")
+    summary = evaluate_folder(predictions, references, FLARE22_LABELS, settings=EvaluateSettings(rules="flare22"))
     assert summary["cases"]
     for case in summary["cases"]:
         image = nib.load(case["reference"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, special
 
 from semiseg.ops.resample import resample_image
-from semiseg.prediction.export import LabelExport, ProbabilityExport, labels_from_logits, probabilities_from_logits
+from semiseg.prediction.export import LabelExport, ProbabilityExport
 from semiseg.types import Shape
 
 SIZE: Shape = (5, 7, 6)
@@ -17,6 +17,18 @@ SIZE: Shape = (5, 7, 6)
 
 def logits(classes: int = 4) -> np.ndarray:
     return (3 * np.random.default_rng(0).normal(size=(classes, *SIZE))).astype(np.float32)
+
+
+def labels_from_logits(logits: np.ndarray, shape: Shape, *, anisotropic_axis: int | None) -> np.ndarray:
+    export = LabelExport(logits.shape[1:], shape, len(logits), anisotropic_axis=anisotropic_axis)
+    export.add(logits)
+    return export.labels
+
+
+def probabilities_from_logits(logits: np.ndarray, shape: Shape, *, anisotropic_axis: int | None) -> np.ndarray:
+    export = ProbabilityExport(logits.shape[1:], shape, len(logits), anisotropic_axis=anisotropic_axis)
+    export.add(logits)
+    return export.probabilities
 
 
 def zoomed(array: np.ndarray, shape: Shape, axis: int | None) -> np.ndarray:

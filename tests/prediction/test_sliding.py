@@ -84,16 +84,6 @@ def test_any_number_of_slices_gives_one_label_map(slices: int) -> None:
     np.testing.assert_array_equal(logits.argmax(axis=0), x[0] > 0)
 
 
-def test_progress_counts_the_tiles() -> None:
-    calls: list[tuple[int, int]] = []
-    engine = Constant()
-    window = Window(patch=PATCH, tile_batch=3, progress=lambda done, total: calls.append((done, total)))
-    sliding_window(image(1, 9, 6, 8), engine, window)
-    total = sum(engine.batches)
-    assert calls[-1] == (total, total)
-    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
-
-
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_mirrored_prediction_of_an_equivariant_engine_changes_nothing(axis: int) -> None:
     """Exchanging the pair back undoes the mirroring exactly, along whatever axis left and right lie."""
@@ -167,12 +157,10 @@ def test_tiles_without_body_are_left_out_and_are_background() -> None:
         asked.append((start, stop))
         return start[2] < 12
 
-    engine, calls = Constant(), list[int]()
-    window = Window(patch=PATCH, step=1.0, holds_body=left_half, progress=lambda done, total: calls.append(done))
-    logits = sliding_window(x, engine, window)
+    engine = Constant()
+    logits = sliding_window(x, engine, Window(patch=PATCH, step=1.0, holds_body=left_half))
     assert asked == [((0, 0, first), (4, 6, first + 8)) for first in (0, 8, 16, 24)]
     assert sum(engine.batches) == 2
-    assert calls[-1] == 4  # those left out are done too
     assert (logits.argmax(axis=0)[..., :16] == 2).all()
     assert (logits.argmax(axis=0)[..., 16:] == 0).all()
     assert np.isfinite(logits).all()

@@ -153,9 +153,7 @@ def test_panels_have_physical_sizes_and_the_organ_where_it_is() -> None:
     prediction = np.zeros_like(reference)
     prediction[4:7, 12:16, 21:26] = 2
     image = np.zeros(reference.shape, dtype=np.float32)
-    panels = case_panels(
-        image, reference, prediction, (5.0, 2.0, 1.0), organs={2: "liver"}, colours={"liver": "#56b4e9"}, ct=True
-    )
+    panels = case_panels(image, reference, prediction, (5.0, 2.0, 1.0), organs={2: "liver"}, ct=True)
     axial = panels[0]
     assert [p.plane for p in panels] == ["axial", "coronal", "sagittal"]
     assert (panels[2].position, panels[2].count) == (21, 30)
@@ -174,9 +172,7 @@ def test_ignored_voxels_do_not_draw_the_slices_to_them() -> None:
     prediction = np.zeros(SHAPE, dtype=np.uint8)
     prediction[3, 4, 5] = 1
     image = np.zeros(SHAPE, dtype=np.float32)
-    panels = case_panels(
-        image, reference, prediction, (1.0, 1.0, 1.0), organs={1: "a"}, colours={"a": "#56b4e9"}, ct=False
-    )
+    panels = case_panels(image, reference, prediction, (1.0, 1.0, 1.0), organs={1: "a"}, ct=False)
     assert [p.position for p in panels] == [4, 5, 6]
 
 
@@ -221,7 +217,7 @@ def test_feedback_panels_go_where_the_feedback_is_and_survive_none() -> None:
     feedback = np.zeros(SHAPE)
     feedback[3, 2, 3] = -3e-9
     feedback[1, 6, 8] = -1e-9  # where the pseudo-label has no organ
-    arguments = {"organs": {1: "a"}, "colours": {"a": "#56b4e9"}}
+    arguments = {"organs": {1: "a"}}
     panels, limit = feedback_panels(image, label, feedback, (1.0, 1.0, 1.0), **arguments)
     assert [p.position for p in panels] == [4, 3, 4]
     assert limit == 3e-9

@@ -151,10 +151,10 @@ def test_bad_settings(values: dict[str, object], words: str) -> None:
 def test_flare22_refuses_other_labels(folders: tuple[Path, Path]) -> None:
     references, predictions = folders
     with pytest.raises(ConfigError, match="score labels 1 to 13, but this dataset has 1, 2"):
-        evaluate_folder(predictions, references, LABELS, rules="flare22")
+        evaluate_folder(predictions, references, LABELS, settings=EvaluateSettings(rules="flare22"))
     swapped = {**FLARE22_LABELS.names, 1: "spleen", 3: "liver"}
     with pytest.raises(ConfigError, match="take liver as label 1, but this dataset has it as 3"):
-        evaluate_folder(predictions, references, LabelScheme(names=swapped), rules="flare22")
+        evaluate_folder(predictions, references, LabelScheme(names=swapped), settings=EvaluateSettings(rules="flare22"))
 
 
 def test_an_empty_reference_folder(tmp_path: Path) -> None:

@@ -173,8 +173,8 @@ class BatchSource:
 def _indivisible(batch: int, world: int) -> ConfigError:
     fitting = [str(count) for count in range(1, batch + 1) if batch % count == 0]
     return ConfigError(
-        f"A batch of {batch} cannot be divided among {world} ranks: start {', '.join(fitting[:-1])} or {fitting[-1]} with "
-        "torchrun --nproc-per-node, or make a run with another plan.batch."
+        f"A batch of {batch} cannot be divided among {world} ranks: start {', '.join(fitting[:-1])} or {fitting[-1]} "
+        "with torchrun --nproc-per-node, or make a run with another plan.batch."
     )
 
 

@@ -59,16 +59,13 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         process.send_signal(number)
 
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    before |= {number: signal.signal(number, hand_on) for number in _ENDING}
+    before |= {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
-
-
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def as_csv(samples: Sequence[Sample]) -> str:

@@ -22,6 +22,7 @@ def summarise(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
     """
     gpu = [sample.gpu_mb for sample in samples if sample.gpu_mb is not None]
     tree_gpu = [sample.tree_gpu_mb for sample in samples if sample.tree_gpu_mb is not None]
+    cpu = [sample.cpu_percent for sample in samples]
     return {
         "seconds": round(seconds, 3),
         "samples": len(samples),
@@ -29,8 +30,8 @@ def summarise(samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
         "gpu_mb_seconds_over_2048": _area([max(0.0, value - FREE_GPU_MB) for value in gpu]),
         "gpu_mb_max_challenge": challenge_maximum(gpu),
         "gpu_mb_max": _largest(gpu),
-        "cpu_percent_seconds": _area([sample.cpu_percent for sample in samples]),
-        "cpu_percent_mean": _mean([sample.cpu_percent for sample in samples]),
+        "cpu_percent_seconds": _area(cpu),
+        "cpu_percent_mean": round(sum(cpu) / len(cpu), 2) if cpu else None,
         "ram_mb_max": _largest([sample.ram_mb for sample in samples]),
         "tree_gpu_mb_max": _largest(tree_gpu),
         "tree_cpu_percent_seconds": _area([sample.tree_cpu_percent for sample in samples]),
@@ -50,7 +51,3 @@ def _area(values: Sequence[float]) -> float | None:
 
 def _largest(values: Sequence[float]) -> float | None:
     return round(max(values), 1) if values else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(sum(values) / len(values), 2) if values else None

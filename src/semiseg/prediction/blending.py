@@ -9,7 +9,7 @@ import numpy as np
 
 from semiseg.ops.tiles import gaussian_importance
 from semiseg.prediction.engines.base import Engine
-from semiseg.prediction.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, turned
+from semiseg.prediction.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, roll, turned
 from semiseg.types import FloatArray, Shape
 
 Rows = Callable[[], FloatArray]
@@ -96,24 +96,14 @@ class HostBlend:
     def _roll(self) -> None:
         """Let go of finished rows, once their reader asks for more."""
         if self._finished:
-            for buffer in (self._total, self._weights[None]):
-                assert buffer is not None  # there was a tile
-                _roll(buffer, self._finished)
+            roll(self._total, self._finished)
+            roll(self._weights[None], self._finished)
             self._finished = 0
 
     def _logits(self, tiles: FloatArray) -> FloatArray:
         """Logits of tiles whose axes are in the window's order, in that order too."""
         order = (0, 1, *(axis + 2 for axis in self._window.axes))
-        canonical = np.ascontiguousarray(tiles.transpose(np.argsort(order)))
-        return mirrored_logits(canonical, self._run, np.flip, self._window).transpose(order)
+        return mirrored_logits(tiles.transpose(np.argsort(order)), self._run, np.flip, self._window).transpose(order)
 
     def _run(self, tiles: FloatArray) -> FloatArray:
         return self._engine.run(np.ascontiguousarray(tiles))
-
-
-def _roll(buffer: FloatArray, finished: int) -> None:
-    """Let go of the first rows of `(., rows, ., .)`; one row at a time, since numpy would copy what overlaps."""
-    kept = buffer.shape[1] - finished
-    for row in range(kept):
-        buffer[:, row] = buffer[:, row + finished]
-    buffer[:, kept:] = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch.nn import functional
 
@@ -55,17 +57,20 @@ def require_bfloat16(device: torch.device, key: str) -> None:
 
 def limit_gpu_memory(device: torch.device, most: str) -> int:
     """Keep the GPU's memory that is in use, by all programs together, below `most` (2048MiB, say); what is left for
-    torch's allocator in bytes.
+    torch's allocator in bytes. An empty `most` lifts an earlier limit, as does another one, and gives 0.
 
     The whole device counts, as it does where the challenge samples it: the driver's reserve (where `nvidia-ml-py` is
     installed, to ask for it), its context, loaded libraries and other programs included, as they are now. Raises
     `ConfigError` where they leave nothing, or the device is no NVIDIA GPU.
     """
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    if not most:
+        return 0
     if device.type != "cuda":
         raise ConfigError(
             f"max_gpu_memory = {most!r}, but prediction is on {device}: leave it out, or use --device cuda."
         )
-    lift_gpu_limit(device)
     _load_libraries(device)
     torch.cuda.empty_cache()
     in_use, total = _memory(device)
@@ -83,16 +88,15 @@ def limit_gpu_memory(device: torch.device, most: str) -> int:
 def _memory(device: torch.device) -> tuple[int, int]:
     """Bytes of a GPU in use, and in all. torch leaves out what the driver reserves, NVML does not."""
     free, total = torch.cuda.mem_get_info(device)
-    try:
+    used = total - free
+    with suppress(ImportError):
         import pynvml
-    except ImportError:
-        return total - free, total
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        return max(total - free, int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)), total
-    except pynvml.NVMLError:
-        return total - free, total
+
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+            used = max(used, int(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
+    return used, total
 
 
 def _load_libraries(device: torch.device) -> None:
@@ -102,9 +106,3 @@ def _load_libraries(device: torch.device) -> None:
         image = image.contiguous(memory_format=torch.channels_last_3d)
         functional.conv3d(image, image.new_zeros((32, 32, 3, 3, 3)), padding=1)
         functional.conv_transpose3d(image, image.new_zeros((32, 16, 2, 2, 2)), stride=2)
-
-
-def lift_gpu_limit(device: torch.device) -> None:
-    """Let torch have all of a GPU's memory again."""
-    if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0, device)

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -57,8 +57,10 @@ def choose_engine(
     """
     choosing = _Choosing(model, scans, settings, say)
     begun = _begun_with(model, output)
-    if begun and settings.engine == "auto" and _allows(settings, begun):
-        return choosing.first_that_passes([begun, REFERENCE])
+    if begun and settings.engine == "auto":
+        device_fits = settings.device in ("auto", "cpu") or begun.engine == "torch"
+        if device_fits and settings.precision in ("auto", begun.precision):
+            return choosing.first_that_passes([begun, REFERENCE])
     candidates = _candidates(settings)
     return choosing.first_that_passes(choosing.by_speed(candidates) if len(candidates) > 1 else candidates)
 
@@ -147,29 +149,25 @@ class _Choosing:
             reference = self._open(REFERENCE)
             scans = within_budget(self._scans, self._model, [engine, reference], settings)
             self._references = References(self._model, reference, scans, settings)
-        parity = self._references.check(engine)
-        if parity.dice:
-            self._known.remember(choice, **parity.as_row())
-        return engine if parity.passed else None
-
-
-def _allows(settings: PredictSettings, begun: Choice) -> bool:
-    """Whether the device and the precision that are asked for are those of the engine that a folder was begun with."""
-    device = settings.device in ("auto", "cpu") or begun.engine == "torch"
-    return device and settings.precision in ("auto", begun.precision)
+        dice = self._references.check(engine)
+        worst = min((value for scan in dice.values() for value in scan.values()), default=0.0)
+        passed = worst >= SMALLEST_DICE
+        if dice:
+            self._known.remember(choice, worst_dice=round(worst, 6), passed=passed, dice=dice)
+        return engine if passed else None
 
 
 def _candidates(settings: PredictSettings) -> list[Choice]:
     """What may be used, before any trial."""
     automatic, wanted = settings.engine == "auto", settings.precision
-    names, on_cpu = [settings.engine], True
+    on_gpu = automatic and not _on_cpu(settings.device)
+    names: list[str] = [settings.engine]
     if automatic:
-        on_cpu = _on_cpu(settings.device)
-        names = [name for name in ("openvino", "onnx") if on_cpu and is_installed(name)]
+        names = [name for name in ("openvino", "onnx") if is_installed(name) and not on_gpu]
     found = [Choice(name, p) for name in names for p in precisions(name) if wanted in ("auto", p)]
-    if automatic and not on_cpu and wanted == "auto" and _gpu_has_bfloat16(settings.device):
+    if on_gpu and wanted == "auto" and _gpu_has_bfloat16(settings.device):
         found = [Choice("torch", "bfloat16")]
-    if wanted == "bfloat16" and (settings.engine == "torch" or (automatic and not on_cpu)):
+    if wanted == "bfloat16" and (settings.engine == "torch" or on_gpu):
         found = [Choice("torch", "bfloat16")]
     if wanted == "int8" and "openvino" in names:
         found = [Choice("openvino", "int8")]
@@ -247,9 +245,11 @@ class _Known:
 
     def __init__(self, model: Model, device: str, say: Callable[[str], None]) -> None:
         self._say = say
-        libraries = {name: version(name) for name in _LIBRARIES if _has(name)}
-        machine = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores()}
-        self._machine, self._device = machine | libraries, device
+        self._device = device
+        self._machine: dict[str, Any] = {"host": platform.node(), "cpu": processor_name(), "cores": usable_cores()}
+        for library in ("semiseg", "torch", "openvino", "onnxruntime", "onnx"):
+            with suppress(PackageNotFoundError):
+                self._machine[library] = version(library)
         key = hashlib.sha256(f"{model.hash} {sorted(self._machine.items())}".encode()).hexdigest()[:16]
         self._file = cache_folder() / "engines" / f"{key}.json"
         self._rows: dict[str, _Row] = {}
@@ -286,14 +286,3 @@ class _Known:
             write_json(self._file, {"machine": self._machine, "engines": self._rows})
         except OSError as error:
             self._say(f"{self._file}: cannot be written ({error.strerror}); engines will be tried again next time")
-
-
-_LIBRARIES = ("semiseg", "torch", "openvino", "onnxruntime", "onnx")
-
-
-def _has(library: str) -> bool:
-    try:
-        version(library)
-    except ImportError:  # PackageNotFoundError
-        return False
-    return True

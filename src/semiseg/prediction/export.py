@@ -29,7 +29,7 @@ class _Source(NamedTuple):
 
     logits: FloatArray
     """`(K, ., .)`."""
-    cells: NDArray[np.int32]
+    cells: NDArray[np.int32] = np.empty((0, 0), dtype=np.int32)
     """The label that each voxel shares with those that it is interpolated with, or `MIXED`; empty if not asked for."""
 
 
@@ -104,7 +104,7 @@ class LabelExport:
     """
 
     def __init__(
-        self, shape_in: Shape, shape_out: Shape, classes: int, *, anisotropic_axis: int | None = None, threads: int = 1
+        self, shape_in: Shape, shape_out: Shape, classes: int, anisotropic_axis: int | None = None, threads: int = 1
     ) -> None:
         """shape_in, shape_out: of the plan's and of the scan's grid, rows first."""
         self.labels: LabelArray = np.empty(shape_out, dtype=np.uint8 if classes <= 256 else np.uint16)
@@ -146,7 +146,7 @@ class ProbabilityExport:
     """Class probabilities of a scan, softmax of its resampled logits; used as `LabelExport`."""
 
     def __init__(
-        self, shape_in: Shape, shape_out: Shape, classes: int, *, anisotropic_axis: int | None = None, threads: int = 1
+        self, shape_in: Shape, shape_out: Shape, classes: int, anisotropic_axis: int | None = None, threads: int = 1
     ) -> None:
         self.probabilities: FloatArray = np.empty((classes, *shape_out), dtype=np.float32)
         """`(K, rows, ., .)`; complete when all rows have come."""
@@ -154,7 +154,7 @@ class ProbabilityExport:
 
     def add(self, logits: FloatArray) -> None:
         """The next rows of logits, `(K, rows, ., .)` float32; neither kept nor changed."""
-        sources = [_Source(plane, _NO_CELLS) for plane in logits.swapaxes(0, 1)]
+        sources = [_Source(plane) for plane in logits.swapaxes(0, 1)]
         with ThreadPoolExecutor(self._rows.threads) as pool:
             list(pool.map(self._make, self._rows.completed(sources)))
 
@@ -162,9 +162,6 @@ class ProbabilityExport:
         plane = self._rows.plane(between)
         plane = np.exp(plane - plane.max(axis=0))
         self.probabilities[:, between.row] = plane / plane.sum(axis=0)
-
-
-_NO_CELLS = np.empty((0, 0), dtype=np.int32)
 
 
 def _largest(logits: FloatArray) -> NDArray[np.int32]:
@@ -175,19 +172,3 @@ def _largest(logits: FloatArray) -> NDArray[np.int32]:
         np.copyto(index, value, where=candidate > best)
         np.maximum(best, candidate, out=best)
     return index
-
-
-def labels_from_logits(logits: FloatArray, shape: Shape, *, anisotropic_axis: int | None) -> LabelArray:
-    """Logits `(K, Z, Y, X)` of a whole scan to its label map of `shape`: `LabelExport` in one call."""
-    classes, z, y, x = logits.shape
-    export = LabelExport((z, y, x), shape, classes, anisotropic_axis=anisotropic_axis)
-    export.add(logits)
-    return export.labels
-
-
-def probabilities_from_logits(logits: FloatArray, shape: Shape, *, anisotropic_axis: int | None) -> FloatArray:
-    """Logits `(K, Z, Y, X)` of a whole scan to class probabilities `(K, *shape)`: `ProbabilityExport` in one call."""
-    classes, z, y, x = logits.shape
-    export = ProbabilityExport((z, y, x), shape, classes, anisotropic_axis=anisotropic_axis)
-    export.add(logits)
-    return export.probabilities

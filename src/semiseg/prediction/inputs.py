@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,16 +70,16 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
     each file and folder that is not read."""
     files: list[tuple[Path, str]] = []
     unread: list[str] = []
-    series: defaultdict[Path, int] = defaultdict(int)
+    series = Counter[Path]()
     skipped: dict[Path, str] = {}
     leave_out = None if output is None else output.resolve()
     for file in visible(folder, deep=True):
         within = list(file.relative_to(folder).parents)[:-1]  # without the folder itself, which was named
         if any((folder / part).resolve() == leave_out for part in within):
             continue
-        closed = next((folder / part for part in reversed(within) if _is_closed(folder / part)), None)
+        closed = next((folder / part for part in reversed(within) if _why_closed(folder / part)), None)
         if closed is not None:
-            skipped.setdefault(closed, _why_closed(closed))
+            skipped[closed] = _why_closed(closed)
         elif is_nifti(file.name) and file.is_file():
             files.append((file, "_".join(file.relative_to(folder).parts[:-1])))
         elif file.is_symlink() and not file.exists():
@@ -93,24 +93,22 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
     return files, [f"{place}: {why}" for place, why in skipped.items()] + unread
 
 
-def _is_closed(folder: Path) -> bool:
-    return bool(_LABEL_FOLDER.fullmatch(folder.name)) or (folder / "predictions.jsonl").exists()
-
-
 def _why_closed(folder: Path) -> str:
+    """What to say of a sub-folder that is not looked into; empty for one that is."""
     if (folder / "predictions.jsonl").exists():
         return "not read: label maps that semiseg predicted. To predict on them all the same, name this folder."
-    return "not read: label maps, by its name. If these are scans, name this folder."
+    if _LABEL_FOLDER.fullmatch(folder.name):
+        return "not read: label maps, by its name. If these are scans, name this folder."
+    return ""
 
 
-def _no_scan(folder: Path, unread: Iterable[str]) -> str:
+def _no_scan(folder: Path, unread: Sequence[str]) -> str:
     """What to say of a folder without a scan."""
     holds = what_it_holds(folder)
     if holds and "NIfTI" not in holds:
         return f"no scan that is read: {holds}. {TO_NIFTI}"
-    first = next(iter(unread), None)
-    more = f" {first}" if first else ""
-    return f"no .nii or .nii.gz file in this folder or below it. Name the folder of the scans.{more}"
+    said = "no .nii or .nii.gz file in this folder or below it. Name the folder of the scans."
+    return " ".join([said, *unread[:1]])
 
 
 def _add(grouped: _Grouped, file: Path) -> None:
@@ -135,9 +133,7 @@ def _scans(grouped: _Grouped) -> list[Scan]:
 def _by_id(scans: Sequence[tuple[str, Scan]]) -> list[Scan]:
     """Scans sorted by their ids, which are made unique by the names of sub-folders. Raises `DataError` where they
     cannot be."""
-    uses: defaultdict[str, int] = defaultdict(int)
-    for _, scan in scans:
-        uses[scan.id] += 1
+    uses = Counter(scan.id for _, scan in scans)
     by_id: dict[str, Scan] = {}
     for sub_folder, found in scans:
         scan = replace(found, id=f"{sub_folder}_{found.id}") if sub_folder and uses[found.id] > 1 else found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil, prod
 from pathlib import Path
 
@@ -39,31 +39,14 @@ _SLACK, _FIXED = 1.05, 32 * 10**6
 bytes."""
 
 
-@dataclass(frozen=True)
-class ScanMemory:
-    """Bytes that the prediction of one scan takes at its peak, part by part."""
-
-    engine: int
-    """Libraries, weights and the feature maps of a tile: measured."""
-    scan: int
-    """As its file stores it."""
-    image: int
-    """The rows of the normalised scan that the tiles at hand reach, and those that are being made."""
-    logits: int
-    """The window of blended logits, and those of the tiles at hand."""
-    export: int
-    """The rows that are being interpolated, and the label map."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return int(_SLACK * (self.scan + self.image + self.logits + self.export)) + self.engine + _FIXED
-
-
 def scan_memory(
     grid: Grid, stored_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int, cleaned: bool = False
-) -> ScanMemory:
-    """What a scan on this grid takes. stored_bytes: of all its files' voxels. cleaned: its labels are, in the end."""
+) -> int:
+    """Bytes that the prediction of a scan on this grid takes at its peak.
+
+    stored_bytes: of all its files' voxels. engine_bytes: libraries, weights and the feature maps of a tile. cleaned:
+    its labels are, in the end.
+    """
     axes = cheapest_axes(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), plan.patch)
     source = turned(grid.shape_zyx, axes)
     shape = turned(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), axes)
@@ -76,25 +59,22 @@ def scan_memory(
     block = _FLOAT * (4 * block_rows * source[1] * source[2] + 3 * BLOCK_ROWS * max(source[1] * source[2], high * wide))
     slab = _FLOAT * channels * min(patch[0], rows) * high * wide
     tile = _FLOAT * classes * prod(patch) * settings.tile_batch
-    window = _FLOAT * (classes + 1) * patch[0] * high * wide
+    blended = _FLOAT * (classes + 1) * patch[0] * high * wide
     threads = usable_cores()
     plane, plane_out = _FLOAT * classes * high * wide, _FLOAT * classes * source[1] * source[2]
     voxels = prod(grid.shape_zyx)
+    # The rows of the normalised scan that the tiles at hand reach, and those that are being made.
     image = block + channels * _FLOAT * BLOCK_ROWS * high * wide + 3 * slab
-    logits = window + (5 if settings.mirror else 2) * tile
+    # The window of blended logits, and those of the tiles at hand.
+    logits = blended + (5 if settings.mirror else 2) * tile
+    # The rows that are being interpolated, and the label map.
     export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out)
     if cleaned:  # a copy, masks, and numbered components where an organ fills the scan; all else is given back by then
         export = max(export, 10 * voxels - image - logits)
     export += voxels * (1 if classes <= 256 else 2)
     if settings.probabilities:
         export += _FLOAT * classes * voxels
-    return ScanMemory(
-        engine=engine_bytes,
-        scan=stored_bytes,
-        image=image,
-        logits=logits,
-        export=export,
-    )
+    return int(_SLACK * (stored_bytes + image + logits + export)) + engine_bytes + _FIXED
 
 
 def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, int]:
@@ -106,8 +86,9 @@ def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *
         with suppress(DataError, OSError):
             grids = [read_grid(file) for file in scan.images]
             stored = sum(prod(g.shape_zyx) * g.channels * g.voxel_bytes for g in grids)
-            memory = scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
-            needs[scan.id] = memory.total
+            needs[scan.id] = scan_memory(
+                grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned
+            )
     return needs
 
 

@@ -54,11 +54,6 @@ class Model:
             raise ModelError(f"{file}: {bad[0]} has values that are not finite. Train again, or use another model.")
         return weights
 
-    def misfit(self, error: Exception) -> ModelError:
-        """The error where the weights are not those of the plan's network."""
-        file = self.folder / "weights.safetensors"
-        return ModelError(f"{file}: does not fit plan.toml ({error}). Copy the folder again.")
-
     @property
     def mirror_axes(self) -> tuple[int, ...]:
         """The axes (0, 1, 2 for Z, Y, X) along which training mirrored."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,27 +20,6 @@ SMALLEST_DICE = 0.995
 """Of every class that torch finds in a scan, however small: what speed may cost."""
 SCANS = 3
 """Scans that an engine is checked on."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How an engine's labels agree with torch's in float32. dice: of each scan, of each class found in it by number."""
-
-    dice: dict[str, dict[str, float]]
-
-    @property
-    def worst(self) -> float:
-        """The smallest Dice of all classes and scans; 0 where there was nothing to check on."""
-        return min((value for scan in self.dice.values() for value in scan.values()), default=0.0)
-
-    @property
-    def passed(self) -> bool:
-        """Whether no class lost more than is allowed."""
-        return self.worst >= SMALLEST_DICE
-
-    def as_row(self) -> dict[str, Any]:
-        """For the file that remembers it."""
-        return {"worst_dice": round(self.worst, 6), "passed": self.passed, "dice": self.dice}
 
 
 def class_dice(reference: LabelArray, labels: LabelArray) -> dict[str, float]:
@@ -62,8 +40,8 @@ class References:
         self._scans = smallest_first(scans)
         self._labels: dict[str, LabelArray] = {}
 
-    def check(self, engine: Engine) -> Parity:
-        """Hold an engine's labels against them."""
+    def check(self, engine: Engine) -> dict[str, dict[str, float]]:
+        """Hold an engine's labels against them: Dice of each scan, of each class that torch finds in it, by number."""
         dice: dict[str, dict[str, float]] = {}
         for scan in self._scans:
             if len(self._labels) == SCANS and scan.id not in self._labels:
@@ -77,7 +55,7 @@ class References:
                     dice[scan.id] = found
             except (DataError, MemoryError):
                 continue  # prediction will name it
-        return Parity(dice)
+        return dice
 
     def _predict(self, scan: Scan, engine: Engine) -> LabelArray:
         raw = read_scan(scan.images)

@@ -55,11 +55,7 @@ class Outcome:
 
 
 def predict_labels(
-    channels: Sequence[RawChannel],
-    spacing_mm: Spacing,
-    model: Model,
-    engine: Engine,
-    settings: PredictSettings,
+    channels: Sequence[RawChannel], spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
 ) -> tuple[LabelArray, FloatArray | None]:
     """The label map `(Z, Y, X)` of a canonical scan on its own grid, and the probabilities `(K, Z, Y, X)` if asked for.
 
@@ -70,7 +66,8 @@ def predict_labels(
     plan = model.plan
     axes = cheapest_axes(target_shape((z, y, x), spacing_mm, plan.spacing_mm), plan.patch)
     scan = ScanRows(channels, spacing_mm, plan, axes)
-    body = BodyBoxes(channels[0], scan.shape, axes) if _skips_air(plan, settings) else None
+    skips_air = settings.skip_air and plan.normalisation[0].scheme == "ct"  # in CT alone it is known what is air
+    body = BodyBoxes(channels[0], scan.shape, axes) if skips_air else None
     window = Window(
         patch=plan.patch,
         step=settings.tile_step,
@@ -83,12 +80,10 @@ def predict_labels(
     )
     coarse = export_axis(spacing_mm, plan)
     shape_out = turned((z, y, x), axes)
-    options: dict[str, Any] = {
-        "anisotropic_axis": None if coarse is None else axes.index(coarse),
-        "threads": usable_cores(),
-    }
-    labels = LabelExport(scan.shape, shape_out, plan.labels.count, **options)
-    maps = ProbabilityExport(scan.shape, shape_out, plan.labels.count, **options) if settings.probabilities else None
+    anisotropic_axis = None if coarse is None else axes.index(coarse)
+    grids = (scan.shape, shape_out, plan.labels.count, anisotropic_axis, usable_cores())
+    labels = LabelExport(*grids)
+    maps = ProbabilityExport(*grids) if settings.probabilities else None
     for logits in blended_rows(scan.rows, scan.shape, engine, window):
         labels.add(logits)
         if maps:
@@ -109,11 +104,6 @@ def body_margin(plan: Plan) -> Shape:
     """How far around the body tiles are laid, in voxels: an eighth of the patch, the width of a tile's weights."""
     z, y, x = (size // 8 for size in plan.patch)
     return (z, y, x)
-
-
-def _skips_air(plan: Plan, settings: PredictSettings) -> bool:
-    """In CT alone it is known what is air."""
-    return settings.skip_air and plan.normalisation[0].scheme == "ct"
 
 
 def predict_scans(
@@ -210,8 +200,10 @@ def _attempt(
         for old in (target, maps):
             old.unlink(missing_ok=True)
         foreign = _predict_to_file(scan, model, engine, target, settings)
+        seconds = time.perf_counter() - started
+        return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
     except DataError as error:
-        return Outcome(scan.id, target, error=str(error)), row | {"error": str(error)}
+        text = str(error)
     except MemoryError:
         grid = read_grid(scan.images[0])
         z, y, x = grid.shape_zyx
@@ -220,25 +212,17 @@ def _attempt(
             f"{scan.images[0]}: not enough memory for {z} x {y} x {x} voxels of {mm} mm at the model's "
             f"{model.plan.spacing_mm} mm. If that is their size, use a machine with more memory; or mend the header."
         )
-        return Outcome(scan.id, target, error=text), row | {"error": text}
     except OSError as error:
         if is_full(error):
             raise  # the others would not fit either
         error.filename = error.filename or str(target)
         text = why_not_written(error)
-        return Outcome(scan.id, target, error=text), row | {"error": text}
-    seconds = time.perf_counter() - started
-    return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
+    return Outcome(scan.id, target, error=text), row | {"error": text}
 
 
 def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, Any]:
-    return {
-        "id": scan.id,
-        "output": target.name,
-        "model": model.hash,
-        "engine": engine.name,
-        "precision": engine.precision,
-    }
+    made_by = {"model": model.hash, "engine": engine.name, "precision": engine.precision}
+    return {"id": scan.id, "output": target.name} | made_by
 
 
 def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> bool:

@@ -28,10 +28,7 @@ def sliding_window(image: FloatArray, engine: Engine, window: Window) -> FloatAr
 
 
 def blended_rows(
-    read: Callable[[int, int], FloatArray],
-    shape: Shape,
-    engine: Engine,
-    window: Window,
+    read: Callable[[int, int], FloatArray], shape: Shape, engine: Engine, window: Window
 ) -> Iterator[FloatArray]:
     """Yield the blended logits `(K, rows, ., .)` of a scan from its first row to its last, in the order of `axes`.
 
@@ -55,12 +52,7 @@ def blended_rows(
         if row == 0:  # one tile at least tells the number of classes
             wanted = wanted or columns[:1]
         for begin in range(0, len(wanted), window.tile_batch):
-            group = wanted[begin : begin + window.tile_batch]
-            blend.add(slab, group)
-            if window.progress:
-                window.progress(row * len(columns) + begin + len(group), len(starts[0]) * len(columns))
-        if window.progress and len(wanted) < len(columns):
-            window.progress((row + 1) * len(columns), len(starts[0]) * len(columns))
+            blend.add(slab, wanted[begin : begin + window.tile_batch])
         if ready:
             yield ready()[:, inside, *image.columns]
         elif row == 0 and first:

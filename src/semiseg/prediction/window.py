@@ -40,13 +40,19 @@ class Window:
     axes: Shape = CANONICAL_AXES
     region: Box | None = None
     holds_body: Callable[[Shape, Shape], bool] | None = field(default=None, repr=False)
-    progress: Callable[[int, int], None] | None = field(default=None, repr=False)
-    """Called with tiles done and tiles in all."""
 
 
 def turned(values: Shape, axes: Shape) -> Shape:
     """Three numbers of the canonical axes in the order of `axes`."""
     return (values[axes[0]], values[axes[1]], values[axes[2]])
+
+
+def roll(buffer: Any, finished: int) -> None:
+    """Let go of the first rows of an array or tensor `(., rows, ., .)`; new ones are zero."""
+    kept = buffer.shape[1] - finished
+    for row in range(kept):  # one at a time: numpy would copy what overlaps, and torch overwrite it before it is read
+        buffer[:, row] = buffer[:, row + finished]
+    buffer[:, kept:] = 0
 
 
 def cheapest_axes(shape: Shape, patch: Shape) -> Shape:
@@ -65,14 +71,11 @@ def mirrored_logits(
     run: computes logits. flip: turns around the axes that are named.
     """
     total: Any = run(tiles)
-    axes_of = range(len(window.mirror_axes))
-    combinations = [
-        tuple(window.mirror_axes[bit] for bit in axes_of if mask >> bit & 1)
-        for mask in range(1, 2 ** len(window.mirror_axes))
-    ]
-    for axes in combinations:
+    combinations = 2 ** len(window.mirror_axes)
+    for mask in range(1, combinations):
+        axes = [axis for bit, axis in enumerate(window.mirror_axes) if mask >> bit & 1]
         where = tuple(axis + 2 for axis in axes)
         mirrored = flip(run(flip(tiles, where)), where)
         swapped = window.labels is not None and window.labels.mirror_axis in axes
         total = total + (mirrored[:, window.labels.permutation()] if window.labels and swapped else mirrored)
-    return cast(Array, total / (len(combinations) + 1) if combinations else total)
+    return cast(Array, total / combinations if combinations > 1 else total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -12,25 +11,14 @@ from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.numbers import NOTHING, value
-from semiseg.reporting.overlays import Panel
 from semiseg.reporting.page import METRIC_NAMES, facts, load_template, method_name, trained_on
-from semiseg.reporting.pictures import image_path, mean_dice, one_slice
+from semiseg.reporting.pictures import DrawnCase, image_path, mean_dice, one_slice
 from semiseg.reporting.run_data import RunData, read_run
-from semiseg.scoring.comparison import Comparison, ComparisonRow, compare_summaries
+from semiseg.scoring.comparison import Comparison, compare_summaries
 from semiseg.scoring.statistics import Interval, PairedDifference, is_range
 from semiseg.scoring.summary import METRICS, CaseScores, Metric, Summary
 
 _EFFORT = ("Steps", "Training time", "Budget", "Seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnCase:
-    """The same slice of a case for each run, with the run's name and its mean Dice, or the reason why there is none."""
-
-    title: str
-    id: str
-    panels: tuple[tuple[str, str, Panel], ...] = ()
-    problem: str = ""
 
 
 def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence[str] = ()) -> Path:
@@ -49,26 +37,25 @@ def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence
     names = list(names) or [run.folder.resolve().name for run in data]
     comparison = compare_summaries(names, summaries)
     means = comparison.tables["dice"][-1].values
-    colours = organ_colours(list(data[0].label_values.values()))
     page = load_template("comparison.html").render(
         difference=difference,
         names=names,
         comparison=comparison,
         runs=[_card(name, run, mean) for name, run, mean in zip(names, data, means, strict=True)],
-        tables=[_table(comparison, metric) for metric in METRICS],
-        cases=_drawn_cases(names, data, colours),
-        organs=[(organ, colour, "") for organ, colour in colours.items()],
+        tables=[(metric, METRIC_NAMES[metric], _full_bar(comparison, metric)) for metric in METRICS],
+        cases=_drawn_cases(names, data),
+        organs=[(organ, colour, "") for organ, colour in organ_colours(data[0].label_values.values()).items()],
     )
     write_text(path, page)
     return path
 
 
-def _drawn_cases(names: Sequence[str], runs: Sequence[RunData], colours: Mapping[str, str]) -> list[DrawnCase]:
+def _drawn_cases(names: Sequence[str], runs: Sequence[RunData]) -> list[DrawnCase]:
     """The case on which the runs' mean Dice differs most, and the one in the middle."""
     scored = [{case["id"]: case for case in run.summary["cases"]} for run in runs if run.summary]
     order = sorted(scored[0], key=lambda case: (-_apart([cases[case] for cases in scored]), case))
     chosen = [("The runs differ most", order[0]), ("In the middle", order[len(order) // 2])]
-    return [_drawn(title, case, names, runs, scored, colours) for title, case in chosen[: len(order)]]
+    return [_drawn(title, case, names, runs, scored) for title, case in chosen[: len(order)]]
 
 
 def _apart(cases: Sequence[CaseScores]) -> float:
@@ -78,24 +65,13 @@ def _apart(cases: Sequence[CaseScores]) -> float:
 
 
 def _drawn(
-    title: str,
-    case: str,
-    names: Sequence[str],
-    runs: Sequence[RunData],
-    scored: Sequence[Mapping[str, CaseScores]],
-    colours: Mapping[str, str],
+    title: str, case: str, names: Sequence[str], runs: Sequence[RunData], scored: Sequence[Mapping[str, CaseScores]]
 ) -> DrawnCase:
     first, row = runs[0], scored[0][case]
     predictions = {n: run.path(cases[case]["prediction"]) for n, run, cases in zip(names, runs, scored, strict=True)}
+    reference, image = first.path(row["reference"]), image_path(first, row)
     try:
-        panels = one_slice(
-            predictions,
-            first.path(row["reference"]),
-            image_path(first, row),
-            organs=first.label_values,
-            colours=colours,
-            ct=first.is_ct,
-        )
+        panels = one_slice(predictions, reference, image, organs=first.label_values, ct=first.is_ct)
     except DataError as error:
         return DrawnCase(title=title, id=case, problem=f"This case cannot be drawn. {error}")
     dice = [value(mean_dice(cases[case])) for cases in scored]
@@ -109,16 +85,12 @@ def _card(name: str, run: RunData, mean: Interval) -> dict[str, object]:
     return {"title": name, "mean": mean, "sentence": sentence, "effort": effort}
 
 
-def _table(comparison: Comparison, metric: Metric) -> tuple[Metric, str, float, tuple[ComparisonRow, ...]]:
-    """Metric, its name, the value of a full bar, and the rows."""
-    rows = comparison.tables[metric]
-    return metric, METRIC_NAMES[metric], _full(rows, metric), rows
-
-
-def _full(rows: Sequence[ComparisonRow], metric: Metric) -> float:
+def _full_bar(comparison: Comparison, metric: Metric) -> float:
+    """The value of a full bar."""
     if metric != "hd95_mm":
         return 1.0
-    return max((found["mean"] or 0.0 for row in rows for found in row.values), default=0.0) or 1.0
+    means = [found["mean"] or 0.0 for row in comparison.tables[metric] for found in row.values]
+    return max(means, default=0.0) or 1.0
 
 
 def difference(paired: PairedDifference, metric: Metric) -> Markup | str:

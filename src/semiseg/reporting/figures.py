@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class Curve:
     wide: bool = False
 
 
-def organ_colours(organs: Sequence[str]) -> dict[str, str]:
+def organ_colours(organs: Iterable[str]) -> dict[str, str]:
     """A colour for each organ, the same in every picture of a report; more than 13 organs share colours."""
     return {organ: ORGAN_COLOURS[n % len(ORGAN_COLOURS)] for n, organ in enumerate(organs)}
 
@@ -129,20 +129,14 @@ EfficiencyLine = tuple[str, Sequence[tuple[int, float, float, float]]]
 """A method, and its points: labels, mean, and the ends of its interval."""
 
 
-def efficiency_plot(
-    lines: Sequence[EfficiencyLine],
-    ceiling: float | None,
-    *,
-    name: str,
-    width: float = 5.4,
-) -> str:
+def efficiency_plot(lines: Sequence[EfficiencyLine], ceiling: float | None, *, name: str) -> str:
     """SVG of a metric against the number of labels: for each method (labels, mean, low, high), and the ceiling.
 
     Labels are on a logarithmic axis; methods stand side by side at a budget, so that their intervals can be read.
     """
     budgets = sorted({labels for _, found in lines for labels, *_ in found})
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for n, (_, found) in enumerate(lines):
             colour, (marker, _) = SERIES[n % len(SERIES)], _marker(n)
@@ -250,17 +244,8 @@ def _shade_phases(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
             continue
         start, stop = min(steps), max(steps)
         axes.axvspan(start, stop, color=SHADE, linewidth=0, zorder=0)
-        axes.annotate(
-            name,
-            ((start + stop) / 2, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            color=MUTED,
-        )
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (0, 5), "textcoords": "offset points"}
+        axes.annotate(name, ((start + stop) / 2, 1), **where, ha="center", va="bottom", fontsize=9, color=MUTED)
 
 
 def running_mean(values: DoubleArray, width: int) -> DoubleArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from semiseg.scoring.statistics import Interval, is_range
+from semiseg.words import counted
 
 NOTHING = "–"
 
@@ -31,14 +32,14 @@ def ends(found: Interval, metric: str = "dice") -> str:
     return f"range {interval(found, metric)}" if is_range(found) else interval(found, metric)
 
 
-def spread(found: Interval, metric: str = "dice") -> str:
+def spread(found: Interval) -> str:
     """What stands below a mean by itself: `95 % interval 0.842–0.859, 8 cases`, `range 0.7–0.9 of 4 cases`."""
-    cases = f"{found['count']} case{'' if found['count'] == 1 else 's'}"
+    cases = counted(found["count"], "case")
     if found["low"] is None:
         return cases
     if is_range(found):
-        return f"range {interval(found, metric)} of {cases}, too few for an interval"
-    return f"95\u202f% interval {interval(found, metric)}, {cases}"
+        return f"range {interval(found)} of {cases}, too few for an interval"
+    return f"95\u202f% interval {interval(found)}, {cases}"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from contourpy import contour_generator
 from PIL import Image
 
 from semiseg.geometry import Box, bounding_box
+from semiseg.reporting.figures import organ_colours
 from semiseg.types import AnyArray, DoubleArray, LabelArray, Shape, Spacing
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -100,7 +101,9 @@ def choose_slices(weight_zyx: AnyArray, labels: Sequence[LabelArray], values: Se
     ones; slices with half of the best sum or more are chosen from. Without any organ all are; without any weight in
     them it is the slice with the best sum, and without either the middle one.
     """
-    z, y, x = (_choose(_profile(weight_zyx, axis), areas) for axis, areas in enumerate(_organ_areas(labels, values)))
+    others = ((1, 2), (0, 2), (0, 1))
+    weights = [weight_zyx.sum(axis=axes, dtype=np.float64) for axes in others]
+    z, y, x = map(_choose, weights, _organ_areas(labels, values))
     return (z, y, x)
 
 
@@ -127,11 +130,6 @@ def _organ_areas(labels: Sequence[LabelArray], values: Sequence[int]) -> tuple[D
         for axis, areas in enumerate((z, y, x)):
             areas += np.bincount(where[axis] * organs + classes, minlength=areas.size)
     return z.reshape(-1, organs), y.reshape(-1, organs), x.reshape(-1, organs)
-
-
-def _profile(volume: AnyArray, axis: int) -> DoubleArray:
-    others = tuple(a for a in range(3) if a != axis)
-    return np.asarray(volume.sum(axis=others, dtype=np.float64))
 
 
 def window(image_zyx: AnyArray, *, ct: bool) -> tuple[float, float]:
@@ -179,7 +177,6 @@ def case_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
     ct: bool,
 ) -> list[Panel]:
     """Three planes of a test case with the contours of reference and prediction, where they disagree most among the
@@ -192,7 +189,7 @@ def case_panels(
     error = (reference_zyx != prediction_zyx) & np.isin(reference_zyx, np.append(values, 0))
     centre = choose_slices(error, (reference_zyx, prediction_zyx), list(organs))
     labels = (("reference", reference_zyx), ("prediction", prediction_zyx))
-    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, window(image_zyx, ct=ct), None)
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, window(image_zyx, ct=ct))
 
 
 def method_panels(
@@ -202,7 +199,6 @@ def method_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
     ct: bool,
 ) -> dict[str, Panel]:
     """The same slice of a case for each method, with the contours of reference and prediction: of the three planes'
@@ -210,28 +206,20 @@ def method_panels(
     sum."""
     values = np.append(np.array(sorted(organs)), 0)
     known = np.isin(reference_zyx, values)
-    errors = sum(((found != reference_zyx) & known).astype(np.int32) for found in predictions_zyx.values()) + np.zeros(
-        reference_zyx.shape, np.int32
-    )
+    errors = np.zeros(reference_zyx.shape, dtype=np.int32)
+    for found in predictions_zyx.values():
+        errors += (found != reference_zyx) & known
     seen = np.isin(reference_zyx, values[:-1]) | (errors > 0)
     centre = choose_slices(errors, (reference_zyx, *predictions_zyx.values()), list(organs))
     sums = [plane_slice(errors, plane, centre[_AXIS[plane]]).sum() for plane in PLANES]
     plane = int(np.argmax(sums))
     grey = window(image_zyx, ct=ct)
-    return {
-        name: _panels(
-            image_zyx,
-            (("reference", reference_zyx), ("prediction", found)),
-            seen,
-            centre,
-            spacing_mm,
-            organs,
-            colours,
-            grey,
-            None,
-        )[plane]
-        for name, found in predictions_zyx.items()
-    }
+
+    def panel(found: LabelArray) -> Panel:
+        labels = (("reference", reference_zyx), ("prediction", found))
+        return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, grey)[plane]
+
+    return {name: panel(found) for name, found in predictions_zyx.items()}
 
 
 def feedback_panels(
@@ -241,7 +229,6 @@ def feedback_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
 ) -> tuple[list[Panel], float]:
     """Three planes with the signed feedback over the scan, where it is strongest; and the scale's end.
 
@@ -255,7 +242,7 @@ def feedback_panels(
     labels = (("pseudo", pseudo_label_zyx),)
     grey = window(image_zyx, ct=False)
     overlay = (feedback_zyx / limit, signed_png)
-    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, colours, grey, overlay), limit
+    return _panels(image_zyx, labels, seen, centre, spacing_mm, organs, grey, overlay), limit
 
 
 def label_panels(
@@ -265,7 +252,6 @@ def label_panels(
     spacing_mm: Spacing,
     *,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
 ) -> list[Panel]:
     """Three planes of an unlabelled scan with the contours of its pseudo-label; over the scan, where an earlier one
     differs, on the slices on which most of it does among those that show the organs (`choose_slices`)."""
@@ -275,7 +261,7 @@ def label_panels(
     centre = choose_slices(differs, maps, list(organs))
     overlay = None if earlier_zyx is None else (differs, mask_png)
     grey = window(image_zyx, ct=False)
-    return _panels(image_zyx, (("pseudo", labels_zyx),), seen, centre, spacing_mm, organs, colours, grey, overlay)
+    return _panels(image_zyx, (("pseudo", labels_zyx),), seen, centre, spacing_mm, organs, grey, overlay)
 
 
 def feedback_limit(feedback_zyx: AnyArray) -> float:
@@ -297,12 +283,11 @@ def _panels(
     centre: Shape,
     spacing_mm: Spacing,
     organs: Mapping[int, str],
-    colours: Mapping[str, str],
     grey: tuple[float, float],
-    overlay: tuple[AnyArray, Callable[[AnyArray], str]] | None,
+    overlay: tuple[AnyArray, Callable[[AnyArray], str]] | None = None,
 ) -> list[Panel]:
     """overlay: a volume, and what makes a PNG of a slice of it."""
-    box = region_of_interest(seen_zyx, spacing_mm)
+    box, colours = region_of_interest(seen_zyx, spacing_mm), organ_colours(organs.values())
     panels = []
     for plane in PLANES:
         axis = _AXIS[plane]
@@ -310,7 +295,7 @@ def _panels(
         spacing = plane_spacing(spacing_mm, plane)
 
         def shown(volume: AnyArray, plane: Plane = plane, index: int = index, axis: int = axis) -> AnyArray:
-            inside = [slice(a, b) for a, b in zip(box.start, box.stop, strict=True)]
+            inside = list(box.slices())
             inside[axis] = slice(index, index + 1)
             return plane_slice(volume[tuple(inside)], plane, 0)
 
@@ -340,8 +325,7 @@ def _panels(
 
 def scale_length(width_mm: float) -> int:
     """The length of the scale bar: the longest of 1, 2, 5, 10, ... mm within 30 % of the width."""
-    lengths = [1, 2, 5, 10, 20, 50, 100, 200]
-    return max((n for n in lengths if n <= 0.3 * width_mm), default=1)
+    return max((n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= 0.3 * width_mm), default=1)
 
 
 def grey_png(picture: AnyArray, low: float, high: float) -> str:
@@ -373,8 +357,5 @@ def _encode(image: Image.Image, opacity: bytes | None = None) -> str:
         # Palette indices must not be averaged: halfway between two of them is no mixture of their colours.
         image = image.resize(size, Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    if opacity is None:
-        image.save(stream, format="PNG", optimize=True)
-    else:
-        image.save(stream, format="PNG", optimize=True, transparency=opacity)
+    image.save(stream, format="PNG", optimize=True, transparency=opacity)
     return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -15,16 +15,13 @@ from semiseg.reporting.figures import Curve, learning_curves, organ_colours, org
 from semiseg.reporting.numbers import count, duration, ends, interval, spread, value
 from semiseg.reporting.overlays import NEGATIVE_RGB, POSITIVE_RGB
 from semiseg.reporting.pictures import case_pictures, feedback_pictures, mean_dice, ranked
-from semiseg.reporting.rounds import labelled_scans, rounds
+from semiseg.reporting.rounds import labelled_scans
 from semiseg.reporting.run_data import RunData, read_run
 from semiseg.reporting.scoring import banner, tolerance_sentences, worst_distance
 from semiseg.scoring.statistics import FEWEST_CASES, is_range
 from semiseg.scoring.summary import METRICS, Metric, Summary, pair_count
 
 METRIC_NAMES: dict[Metric, str] = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95"}
-RUN_TOML = "What was asked for: every setting, with the defaults."
-SETTLED_TOML = "What this machine made of it: steps, minutes, precision, threads."
-PLAN_TOML = "What the data led to: spacing, patch and networks."
 
 
 def write_report(run: Path) -> Path:
@@ -33,20 +30,16 @@ def write_report(run: Path) -> Path:
     Parts that are not there yet (evaluation, feedback maps, validation) are said to be missing on the page.
     Raises `DataError` or `ConfigError` that names the file if a file of the run is damaged.
     """
-    data = read_run(run)
     path = run / "report.html"
-    write_text(path, render(data))
+    write_text(path, _render(read_run(run)))
     return path
 
 
-def render(data: RunData) -> str:
+def _render(data: RunData) -> str:
     """The page as HTML. Everything from files is escaped; only our own SVG is not."""
-    template = load_template("template.html")
     organs = list(data.label_values.values())
-    colours = organ_colours(organs)
     curves = learning_curves(data.metrics)
-    labellings = rounds(data)
-    return template.render(
+    return load_template("template.html").render(
         title=data.plan.dataset if data.plan else data.folder.resolve().name,
         run=data.folder.resolve().name,
         method=method_name(data),
@@ -65,15 +58,15 @@ def render(data: RunData) -> str:
         curves=curves,
         curve_gaps=_curve_gaps(data, curves),
         organs=organs,
-        colours=colours,
+        colours=organ_colours(organs),
         worst_hd95=_worst_hd95(data.summary),
         plots=_organ_plots(data.summary, organs),
         cases=[(case, mean_dice(case)) for case in ranked(data.summary)],
-        pictures=case_pictures(data, colours),
-        rounds=labellings,
-        found=list(dict.fromkeys(organ for row in labellings for organ in row.found)),
-        scans=labelled_scans(data, colours),
-        feedback=feedback_pictures(data, colours),
+        pictures=case_pictures(data),
+        rounds=data.rounds,
+        found=list(dict.fromkeys(organ for row in data.rounds for organ in row["found"])),
+        scans=labelled_scans(data),
+        feedback=feedback_pictures(data),
         feedback_expected=data.setting("method.feedback") == "dense",
         negative=NEGATIVE_RGB,
         positive=POSITIVE_RGB,
@@ -85,10 +78,12 @@ def render(data: RunData) -> str:
 
 def _to_do_it_again(data: RunData) -> list[tuple[str, str, str | None]]:
     """Name, sentence and text of the files that a run was made from; settled.toml only where it is there."""
-    found = [("run.toml", RUN_TOML, data.run_text), ("plan.toml", PLAN_TOML, data.plan_text)]
-    if data.settled_text is not None:
-        found.insert(1, ("settled.toml", SETTLED_TOML, data.settled_text))
-    return found
+    settled = "What this machine made of it: steps, minutes, precision, threads."
+    return [
+        ("run.toml", "What was asked for: every setting, with the defaults.", data.run_text),
+        *([("settled.toml", settled, data.settled_text)] if data.settled_text is not None else []),
+        ("plan.toml", "What the data led to: spacing, patch and networks.", data.plan_text),
+    ]
 
 
 def load_template(name: str) -> Template:
@@ -167,21 +162,21 @@ def facts(data: RunData) -> list[tuple[str, str]]:
             ("Spacing", " × ".join(f"{mm:.3g}" for mm in plan.spacing_mm) + " mm"),
             ("Patch", " × ".join(map(str, plan.patch)) + f", {plan.batch} per batch"),
         ]
-        networks = {name: _network(getattr(plan, name).features) for name in ("teacher", "student")}
-        if networks["teacher"] == networks["student"]:
-            found.append(("Network", networks["student"]))
+        teacher, student = _network(plan.teacher.features), _network(plan.student.features)
+        if teacher == student:
+            found.append(("Network", student))
         else:
-            found += [(f"{name.capitalize()} network", text) for name, text in networks.items()]
+            found += [("Teacher network", teacher), ("Student network", student)]
     if data.metrics:
         last = data.metrics[-1]
         found.append(("Steps", count(int(last["step"]))))
-        if isinstance(last.get("seconds"), int | float):
+        if "seconds" in last:
             found.append(("Training time", duration(float(last["seconds"]))))
     if data.setting("train.steps") is None and (minutes := data.setting("train.minutes")):
         found.append(("Budget", duration(60 * float(minutes))))
     if (seed := data.setting("train.seed")) is not None:
         found.append(("Seed", str(seed)))
-    seconds = [float(row["seconds"]) for row in data.predictions if isinstance(row.get("seconds"), int | float)]
+    seconds = [row["seconds"] for row in data.predictions if "seconds" in row]
     if seconds:
         found.append(("Prediction", f"{sum(seconds) / len(seconds):.1f} s a scan"))
     if data.summary:
@@ -215,11 +210,5 @@ def _worst_hd95(summary: Summary | None) -> float:
 def _organ_plots(summary: Summary | None, organs: Sequence[str]) -> list[tuple[str, str, str]]:
     if summary is None or not summary["cases"]:
         return []
-    return [
-        (
-            metric,
-            METRIC_NAMES[metric],
-            organ_plot(summary["cases"], organs, metric, name_organs=metric == METRICS[0]),
-        )
-        for metric in METRICS
-    ]
+    plots = {m: organ_plot(summary["cases"], organs, m, name_organs=m == METRICS[0]) for m in METRICS}
+    return [(metric, METRIC_NAMES[metric], plot) for metric, plot in plots.items()]

@@ -10,13 +10,14 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.scans import read_label, read_volume
+from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.numbers import value
 from semiseg.reporting.overlays import Panel, case_panels, feedback_panels, method_panels
 from semiseg.reporting.run_data import RunData
 from semiseg.scoring.summary import CaseScores, Summary, case_means
 from semiseg.types import FloatArray, LabelArray
 
-MAX_FEEDBACK_CASES = 3
+_FEEDBACK_CASES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,25 @@ class Picture:
     limit: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawnCase:
+    """The same slice of a case for each of several methods or runs, with its name and mean Dice as text, or the reason
+    why there is none."""
+
+    id: str
+    title: str = ""
+    panels: tuple[tuple[str, str, Panel], ...] = ()
+    problem: str = ""
+
+
 def ranked(summary: Summary | None) -> list[CaseScores]:
     """The cases from the worst to the best mean Dice; those without any Dice come last."""
-    return sorted(summary["cases"], key=_rank) if summary else []
 
+    def rank(case: CaseScores) -> tuple[bool, float, str]:
+        mean = mean_dice(case)
+        return (mean is None, mean or 0.0, case["id"])
 
-def _rank(case: CaseScores) -> tuple[bool, float, str]:
-    mean = mean_dice(case)
-    return (mean is None, mean or 0.0, case["id"])
+    return sorted(summary["cases"], key=rank) if summary else []
 
 
 def mean_dice(case: CaseScores) -> float | None:
@@ -59,14 +71,15 @@ def chosen_cases(summary: Summary | None) -> list[tuple[str, CaseScores]]:
     return [("Worst case", found[0]), ("Median case", found[len(found) // 2]), ("Best case", found[-1])]
 
 
-def case_pictures(data: RunData, colours: Mapping[str, str]) -> list[Picture]:
+def case_pictures(data: RunData) -> list[Picture]:
     """The chosen test cases with the contours of reference and prediction."""
-    return [_case_picture(data, title, case, colours) for title, case in chosen_cases(data.summary)]
+    return [_case_picture(data, title, case) for title, case in chosen_cases(data.summary)]
 
 
-def _case_picture(data: RunData, title: str, case: CaseScores, colours: Mapping[str, str]) -> Picture:
+def _case_picture(data: RunData, title: str, case: CaseScores) -> Picture:
+    colours = organ_colours(data.label_values.values())
     try:
-        panels, problem = _case_panels(data, case, colours), ""
+        panels, problem = _case_panels(data, case), ""
     except DataError as error:
         panels, problem = (), f"This case cannot be drawn. {error}"
     return Picture(
@@ -79,26 +92,19 @@ def _case_picture(data: RunData, title: str, case: CaseScores, colours: Mapping[
     )
 
 
-def _case_panels(data: RunData, case: CaseScores, colours: Mapping[str, str]) -> tuple[Panel, ...]:
+def _case_panels(data: RunData, case: CaseScores) -> tuple[Panel, ...]:
     prediction, grid = read_label(data.path(case["prediction"]))
     reference, reference_grid = read_label(data.path(case["reference"]))
     if difference := grid.difference(reference_grid):
         raise DataError(f"{case['prediction']} is not on the grid of {case['reference']}: {difference}.")
-    panels = case_panels(
-        scan_image(image_path(data, case), prediction),
-        reference,
-        prediction,
-        grid.spacing_mm,
-        organs=data.label_values,
-        colours=colours,
-        ct=data.is_ct,
-    )
-    return tuple(panels)
+    image = scan_image(image_path(data, case), prediction)
+    organs, ct = data.label_values, data.is_ct
+    return tuple(case_panels(image, reference, prediction, grid.spacing_mm, organs=organs, ct=ct))
 
 
 def image_path(data: RunData, case: CaseScores) -> Path | None:
     """The file of a case's first channel, from summary.json or cases.jsonl; None if neither names one."""
-    listed = next((row.get("images") or [] for row in data.cases if row.get("id") == case["id"]), [])
+    listed = next((row.images for row in data.cases if row.id == case["id"]), ())
     path = case["image"] or next(iter(listed), None)
     return data.path(path) if path else None
 
@@ -114,13 +120,7 @@ def scan_image(path: Path | None, like: LabelArray) -> FloatArray:
 
 
 def one_slice(
-    predictions: Mapping[str, Path],
-    reference: Path,
-    image: Path | None,
-    *,
-    organs: Mapping[int, str],
-    colours: Mapping[str, str],
-    ct: bool,
+    predictions: Mapping[str, Path], reference: Path, image: Path | None, *, organs: Mapping[int, str], ct: bool
 ) -> dict[str, Panel]:
     """The same slice of a case as each of several methods or runs labels it, by its name; see `method_panels`."""
     found: dict[str, LabelArray] = {}
@@ -130,24 +130,22 @@ def one_slice(
         if difference := other.difference(grid):
             raise DataError(f"{path} is not on the grid of {reference}: {difference}.")
     scan = scan_image(image, reference_zyx)
-    return method_panels(scan, reference_zyx, found, grid.spacing_mm, organs=organs, colours=colours, ct=ct)
+    return method_panels(scan, reference_zyx, found, grid.spacing_mm, organs=organs, ct=ct)
 
 
-def feedback_pictures(data: RunData, colours: Mapping[str, str]) -> list[Picture]:
+def feedback_pictures(data: RunData) -> list[Picture]:
     """The first feedback maps that a run has kept."""
-    return [_feedback_picture(path, data.label_values, colours) for path in data.feedback[:MAX_FEEDBACK_CASES]]
+    return [_feedback_picture(path, data.label_values) for path in data.feedback[:_FEEDBACK_CASES]]
 
 
-def _feedback_picture(path: Path, organs: Mapping[int, str], colours: Mapping[str, str]) -> Picture:
+def _feedback_picture(path: Path, organs: Mapping[int, str]) -> Picture:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            parts = {name: archive[name] for name in ("image", "pseudo_label", "feedback", "spacing_mm")}
+            image, labels, feedback = (archive[name] for name in ("image", "pseudo_label", "feedback"))
+            z, y, x = (float(mm) for mm in archive["spacing_mm"])
     except (OSError, KeyError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not a readable feedback map ({error}). Remove the file.") from None
-    z, y, x = (float(mm) for mm in parts["spacing_mm"])
-    panels, limit = feedback_panels(
-        parts["image"], parts["pseudo_label"], parts["feedback"], (z, y, x), organs=organs, colours=colours
-    )
+    panels, limit = feedback_panels(image, labels, feedback, (z, y, x), organs=organs)
     return Picture(title="Unlabelled scan", id=path.stem, panels=tuple(panels), limit=f"{limit:.1e}")
 
 

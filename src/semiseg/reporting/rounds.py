@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,40 +10,17 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, open_labels
-from semiseg.reporting.numbers import NOTHING, value
+from semiseg.io.store import open_case, open_labels
+from semiseg.reporting.figures import organ_colours
+from semiseg.reporting.numbers import value
 from semiseg.reporting.overlays import label_panels
 from semiseg.reporting.pictures import Picture, spread_out
 from semiseg.reporting.run_data import RunData
-from semiseg.types import FloatArray, LabelArray
+from semiseg.types import LabelArray
 
 _SCANS_SHOWN = 3
 _SCANS_COMPARED = 40
 """Scans whose labels are read to find those that agree least and most: each takes a fraction of a second."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """A labelling of unlabelled scans. found: in how many scans each organ was found; trusted: whether they are learnt
-    from, with the reason in `why`."""
-
-    number: int
-    step: int
-    scans: int
-    agreement: str
-    found: Mapping[str, int]
-    trusted: bool
-    why: str
-
-    @property
-    def labelled_any(self) -> bool:
-        """Whether scans were labelled at all, if only to see whether labels agree."""
-        return self.trusted or self.agreement != NOTHING
-
-    @property
-    def organs_found(self) -> int:
-        """How many organs were found in any scan."""
-        return sum(n > 0 for n in self.found.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +33,7 @@ class LabelledScans:
     compared: bool = False
 
 
-def rounds(data: RunData) -> list[Round]:
-    """The rows of rounds.jsonl."""
-    return [
-        Round(
-            number=int(row["round"]),
-            step=int(row["step"]),
-            scans=int(row["scans"]),
-            agreement=value(row.get("agreement")),
-            found={str(organ): int(n) for organ, n in (row.get("found") or {}).items()},
-            trusted=bool(row.get("trusted", True)),
-            why=str(row.get("why") or ""),
-        )
-        for row in data.rounds
-    ]
-
-
-def labelled_scans(data: RunData, colours: Mapping[str, str]) -> LabelledScans:
+def labelled_scans(data: RunData) -> LabelledScans:
     """Up to three unlabelled scans with the labels of the last round: those that agree least, middlingly and best with
     the round before; without one, scans from the first to the last."""
     if not data.label_folders:
@@ -81,15 +42,13 @@ def labelled_scans(data: RunData, colours: Mapping[str, str]) -> LabelledScans:
     ids = sorted(file.stem for file in newest.glob("*.b2nd") if (data.folder / "store" / file.stem).is_dir())
     earlier = others[0] if others and any((others[0] / f"{case}.b2nd").is_file() for case in ids) else None
     if earlier:
-        return _compared(data, newest, earlier, spread_out(ids, _SCANS_COMPARED), colours)
+        return _compared(data, newest, earlier, spread_out(ids, _SCANS_COMPARED))
     chosen = spread_out(ids, _SCANS_SHOWN)
-    pictures = tuple(_picture(data, "Unlabelled scan", case, newest, None, None, colours) for case in chosen)
+    pictures = tuple(_picture(data, "Unlabelled scan", case, newest) for case in chosen)
     return LabelledScans(pictures=pictures, of=len(ids))
 
 
-def _compared(
-    data: RunData, newest: Path, earlier: Path, ids: Sequence[str], colours: Mapping[str, str]
-) -> LabelledScans:
+def _compared(data: RunData, newest: Path, earlier: Path, ids: Sequence[str]) -> LabelledScans:
     agreement: dict[str, float] = {}
     for case in ids:
         try:
@@ -103,7 +62,7 @@ def _compared(
         len(order), ("Least agreement", "Median agreement", "Most agreement")
     )
     pictures = tuple(
-        _picture(data, title, case, newest, earlier, agreement[case], colours)
+        _picture(data, title, case, newest, earlier, agreement[case])
         for title, case in zip(titles, spread_out(order, _SCANS_SHOWN), strict=False)
     )
     return LabelledScans(pictures=pictures, of=len(order), compared=True)
@@ -122,17 +81,17 @@ def _picture(
     title: str,
     case: str,
     newest: Path,
-    earlier: Path | None,
-    agreement: float | None,
-    colours: Mapping[str, str],
+    earlier: Path | None = None,
+    agreement: float | None = None,
 ) -> Picture:
     organs = data.label_values
+    colours = organ_colours(organs.values())
     try:
         stored = open_case(data.folder / "store" / case)
         shape = stored.meta.shape_zyx
         labels = np.asarray(open_labels(newest / f"{case}.b2nd", shape)[:])
         before = np.asarray(open_labels(earlier / f"{case}.b2nd", shape)[:]) if earlier else None
-        image = _first_channel(stored)
+        image = stored.read_image(Box((0, 0, 0), shape))[0]
     except (DataError, RuntimeError) as error:
         return Picture(title=title, id=case, problem=f"This scan cannot be drawn. {error}")
     found = [name for number, name in organs.items() if (labels == number).any()]
@@ -141,11 +100,6 @@ def _picture(
         id=case,
         score="" if agreement is None else f"agreement {value(agreement)}",
         organs=tuple((name, colours[name], "") for name in found),
-        panels=tuple(label_panels(image, labels, before, stored.meta.spacing_mm, organs=organs, colours=colours)),
+        panels=tuple(label_panels(image, labels, before, stored.meta.spacing_mm, organs=organs)),
         problem="" if found else "No organ was found in this scan.",
     )
-
-
-def _first_channel(case: OpenCase) -> FloatArray:
-    image: FloatArray = case.read_image(Box((0, 0, 0), case.meta.shape_zyx))[0]
-    return image

@@ -3,7 +3,7 @@ scans are that a tolerance is for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from semiseg.errors import DataError
@@ -31,8 +31,17 @@ class WorstDistance:
 def banner(data: RunData) -> list[str]:
     """The warnings at the top of the page: those of the run's stages, then what its summary shows."""
     told = [notice.replace("_", " ") for notice in data.notices if "never found" in notice]
-    silent = [organ for organ in never_found(data.summary) if not any(words(organ) in notice for notice in told)]
-    return [*data.notices, *_never_found_text(data.summary, silent)]
+    found = never_found(data.summary)
+    silent = [organ for organ in found if not any(words(organ) in notice for notice in told)]
+    if not silent or not data.summary:
+        return list(data.notices)
+    if len(silent) == 1:
+        cases = found[silent[0]]
+        where = "the one scored case that has it" if cases == 1 else f"all {cases} scored cases that have it"
+        return [*data.notices, f"{words(silent[0])} was never found: Dice 0 in {where}."]
+    named = ", ".join(map(words, silent))
+    how_many = f"{len(silent)} of {len(data.summary['organs'])} organs were never found"
+    return [*data.notices, f"{how_many}, with Dice 0 in every scored case that has them: {named}."]
 
 
 def never_found(summary: Summary | None) -> dict[str, int]:
@@ -44,18 +53,6 @@ def never_found(summary: Summary | None) -> dict[str, int]:
         if there and not any(there):
             found[organ] = len(there)
     return found
-
-
-def _never_found_text(summary: Summary | None, organs: Sequence[str]) -> list[str]:
-    if not summary or not organs:
-        return []
-    if len(organs) == 1:
-        cases = never_found(summary)[organs[0]]
-        where = "the one scored case that has it" if cases == 1 else f"all {cases} scored cases that have it"
-        return [f"{words(organs[0])} was never found: Dice 0 in {where}."]
-    named = ", ".join(map(words, organs))
-    how_many = f"{len(organs)} of {len(summary['organs'])} organs were never found"
-    return [f"{how_many}, with Dice 0 in every scored case that has them: {named}."]
 
 
 def worst_distance(summary: Summary | None) -> WorstDistance | None:
@@ -81,7 +78,10 @@ def tolerance_sentences(data: RunData) -> list[str]:
     """The NSD tolerances beside the voxels of the scored scans, and what a tolerance below them means."""
     if not data.summary or not data.summary["tolerance_mm"]:
         return []
-    spacings = scan_spacings(data)
+    spacings: list[Spacing] = []
+    for case in data.summary["cases"]:
+        with suppress(DataError):  # the header of a reference that cannot be read
+            spacings.append(read_grid(data.path(case["reference"])).spacing_mm)
     tolerances = f"NSD tolerance: {_by_tolerance(data.summary)}"
     if not spacings:
         return [f"{tolerances}."]
@@ -110,14 +110,3 @@ def _by_tolerance(summary: Summary) -> str:
     if len(groups) == 1:
         return f"{next(iter(groups)):g} mm"
     return ", ".join(f"{mm:g} mm ({', '.join(organs)})" for mm, organs in sorted(groups.items()))
-
-
-def scan_spacings(data: RunData) -> list[Spacing]:
-    """Voxel sizes of the scored cases, by their references' headers; those that cannot be read are left out."""
-    found = []
-    for case in data.summary["cases"] if data.summary else ():
-        try:
-            found.append(read_grid(data.path(case["reference"])).spacing_mm)
-        except DataError:
-            continue
-    return found

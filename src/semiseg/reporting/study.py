@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ from semiseg.data.plan import read_plan
 from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.io.file_kinds import label_map
-from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, organ_colours, series_key, words
-from semiseg.reporting.overlays import Panel
+from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, series_key, words
 from semiseg.reporting.page import load_template
-from semiseg.reporting.pictures import one_slice
+from semiseg.reporting.pictures import DrawnCase, one_slice
 from semiseg.scoring.label_efficiency import (
     Point,
     Study,
@@ -23,33 +21,23 @@ from semiseg.scoring.label_efficiency import (
     against_reference,
     case_mean,
     folder_name,
+    groups_of,
     name_of,
     organ_scores,
     points,
 )
 from semiseg.scoring.statistics import Interval
-from semiseg.scoring.summary import Metric, read_summary
+from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, markdown_table, p_text
 
-_METRICS: tuple[Metric, ...] = ("dice", "nsd")
 _CASES = 3
 """Cases that are drawn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnCase:
-    """A case with a panel and the mean Dice of each method, or with the reason why there is none."""
-
-    id: str
-    panels: tuple[tuple[str, str, Panel], ...] = ()
-    problem: str = ""
 
 
 def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> Path:
     """Write the page and return its path. runs: where the run folders are, for pictures of cases; None draws none."""
     found = points(study)
     methods = list(dict.fromkeys(point.method for point in found))
-    organs = study["organs"]
     page = load_template("study.html").render(
         study=study,
         budget=budget_text(study),
@@ -57,28 +45,27 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         on_gpu=any(point.gpu_peak_mb is not None for point in found),
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
-        plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in _METRICS],
+        plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in PAPER_METRICS],
         legend=[(*series_key(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_tables=[
             (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
-            for metric in _METRICS
+            for metric in PAPER_METRICS
         ],
-        organs=organs,
+        organs=study["organs"],
         reference_title=reference_title(study),
         against=against_reference(study),
         signed=_signed,
         p_text=p_text,
         cases=_drawn_cases(study, runs) if runs else [],
-        colours=organ_colours(organs),
     )
     write_text(path, page)
     return path
 
 
-def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric, *, width: float = 5.4) -> str:
+def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric) -> str:
     """SVG of a metric against the number of labels, a line for each method, the ceiling dashed."""
     ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
-    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric], width=width)
+    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric])
 
 
 def efficiency_lines(study: Study, found: Sequence[Point], metric: Metric) -> list[EfficiencyLine]:
@@ -108,8 +95,9 @@ def study_tables(study: Study) -> list[StudyTable]:
     """Methods by label budgets, the mean over organs first; then against the study's reference, where one is run; then
     Dice and NSD by organ."""
     tables = [("Mean over organs", *_mean_rows(study)), (reference_title(study), *_reference_rows(study))]
-    minus = f"minus {study['baseline']} on the runs of both"
-    tables += [(f"Mean {TITLES[metric]} by organ, and {minus}", *_organ_rows(study, metric)) for metric in _METRICS]
+    for metric in PAPER_METRICS:
+        title = f"Mean {TITLES[metric]} by organ, and minus {study['baseline']} on the runs of both"
+        tables.append((title, *_organ_rows(study, metric)))
     return [table for table in tables if table[2]]
 
 
@@ -162,8 +150,8 @@ def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
                 str(point.steps),
                 f"{point.minutes:.1f}",
-                _megabytes(point.peak_memory_mb),
-                *([_megabytes(point.gpu_peak_mb)] if on_gpu else []),
+                f"{point.peak_memory_mb:.0f}",
+                *(["" if point.gpu_peak_mb is None else f"{point.gpu_peak_mb:.0f}"] if on_gpu else []),
             ]
         )
     return header, rows
@@ -189,13 +177,12 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
     """Mean of each organ, and what it is more than the baseline's: a row for each method and label budget (the paper's
     table, turned)."""
     rows = []
-    for point in sorted(points(study, samples=1), key=lambda point: point.labelled):
-        scores = organ_scores(study, point.method, point.labelled, metric).values()
+    for method, labelled in sorted(groups_of(study["runs"]), key=lambda group: group[1]):
         cells = [
             _plain(score.mean) + (f" ({_signed(score.difference)})" if score.difference is not None else "")
-            for score in scores
+            for score in organ_scores(study, method, labelled, metric).values()
         ]
-        rows.append([str(point.labelled), point.method, *cells])
+        rows.append([str(labelled), method, *cells])
     return ["labels", "method", *map(words, study["organs"])], rows
 
 
@@ -240,23 +227,17 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
         first = next(iter(folders.values()))
         summary, plan = read_summary(first / "summary.json"), read_plan(first / "plan.toml")
         row = next(row for row in summary["cases"] if row["id"] == case)
-        organs = {int(value): name for value, name in summary["organs"].items()}
         panels = one_slice(
             {method: label_map(folder / "predictions", case) for method, folder in folders.items()},
             first / row["reference"],
             first / row["image"] if row["image"] else None,
-            organs=organs,
-            colours=organ_colours(list(organs.values())),
+            organs={int(value): name for value, name in summary["organs"].items()},
             ct=plan.normalisation[0].scheme == "ct",
         )
     except DataError as error:
         return DrawnCase(id=case, problem=str(error))
-    dice: Mapping[str, float] = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
+    dice = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
     return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
-
-
-def _megabytes(number: float | None) -> str:
-    return "" if number is None else f"{number:.0f}"
 
 
 def _plain(number: float | None) -> str:

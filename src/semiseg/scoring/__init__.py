@@ -1,6 +1,6 @@
 """How good predictions are: metrics, challenge rules, statistics, tables. Runs without torch."""
 
-from semiseg.scoring.comparison import Comparison, compare_summaries, comparison_markdown, print_comparison
+from semiseg.scoring.comparison import Comparison, compare_summaries, print_comparison
 from semiseg.scoring.evaluator import EvaluateSettings, evaluate_folder
 from semiseg.scoring.summary import Summary, read_summary
 from semiseg.scoring.tables import print_summary
@@ -10,7 +10,6 @@ __all__ = [
     "EvaluateSettings",
     "Summary",
     "compare_summaries",
-    "comparison_markdown",
     "evaluate_folder",
     "print_comparison",
     "print_summary",

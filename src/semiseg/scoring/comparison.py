@@ -13,15 +13,30 @@ from rich.console import Console
 
 from semiseg.errors import DataError
 from semiseg.randomness import Draw
-from semiseg.scoring.statistics import FEWEST_CASES, Interval, PairedDifference, mean_interval, paired_difference
-from semiseg.scoring.summary import METRICS, CaseScores, Metric, Summary, case_means, organ_values, pair_count
+from semiseg.scoring.statistics import (
+    BOOTSTRAP_SAMPLES,
+    FEWEST_CASES,
+    Interval,
+    PairedDifference,
+    mean_interval,
+    paired_difference,
+)
+from semiseg.scoring.summary import (
+    METRICS,
+    PAPER_METRICS,
+    CaseScores,
+    Metric,
+    Summary,
+    case_means,
+    organ_values,
+    pair_count,
+)
 from semiseg.scoring.tables import (
     DECIMALS,
     RANGE_NOTE,
     TITLES,
     UNDEFINED,
     interval_text,
-    markdown_table,
     p_text,
     print_table,
     shows_range,
@@ -33,8 +48,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One organ, or the mean over organs: an interval per run, and each later run's difference to the
-    first."""
+    """One organ, or the mean over organs: an interval per run, and each later run's difference to the first."""
 
     organ: str
     values: tuple[Interval, ...]
@@ -43,8 +57,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """names: of the runs, the baseline first. budgets: what each run was allowed (steps, minutes, labels), or
-    empty.
+    """names: of the runs, the baseline first. budgets: what each run was allowed (steps, minutes, labels), or empty.
 
     tables: rows per metric, a row per organ and last the mean; the mean HD95 of a case is over the organs that have one
     in every run. distances: how many pairs of organ and case those are, of how many in all.
@@ -63,14 +76,7 @@ class Comparison:
         return self.case_count < FEWEST_CASES
 
 
-def compare_summaries(
-    names: Sequence[str],
-    summaries: Sequence[Summary],
-    *,
-    budgets: Sequence[str] = (),
-    samples: int = 2000,
-    seed: int = 0,
-) -> Comparison:
+def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, budgets: Sequence[str] = ()) -> Comparison:
     """Compare runs by their summaries; the first is the baseline.
 
     A difference is over the cases in which both runs have the metric (its `count`). Raises `DataError` naming
@@ -83,7 +89,6 @@ def compare_summaries(
         )
     for name, summary in zip(names[1:], summaries[1:], strict=True):
         _check_comparable(names[0], summaries[0], name, summary)
-    draw = Draw(seed=seed)
     order = [case["id"] for case in summaries[0]["cases"]]
     runs = [sorted(summary["cases"], key=lambda case: order.index(case["id"])) for summary in summaries]
     shared = _with_shared_organs(runs)
@@ -91,7 +96,7 @@ def compare_summaries(
     for metric in METRICS:
         columns = {o: [organ_values(run, o, metric) for run in runs] for o in summaries[0]["organs"].values()}
         columns[MEAN] = [case_means(run, metric) for run in (shared if metric == "hd95_mm" else runs)]
-        tables[metric] = tuple(_row(o, values, metric, draw, samples) for o, values in columns.items())
+        tables[metric] = tuple(_row(o, values, metric) for o, values in columns.items())
     return Comparison(
         names=tuple(names),
         budgets=tuple(budgets),
@@ -115,24 +120,21 @@ def _with_shared_organs(runs: Sequence[Sequence[CaseScores]]) -> list[list[CaseS
     return kept
 
 
-def _row(organ: str, runs: Sequence[Sequence[float | None]], metric: Metric, draw: Draw, samples: int) -> ComparisonRow:
+def _row(organ: str, runs: Sequence[Sequence[float | None]], metric: Metric) -> ComparisonRow:
     # one purpose for all runs: they draw the same cases, so their intervals move together
-    purpose = f"{organ}/{metric}"
+    draw, purpose, count = Draw(seed=0), f"{organ}/{metric}", BOOTSTRAP_SAMPLES
     return ComparisonRow(
         organ=organ,
-        values=tuple(mean_interval(run, draw, purpose, samples=samples) for run in runs),
-        differences=tuple(paired_difference(runs[0], run, draw, purpose, samples=samples) for run in runs[1:]),
+        values=tuple(mean_interval(run, draw, purpose, samples=count) for run in runs),
+        differences=tuple(paired_difference(runs[0], run, draw, purpose, samples=count) for run in runs[1:]),
     )
 
 
 def _check_comparable(first: str, a: Summary, second: str, b: Summary) -> None:
     cases = [{case["id"] for case in summary["cases"]} for summary in (a, b)]
     if cases[0] != cases[1]:
-        only = [
-            f"only in {n}: {', '.join(sorted(x))}"
-            for n, x in ((first, cases[0] - cases[1]), (second, cases[1] - cases[0]))
-            if x
-        ]
+        surplus = {first: cases[0] - cases[1], second: cases[1] - cases[0]}
+        only = [f"only in {name}: {', '.join(sorted(ids))}" for name, ids in surplus.items() if ids]
         raise DataError(
             f"{first} and {second} were scored on different cases ({'; '.join(only)}). Score both on the same."
         )
@@ -151,32 +153,22 @@ def _check_comparable(first: str, a: Summary, second: str, b: Summary) -> None:
         )
 
 
-def print_comparison(
-    comparison: Comparison, console: Console | None = None, *, metrics: Sequence[Metric] = ("dice", "nsd")
-) -> None:
-    """Print a table per metric (the paper's: Dice and NSD) and each run's budget."""
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print a table of Dice and one of NSD, as in the paper, and each run's budget."""
     console = console or Console()
-    for metric in metrics:
-        header, rows = comparison_rows(comparison, metric)
-        print_table(f"{TITLES[metric]}, {_subtitle(comparison)}", header, rows, console)
+    shown: list[Interval] = []
+    for metric in PAPER_METRICS:
+        print_table(f"{TITLES[metric]}, {_subtitle(comparison)}", *_table(comparison, metric), console)
         console.print()
-    for line in [*_range_notes(comparison, metrics), *_budget_lines(comparison)]:
+        for row in comparison.tables[metric]:
+            shown += [*row.values, *(paired.difference for paired in row.differences)]
+    notes = [RANGE_NOTE] if any(map(shows_range, shown)) else []
+    budgets = [f"{n}: {budget}" for n, budget in zip(comparison.names, comparison.budgets, strict=False) if budget]
+    for line in notes + budgets:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def comparison_markdown(comparison: Comparison, *, metrics: Sequence[Metric] = ("dice", "nsd")) -> str:
-    """The same tables in Markdown."""
-    parts = []
-    for metric in metrics:
-        parts.append(f"**{TITLES[metric]}**, {_subtitle(comparison)}")
-        parts.append(markdown_table(*comparison_rows(comparison, metric)))
-    parts += _range_notes(comparison, metrics)
-    if comparison.budgets:
-        parts.append("\n".join(f"- {line}" for line in _budget_lines(comparison)))
-    return "\n\n".join(parts) + "\n"
-
-
-def comparison_rows(comparison: Comparison, metric: Metric) -> tuple[list[str], list[list[str]]]:
+def _table(comparison: Comparison, metric: Metric) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text: a column per run, then difference and p per later run; no p below six cases."""
     decimals = DECIMALS[metric]
     few = comparison.few_cases
@@ -191,7 +183,7 @@ def comparison_rows(comparison: Comparison, metric: Metric) -> tuple[list[str], 
         for paired in row.differences:
             cells.append(interval_text(paired.difference, decimals, signed=True))
             if not few:
-                cells.append(p_text(paired.p_value, undefined=UNDEFINED))
+                cells.append(p_text(paired.p_value) or UNDEFINED)
         rows.append(cells)
     return header, rows
 
@@ -204,14 +196,3 @@ def _subtitle(comparison: Comparison) -> str:
         f"{cases}, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
         f"paired difference to {baseline}, Wilcoxon signed-rank p of each by itself"
     )
-
-
-def _range_notes(comparison: Comparison, metrics: Sequence[Metric]) -> list[str]:
-    """A sentence where a table shows ranges."""
-    rows = [row for metric in metrics for row in comparison.tables[metric]]
-    shown = [interval for row in rows for interval in (*row.values, *(paired.difference for paired in row.differences))]
-    return [RANGE_NOTE] if any(map(shows_range, shown)) else []
-
-
-def _budget_lines(comparison: Comparison) -> list[str]:
-    return [f"{n}: {budget}" for n, budget in zip(comparison.names, comparison.budgets, strict=False) if budget]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,19 +17,17 @@ from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
-from semiseg.io.grid import Grid
 from semiseg.io.scans import read_label
-from semiseg.randomness import Draw
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
-from semiseg.scoring.metrics import OrganScores, score_case
+from semiseg.scoring.metrics import score_case
 from semiseg.scoring.summary import CaseScores, Rules, Summary, refuse_foreign_summary, summarise, write_summary
 from semiseg.types import LabelArray
 from semiseg.words import counted, shortened
 
-BOOTSTRAP_SAMPLES = 2000
-"""Draws of the cases behind each 95 % interval; at 2000 its ends are stable to about a hundredth of its width."""
 Reference = tuple[str, Path, Path | None]
 """Case id, reference label map, image or None."""
+_Pair = tuple[str, Path, Path, Path | None]
+"""Case id, reference, prediction, image."""
 Progress = Callable[[int, int], None]
 """Called with the numbers of cases done and in all."""
 
@@ -38,11 +37,9 @@ class EvaluateSettings:
     """How predictions are scored."""
 
     rules: Rules = "standard"
-    """`standard`, or `flare22` to score exactly as the FLARE 2022 challenge does (its own 13 organs and
-    tolerances)."""
+    """`standard`, or `flare22` to score exactly as the FLARE 2022 challenge does (its own 13 organs and tolerances)."""
     tolerance_mm: float = 1.0
-    """Surface error in mm that NSD forgives; 1 mm is a voxel of most MRI, for organs in CT 2 to 5 mm are
-    usual."""
+    """Surface error in mm that NSD forgives; 1 mm is a voxel of most MRI, for organs in CT 2 to 5 mm are usual."""
     organ_tolerance_mm: dict[str, float] = field(default_factory=dict)
     """Tolerance in mm of single organs, by name, where it is not `tolerance_mm`."""
 
@@ -56,20 +53,7 @@ class EvaluateSettings:
 
     def check_labels(self, labels: LabelScheme) -> None:
         """Raise `ConfigError` where organs are named, or rules asked for, that do not fit a dataset's labels."""
-        _scored_organs(labels, self.rules, self)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One case to score; all that a worker process needs."""
-
-    id: str
-    reference: Path
-    prediction: Path
-    image: Path | None
-    labels: LabelScheme
-    rules: Rules
-    tolerance_mm: dict[str, float]
+        _scored_organs(labels, self)
 
 
 def evaluate_folder(
@@ -77,7 +61,6 @@ def evaluate_folder(
     references: Path | Sequence[Reference],
     labels: LabelScheme,
     *,
-    rules: Rules | None = None,
     settings: EvaluateSettings | None = None,
     output: Path | None = None,
     workers: int = 1,
@@ -86,48 +69,40 @@ def evaluate_folder(
     """Score every reference's prediction; write `summary.json` and `summary.csv`, return the summary.
 
     predictions: folder with `ID.nii.gz` or `ID.nii`. references: a folder of label maps named `ID.nii.gz`, or
-    the cases themselves. rules: overrides the settings' rules. output: folder for the summary, by default
-    that of the predictions. workers: processes; 1 scores in this one.
+    the cases themselves. output: folder for the summary, by default that of the predictions. workers: processes;
+    1 scores in this one.
 
     Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
     is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
     do not fit, and where a file that is no summary would be written over.
     """
     settings = settings or EvaluateSettings()
-    rules = rules or settings.rules
-    organs, tolerance_mm = _scored_organs(labels, rules, settings)
+    organs, tolerance_mm = _scored_organs(labels, settings)
     output = output or predictions
     refuse_foreign_summary(output)
-    jobs = [
-        _Job(case, reference, prediction, image, labels, rules, tolerance_mm)
-        for case, reference, prediction, image in _pair(predictions, references)
-    ]
     cases = map_cases(
-        _score_files,
-        jobs,
+        partial(_score_files, labels=labels, rules=settings.rules, tolerance_mm=tolerance_mm),
+        _pair(predictions, references),
         workers=workers,
         lost=_lost,
-        progress=(lambda done, total, job: progress(done, total)) if progress else None,
+        progress=(lambda done, total, case: progress(done, total)) if progress else None,
     )
-    draw = Draw(seed=0)
-    summary = summarise(cases, organs, tolerance_mm, rules, draw, samples=BOOTSTRAP_SAMPLES)
+    summary = summarise(cases, organs, tolerance_mm, settings.rules)
     write_summary(output, summary)
     return summary
 
 
-def _lost(job: _Job) -> CaseScores:
+def _lost(case: _Pair) -> CaseScores:
+    _, reference, prediction, _ = case
     raise DataError(
-        f"{job.prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and "
-        f"{job.reference} are as large as they should be."
+        f"{prediction}: {WAS_KILLED}. Use a machine with more memory, or look whether it and {reference} are as large "
+        "as they should be."
     )
 
 
-def _scored_organs(
-    labels: LabelScheme, rules: Rules, settings: EvaluateSettings
-) -> tuple[dict[int, str], dict[str, float]]:
-    """Organs by value and tolerances by organ. Raises `ConfigError` where labels, rules and settings do not
-    fit."""
-    if rules == "flare22":
+def _scored_organs(labels: LabelScheme, settings: EvaluateSettings) -> tuple[dict[int, str], dict[str, float]]:
+    """Organs by value and tolerances by organ. Raises `ConfigError` where labels and settings do not fit."""
+    if settings.rules == "flare22":
         _check_flare22(labels)
         return FLARE22_ORGANS, FLARE22_TOLERANCE_MM
     unknown = sorted(set(settings.organ_tolerance_mm) - set(labels.organs.values()))
@@ -160,8 +135,8 @@ def _check_flare22(labels: LabelScheme) -> None:
         )
 
 
-def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tuple[str, Path, Path, Path | None]]:
-    """(id, reference, prediction, image) per case. Raises `DataError` with all missing files at once."""
+def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pair]:
+    """The cases with their predictions. Raises `DataError` with all missing files at once."""
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
@@ -184,35 +159,29 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[tup
     return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
 
 
-def _score_files(job: _Job) -> CaseScores:
-    reference, grid = read_label(job.reference)
-    prediction, prediction_grid = read_label(job.prediction)
+def _score_files(case: _Pair, labels: LabelScheme, rules: Rules, tolerance_mm: dict[str, float]) -> CaseScores:
+    id, reference_file, prediction_file, image = case
+    reference, grid = read_label(reference_file)
+    prediction, prediction_grid = read_label(prediction_file)
     remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."
     if misfit := grid.misfit(prediction_grid, remedy):
-        raise DataError(f"{job.prediction}: not on the grid of {job.reference}: {misfit}")
-    if job.rules == "flare22":
-        organs = _score_stored(reference, prediction, grid)
+        raise DataError(f"{prediction_file}: not on the grid of {reference_file}: {misfit}")
+    if rules == "flare22":
+        # The challenge's script does not know orientations: it is given arrays and voxel sizes as the file has them.
+        dx, dy, dz = grid.stored_mm
+        stored = [from_canonical(label, grid.affine).transpose(2, 1, 0) for label in (reference, prediction)]
+        organs = score_case_flare22(stored[0], stored[1], (dz, dy, dx))
     else:
-        _check_values(job.reference, reference, job.labels)
-        _check_values(job.prediction, prediction, job.labels)
-        organs = score_case(
-            reference, prediction, grid.spacing_mm, job.labels.organs, job.tolerance_mm, ignore=job.labels.ignore
-        )
+        _check_values(reference_file, reference, labels)
+        _check_values(prediction_file, prediction, labels)
+        organs = score_case(reference, prediction, grid.spacing_mm, labels.organs, tolerance_mm, ignore=labels.ignore)
     return CaseScores(
-        id=job.id,
-        reference=str(job.reference),
-        prediction=str(job.prediction),
-        image=None if job.image is None else str(job.image),
+        id=id,
+        reference=str(reference_file),
+        prediction=str(prediction_file),
+        image=None if image is None else str(image),
         organs=organs,
     )
-
-
-def _score_stored(reference: LabelArray, prediction: LabelArray, grid: Grid) -> dict[str, OrganScores]:
-    """The challenge's script does not know orientations: it is given the arrays and voxel sizes as the file
-    has them."""
-    dx, dy, dz = grid.stored_mm
-    stored = [from_canonical(label, grid.affine).transpose(2, 1, 0) for label in (reference, prediction)]
-    return score_case_flare22(stored[0], stored[1], (dz, dy, dx))
 
 
 def _check_values(path: Path, label: LabelArray, labels: LabelScheme) -> None:

@@ -59,30 +59,20 @@ def score_case_flare22(reference: LabelArray, prediction: LabelArray, spacing_mm
 
 
 def _score(name: str, masks: OrganMasks, spacing_mm: Spacing) -> OrganScores:
-    volumes = (volume_ml(masks.prediction, spacing_mm), volume_ml(masks.reference, spacing_mm))
-    in_reference, in_prediction = bool(masks.reference.any()), bool(masks.prediction.any())
-    if not (in_reference and in_prediction):
-        agreed = 0.0 if in_reference or in_prediction else 1.0
-        return _scores(agreed, agreed, None, volumes)
-    if name in _LABELLED_SLICES_ONLY:
-        masks = _labelled_slices(masks)
-    scores = score_organ(masks, spacing_mm, FLARE22_TOLERANCE_MM[name])
-    dice, nsd = scores["dice"] or 0.0, scores["nsd"] or 0.0
-    return _scores(dice, nsd if dice >= _LEAST_DICE_FOR_NSD else 0.0, scores["hd95_mm"], volumes)
-
-
-def _labelled_slices(masks: OrganMasks) -> OrganMasks:
-    labelled = np.flatnonzero(masks.reference.any(axis=(1, 2)))
-    first, last = int(labelled[0]), int(labelled[-1])
-    scored = slice(first, max(last, first + 1))
-    return OrganMasks(masks.reference[scored], masks.prediction[scored], None)
-
-
-def _scores(dice: float, nsd: float, hd95_mm: float | None, volumes: tuple[float, float]) -> OrganScores:
+    scored = masks
+    if name in _LABELLED_SLICES_ONLY and masks.reference.any():
+        labelled = np.flatnonzero(masks.reference.any(axis=(1, 2)))
+        first, last = int(labelled[0]), int(labelled[-1])
+        part = slice(first, max(last, first + 1))
+        scored = OrganMasks(masks.reference[part], masks.prediction[part], None)
+    scores = score_organ(scored, spacing_mm, FLARE22_TOLERANCE_MM[name])
+    dice, nsd = scores["dice"], scores["nsd"] or 0.0
+    if dice is None:  # both are empty
+        dice = nsd = 1.0
     return OrganScores(
         dice=float(np.round(dice, 4)),
-        nsd=float(np.round(nsd, 4)),
-        hd95_mm=hd95_mm,
-        volume_ml=volumes[0],
-        reference_volume_ml=volumes[1],
+        nsd=float(np.round(nsd if dice >= _LEAST_DICE_FOR_NSD else 0.0, 4)),
+        hd95_mm=scores["hd95_mm"],
+        volume_ml=volume_ml(masks.prediction, spacing_mm),
+        reference_volume_ml=volume_ml(masks.reference, spacing_mm),
     )

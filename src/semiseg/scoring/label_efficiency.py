@@ -7,22 +7,24 @@ runs that both have (the same labels, subset and seed), paired over cases.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from semiseg.errors import DataError
-from semiseg.files import read_json, write_json
+from semiseg.files import write_json
 from semiseg.randomness import Draw
 from semiseg.scoring.statistics import Interval, by_subset, crossed_interval, holm, signed_rank_p
-from semiseg.scoring.summary import Metric, Summary
+from semiseg.scoring.summary import PAPER_METRICS, Metric, Summary, read_checked
 from semiseg.types import DoubleArray
 
 Scores = dict[Metric, float | None]
+_SAMPLES = 5000
+"""Draws of the cases behind each interval."""
 
 
 class StudyRun(TypedDict):
@@ -69,12 +71,7 @@ _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 
 def read_study(path: Path) -> Study:
     """Read and check results.json; raises `DataError` that names the key."""
-    try:
-        return _STUDY.validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}. Restore the file, or delete it to begin anew.") from None
+    return read_checked(path, _STUDY, "Restore the file, or delete it to begin anew.")
 
 
 def write_study(path: Path, study: Study) -> None:
@@ -98,28 +95,22 @@ class Point:
     labelled: int
     runs: int
     values: dict[Metric, Interval]
-    difference: dict[Metric, Interval]
-    over_cases: Interval | None
-    p_value: float | None
-    better: tuple[int, int]
-    gap_closed: float | None
+    difference: dict[Metric, Interval] = field(default_factory=dict)
+    over_cases: Interval | None = None
+    p_value: float | None = None
+    better: tuple[int, int] = (0, 0)
+    gap_closed: float | None = None
     minutes: float
     peak_memory_mb: float
     gpu_peak_mb: float | None
     steps: int
 
 
-_METRICS: tuple[Metric, ...] = ("dice", "nsd")
-
-
-def points(study: Study, *, samples: int = 5000) -> list[Point]:
+def points(study: Study) -> list[Point]:
     """Every method at every label budget, in the order of the study's runs, with what the ceiling has."""
-    groups: dict[tuple[str, int], list[StudyRun]] = {}
-    for run in study["runs"]:
-        groups.setdefault(_group(run), []).append(run)
+    groups = groups_of(study["runs"])
     ceiling = _ceiling(study)
-    found = [_point(study, method, labelled, groups, ceiling, samples) for method, labelled in groups]
-    return _adjusted(found)
+    return _adjusted([_point(study, method, labelled, groups, ceiling) for method, labelled in groups])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +133,10 @@ class AgainstReference:
 def reference_runs(study: Study) -> list[StudyRun]:
     """The runs of the study's reference, if it names one."""
     named = study.get("reference")
-    return [run for run in study["runs"] if named and _group(run) == (named["method"], named["labelled"])]
+    return groups_of(study["runs"]).get((named["method"], named["labelled"]), []) if named else []
 
 
-def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstReference]:
+def against_reference(study: Study) -> list[AgainstReference]:
     """Every method with fewer labels than the study's reference, by labels; empty where it names none, or none is run
     yet.
 
@@ -154,19 +145,16 @@ def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstRefer
     if not (reference := reference_runs(study)):
         return []
     named, ids = reference[0], sorted(reference[0]["cases"])
-    groups: dict[tuple[str, int], list[StudyRun]] = {}
-    for run in study["runs"]:
-        if run["labelled"] < named["labelled"]:
-            groups.setdefault(_group(run), []).append(run)
-            if sorted(run["cases"]) != ids:
-                raise DataError(
-                    f"reference: {named['method']} with {named['labelled']} labels was scored on other cases than "
-                    f"{name_of(run)}. Delete its rows from results.json and make them anew, or [reference] from the "
-                    "study file."
-                )
+    fewer = [run for run in study["runs"] if run["labelled"] < named["labelled"]]
+    if others := [run for run in fewer if sorted(run["cases"]) != ids]:
+        raise DataError(
+            f"reference: {named['method']} with {named['labelled']} labels was scored on other cases than "
+            f"{name_of(others[0])}. Delete its rows from results.json and make them anew, or [reference] from the "
+            "study file."
+        )
     level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
     found = []
-    for (method, labelled), runs in sorted(groups.items(), key=lambda group: group[0][1]):
+    for (method, labelled), runs in sorted(groups_of(fewer).items(), key=lambda group: group[0][1]):
         minus = _defined(_matrix(runs, ids, "dice") - level)
         by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
         found.append(
@@ -174,8 +162,8 @@ def against_reference(study: Study, *, samples: int = 5000) -> list[AgainstRefer
                 method=method,
                 labelled=labelled,
                 runs=len(runs),
-                difference=_interval(minus, runs, "dice", samples),
-                over_cases=_over_cases(by_case, labelled, samples),
+                difference=_interval(minus, runs, "dice"),
+                over_cases=_over_cases(by_case, labelled),
                 p_value=signed_rank_p(by_case),
             )
         )
@@ -191,18 +179,22 @@ def _adjusted(rows: Sequence[_Compared]) -> list[_Compared]:
     return [row if row.p_value is None else replace(row, p_value=next(p_values)) for row in rows]
 
 
-def _group(run: StudyRun) -> tuple[str, int]:
-    return run["method"], run["labelled"]
+def groups_of(runs: Sequence[StudyRun]) -> dict[tuple[str, int], list[StudyRun]]:
+    """The runs by method and number of labels, in their order."""
+    groups: dict[tuple[str, int], list[StudyRun]] = {}
+    for run in runs:
+        groups.setdefault((run["method"], run["labelled"]), []).append(run)
+    return groups
 
 
-def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric, samples: int) -> Interval:
+def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric) -> Interval:
     """Of `(runs, cases)`, over cases and subsets."""
-    return crossed_interval(values, _subsets(runs), Draw(seed=0), f"{runs[0]['labelled']}/{metric}", samples=samples)
+    return crossed_interval(values, _subsets(runs), Draw(seed=0), f"{runs[0]['labelled']}/{metric}", samples=_SAMPLES)
 
 
-def _over_cases(by_case: DoubleArray, labelled: int, samples: int) -> Interval:
+def _over_cases(by_case: DoubleArray, labelled: int) -> Interval:
     """Of a Dice value a case, by the draws that `_interval` has for a single subset."""
-    return crossed_interval(by_case[np.newaxis], [0], Draw(seed=0), f"{labelled}/dice", samples=samples)
+    return crossed_interval(by_case[np.newaxis], [0], Draw(seed=0), f"{labelled}/dice", samples=_SAMPLES)
 
 
 def _point(
@@ -211,21 +203,14 @@ def _point(
     labelled: int,
     groups: Mapping[tuple[str, int], Sequence[StudyRun]],
     ceiling: float | None,
-    samples: int,
 ) -> Point:
     runs, baseline = groups[method, labelled], groups.get((study["baseline"], labelled), [])
     ids = sorted(runs[0]["cases"])
-
     point = Point(
         method=method,
         labelled=labelled,
         runs=len(runs),
-        values={metric: _interval(_matrix(runs, ids, metric), runs, metric, samples) for metric in _METRICS},
-        difference={},
-        over_cases=None,
-        p_value=None,
-        better=(0, 0),
-        gap_closed=None,
+        values={metric: _interval(_matrix(runs, ids, metric), runs, metric) for metric in PAPER_METRICS},
         minutes=float(np.mean([run["minutes"] for run in runs])),
         peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
         gpu_peak_mb=max((run["gpu_peak_mb"] for run in runs if "gpu_peak_mb" in run), default=None),
@@ -235,17 +220,17 @@ def _point(
     if method == study["baseline"] or not pairs:
         return point
     floors, mine = zip(*pairs, strict=True)
-    floor = {metric: _matrix(floors, ids, metric) for metric in _METRICS}
-    gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in _METRICS}
+    floor = {metric: _matrix(floors, ids, metric) for metric in PAPER_METRICS}
+    gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in PAPER_METRICS}
     by_run = _defined(gain["dice"])
     room = None if ceiling is None else ceiling - float(by_subset(_defined(floor["dice"]), _subsets(floors)).mean())
-    difference = {metric: _interval(gain[metric], mine, metric, samples) for metric in _METRICS}
+    difference = {metric: _interval(gain[metric], mine, metric) for metric in PAPER_METRICS}
     gained = difference["dice"]["mean"]
     by_case = by_subset(by_run, _subsets(mine)).mean(axis=0)
     return replace(
         point,
         difference=difference,
-        over_cases=_over_cases(by_case, labelled, samples),
+        over_cases=_over_cases(by_case, labelled),
         p_value=signed_rank_p(by_case),
         better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
         gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
@@ -332,10 +317,8 @@ class OrganScore:
 
 def organ_scores(study: Study, method: str, labelled: int, metric: Metric) -> dict[str, OrganScore]:
     """A method's score of each organ with so many labels."""
-    runs, baseline = (
-        [run for run in study["runs"] if run["method"] == name and run["labelled"] == labelled]
-        for name in (method, study["baseline"])
-    )
+    groups = groups_of(study["runs"])
+    runs, baseline = (groups.get((name, labelled), []) for name in (method, study["baseline"]))
     pairs = [] if method == study["baseline"] else _pairs(baseline, runs)
 
     def mean(of: Sequence[StudyRun], organ: str) -> float | None:

@@ -102,8 +102,7 @@ def volume_ml(mask: BoolArray, spacing_mm: Spacing) -> float:
 def organ_masks(
     reference: LabelArray, prediction: LabelArray, organs: Mapping[int, str], *, ignore: int | None = None
 ) -> dict[int, OrganMasks]:
-    """Both masks of each organ, cropped to a box around both and a margin of one voxel: one pass over the
-    volumes."""
+    """Both masks of each organ, cropped to a box around both and a margin of one voxel: one pass over the volumes."""
     found = [ndimage.find_objects(label) for label in (reference, prediction)]
     masks = {}
     for value in organs:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -16,12 +16,14 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
 from semiseg.scoring.metrics import OrganScores
-from semiseg.scoring.statistics import Interval, mean_interval
+from semiseg.scoring.statistics import BOOTSTRAP_SAMPLES, Interval, mean_interval
 from semiseg.words import as_text_cell, counted
 
 Metric = Literal["dice", "nsd", "hd95_mm"]
 Rules = Literal["standard", "flare22"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+PAPER_METRICS: tuple[Metric, ...] = ("dice", "nsd")
+"""Those of the paper's tables."""
 
 
 class CaseScores(TypedDict):
@@ -35,8 +37,7 @@ class CaseScores(TypedDict):
 
 
 class Summary(TypedDict):
-    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over
-    organs."""
+    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over organs."""
 
     rules: Rules
     organs: dict[str, str]
@@ -47,34 +48,27 @@ class Summary(TypedDict):
 
 
 _SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)
+_Read = TypeVar("_Read")
 
 
 def summarise(
-    cases: Sequence[CaseScores],
-    organs: Mapping[int, str],
-    tolerance_mm: Mapping[str, float],
-    rules: Rules,
-    draw: Draw,
-    *,
-    samples: int,
+    cases: Sequence[CaseScores], organs: Mapping[int, str], tolerance_mm: Mapping[str, float], rules: Rules
 ) -> Summary:
-    """Put the cases' scores together. draw, samples: the key and number of the bootstrap's draws."""
+    """Put the cases' scores together."""
+
+    def interval(values: Sequence[float | None], purpose: str) -> Interval:
+        return mean_interval(values, Draw(seed=0), purpose, samples=BOOTSTRAP_SAMPLES)
+
     return Summary(
         rules=rules,
         organs={str(value): name for value, name in organs.items()},
         tolerance_mm=dict(tolerance_mm),
         cases=list(cases),
         per_organ={
-            organ: {
-                metric: mean_interval(organ_values(cases, organ, metric), draw, f"{organ}/{metric}", samples=samples)
-                for metric in METRICS
-            }
+            organ: {metric: interval(organ_values(cases, organ, metric), f"{organ}/{metric}") for metric in METRICS}
             for organ in organs.values()
         },
-        mean={
-            metric: mean_interval(case_means(cases, metric), draw, f"mean/{metric}", samples=samples)
-            for metric in METRICS
-        },
+        mean={metric: interval(case_means(cases, metric), f"mean/{metric}") for metric in METRICS},
     )
 
 
@@ -134,21 +128,26 @@ def write_summary(folder: Path, summary: Summary) -> None:
     write_json(folder / "summary.json", summary)
 
 
-def read_summary(path: Path) -> Summary:
-    """Read and check a summary.json; raises `DataError` that names the key."""
+def read_checked(path: Path, schema: TypeAdapter[_Read], remedy: str) -> _Read:
+    """Read JSON of a schema; raises `DataError` that names the key."""
     try:
-        summary = _SUMMARY.validate_python(read_json(path))
+        return schema.validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}. {_ANEW}") from None
+        raise DataError(f"{path}: {key}: {first['msg']}. {remedy}") from None
+
+
+def read_summary(path: Path) -> Summary:
+    """Read and check a summary.json; raises `DataError` that names the key."""
+    summary = read_checked(path, _SUMMARY, _ANEW)
     organs = set(summary["organs"].values())
-    of_organs: dict[str, Mapping[str, object]] = {
-        "tolerance_mm": summary["tolerance_mm"],
-        "per_organ": summary["per_organ"],
-    }
-    of_organs |= {f"cases: {case['id']!a}": case["organs"] for case in summary["cases"]}
-    for key, found in of_organs.items():
+    of_organs: list[tuple[str, Mapping[str, object]]] = [
+        ("tolerance_mm", summary["tolerance_mm"]),
+        ("per_organ", summary["per_organ"]),
+        *((f"cases: {case['id']!a}", case["organs"]) for case in summary["cases"]),
+    ]
+    for key, found in of_organs:
         if found.keys() != organs:
             raise DataError(f"{path}: {key}: has not the organs that `organs` names. {_ANEW}")
     for intervals in (summary["mean"], *summary["per_organ"].values()):

@@ -47,11 +47,11 @@ def interval_text(interval: Interval, decimals: int, *, signed: bool = False) ->
     if interval["mean"] is None:
         return UNDEFINED
     form = f"{'+' if signed else ''}.{decimals}f"
+    mean = f"{interval['mean']:{form}}"
     if interval["low"] is None or interval["high"] is None:
-        return f"{interval['mean']:{form}}"
-    if is_range(interval):
-        return f"{interval['mean']:{form}} ({interval['low']:{form}} to {interval['high']:{form}})"
-    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
+        return mean
+    low, high = f"{interval['low']:{form}}", f"{interval['high']:{form}}"
+    return f"{mean} ({low} to {high})" if is_range(interval) else f"{mean} [{low}, {high}]"
 
 
 def shows_range(interval: Interval) -> bool:
@@ -59,10 +59,10 @@ def shows_range(interval: Interval) -> bool:
     return is_range(interval) and interval["low"] is not None
 
 
-def p_text(p_value: float | None, *, undefined: str = "") -> str:
-    """`0.034`, `<0.001`."""
+def p_text(p_value: float | None) -> str:
+    """`0.034`, `<0.001`; empty where there is none."""
     if p_value is None:
-        return undefined
+        return ""
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 

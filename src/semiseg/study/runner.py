@@ -55,20 +55,22 @@ def made_runs(
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
     known = _Known(results / "results.json", study, file)
-    wanted = [
-        (run, _with_threads(settings, jobs), run_key(run.method, settings))
-        for run, settings in _runs(study, file, data)
-    ]
+    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
+    if without := [run for run, settings in runs if not settings.data.root]:
+        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
+    threads = max(1, usable_cores() // jobs)
+    wanted = [(run, _with_threads(settings, threads), run_key(run.method, settings)) for run, settings in runs]
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them finished before.")
-    if named := known.reference_missing(keys):
+    before = known.study(keys)
+    if (named := before.get("reference")) and not reference_runs(before):
         say(
             f"reference: no run of {named['method']} with {named['labelled']} labels is known yet. Its table comes "
             "when one is in results.json; if the name is misspelt, mend the study file."
         )
     if len(missing) < len(wanted):
-        yield known.study(keys)
+        yield before
     failed: list[DataError] = []
     running: set[subprocess.Popen[bytes]] = set()
     with ThreadPoolExecutor(jobs) as pool:
@@ -115,15 +117,7 @@ def known_runs(file: Path, results: Path, *, baseline: str | None = None) -> Stu
     return known.study(keys)
 
 
-def _runs(study: StudySettings, file: Path, data: Path | None) -> list[tuple[PlannedRun, RunSettings]]:
-    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
-    if without := [run for run, settings in runs if not settings.data.root]:
-        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
-    return runs
-
-
-def _with_threads(settings: RunSettings, jobs: int) -> RunSettings:
-    threads = max(1, usable_cores() // jobs)
+def _with_threads(settings: RunSettings, threads: int) -> RunSettings:
     return replace(settings, train=replace(settings.train, threads=threads))
 
 
@@ -133,8 +127,7 @@ def _result(
     """Make the run, or go on with it, and read its scores. running: holds the process while it runs."""
     folder = output / folder_name(run.name, key)
     if (folder / "run.toml").exists():  # an exact resume needs the threads that it was begun with
-        threads = read_settings(folder / "run.toml").train.threads
-        settings = replace(settings, train=replace(settings.train, threads=threads))
+        settings = _with_threads(settings, read_settings(folder / "run.toml").train.threads)
     recipe, log = output / f"{folder.name}.toml", output / f"{folder.name}.log"
     write_settings(recipe, settings)
     command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
@@ -191,7 +184,7 @@ class _Known:
     """results.json as it grows."""
 
     def __init__(self, path: Path, study: StudySettings, file: Path) -> None:
-        self._path, self._methods = path, set(study.methods)
+        self._path, self._methods, named = path, set(study.methods), study.reference
         self._study: Study = Study(
             name=file.stem,
             dataset="",
@@ -199,7 +192,7 @@ class _Known:
             minutes=study.minutes,
             baseline=study.baseline,
             ceiling=study.ceiling or None,
-            reference=_reference(study),
+            reference=Reference(method=named.method, labelled=named.labelled) if named else None,
             organs=[],
             tolerance_mm={},
             test_cases=0,
@@ -219,18 +212,14 @@ class _Known:
         by_name = {name_of(run): run["key"] for run in self._study["runs"]}
         return [by_name[name] for name in names if name in by_name]
 
-    def reference_missing(self, keys: list[str]) -> Reference | None:
-        """The study's reference, if none of its runs is known."""
-        study = self.study(keys)
-        named = study.get("reference")
-        return named if named and not reference_runs(study) else None
-
     def add(self, row: StudyRun, folder: Path) -> None:
         """Add a run, in place of one with other settings; the file is written."""
         summary = read_summary(folder / "summary.json")
         study = self._study
         study["dataset"] = read_plan(folder / "plan.toml").dataset
-        study["machine"] = _machine()
+        study["machine"] = {"processor": processor_name(), "cores": str(usable_cores())}
+        study["machine"] |= {name: version(name) for name in ("semiseg", "torch")}
+        study["machine"]["python"] = platform.python_version()
         study["organs"] = list(summary["organs"].values())
         study["tolerance_mm"] = summary["tolerance_mm"]
         study["test_cases"] = len(summary["cases"])
@@ -246,16 +235,3 @@ class _Known:
         others = [run for run in self._study["runs"] if run["method"] not in self._methods]
         study["runs"] = [*(by_key[key] for key in keys if key in by_key), *others]
         return study
-
-
-def _reference(study: StudySettings) -> Reference | None:
-    named = study.reference
-    return Reference(method=named.method, labelled=named.labelled) if named else None
-
-
-def _machine() -> dict[str, str]:
-    return (
-        {"processor": processor_name(), "cores": str(usable_cores())}
-        | {name: version(name) for name in ("semiseg", "torch")}
-        | {"python": platform.python_version()}
-    )

@@ -25,7 +25,12 @@ def onnx_bytes(model: Model) -> bytes:
         if hash_files([file]) != model.card.get("graph_sha256"):
             raise ModelError(f"{file}: not the file that card.json describes. Copy the folder again, or delete it.")
         graph = file.read_bytes()
-        _refuse_other_files(graph, model)
+        try:
+            proto = onnx.load_from_string(graph)
+        except DecodeError as error:
+            raise ModelError(f"{file}: no ONNX graph ({error}). Copy the folder again, or delete the file.") from None
+        if _names_files(proto):  # a graph may take its weights from any file of this machine; ours has them in itself
+            raise ModelError(f"{file}: takes weights from other files, which ours do not. Delete the file.")
         return graph
     if find_spec("torch") is None:
         raise ModelError(f"{file}: is not there, and torch, which makes it, is not installed. Copy the folder again.")
@@ -33,17 +38,6 @@ def onnx_bytes(model: Model) -> bytes:
     from semiseg.prediction.engines.torch_engine import load_network
 
     return onnx_graph(load_network(model), model.plan.patch)
-
-
-def _refuse_other_files(graph: bytes, model: Model) -> None:
-    """A graph may take its weights from any file of this machine; ours has them in itself."""
-    file = model.folder / GRAPH_FILE
-    try:
-        proto = onnx.load_from_string(graph)
-    except DecodeError as error:
-        raise ModelError(f"{file}: no ONNX graph ({error}). Copy the folder again, or delete the file.") from None
-    if _names_files(proto):
-        raise ModelError(f"{file}: takes weights from other files, which ours do not. Delete the file.")
 
 
 def _names_files(message: Any) -> bool:

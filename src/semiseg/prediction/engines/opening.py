@@ -9,7 +9,6 @@ from semiseg.errors import ConfigError
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.model import Model
 
-ENGINES = ("torch", "openvino", "onnx")
 _PRECISIONS = {"torch": ("float32", "bfloat16"), "openvino": ("float32", "bfloat16", "int8"), "onnx": ("float32",)}
 _NEEDS = {"torch": ("torch",), "openvino": ("openvino", "onnx"), "onnx": ("onnxruntime", "onnx")}
 
@@ -45,8 +44,8 @@ def open_engine(
 
     Raises `ConfigError` for an engine that is not installed, or a precision that it does not have.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"engine = {name!r}: choose {', '.join(ENGINES)}.")
+    if name not in _NEEDS:
+        raise ConfigError(f"engine = {name!r}: choose {', '.join(_NEEDS)}.")
     if not is_installed(name):
         missing = [library for library in _NEEDS[name] if find_spec(library) is None]
         raise ConfigError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from semiseg.errors import TrainingError
 from semiseg.ops.tiles import gaussian_importance
 from semiseg.prediction.blending import Rows
-from semiseg.prediction.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, turned
+from semiseg.prediction.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, roll, turned
 from semiseg.transfer import to_device
 from semiseg.types import FloatArray, Shape
 
@@ -39,9 +39,8 @@ class DeviceBlend:
     ) -> None:
         """run: canonical tiles `(N, C, D, H, W)`, wherever they are, to logits `(N, K, D, H, W)` on the device. short:
         told where the device has no memory left."""
-        self._short = short
-        self._run, self._device, self._window = run, device, window
-        self._classes = classes
+        self._run, self._device, self._window, self._short = run, device, window, short
+        self.classes = classes
         rows = turned(window.patch, window.axes)[0]
         importance = np.ascontiguousarray(gaussian_importance(window.patch).transpose(window.axes))
         self._importance = to_device(importance, device)
@@ -51,11 +50,6 @@ class DeviceBlend:
         self._slab = self._weights
         self._host: Tensor | None = None
         self._moved = False
-
-    @property
-    def classes(self) -> int:
-        """As `Blend.classes`."""
-        return self._classes
 
     @torch.inference_mode()
     def add(self, slab: FloatArray, columns: Sequence[Columns]) -> None:
@@ -98,17 +92,17 @@ class DeviceBlend:
         empty = self._with_room(lambda: self._weights[:rows] == 0)
         self._total[0, :rows].masked_fill_(empty, BACKGROUND_LOGIT)
         self._total[:, :rows] /= self._weights[:rows].masked_fill_(empty, 1.0)
-        host = self._host_rows(rows)
-        for value in range(self._classes):  # class by class both sides are contiguous, so that none is waited for
+        shape = (self.classes, rows, *self._total.shape[2:])
+        if self._host is None or self._host.numel() < prod(shape):
+            self._host = torch.empty(prod(shape), pin_memory=self._device.type == "cuda")
+        host = self._host[: prod(shape)].view(shape)  # the same memory at each call
+        for value in range(self.classes):  # class by class both sides are contiguous, so that none is waited for
             host[value].copy_(self._total[value, :rows], non_blocking=True)
         copied = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         if copied:
             copied.record(torch.cuda.current_stream(self._device))
-        kept = self._total.shape[1] - rows
-        for buffer in (self._total, self._weights[None]):
-            for row in range(kept):  # one at a time: what overlaps must not be overwritten before it is read
-                buffer[:, row] = buffer[:, row + rows]
-            buffer[:, kept:] = 0
+        roll(self._total, rows)
+        roll(self._weights[None], rows)
 
         def finished() -> FloatArray:
             if copied:
@@ -116,13 +110,6 @@ class DeviceBlend:
             return np.asarray(host.numpy())
 
         return finished
-
-    def _host_rows(self, rows: int) -> Tensor:
-        """`(K, rows, ., .)` in main memory, the same at each call."""
-        shape = (self._classes, rows, *self._total.shape[2:])
-        if self._host is None or self._host.numel() < prod(shape):
-            self._host = torch.empty(prod(shape), pin_memory=self._device.type == "cuda")
-        return self._host[: prod(shape)].view(shape)
 
 
 def device_blend_bytes(classes: int, channels: int, window: Window, size: Shape) -> int:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from semiseg.errors import TrainingError
+from semiseg.errors import ModelError, TrainingError
 from semiseg.models.build import build_network, in_channels_last
 from semiseg.models.layers import Network
-from semiseg.prediction.device import lift_gpu_limit, limit_gpu_memory
+from semiseg.prediction.device import limit_gpu_memory
 from semiseg.prediction.engines.torch_blend import DeviceBlend, device_blend_bytes
 from semiseg.prediction.model import Model
 from semiseg.prediction.window import Window
@@ -141,7 +141,8 @@ def load_network(model: Model) -> Network:
     try:
         network.load_state_dict({name: torch.from_numpy(value) for name, value in model.weights().items()})
     except RuntimeError as error:
-        raise model.misfit(error) from None
+        file = model.folder / "weights.safetensors"
+        raise ModelError(f"{file}: does not fit plan.toml ({error}). Copy the folder again.") from None
     return network.eval()
 
 
@@ -159,8 +160,7 @@ def torch_engine(
     max_gpu_memory: what all programs together may hold on the GPU, such as 2048MiB. compiled: by `torch.compile`.
     Raises `ConfigError` where that cannot be.
     """
-    lift_gpu_limit(device)
-    most_bytes = limit_gpu_memory(device, max_gpu_memory) if max_gpu_memory else 0
+    most_bytes = limit_gpu_memory(device, max_gpu_memory)
     network = load_network(model)
     for level in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
         for index, (convolution, norm) in enumerate(pairwise(level)):
