@@ -526,7 +526,8 @@ import semiseg.training.settings, semiseg.reporting, semiseg.prediction.settings
 assert callable(m.score_case)
 assert all(callable(getattr(semiseg, name)) for name in semiseg.__all__)
 from semiseg import evaluate, predict, report, train
-assert predict.__module__ == evaluate.__module__ == report.__module__ == "semiseg.workflows"
+assert evaluate.__module__ == report.__module__ == "semiseg.workflows"
+assert (predict.__module__, train.__module__) == ("semiseg.predict_run", "semiseg.train_run")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -202,7 +202,7 @@ class Demo(Computes):
     """Where everything is kept."""
     seed: int = 0
     """Of the phantoms and the training."""
-    steps: int = 1500
+    steps: int = 1900
     """Training steps on labels alone; Meta Pseudo Labels get as many as take the same compute."""
     quiet: Quiet = False
     """Print results and errors only."""
