@@ -101,11 +101,12 @@ def check(
     return report
 
 
-def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan:
+def prepare(run: AnyPath, settings: RunSettings, *, verify: bool = False, quiet: bool = False) -> Plan:
     """Assign roles, take the fingerprint, make the plan and store every case in network units.
 
-    An existing run goes on: its plan is kept (edits too), and unchanged cases are not done twice. Raises
-    `ConfigError` where the run was made with other settings, and `DataError` naming every case that failed.
+    An existing run goes on: its plan is kept (edits too), and unchanged cases are not done twice. verify: also read
+    those again whose files have the sizes and times that they had. Raises `ConfigError` where the run was made with
+    other settings, and `DataError` naming every case that failed.
     """
     run = Path(run)
     if not isinstance(settings, RunSettings):
@@ -125,7 +126,7 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
     with alone_in(run):
         before = (run / "run.toml").read_text(encoding="utf-8") if (run / "run.toml").exists() else None
         try:
-            return _prepare(run, keep_asked(run, settings), quiet=quiet)
+            return _prepare(run, keep_asked(run, settings), verify=verify, quiet=quiet)
         except (ConfigError, DataError):
             if not (run / "plan.toml").exists():  # what was refused is not to be read back as the run's settings
                 if before is None:
@@ -135,7 +136,7 @@ def prepare(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Plan
             raise
 
 
-def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
+def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> Plan:
     dataset = read_dataset(
         Path(settings.data.root),
         layout=settings.data.layout,
@@ -170,7 +171,9 @@ def _prepare(run: Path, settings: RunSettings, *, quiet: bool) -> Plan:
     remove_leftovers(run)
     remove_leftovers(run / "store")
     with bar("preparing", quiet) as advance:
-        results = prepare_cases(training, plan, run / "store", shared=shared, workers=workers(), progress=advance)
+        results = prepare_cases(
+            training, plan, run / "store", shared=shared, workers=workers(), verify=verify, progress=advance
+        )
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
     failed = [f"{result.id}: {result.error}" for result in results if result.error]
     if failed:

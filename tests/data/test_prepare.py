@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from semiseg.data.prepare import (
 )
 from semiseg.data.scan_rows import ScanRows, export_axis, preparation_axis
 from semiseg.errors import DataError
+from semiseg.files import hash_files
 from semiseg.geometry import Box
 from semiseg.io.dataset import Case, LabelScheme
 from semiseg.io.scans import RawChannel
@@ -118,11 +121,45 @@ def test_prepared_twice_is_reused_and_bit_equal_when_forced(cases: list[Case], t
     assert [r.hash for r in first] == [r.hash for r in again]
     steps: list[tuple[int, int, str]] = []
     parallel = prepare_cases(cases, PLAN, tmp_path / "b", workers=2, progress=lambda *step: steps.append(step))
-    assert parallel == first
+    assert [replace(r, stamps=None) for r in parallel] == [replace(r, stamps=None) for r in first]
     assert sorted(step[0] for step in steps) == [1, 2, 3, 4]
     for case in cases:
         for name in ("image.b2nd", "case.json"):
             assert (tmp_path / "a" / case.id / name).read_bytes() == (tmp_path / "b" / case.id / name).read_bytes()
+
+
+def test_what_has_its_size_and_time_is_not_read_again(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    first = prepare_cases(cases, PLAN, store)
+    hashed: list[Path] = []
+
+    def noted(paths: Sequence[Path], *, salt: str = "") -> str:
+        hashed.extend(paths)
+        return hash_files(paths, salt=salt)
+
+    monkeypatch.setattr("semiseg.data.prepare.hash_files", noted)
+    monkeypatch.setattr("semiseg.io.store.hash_files", noted)
+    assert [r.hash for r in prepare_cases(cases, PLAN, store)] == [r.hash for r in first]
+    assert hashed == []
+    os.utime(cases[0].images[0], (1, 1))
+    assert all(r.reused for r in prepare_cases(cases, PLAN, store))
+    assert {path.name.split("_")[0].split(".")[0] for path in hashed if path.parent != store / "case0"} == {"case0"}
+    # A bit that flips on a disk changes no time: only who asks finds it.
+    image = store / "case1" / "image.b2nd"
+    kept, damaged = image.stat(), bytearray(image.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    image.write_bytes(damaged)
+    os.utime(image, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert [r.reused for r in prepare_cases(cases, PLAN, store)] == [True] * 4
+    assert [r.reused for r in prepare_cases(cases, PLAN, store, verify=True)] == [True, False, True, True]
+    # Another recipe, and a list of what was seen that is damaged: read anew.
+    (store / "seen.jsonl").write_text("no json\n")
+    hashed.clear()
+    assert all(r.reused for r in prepare_cases(cases, PLAN, store))
+    assert len(hashed) > 4
+    assert not any(r.reused for r in prepare_cases(cases, replace(PLAN, spacing_mm=(3.0, 1.0, 1.0)), store))
 
 
 def test_what_matters_is_done_again_and_what_does_not_is_not(cases: list[Case], tmp_path: Path) -> None:
@@ -159,7 +196,7 @@ def test_a_failing_case_is_named_and_stops_no_other(cases: list[Case], tmp_path:
     assert "case1_0000.nii.gz" in (results[1].error or "")
     assert "(12, 24, 29)" in (results[2].error or "")
     assert "gone_0000.nii.gz" in (results[4].error or "")
-    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["case0", "case3"]
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["case0", "case3", "seen.jsonl"]
 
 
 def test_label_values_beyond_the_list_are_refused_with_their_count(cases: list[Case], tmp_path: Path) -> None:

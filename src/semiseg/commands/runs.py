@@ -37,10 +37,13 @@ class Check(WorksOnCases):
 class Prepare(RunArguments):
     """Make the plan of a run and bring all scans to network units."""
 
+    verify: Quiet = False
+    """Read all files again, also those whose size and time are as before."""
+
     def execute(self) -> int:
         from semiseg import workflows
 
-        plan = workflows.prepare(self.run, settings_of(self), quiet=self.quiet)
+        plan = workflows.prepare(self.run, settings_of(self), verify=self.verify, quiet=self.quiet)
         say(f"Prepared. Plan: {self.run}/plan.toml (patch {plan.patch}). Next: semiseg train {self.run}", self.quiet)
         return 0
 

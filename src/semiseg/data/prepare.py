@@ -6,15 +6,15 @@ The order is nnU-Net's: normalise on the scan's own grid, then resample. Nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from semiseg.cases import WAS_KILLED, map_cases
+from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.body import body_locations
 from semiseg.data.histograms import quantiles
 from semiseg.data.labels import count_values, read_checked_label
@@ -22,11 +22,20 @@ from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
-from semiseg.files import hash_files, is_full, read_json, why_not_written, write_json
+from semiseg.files import (
+    digest_of,
+    hash_files,
+    is_full,
+    read_json,
+    read_jsonl,
+    why_not_written,
+    write_json,
+    write_jsonl,
+)
 from semiseg.geometry import triple
 from semiseg.io.dataset import Case
 from semiseg.io.scans import RawVolume, read_scan
-from semiseg.io.store import StoredCase, check_files, read_case_meta, write_case
+from semiseg.io.store import CASE_FILES, StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape
@@ -40,12 +49,14 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedCase:
-    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as text."""
+    """What became of one case: stored under `hash`, found `reused` from an earlier run, or the `error` as text. stamps:
+    size and time of the files that it was made of, and of those that it is stored in."""
 
     id: str
     hash: str | None = None
     reused: bool = False
     error: str | None = None
+    stamps: dict[str, list[int]] | None = None
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
@@ -80,9 +91,8 @@ def check_recipe(store_folder: Path, plan: Plan) -> None:
 def case_hash(case: Case, plan: Plan) -> str:
     """A hash of the case's file contents and of all in the plan that preparation depends on."""
     recipe = _recipe(plan) | {"labelled": case.label is not None}
-    files = [*case.images, *([case.label] if case.label else [])]
     try:
-        return hash_files(files, salt=json.dumps(recipe, sort_keys=True))
+        return hash_files(_sources(case), salt=json.dumps(recipe, sort_keys=True))
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Restore or remove it.") from None
 
@@ -132,27 +142,84 @@ def prepare_cases(
     *,
     shared: Path | None = None,
     workers: int = 1,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> list[PreparedCase]:
     """Prepare all cases, `workers` at a time, and return one result each, in the order of `cases`.
 
-    shared: as in `prepare_case`.
+    shared: as in `prepare_case`. A case whose files, sources and stored ones, have the sizes and times that they had
+    when they were last read is not read again, unless `verify` asks for it.
 
     A case that fails is reported in its result and stops no other; what is stored stays, so a second call goes on where
     the first was cut off. With more than one worker, processes are spawned with one compute thread each.
     """
-    return map_cases(
-        partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),
-        cases,
-        workers=workers,
-        lost=lambda case: PreparedCase(id=case.id, error=f"{case.images[0]}: {WAS_KILLED}."),
-        progress=(lambda done, total, case: progress(done, total, case.id)) if progress else None,
-    )
-
-
-def _attempt(case: Case, plan: Plan, store_folder: Path, shared: Path | None) -> PreparedCase:
+    seen = _Seen(store_folder, plan)
+    results: dict[int, PreparedCase] = {}
     try:
-        return prepare_case(case, plan, store_folder, shared)
+        for index, result in each_case(
+            partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),
+            [(case, None if verify else seen.hash_of(case)) for case in cases],
+            workers=workers,
+            lost=lambda job: PreparedCase(id=job[0].id, error=f"{job[0].images[0]}: {WAS_KILLED}."),
+        ):
+            results[index] = result
+            if progress:
+                progress(len(results), len(cases), result.id)
+    finally:
+        seen.write(results.values())
+    return [results[index] for index in range(len(cases))]
+
+
+class _Seen:
+    """`store/seen.jsonl`: by case the hash, and the sizes and times of its files when they were last read."""
+
+    def __init__(self, store_folder: Path, plan: Plan) -> None:
+        self._folder, self._file = store_folder, store_folder / "seen.jsonl"
+        self._recipe = digest_of(_recipe(plan))
+        try:
+            self._rows = {str(row["id"]): row for row in read_jsonl(self._file)}
+        except (DataError, KeyError):
+            self._rows = {}  # everything is read anew
+
+    def hash_of(self, case: Case) -> str | None:
+        """The hash of a case whose files are as they were, None where they are to be read."""
+        row = self._rows.get(case.id)
+        if row is None or row.get("recipe") != self._recipe or row.get("stamps") != _stamps(case, self._folder):
+            return None
+        return str(row["hash"])
+
+    def write(self, results: Iterable[PreparedCase]) -> None:
+        """Keep what was read of these cases."""
+        for one in results:
+            if one.stamps is not None:
+                self._rows[one.id] = {"id": one.id, "recipe": self._recipe, "hash": one.hash, "stamps": one.stamps}
+        if self._folder.is_dir():
+            write_jsonl(self._file, list(self._rows.values()))
+
+
+def _sources(case: Case) -> list[Path]:
+    return [*case.images, *([case.label] if case.label else [])]
+
+
+def _stamps(case: Case, store_folder: Path) -> dict[str, list[int]] | None:
+    """None where a file is missing."""
+    stored = [path for name in CASE_FILES if (path := store_folder / case.id / name).exists()]
+    try:
+        return {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in (*_sources(case), *stored)}
+    except OSError:
+        return None
+
+
+def _attempt(job: tuple[Case, str | None], plan: Plan, store_folder: Path, shared: Path | None) -> PreparedCase:
+    case, known = job
+    if known:
+        return PreparedCase(id=case.id, hash=known, reused=True)
+    try:
+        before = _stamps(case, store_folder)  # of the sources: what changes while they are read is read again next time
+        result = prepare_case(case, plan, store_folder, shared)
+        after = _stamps(case, store_folder)
+        unchanged = before and after and all(before[str(file)] == after[str(file)] for file in _sources(case))
+        return replace(result, stamps=after) if unchanged else result
     except SemisegError as error:
         return PreparedCase(id=case.id, error=str(error))
     except MemoryError:

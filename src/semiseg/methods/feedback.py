@@ -32,7 +32,14 @@ EPSILON = 1e-2
 
 def sgd_probe(parameters: Parameters, gradient: Parameters, rate: float) -> Parameters:
     """`theta+`, the weights after a plain SGD step of its own rate, which is not taken."""
-    return {name: (value - rate * gradient[name]).detach() for name, value in parameters.items()}
+    return _moved(parameters, gradient, -rate)
+
+
+@torch.no_grad()
+def _moved(parameters: Parameters, direction: Parameters, by: float) -> Parameters:
+    """The weights moved along a direction, all tensors in one call: a GPU has hundreds of them."""
+    steps = torch._foreach_mul([direction[name] for name in parameters], by)
+    return dict(zip(parameters, torch._foreach_add(list(parameters.values()), steps), strict=True))
 
 
 @torch.no_grad()
@@ -115,8 +122,7 @@ def dense_feedback(
             return torch.zeros_like(q)
         step = EPSILON / length
         with _without_tf32():
-            ahead = gradient_at({name: value + step * g_plus[name] for name, value in start.items()})
-            behind = gradient_at({name: value - step * g_plus[name] for name, value in start.items()})
+            ahead, behind = (gradient_at(_moved(start, g_plus, by)) for by in (step, -step))
         return -rate * (ahead - behind) / (2 * step)
 
 

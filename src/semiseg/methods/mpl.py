@@ -107,7 +107,9 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
             wanted = self.settings.feedback_ratio * supervised_norm
             scale = (wanted / meta_norm.clamp_min(SMALLEST_FEEDBACK)).clamp_max(LARGEST_FACTOR)
         ratio = scale * meta_norm / supervised_norm.clamp_min(1e-12)
-        return {name: value + scale * meta[name] for name, value in supervised.items()}, ratio
+        scaled = torch._foreach_mul([meta[name] for name in supervised], scale)
+        added = torch._foreach_add(list(supervised.values()), scaled)
+        return dict(zip(supervised, added, strict=True)), ratio
 
     def feedback_map(self, labelled: Batch, images: Tensor) -> tuple[Tensor, Tensor] | None:
         """As `Method.feedback_map`, of dense feedback.

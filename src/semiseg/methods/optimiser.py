@@ -110,8 +110,7 @@ def gradients_of(loss: Tensor, parameters: Parameters) -> Parameters:
 
 def global_norm(gradients: Parameters) -> Tensor:
     """The Euclidean norm over all parameters together."""
-    norms = [torch.linalg.vector_norm(g) for g in gradients.values()]
-    return cast(Tensor, torch.linalg.vector_norm(torch.stack(norms)))
+    return cast(Tensor, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values())))))
 
 
 def flatten_state(networks: dict[str, nn.Module], optimisers: dict[str, NamedOptimiser]) -> dict[str, Tensor]:

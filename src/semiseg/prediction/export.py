@@ -120,7 +120,7 @@ class LabelExport:
                 list(pool.map(self._make, self._rows.completed(sources)))
 
     def _source(self, plane: FloatArray) -> _Source:
-        cells = _largest(plane)
+        cells = largest_class(plane)
         for axis, taps in enumerate((self._rows.y, self._rows.x)):
             if taps is not None and taps.high_weight.any():
                 cells = shared_with_next(cells, axis)
@@ -137,9 +137,9 @@ class LabelExport:
         plane[...] = cells
         mixed = np.flatnonzero(cells == MIXED)
         if mixed.size > _MOST_MIXED * cells.size:
-            plane[...] = _largest(self._rows.plane(between))
+            plane[...] = largest_class(self._rows.plane(between))
         elif mixed.size:
-            plane.reshape(-1)[mixed] = _largest(self._rows.voxels(between, mixed))
+            plane.reshape(-1)[mixed] = largest_class(self._rows.voxels(between, mixed))
 
 
 class ProbabilityExport:
@@ -164,7 +164,7 @@ class ProbabilityExport:
         self.probabilities[:, between.row] = plane / plane.sum(axis=0)
 
 
-def _largest(logits: FloatArray) -> NDArray[np.int32]:
+def largest_class(logits: FloatArray) -> NDArray[np.int32]:
     """The index of the largest along the first axis, the first of equals; several times faster than `argmax`."""
     best = logits[0].copy()
     index = np.zeros(best.shape, dtype=np.int32)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from typing_extensions import TypedDict
 
 from semiseg.cases import WAS_KILLED, map_cases
@@ -21,13 +22,13 @@ from semiseg.io.store import OpenCase, open_case
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.engines.torch_engine import TorchEngine, torch_engine
+from semiseg.prediction.export import largest_class
 from semiseg.prediction.model import load_model
 from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.scan_labels import mean_dice, scan_logits
 from semiseg.training.session import Session
-from semiseg.types import DoubleArray, FloatArray
 from semiseg.words import as_text_cell, from_text_cell
 
 Order = Literal["disagreement", "entropy", "random"]
@@ -60,11 +61,11 @@ def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan)
     rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second) if engine]
     for mine, *others in zip(*rows, strict=True):
         other = others[0] if others else mine
-        p = _softmax(mine)
+        p = torch.softmax(torch.from_numpy(mine).double(), dim=0).numpy()
         doubtful = p[0] < BACKGROUND
         entropy += float((-(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful).sum())
         counted += float(doubtful.sum())
-        a, b = mine.argmax(axis=0), other.argmax(axis=0)
+        a, b = largest_class(mine), largest_class(other)
         overlap += np.bincount(a[a == b].ravel(), minlength=classes)
         counts = [np.bincount(labels.ravel(), minlength=classes) for labels in (a, b)]
         voxels += counts[0]
@@ -148,11 +149,6 @@ def read_ranking(run: Path) -> list[Doubt]:
             )
             for row in csv.DictReader(file)
         ]
-
-
-def _softmax(logits: FloatArray) -> DoubleArray:
-    shifted = np.exp((logits - logits.max(axis=0)).astype(np.float64))
-    return np.asarray(shifted / shifted.sum(axis=0), dtype=np.float64)
 
 
 def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine | None]:

@@ -26,6 +26,7 @@ from semiseg.files import remove_leftovers, remove_made
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, open_case, open_labels, read_case_meta, write_labels
 from semiseg.prediction.engines.base import Engine
+from semiseg.prediction.export import largest_class
 from semiseg.prediction.predictor import body_margin
 from semiseg.prediction.sliding import blended_rows
 from semiseg.prediction.window import Window
@@ -128,7 +129,7 @@ def scan_tile(shape: Shape, plan: Plan) -> Shape:
 def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
     """The label map `(Z, Y, X)`, uint8 (uint16 for more than 256 classes), that a network gives to a stored case."""
     parts = scan_logits(case, engine, window)
-    return np.concatenate([logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1)) for logits in parts])
+    return np.concatenate([largest_class(logits).astype(np.min_scalar_type(len(logits) - 1)) for logits in parts])
 
 
 def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[FloatArray]:
