@@ -1,4 +1,5 @@
-"""Work on cases: one after another in this process, or side by side in worker processes. One rule for what goes wrong.
+"""Work on cases: one after another in this process, side by side in worker processes, or by a cluster. One rule for
+what goes wrong.
 
 An error that a function raises ends the work: what a case may survive it returns as its result. A case whose process is
 killed, most likely for want of memory, is lost alone, with that reason.
@@ -12,9 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from semiseg.processes import usable_cores, worker_pool
+from semiseg.processes import ask_for_workers, usable_cores, worker_pool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,6 +50,9 @@ def each_case(
     lost: given a case whose process was killed, and again when it did this case alone; what it returns takes the
     result's place. whole: the processes share all cores, in the place of one thread each.
     """
+    if _clusters and workers > 1 and cases:
+        yield from _clusters[0].each(function, cases, lost=lost)
+        return
     if workers <= 1 or len(cases) <= 1:
         for index, case in enumerate(cases):
             yield index, function(case)
@@ -80,6 +84,30 @@ def each_case(
             yield left[0], lost(cases[left[0]])
             left = left[1:]
         workers = 1  # so that the case that is at fault is known
+
+
+class _Cluster(Protocol):
+    """As `semiseg.cluster.Cluster`."""
+
+    threads: int
+
+    def each(
+        self, function: Callable[[T], R], cases: Sequence[T], *, lost: Callable[[T], R]
+    ) -> Iterator[tuple[int, R]]: ...
+
+
+_clusters: list[_Cluster] = []
+
+
+def use_cluster(cluster: _Cluster) -> None:
+    """From now on what would be done by several processes is done by a cluster."""
+    _clusters[:] = [cluster]
+    ask_for_workers(max(2, cluster.threads))
+
+
+def by_cluster() -> bool:
+    """Whether it is."""
+    return bool(_clusters)
 
 
 _kept: list[Callable[[Any], Any]] = []

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from semiseg.cases import use_cluster
 from semiseg.commands import models, runs, stores, studies
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
@@ -74,6 +75,12 @@ def _execute(arguments: Sequence[str]) -> int:
             if count < 0:
                 raise ConfigError(f"--{flag} {count}: give 1 or more.")
             limit(count)
+    if where := getattr(command, "scheduler", ""):
+        if getattr(command, "workers", 0):
+            raise ConfigError("--workers and --scheduler both say who works on scans. Leave one of them out.")
+        from semiseg.cluster import Cluster
+
+        use_cluster(Cluster(where))
     return int(command.execute())
 
 

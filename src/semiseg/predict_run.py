@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from semiseg.cases import by_cluster
 from semiseg.console import bar
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError
@@ -87,7 +88,7 @@ def predict_into(
     if side_by_side > 1 and settings.max_gpu_memory:
         raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
     if settings.max_memory:
-        check_budget(scans, loaded, engine, settings, workers=side_by_side)
+        check_budget(scans, loaded, engine, settings, workers=1 if by_cluster() else side_by_side)
     with bar("predicting", quiet) as advance:
         if is_nifti(output):
             outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]

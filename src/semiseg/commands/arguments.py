@@ -33,6 +33,8 @@ class WorksOnCases(Computes):
     workers: int = 0
     """Processes that work on scans side by side, each with memory of its own; by default one a core, and one alone
     where a network predicts."""
+    scheduler: str = ""
+    """A Dask cluster that is to work on scans instead: the address of its scheduler, or its scheduler file."""
 
 
 @dataclass(frozen=True, kw_only=True)
