@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -280,3 +281,25 @@ def test_runs_have_the_minutes_of_the_study_and_are_made_anew_where_they_are_oth
     assert json.loads(last)["step"] == run["steps"] == timeline.total
     assert settled.finished
     assert len(list((tmp_path / "runs").glob("supervised-2-*/model"))) == 2  # of other settings: kept
+
+
+def test_runs_are_listed_for_a_batch_system_and_collected(
+    study: Path, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    where = ("--data", phantoms, "--output", tmp_path / "runs", "--results", tmp_path / "results")
+    nothing = semiseg_command("study", study, *where, "--collect")
+    assert nothing.code == 2
+    assert "no run of" in nothing.err
+    listed = semiseg_command("study", study, *where, "--list")
+    assert listed.code == 0, listed.err
+    commands = listed.out.splitlines()
+    assert len(commands) == len(METHODS)
+    program, *arguments = shlex.split(commands[0])
+    assert program == "semiseg"
+    assert semiseg_command(*arguments, "--quiet").code == 0
+    assert semiseg_command("study", study, *where, "--list").out.splitlines() == commands[1:]
+    collected = semiseg_command("study", study, *where, "--collect")
+    assert collected.code == 0, collected.err
+    assert f"{len(METHODS)} runs, 1 of them have scores." in collected.out
+    assert [run["method"] for run in read_study(tmp_path / "results" / "results.json")["runs"]] == METHODS[:1]
+    assert semiseg_command("study", study, *where, "--list", "--known").code == 2

@@ -30,6 +30,10 @@ class Study(Computes):
     """Folder for its small files (results.json, table.md, figures), which hold no scan; by default the output."""
     jobs: int = 1
     """Runs at a time, which share the cores."""
+    list: Quiet = False
+    """Make no run: print the commands that make those that are missing, one a line, for a batch system."""
+    collect: Quiet = False
+    """Make no run: add those that have been made by these commands, and write table and page."""
     known: Quiet = False
     """Make no run: print those that results.json has, and write their table and page."""
     baseline: str | None = None
@@ -39,7 +43,7 @@ class Study(Computes):
 
     def execute(self) -> int:
         from semiseg.study.outputs import print_study, write_pages, write_table
-        from semiseg.study.runner import known_runs, made_runs
+        from semiseg.study.runner import collected_runs, known_runs, listed_runs, made_runs
 
         if self.file.suffix != ".toml":
             raise ConfigError(f"{self.file}: is no study file (.toml). Runs are compared by `semiseg compare`.")
@@ -54,6 +58,17 @@ class Study(Computes):
             print_study(study)
             print(write_pages(study, output, results))
 
+        if sum((self.list, self.collect, self.known)) > 1:
+            raise ConfigError("--list, --collect and --known: give one of them.")
+        if self.list:
+            for command in listed_runs(self.file, output, results, data=self.data):
+                print(command)
+            return 0
+        if self.collect:
+            study = collected_runs(self.file, output, results, data=self.data, say=partial(say, quiet=self.quiet))
+            write_table(study, results)
+            show(study)
+            return 0
         if self.known:
             study = known_runs(self.file, results, baseline=self.baseline)
             if self.baseline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,11 +56,8 @@ def made_runs(
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
     known = _Known(results / "results.json", study, file)
-    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
-    if without := [run for run, settings in runs if not settings.data.root]:
-        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
     threads = max(1, usable_cores() // jobs)
-    wanted = [(run, _with_threads(settings, threads), run_key(run.method, settings)) for run, settings in runs]
+    wanted = [(run, _with_threads(settings, threads), key) for run, settings, key in _wanted(study, file, data)]
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them finished before.")
@@ -97,6 +95,55 @@ def made_runs(
         raise DataError(
             f"{len(failed)} of {counted(len(missing), 'run')} failed; finished runs are kept. The first: {failed[0]}"
         )
+
+
+def listed_runs(file: Path, output: Path, results: Path, *, data: Path | None = None) -> list[str]:
+    """The commands that make the runs that `results/results.json` does not have yet, for a batch system to start; their
+    recipes are written into `output`. Threads are those of the machine that makes a run.
+
+    Raises `ConfigError` for a wrong study file.
+    """
+    study = load_study(file)
+    known = _Known(results / "results.json", study, file)
+    commands = []
+    for run, settings, key in _wanted(study, file, data):
+        folder = (output / folder_name(run.name, key)).resolve()
+        if not known.has(key) and not (folder / "summary.json").exists():
+            recipe = folder.with_name(f"{folder.name}.toml")
+            write_settings(recipe, settings)
+            commands.append(shlex.join(["semiseg", "run", str(folder), "--recipe", str(recipe)]))
+    return commands
+
+
+def collected_runs(file: Path, output: Path, results: Path, *, data: Path | None = None, say: Say = print) -> Study:
+    """Those runs of a study file that are known, and those whose folders in `output` have scores by now, which are
+    added to `results/results.json`; none is made.
+
+    Raises `ConfigError` for a wrong study file, and `DataError` where no run has scores.
+    """
+    study = load_study(file)
+    known = _Known(results / "results.json", study, file)
+    wanted = _wanted(study, file, data)
+    for run, _, key in wanted:
+        folder = output / folder_name(run.name, key)
+        if not known.has(key) and (folder / "summary.json").exists():
+            known.add(_row(run, folder, key), folder)
+    keys = [key for *_, key in wanted]
+    there = sum(known.has(key) for key in keys)
+    say(f"{counted(len(keys), 'run')}, {there} of them have scores.")
+    if not there:
+        raise DataError(
+            f"{output}: no run of {file} has scores yet. `semiseg study {file} --list` prints what makes them."
+        )
+    return known.study(keys)
+
+
+def _wanted(study: StudySettings, file: Path, data: Path | None) -> list[tuple[PlannedRun, RunSettings, str]]:
+    """All runs with their settings and keys; raises `ConfigError` where one has no dataset."""
+    runs = [(run, run_settings(study, file, data, run)) for run in planned_runs(study)]
+    if without := [run for run, settings in runs if not settings.data.root]:
+        raise ConfigError(f"{file}, methods.{without[0].method}: no dataset. Name its folder with --data FOLDER.")
+    return [(run, settings, run_key(run.method, settings)) for run, settings in runs]
 
 
 def known_runs(file: Path, results: Path, *, baseline: str | None = None) -> Study:
@@ -143,6 +190,11 @@ def _result(
         raise DataError(f"{folder}: the run failed: {reason} All of it is in {log}.")
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
+    return _row(run, folder, key) | {"peak_memory_mb": round(peak_bytes / 1e6, 1)}
+
+
+def _row(run: PlannedRun, folder: Path, key: str) -> StudyRun:
+    """What is kept of a run that has scores. Its memory is not known to who has not started it."""
     summary = read_summary(folder / "summary.json")
     metrics = read_metrics(folder)
     seconds = [float(row["seconds"]) for row in metrics if "seconds" in row]
@@ -154,7 +206,7 @@ def _result(
         key=key,
         steps=int(metrics[-1]["step"]),
         minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,
-        peak_memory_mb=round(peak_bytes / 1e6, 1),
+        peak_memory_mb=0.0,
         cases=scores_of(summary),
     )
     if on_gpu := [float(line["gpu_peak_mb"]) for line in metrics if "gpu_peak_mb" in line]:
