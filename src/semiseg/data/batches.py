@@ -82,7 +82,9 @@ class BatchSource:
         self._every, self._histograms = [*self._labelled.metas, *self._unlabelled.metas], histograms
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
-        self._published: list[_Published] = [_Published(0, {}, range(len(self._unlabelled.metas)))]
+        self._published: list[_Published] = [
+            _Published(0, {}, range(len(self._unlabelled.metas)), self._unlabelled.metas)
+        ]
         self._asked = -1
 
     def labelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64]]:
@@ -105,11 +107,10 @@ class BatchSource:
         """Images (B, C, Z, Y, X) float32 of unlabelled cases of a step, and their pseudo-labels if any are published,
         (B, Z, Y, X) int64."""
         published = next(one for one in reversed(self._published) if one.from_step <= step)
-        metas = [self._unlabelled.metas[index] for index in published.among]
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step):
-                patch = unlabelled_patch(metas, published.predicted, self._patch, draw, self._batch)
+                patch = unlabelled_patch(published.metas, published.predicted, self._patch, draw, self._batch)
                 case = self._unlabelled.open(published.among[patch.case], self._memory)
                 images.append(case.read_image(patch.box))
                 if self._unlabelled.labels_of is not None:
@@ -127,7 +128,8 @@ class BatchSource:
         if from_step < first:
             raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
         drawn = [i for i, meta in enumerate(self._unlabelled.metas) if among is None or meta.id in among]
-        self._published.append(_Published(from_step, predicted, drawn))
+        metas = [self._unlabelled.metas[index] for index in drawn]
+        self._published.append(_Published(from_step, predicted, drawn, metas))
 
     def publish_labels(self, labels_of: Callable[[StoredCase], Any], *, among: Collection[str] | None = None) -> None:
         """Give unlabelled cases pseudo-labels, which come with their patches from the next batch on. Not while
@@ -185,6 +187,7 @@ class _Published:
     from_step: int
     predicted: PredictedLocations
     among: Sequence[int]
+    metas: Sequence[StoredCase]
 
 
 class _Memory:

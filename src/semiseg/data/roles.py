@@ -112,7 +112,8 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
             raise ConfigError(
                 f"data.label_list = {settings.label_list}: {out[0]} is also in data.exclude. Take it off one of them."
             )
-        if unlabelled := [case for case in named if case not in set(listed)]:
+        with_labels = set(listed)
+        if unlabelled := [case for case in named if case not in with_labels]:
             raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
         if both := [case for case in named if case in held_back]:
             raise ConfigError(
@@ -126,7 +127,8 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         drawn = everyone
         if settings.label_seed is not None:
             drawn = _shuffled(everyone, settings.label_seed, "label budget")
-        order = [case for case in drawn if case not in held_back | excluded]
+        left_out = held_back | excluded
+        order = [case for case in drawn if case not in left_out]
     if listed and not order:
         raise ConfigError(
             f"data.development = {settings.development} takes all of {counted(len(listed), 'labelled training case')}."
@@ -153,12 +155,14 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         generator = Draw(seed=seed).generator("validation cases")
         held_out = {kept[i] for i in generator.choice(len(kept), count, replace=False)}
 
+    learnt_from = set(kept)
+
     def role(case: Case) -> Role:
         if case.split == "test" or case.id in held_back:
             return "test"
         if case.id in held_out:
             return "validation"
-        return "labelled" if case.id in kept else "unlabelled"
+        return "labelled" if case.id in learnt_from else "unlabelled"
 
     return [
         _run_case(case, role(case))
@@ -188,8 +192,8 @@ def _run_case(case: Case, role: Role) -> RunCase:
 def _listed(dataset: Dataset) -> list[str]:
     """Ids of the labelled training cases: first those that `splits.json` lists, in its order."""
     labelled = [case.id for case in dataset.cases if case.split == "train" and case.label is not None]
-    first = [case for case in dataset.train_order if case in set(labelled)]
-    return first + [case for case in labelled if case not in set(first)]
+    first = set(dataset.train_order) & set(labelled)
+    return [*(case for case in dataset.train_order if case in first), *(case for case in labelled if case not in first)]
 
 
 def read_ids(file: str, key: str) -> list[str]:

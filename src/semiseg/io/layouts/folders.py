@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,12 +215,12 @@ def train_order(root: Path, cases: Iterable[Case], problems: Problems) -> tuple[
         raise DataError(f"{file}: train_order must be a list of case ids.")
     usable = {case.id for case in cases if case.split == "train" and case.label is not None}
     kept = dict.fromkeys(name for name in order if name in usable)
-    for name in dict.fromkeys(order):
+    for name, count in Counter(order).items():
         if name not in usable:
             text = f"train_order names {name}, no labelled training case. Add its files, or take it off the list."
             problems.append((file, text))
-        elif order.count(name) > 1:
-            problems.append((file, f"train_order names {name} {order.count(name)} times. Name it once."))
+        elif count > 1:
+            problems.append((file, f"train_order names {name} {count} times. Name it once."))
     return tuple(kept)
 
 
