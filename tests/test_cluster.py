@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,21 @@ def test_results_are_those_of_one_process_and_a_deadly_case_is_lost_alone(cluste
     assert [value for value, _ in found] == [0, 1, 4, -3, 16, 25, 36, 49]
     assert os.getpid() not in {process for _, process in found}
     assert told == list(range(1, 9))
+
+
+def with_ballast(case: int, ballast: bytes) -> int:
+    if case == 3:
+        os._exit(1)
+    return case + len(ballast)
+
+
+def test_a_deadly_case_is_lost_alone_where_the_function_is_a_network(cluster: Cluster) -> None:
+    """One that travels to the workers once: those that held it are gone with the case."""
+    with_ballast.__module__ = "test_cluster"
+    sys.modules["test_cluster"] = sys.modules[__name__]
+    large = 3 << 20
+    found = map_cases(partial(with_ballast, ballast=bytes(large)), range(6), workers=2, lost=lambda case: -case)
+    assert found == [large, large + 1, large + 2, -3, large + 4, large + 5]
 
 
 def test_an_error_of_a_case_is_raised_here(cluster: Cluster) -> None:

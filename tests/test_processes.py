@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from threadpoolctl import threadpool_info
 
 from semiseg.cases import map_cases
+from semiseg.errors import DataError
 from semiseg.processes import warn_of_other_programs, worker_pool
 
 PARENT = """
@@ -107,6 +109,25 @@ def test_a_case_that_kills_its_process_stops_no_other(workers: int) -> None:
     )
     assert found == [0, 1, 4, -3, 16, 25]
     assert sorted(seen) == list(range(6))
+
+
+class Unloadable:
+    """A function that a process cannot load: of a library that it has not, say."""
+
+    def __call__(self, case: int) -> int:
+        return case
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _fail, ()
+
+
+def _fail() -> None:
+    raise DataError("there is no such library.")
+
+
+def test_what_a_process_cannot_load_is_raised_and_kills_nothing() -> None:
+    with pytest.raises(DataError, match="no such library"):
+        map_cases(Unloadable(), range(3), workers=2, lost=lambda case: -case)
 
 
 def _lives(pid: int) -> bool:

@@ -7,6 +7,7 @@ killed, most likely for want of memory, is lost alone, with that reason.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,7 +62,9 @@ def each_case(
     while left:
         workers = min(workers, len(left))
         threads = max(1, usable_cores() // workers) if whole else 1
-        pool, waiting = worker_pool(workers, threads=threads, begin=partial(_keep, function)), iter(left)
+        # Unpickled with the first case, not before: what goes wrong then is raised, and is no killed process.
+        pool = worker_pool(workers, threads=threads, begin=partial(_keep, pickle.dumps(function)))
+        waiting = iter(left)
         running: dict[Future[R], int] = {}
         done = set[int]()
         try:
@@ -110,12 +113,14 @@ def by_cluster() -> bool:
     return bool(_clusters)
 
 
-_kept: list[Callable[[Any], Any]] = []
+_kept: list[Any] = []
 
 
-def _keep(function: Callable[[Any], Any]) -> None:
-    _kept[:] = [function]
+def _keep(packed: bytes) -> None:
+    _kept[:] = [packed]
 
 
 def _call(case: Any) -> Any:
+    if isinstance(_kept[0], bytes):
+        _kept[0] = pickle.loads(_kept[0])  # of this program's own parent
     return _kept[0](case)

@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,7 +22,7 @@ from semiseg.cases import use_cluster
 from semiseg.commands import models, runs, stores, studies
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
-from semiseg.processes import ask_for_workers, limit_threads, stop_with_starter
+from semiseg.processes import ask_for_workers, asked_ranks, limit_threads, stop_with_starter
 from semiseg.words import printable
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
@@ -75,13 +77,25 @@ def _execute(arguments: Sequence[str]) -> int:
             if count < 0:
                 raise ConfigError(f"--{flag} {count}: give 1 or more.")
             limit(count)
+    if asked_ranks() > 1 and arguments[0] not in ("train", "run"):
+        raise ConfigError(f"torchrun starts {asked_ranks()} processes, and only train and run share work among them.")
     if where := getattr(command, "scheduler", ""):
         if getattr(command, "workers", 0):
             raise ConfigError("--workers and --scheduler both say who works on scans. Leave one of them out.")
         from semiseg.cluster import Cluster
 
         use_cluster(Cluster(where))
+        command = _with_absolute_paths(command)  # workers have folders of their own to start from
     return int(command.execute())
+
+
+def _with_absolute_paths(command: Any) -> Any:
+    def absolute(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(absolute, value))
+        return value.absolute() if isinstance(value, Path) else value
+
+    return replace(command, **{field.name: absolute(getattr(command, field.name)) for field in fields(command)})
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from semiseg.errors import ConfigError, DataError
@@ -94,9 +95,11 @@ class Cluster:
         cluster at once, so that few are to be blamed."""
         waiting, running = iter(left), dict[Any, int]()
         try:
-            held = self._client.scatter(packed, broadcast=True, hash=False) if len(packed) > _SCATTERED else packed
+            held: Any = packed
             while True:
                 for index in islice(waiting, window - len(running)):
+                    if len(packed) > _SCATTERED and (held is packed or held.cancelled()):
+                        held = self._client.scatter(packed, broadcast=True, hash=False)
                     running[self._client.submit(_call, held, cases[index], pure=False)] = index
                 if not running:
                     return
@@ -106,6 +109,8 @@ class Cluster:
                     index = running.pop(future)
                     if future.status == "finished":
                         yield index, future.result(), False
+                    elif future.status in ("cancelled", "lost") and self._client.status == "running":
+                        yield index, None, True  # with the workers that held the function
                     elif isinstance(error := future.exception(), self._dask.KilledWorker):
                         yield index, None, True
                     else:
@@ -120,8 +125,12 @@ class Cluster:
                 self._client.cancel(list(running))
 
 
+_one_at_a_time = Lock()
+
+
 def _call(packed: bytes, case: Any) -> Any:
-    return _unpacked(packed)(case)
+    with _one_at_a_time:  # threads of a worker share an engine, whose memory was planned for one scan
+        return _unpacked(packed)(case)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from semiseg.console import bar
 from semiseg.data.anatomy import measured_anatomy
 from semiseg.data.fingerprint import Fingerprint, compute_fingerprint
 from semiseg.data.plan import Plan
-from semiseg.data.planner import GPU_SHARE, Device, make_plan, median_shape
+from semiseg.data.planner import GPU_SHARE, Device, PlanSettings, make_plan, median_shape
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.round_trip import grid_ceilings
 from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
@@ -179,6 +179,14 @@ def _sized_plan(
     )
     write_settled(run, replace(settled, plan=size))
     return plan
+
+
+def for_ranks(plan: Plan, asked: PlanSettings, ranks: int) -> Plan:
+    """The plan with a batch that so many ranks can share, the next larger one, where none was asked for."""
+    if asked.batch is not None or plan.batch % ranks == 0:
+        return plan
+    batch = ranks * (plan.batch // ranks + 1)
+    return replace(plan, batch=batch, reasons=(*plan.reasons, f"Batches have {batch} patches, for {ranks} ranks."))
 
 
 def settle_machine(run: Path, settings: RunSettings) -> tuple[Settled, torch.device]:

@@ -96,7 +96,7 @@ def asked_ranks() -> int:
 
 def is_first_rank() -> bool:
     """Whether this is the one of them that writes and speaks; true without `torchrun`."""
-    return os.environ.get("RANK", "0") == "0"
+    return asked_ranks() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def ranks_here() -> int:

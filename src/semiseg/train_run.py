@@ -74,6 +74,16 @@ def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunS
     return settings
 
 
+def lengthen_together(run: AnyPath, more: float) -> RunSettings:
+    """`lengthen`, by the first of the processes that `torchrun` started."""
+    with together(prepared_settings(Path(run))):
+        if asked_ranks() == 1:
+            return lengthen(run, more)
+        from semiseg.world import first_alone
+
+        return first_alone(lambda: lengthen(run, more))
+
+
 def lengthen(run: AnyPath, more: float) -> RunSettings:
     """Ask a run that has ended for so many more minutes, or steps where it was asked for steps: it is trained on as if
     it had been asked for all of them, with the learning rate of that share of the run. Returns its settings now.

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from semiseg.console import bar
+from semiseg.data.batches import refuse_indivisible
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
 from semiseg.data.fingerprint import write_fingerprint
@@ -34,11 +35,11 @@ from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.modality import Modality
 from semiseg.io.store import read_case_meta
 from semiseg.notices import add_notice
-from semiseg.planning import LEARNT_FROM, lacking_space, made_plan, what_comes
+from semiseg.planning import LEARNT_FROM, for_ranks, lacking_space, made_plan, what_comes
 from semiseg.predict_run import predict_into, predict_test_cases
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import load_model
-from semiseg.processes import is_first_rank, usable_cores, workers
+from semiseg.processes import asked_ranks, is_first_rank, usable_cores, workers
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
     alone_in,
@@ -154,6 +155,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
 
     if not (run / "plan.toml").exists():
         plan, fingerprint = made_plan(run, dataset, cases, settings, quiet=quiet)
+        plan = for_ranks(plan, settings.plan, asked_ranks())
         write_fingerprint(run / "fingerprint.json", fingerprint)
         write_plan(run / "plan.toml", plan)
         if not quiet:
@@ -163,6 +165,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             if lacking := lacking_space(run, plan, fingerprint, cases):
                 print(lacking)
     plan = read_plan(run / "plan.toml")
+    refuse_indivisible(plan.batch, asked_ranks())
 
     shared = store_beside(run, settings.data.store)
     open_store(shared)

@@ -12,6 +12,7 @@ work with `torch.autograd.grad`, nor its SyncBatchNorm in forward mode (docs/dec
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from semiseg.errors import ConfigError
+from semiseg.errors import ConfigError, TrainingError
 from semiseg.processes import asked_ranks
 
 T = TypeVar("T")
@@ -166,9 +167,16 @@ def first_alone(work: Callable[[], T]) -> T:
                 found = [work()]
         except Exception as error:  # noqa: BLE001 (the others would wait for ever)
             failure = error
-    found, failure = agree((found, failure))
+    try:
+        pickle.dumps(failure)
+        told = failure
+    except Exception:  # noqa: BLE001 (whatever its class does)
+        told = TrainingError(f"the first rank failed: {type(failure).__name__}: {failure}")
+    found, told = agree((found, told))
     if failure is not None:
         raise failure
+    if told is not None:
+        raise told
     return found[0]
 
 

@@ -8,10 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from networks import CLASSES, tiny_unet
+from networks import CLASSES, TINY, tiny_unet
 from torch import Tensor, distributed
 
+from semiseg.data.plan import ChannelNormalisation, Plan
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.store import StoredCase, write_case
 from semiseg.methods import mpl
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.copy_paste import CopyPaste
@@ -25,7 +29,9 @@ from semiseg.methods.pseudo_label import PseudoLabel
 from semiseg.methods.pseudo_rounds import PseudoRounds
 from semiseg.methods.settings import OptimiserSettings, method_settings
 from semiseg.methods.supervised import Supervised
+from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
+from semiseg.training.validate import validate
 from semiseg.world import first_sample, size
 
 STEPS = 6
@@ -97,6 +103,50 @@ def results() -> dict[str, dict[str, Tensor]]:
     }
 
 
+PLAN = Plan(
+    dataset="made up",
+    channels=("MRI",),
+    labels=LabelScheme(names={0: "background", 1: "a", 2: "b"}),
+    spacing_mm=(1.0, 1.0, 1.0),
+    anisotropic_axis=None,
+    patch=(8, 8, 8),
+    batch=2,
+    normalisation=(ChannelNormalisation(scheme="zscore"),),
+    teacher=TINY,
+    student=TINY,
+)
+
+
+def store_cases(folder: Path) -> None:
+    """Three labelled cases to validate on: an odd number for two ranks."""
+    for number in range(3):
+        generator = np.random.default_rng(number)
+        shape = (8, 8, 8 + 2 * number)
+        meta = StoredCase(
+            id=f"case{number}",
+            shape_zyx=shape,
+            spacing_mm=PLAN.spacing_mm,
+            source_shape_zyx=shape,
+            source_spacing_mm=PLAN.spacing_mm,
+            hash="",
+            labelled=True,
+            channels=1,
+            channel_quantiles=((),),
+            class_voxels={},
+            class_locations={},
+            body_locations=(),
+        )
+        image, label = generator.normal(size=(1, *shape)).astype(np.float32), generator.integers(0, CLASSES, shape)
+        write_case(folder / meta.id, image=image, label=label.astype(np.uint8), meta=meta)
+
+
+def validated(folder: Path) -> dict[str, Tensor]:
+    """What validation says of the stored cases, of which each rank has some."""
+    engine = TorchEngine(tiny_unet(1, torch.float32).eval(), torch.device("cpu"))
+    found = validate([folder / f"case{number}" for number in range(3)], engine, PLAN)
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+
 def as_rank(rank: int, count: int, folder: str) -> None:
     """One of `count` processes; leaves `folder/RANK.pt`."""
     torch.set_num_threads(1)
@@ -104,5 +154,5 @@ def as_rank(rank: int, count: int, folder: str) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=timedelta(seconds=60)
     )
-    torch.save(results(), Path(folder) / f"{rank}.pt")
+    torch.save(results() | {"validation": validated(Path(folder))}, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()

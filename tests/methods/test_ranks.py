@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import rank_runs
 import torch
@@ -19,6 +21,7 @@ PAIRED_WITHIN_RANKS = "copy_paste"
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     folder = tmp_path_factory.mktemp("ranks")
+    rank_runs.store_cases(folder)
     spawn(rank_runs.as_rank, (2, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -46,3 +49,12 @@ def test_two_ranks_train_as_one(
         elif dtype == "float64":
             # Sums in another order: rounding of 1e-16, through six steps of two networks.
             assert float((first[key] - value).abs().max()) < 1e-10, key
+
+
+def test_ranks_share_validation(two_ranks: list[Results], tmp_path: Path) -> None:
+    rank_runs.store_cases(tmp_path)
+    expected = rank_runs.validated(tmp_path)
+    for found in (one["validation"] for one in two_ranks):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(float(value), abs=1e-12), name  # sums in another order

@@ -89,7 +89,7 @@ class Run(RunArguments):
         if self.more is not None:
             if settings != prepared_settings(self.run):
                 raise ConfigError("--continue trains the run on as it is: leave the other flags out.")
-            settings = train_run.lengthen(self.run, self.more)
+            settings = train_run.lengthen_together(self.run, self.more)
         if settings.data.folds and settings.data.fold is None:
             if asked_ranks() > 1:
                 raise ConfigError("--folds trains several networks, and torchrun one: leave torchrun out, or --folds.")

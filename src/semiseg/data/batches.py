@@ -71,8 +71,7 @@ class BatchSource:
     ) -> None:
         if not labelled:
             raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
-        if batch % world:
-            raise _indivisible(batch, world)
+        refuse_indivisible(batch, world)
         self._rank, self._share = rank, batch // world
         self._patch, self._batch, self._seed = patch, batch, seed
         self._settings = SamplingSettings() if settings is None else settings
@@ -172,9 +171,12 @@ class BatchSource:
         return [Draw(self._seed, step, self._rank * self._share + i) for i in range(self._share)]
 
 
-def _indivisible(batch: int, world: int) -> ConfigError:
+def refuse_indivisible(batch: int, world: int) -> None:
+    """Raise `ConfigError` where so many ranks cannot share a batch."""
+    if batch % world == 0:
+        return
     fitting = [str(count) for count in range(1, batch + 1) if batch % count == 0]
-    return ConfigError(
+    raise ConfigError(
         f"A batch of {batch} cannot be divided among {world} ranks: start {', '.join(fitting[:-1])} or {fitting[-1]} "
         "with torchrun --nproc-per-node, or make a run with another plan.batch."
     )

@@ -63,6 +63,16 @@ class BatchNorm3d(nn.BatchNorm3d):
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """Instance norm that also takes no patch at all, which a rank may have of a step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise `(B, C, D, H, W)`."""
+        if len(input) == 0:
+            return input * self.weight.view(1, -1, 1, 1, 1) + self.bias.view(1, -1, 1, 1, 1)
+        return super().forward(input)
+
+
 class Conv3d(nn.Conv3d):
     """Convolution whose bfloat16 gradient can be trusted on a CPU.
 

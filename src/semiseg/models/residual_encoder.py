@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.data.plan import NetworkPlan
-from semiseg.models.layers import Conv3d, Network
+from semiseg.models.layers import Conv3d, InstanceNorm3d, Network
 from semiseg.types import Shape
 
 
@@ -62,10 +62,10 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: Shape, stride: Shape) -> None:
         super().__init__()
         self.first = _normed(inputs, outputs, kernel, stride)
-        self.second = nn.Sequential(_convolution(outputs, outputs, kernel), nn.InstanceNorm3d(outputs, affine=True))
+        self.second = nn.Sequential(_convolution(outputs, outputs, kernel), InstanceNorm3d(outputs, affine=True))
         short: list[nn.Module] = [nn.AvgPool3d(stride, stride)] if prod(stride) > 1 else []
         if inputs != outputs:
-            short += [nn.Conv3d(inputs, outputs, 1, bias=False), nn.InstanceNorm3d(outputs, affine=True)]
+            short += [nn.Conv3d(inputs, outputs, 1, bias=False), InstanceNorm3d(outputs, affine=True)]
         self.short = nn.Sequential(*short)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
@@ -76,7 +76,7 @@ class _Block(nn.Module):
 def _normed(inputs: int, outputs: int, kernel: Shape, stride: Shape = (1, 1, 1)) -> nn.Sequential:
     return nn.Sequential(
         _convolution(inputs, outputs, kernel, stride),
-        nn.InstanceNorm3d(outputs, affine=True),
+        InstanceNorm3d(outputs, affine=True),
         nn.LeakyReLU(0.01, inplace=True),
     )
 

@@ -110,6 +110,7 @@ def listed_runs(file: Path, output: Path, results: Path, *, data: Path | None = 
         folder = (output / folder_name(run.name, key)).resolve()
         if not known.has(key) and not (folder / "summary.json").exists():
             recipe = folder.with_name(f"{folder.name}.toml")
+            settings = _as_begun(folder, settings)
             write_settings(recipe, settings)
             commands.append(shlex.join(["semiseg", "run", str(folder), "--recipe", str(recipe)]))
     return commands
@@ -168,17 +169,23 @@ def _with_threads(settings: RunSettings, threads: int) -> RunSettings:
     return replace(settings, train=replace(settings.train, threads=threads))
 
 
+def _as_begun(folder: Path, settings: RunSettings) -> RunSettings:
+    """With the threads that a run was begun with, which an exact resume needs."""
+    begun = folder / "run.toml"
+    return _with_threads(settings, read_settings(begun).train.threads) if begun.exists() else settings
+
+
 def _result(
     run: PlannedRun, settings: RunSettings, key: str, output: Path, running: set[subprocess.Popen[bytes]]
 ) -> StudyRun:
     """Make the run, or go on with it, and read its scores. running: holds the process while it runs."""
     folder = output / folder_name(run.name, key)
-    if (folder / "run.toml").exists():  # an exact resume needs the threads that it was begun with
-        settings = _with_threads(settings, read_settings(folder / "run.toml").train.threads)
+    settings = _as_begun(folder, settings)
     recipe, log = output / f"{folder.name}.toml", output / f"{folder.name}.log"
     write_settings(recipe, settings)
     command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(settings.train.threads)} | ending_with_this()
+    threads = {"OMP_NUM_THREADS": str(settings.train.threads)} if settings.train.threads else {}
+    environment = os.environ | threads | ending_with_this()
     wait_for(folder)  # whose process may still be stopping, after a study that was killed
     with log.open("a") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)

@@ -165,6 +165,8 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
         key.removeprefix("method/"): value for key, value in checkpoint.numbers.items() if key.startswith("method/")
     }
     method.load_state(checkpoint.tensors, numbers)
+    for network in method.networks.values():
+        network.eval()  # threads of a cluster's worker share them, and none may switch another's mode
     first = method.networks[method.evaluated]
     if against is None:
         second = method.networks[method.doubter] if method.doubter else None

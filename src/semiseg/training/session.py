@@ -26,6 +26,7 @@ from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings
 from semiseg.models.layers import Network
 from semiseg.prediction.model import load_model, save_model
+from semiseg.processes import ranks_here, usable_cores
 from semiseg.randomness import Draw
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.feedback_maps import write_feedback_maps
@@ -189,10 +190,14 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
         session.place,
         settings=session.train,
         origin=session.origin(),
-        retry_threads=fastest_threads if session.device.type == "cpu" and session.tries_threads else lambda: 0,
+        retry_threads=_fastest_threads_here if session.device.type == "cpu" and session.tries_threads else lambda: 0,
         quiet=quiet,
     )
     first_alone(lambda: _ship(session, method, data, steps=steps, seconds=seconds, quiet=quiet))
+
+
+def _fastest_threads_here() -> int:
+    return fastest_threads(max(1, usable_cores() // ranks_here()))
 
 
 def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, seconds: float, quiet: bool) -> None:

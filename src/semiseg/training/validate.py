@@ -16,7 +16,7 @@ from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.sliding import sliding_window
 from semiseg.prediction.window import Window
 from semiseg.training.scan_labels import TILE_STEP, scan_tile
-from semiseg.world import own_part, size, total
+from semiseg.world import alone, own_part, size, total
 
 
 def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, float]:
@@ -35,7 +35,9 @@ def validate(cases: Sequence[Path], engine: Engine, plan: Plan) -> dict[str, flo
                 case.read_image(box), engine, Window(patch=scan_tile(case.meta.shape_zyx, plan), step=TILE_STEP)
             )
         )
-        losses.append(float(supervised_loss(torch.from_numpy(label)[None], logits[None], ignore=plan.labels.ignore)))
+        with alone():  # the loss of this case, which other ranks do not have
+            loss = supervised_loss(torch.from_numpy(label)[None], logits[None], ignore=plan.labels.ignore)
+        losses.append(float(loss))
         predicted = logits.argmax(dim=0).numpy()  # torch takes all cores
         counted = np.ones(label.shape, dtype=bool) if plan.labels.ignore is None else label != plan.labels.ignore
         for value in plan.labels.organs:
