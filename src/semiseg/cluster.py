@@ -98,23 +98,24 @@ class Cluster:
             held: Any = packed
             while True:
                 for index in islice(waiting, window - len(running)):
-                    if len(packed) > _SCATTERED and (held is packed or held.cancelled()):
+                    if len(packed) > _SCATTERED and (held is packed or window == 1):
                         held = self._client.scatter(packed, broadcast=True, hash=False)
                     running[self._client.submit(_call, held, cases[index], pure=False)] = index
                 if not running:
                     return
-                with self._client.as_current():
-                    done = self._dask.wait(list(running), return_when="FIRST_COMPLETED").done
+                try:
+                    with self._client.as_current():
+                        done = self._dask.wait(list(running), return_when="FIRST_COMPLETED").done
+                    results = [(running[future], *self._outcome(future)) for future in done]
+                except self._dask.CancelledError:
+                    if self._client.status != "running":
+                        raise
+                    # The workers that held the function are gone, and so is what they were given.
+                    done, held = list(running), packed
+                    results = [(running[future], None, True) for future in done]
                 for future in done:
-                    index = running.pop(future)
-                    if future.status == "finished":
-                        yield index, future.result(), False
-                    elif future.status in ("cancelled", "lost") and self._client.status == "running":
-                        yield index, None, True  # with the workers that held the function
-                    elif isinstance(error := future.exception(), self._dask.KilledWorker):
-                        yield index, None, True
-                    else:
-                        raise error
+                    del running[future]
+                yield from results
         except (self._dask.CancelledError, self._dask.comm.core.CommClosedError, TimeoutError) as error:
             raise DataError(
                 f"--scheduler {self._where}: the scheduler does not answer any more ({type(error).__name__}). Start it "
@@ -123,6 +124,15 @@ class Cluster:
         finally:
             if running and self._client.status == "running":
                 self._client.cancel(list(running))
+
+    def _outcome(self, future: Any) -> tuple[Any, bool]:
+        """A result, and whether the worker was killed instead; raises what the function raised."""
+        if future.status == "finished":
+            return future.result(), False
+        error = future.exception()
+        if isinstance(error, self._dask.KilledWorker):
+            return None, True
+        raise error
 
 
 _one_at_a_time = Lock()
