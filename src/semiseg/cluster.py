@@ -127,9 +127,9 @@ class Cluster:
 
     def _outcome(self, future: Any) -> tuple[Any, bool]:
         """A result, and whether the worker was killed instead; raises what the function raised."""
-        if future.status == "finished":
+        error = future.exception()  # waits where a worker died after it had finished, and another does it again
+        if error is None:
             return future.result(), False
-        error = future.exception()
         if isinstance(error, self._dask.KilledWorker):
             return None, True
         raise error

@@ -17,14 +17,14 @@ SIZE = DemoSize(labelled=1, unlabelled=1, test=1, shape_zyx=(24, 32, 32))
 @pytest.mark.usefixtures("one_core")
 def test_the_demo_leaves_both_runs_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    page = run_demo(folder, steps=5, size=SIZE)
+    page = run_demo(folder, steps=10, size=SIZE)
     assert page == folder / "report.html"
     assert "<title>Baseline, Baseline + MPL</title>" in page.read_text(encoding="utf-8")
     for name in (BASELINE, MPL):
         assert (folder / name / "report.html").is_file()
         assert (folder / name / "summary.json").is_file()
     steps = {name: read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] for name in (BASELINE, MPL)}
-    assert steps == {BASELINE: 5, MPL: 4}  # of the same compute
+    assert steps == {BASELINE: 10, MPL: 8}  # of the same compute
     methods = {name: read_settings(folder / name / "run.toml").method.name for name in (BASELINE, MPL)}
     assert methods == {BASELINE: "supervised", MPL: "mpl"}
     assert "1 scan with labels, 1 without, 1 to test on" in " ".join(capsys.readouterr().out.split())
@@ -32,12 +32,12 @@ def test_the_demo_leaves_both_runs_and_a_page(tmp_path: Path, capsys: pytest.Cap
     weights = folder / MPL / "model" / "weights.safetensors"
     before = weights.read_bytes()
     stored = {path: path.stat().st_mtime_ns for path in folder.rglob("*.b2nd")}
-    assert run_demo(folder, steps=5, size=SIZE, quiet=True) == page
+    assert run_demo(folder, steps=10, size=SIZE, quiet=True) == page
     assert weights.read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.b2nd")} == stored
     assert capsys.readouterr().out == ""
     with pytest.raises(DataError, match="unlabelled"):
-        run_demo(folder, steps=5, size=DemoSize(labelled=1, unlabelled=2, test=1, shape_zyx=(24, 32, 32)))
+        run_demo(folder, steps=10, size=DemoSize(labelled=1, unlabelled=2, test=1, shape_zyx=(24, 32, 32)))
 
 
 def test_the_demo_goes_by_steps(tmp_path: Path) -> None:

@@ -255,7 +255,11 @@ def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list
     process = start(*arguments)
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, errors) == (0, "")
-    assert sorted(f.name for f in run.glob("store/*")) == [*(f"phantom_00{n}" for n in range(4)), "recipe.json"]
+    assert sorted(f.name for f in run.glob("store/*")) == [
+        *(f"phantom_00{n}" for n in range(4)),
+        "recipe.json",
+        "seen.jsonl",
+    ]
     assert {folder: read_case_meta(folder) for folder in before} == before
 
 
