@@ -37,7 +37,7 @@ def demo_settings(data: Path, *, seed: int, steps: int) -> RunSettings:
     """Settings of the demo's runs on labels alone: sizes for two CPU cores."""
     return RunSettings(
         data=DataSettings(root=str(data.resolve())),
-        plan=PlanSettings(base_features=8, patch=(24, 40, 48), batch=2, max_levels=4),
+        plan=PlanSettings(base_features=8, patch=(16, 32, 32), batch=2, max_levels=4),
         sampling=SamplingSettings(foreground_fraction=0.67),
         augment=AugmentSettings(mirror_axes=(), turn_degrees=(15.0, 15.0, 15.0), zoom=(0.85, 1.2)),
         method=SupervisedSettings(),
