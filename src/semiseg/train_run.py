@@ -77,8 +77,6 @@ def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunS
 def lengthen_together(run: AnyPath, more: float) -> RunSettings:
     """`lengthen`, by the first of the processes that `torchrun` started."""
     with together(prepared_settings(Path(run))):
-        if asked_ranks() == 1:
-            return lengthen(run, more)
         from semiseg.world import first_alone
 
         return first_alone(lambda: lengthen(run, more))

@@ -150,7 +150,7 @@ def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
                 str(point.steps),
                 f"{point.minutes:.1f}",
-                f"{point.peak_memory_mb:.0f}",
+                f"{point.peak_memory_mb:.0f}" if point.peak_memory_mb else "",  # of runs that a batch system made
                 *(["" if point.gpu_peak_mb is None else f"{point.gpu_peak_mb:.0f}"] if on_gpu else []),
             ]
         )
