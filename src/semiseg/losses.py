@@ -13,6 +13,7 @@ The background class is left out of Dice, as in nnU-Net.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,12 +36,7 @@ def one_hot(labels: Tensor, classes: int, *, dtype: torch.dtype = torch.float32)
 
 def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None, *, semimetric: bool = False) -> Tensor:
     """Soft Dice of each class, background included: `(K,)`. semimetric: as in `pseudo_label_loss`."""
-    overlap = torch.minimum(target, p) if semimetric else target * p
-    if weight is not None:
-        overlap, target, p = overlap * weight, target * weight, p * weight
-    sums = total(torch.stack([overlap.sum(_SPACE), target.sum(_SPACE) + p.sum(_SPACE)]))
-    overlaps, sizes = sums[0], sums[1]
-    return (2 * overlaps + DICE_SMOOTH) / (sizes + DICE_SMOOTH)
+    return _dice(total(_dice_sums(target, p, weight, semimetric=semimetric)))
 
 
 def supervised_loss(labels: Tensor, logits: Tensor, ignore: int | None = None) -> Tensor:
@@ -48,14 +44,40 @@ def supervised_loss(labels: Tensor, logits: Tensor, ignore: int | None = None) -
 
     Voxels of value `ignore` count in neither term. If a batch holds nothing else the loss is a zero with a graph.
     """
-    log_p = functional.log_softmax(logits, dim=1)
-    target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
-    # A sum over all classes: torch's `nll_loss` adds up in any order on a GPU.
-    if ignore is None:
-        return share(-(target * log_p).sum(), labels.numel()) + _dice_loss(target, log_p.exp(), None)
-    weight = (labels != ignore).to(log_p.dtype)[:, None]
-    cross_entropy = share(-(target * log_p * weight).sum(), weight.sum())
-    return cross_entropy + _dice_loss(target, log_p.exp(), weight)
+    sums = LossSums.of(labels, logits, ignore)
+    return share(sums.cross_entropy, sums.voxels) + _dice_term(total(sums.dice))
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What `supervised_loss` adds up over voxels: sums of parts of a scan, added, are those of the scan.
+
+    cross_entropy: `-sum_i w_i sum_k t_ik log p_ik`. voxels: how many count. dice: `(2, K)`, overlaps, and
+    sizes of target and prediction together.
+    """
+
+    cross_entropy: Tensor
+    voxels: Tensor | int
+    dice: Tensor
+
+    @staticmethod
+    def of(labels: Tensor, logits: Tensor, ignore: int | None = None) -> LossSums:
+        """Of logits `(B, K, D, H, W)` and a label map `(B, D, H, W)`, with a graph."""
+        log_p = functional.log_softmax(logits, dim=1)
+        target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
+        # A sum over all classes: torch's `nll_loss` adds up in any order on a GPU.
+        if ignore is None:
+            return LossSums(-(target * log_p).sum(), labels.numel(), _dice_sums(target, log_p.exp(), None))
+        weight = (labels != ignore).to(log_p.dtype)[:, None]
+        return LossSums(-(target * log_p * weight).sum(), weight.sum(), _dice_sums(target, log_p.exp(), weight))
+
+    def __add__(self, other: LossSums) -> LossSums:
+        """Of both parts."""
+        return LossSums(self.cross_entropy + other.cross_entropy, self.voxels + other.voxels, self.dice + other.dice)
+
+    def loss(self) -> Tensor:
+        """`supervised_loss` of the parts together, on this rank alone."""
+        return self.cross_entropy / torch.as_tensor(self.voxels).clamp_min(1) + _dice_term(self.dice)
 
 
 def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -106,6 +128,20 @@ CROSS_ENTROPY_DICE = Losses(supervised_loss, pseudo_label_loss, pseudo_label_gra
 
 
 def _dice_loss(target: Tensor, p: Tensor, weight: Tensor | None, *, semimetric: bool = False) -> Tensor:
-    if p.shape[1] < 2:
-        return p.new_zeros(())
-    return 1 - dice_per_class(target, p, weight, semimetric=semimetric)[1:].mean()
+    return _dice_term(total(_dice_sums(target, p, weight, semimetric=semimetric)))
+
+
+def _dice_sums(target: Tensor, p: Tensor, weight: Tensor | None, *, semimetric: bool = False) -> Tensor:
+    """Overlap of target and prediction, and their sizes added, of each class: `(2, K)`."""
+    overlap = torch.minimum(target, p) if semimetric else target * p
+    if weight is not None:
+        overlap, target, p = overlap * weight, target * weight, p * weight
+    return torch.stack([overlap.sum(_SPACE), target.sum(_SPACE) + p.sum(_SPACE)])
+
+
+def _dice(sums: Tensor) -> Tensor:
+    return (2 * sums[0] + DICE_SMOOTH) / (sums[1] + DICE_SMOOTH)
+
+
+def _dice_term(sums: Tensor) -> Tensor:
+    return 1 - _dice(sums)[1:].mean() if sums.shape[1] > 1 else sums.new_zeros(())

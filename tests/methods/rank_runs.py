@@ -143,7 +143,7 @@ def store_cases(folder: Path) -> None:
 def validated(folder: Path) -> dict[str, Tensor]:
     """What validation says of the stored cases, of which each rank has some."""
     engine = TorchEngine(tiny_unet(1, torch.float32).eval(), torch.device("cpu"))
-    found = validate([folder / f"case{number}" for number in range(3)], engine, PLAN)
+    found = validate([folder / f"case{number}" for number in range(3)], engine, PLAN, torch.device("cpu"))
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 
 

@@ -123,7 +123,7 @@ def _log(
     if data.validation and (last or (ends_epoch and validation.is_due(done))):
         engine = TorchEngine(method.networks[judged.network], place.device, place.autocast)
         with validation.timed():
-            row |= validate(data.validation, engine, place.plan)
+            row |= validate(data.validation, engine, place.plan, place.device)
     if ends_epoch and _rate_was_reduced(state, row.get("validation_loss")):
         journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
     if row:
