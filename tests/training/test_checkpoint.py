@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from semiseg.errors import ModelError
+from semiseg.errors import ModelError, TrainingError
 from semiseg.training import checkpoint as module
-from semiseg.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from semiseg.training.checkpoint import Checkpoint, CheckpointWriter, load_latest, save_checkpoint
 
 
 def tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -153,3 +153,48 @@ def test_a_damaged_checkpoint_is_named_with_the_remedy(
         load_latest(tmp_path)
     with pytest.raises(ModelError, match="Delete this folder to go on from the checkpoint before it"):
         load_latest(tmp_path)
+
+
+# Beside the steps.
+
+
+def state(value: float, step: int) -> Checkpoint:
+    return Checkpoint(step, {"weight": torch.full((3,), value)}, {}, {"case": {}}, {})
+
+
+def test_what_is_written_beside_the_steps_is_the_state_as_it_was(tmp_path: Path) -> None:
+    given = state(1.0, 5)
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save(given)
+        given.tensors["weight"].fill_(2.0)  # the next step
+        given.locations["other"] = {}
+    loaded = load_latest(tmp_path)
+    assert loaded is not None
+    assert loaded.tensors["weight"].tolist() == [1.0, 1.0, 1.0]
+    assert loaded.locations == {"case": {}}
+
+
+def test_a_state_that_is_not_finite_is_refused_at_the_next_one_at_the_latest(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path) as writer:
+        writer.save(state(1.0, 4))
+        writer.save(state(math.nan, 8))
+        with pytest.raises(TrainingError, match="step 8: weight is not finite"):
+            writer.save(state(1.0, 12))
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000004"]
+
+
+def test_the_last_one_is_waited_for_and_its_failure_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.write_text("a file in its place")
+    with pytest.raises(OSError, match="checkpoints"), CheckpointWriter(folder) as writer:
+        writer.save(state(1.0, 4))
+
+
+def test_what_stopped_the_steps_is_told_in_the_place_of_what_the_writer_met(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with CheckpointWriter(tmp_path) as writer:
+            writer.save(state(math.nan, 4))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()

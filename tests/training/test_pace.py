@@ -214,8 +214,7 @@ def test_given_steps_are_one_stretch(tmp_path: Path) -> None:
 
 
 def test_long_steps_are_saved_each_minute_where_a_row_of_metrics_is_due(tmp_path: Path) -> None:
-    settings = TrainSettings(steps=1000, checkpoint_every=100, log_every=10)
-    stops = Run(tmp_path, settings).to_the_end(constant(2.5)).stops
+    stops = Run(tmp_path, TrainSettings(steps=1000, log_every=10)).to_the_end(constant(2.5)).stops
     assert all(stop % 10 == 0 for stop in stops)
     assert stops[:5] == [10, 40, 70, 100, 130]  # 24 steps take a minute
 

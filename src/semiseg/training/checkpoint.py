@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from semiseg.errors import DataError, ModelError
+from semiseg.errors import DataError, ModelError, TrainingError
 from semiseg.files import atomic_folder, digest_of, hash_files, read_json, remove_made, write_json
 
 CHECKPOINT_FORMAT = 2
@@ -31,11 +34,56 @@ class Checkpoint:
     card: dict[str, Any]
 
 
+class CheckpointWriter:
+    """A context that writes checkpoints into a folder beside the steps that go on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()  # waits for what is being written
+        if kind is None:
+            self.wait()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write the state as it is now. Comes back when it is copied; raises what went wrong with the one before."""
+        self.wait()
+        with torch.no_grad():
+            copies = {
+                name: torch.clone(value, memory_format=torch.contiguous_format).cpu()
+                for name, value in checkpoint.tensors.items()
+            }
+        copied = replace(checkpoint, tensors=copies, locations=dict(checkpoint.locations))
+        self._written = self._thread.submit(_save_finite, self._folder, copied)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk; raises what went wrong, `TrainingError` where a value
+        is not finite."""
+        written, self._written = self._written, None
+        if written:
+            written.result()
+
+
+def _save_finite(folder: Path, checkpoint: Checkpoint) -> None:
+    """A step whose loss was finite may still have spoilt the weights: such a state must not become a checkpoint."""
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(not_finite(checkpoint.step, name, folder))
+    save_checkpoint(folder, checkpoint)
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-N` and remove all but the newest two. Tensors keep their values bit for bit."""
+    """Write `folder/step-N` and remove all but the newest two. Tensors, on a CPU, keep their values bit for bit."""
     with atomic_folder(folder / _folder_name(checkpoint.step), made=_MADE) as temporary:
         weights = temporary / "state.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, weights)
+        save_file({k: v.contiguous() for k, v in checkpoint.tensors.items()}, weights)
         card = {
             "format": CHECKPOINT_FORMAT,
             "step": checkpoint.step,
@@ -75,6 +123,14 @@ def load_latest(folder: Path) -> Checkpoint | None:
         raise ModelError(f"{state}: {error}. {remedy}") from None
     numbers = {name: float(value) for name, value in card["numbers"].items()}
     return Checkpoint(int(card["step"]), tensors, numbers, card["locations"], card)
+
+
+def not_finite(step: int, what: str, checkpoints: Path) -> str:
+    """What to say, and to do, where numbers are NaN or infinite after a step."""
+    return (
+        f"step {step}: {what} is not finite. Lower method.optimiser.learning_rate, or look for damaged intensities "
+        f"with `semiseg check`. The last good checkpoint is in {checkpoints}."
+    )
 
 
 def _folder_name(step: int) -> str:

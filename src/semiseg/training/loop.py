@@ -21,7 +21,7 @@ from semiseg.methods.base import Method
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
-from semiseg.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from semiseg.training.checkpoint import Checkpoint, CheckpointWriter, load_latest, not_finite
 from semiseg.training.inputs import Feed, Place, TrainingData
 from semiseg.training.journal import Journal
 from semiseg.training.loop_state import LoopState
@@ -32,7 +32,7 @@ from semiseg.training.schedule import Schedule
 from semiseg.training.settings import EPOCH_STEPS, TrainSettings
 from semiseg.training.settled import Settled, read_settled
 from semiseg.training.validate import validate
-from semiseg.world import agree, first_alone, first_sample, rank
+from semiseg.world import agree, first_alone, first_sample, rank, size
 
 VALIDATION_SHARE = 0.05
 """Of the time of a run by minutes that validation may take."""
@@ -67,7 +67,8 @@ def train_method(
         method.phases = state.schedule.phases
         state.restore(checkpoint, method)
     validation = ValidationClock(settings)
-    with Journal(run, settings, start=step, pace=pace, quiet=quiet) as journal, named_out_of_memory(place):
+    writer, said = CheckpointWriter(checkpoints), Journal(run, settings, start=step, pace=pace, quiet=quiet)
+    with writer, said as journal, named_out_of_memory(place):
         if step:
             journal.note(f"Going on from step {step} of about {pace.timeline.total}.")
         _use_threads(pace)
@@ -88,9 +89,9 @@ def train_method(
             _use_threads(pace)
             feed.pausing = 0.0
             saved = state.checkpoint(step, method, origin)
-            _check_finite_state(saved, checkpoints)
             _check_equal_state(saved)
-            first_alone(partial(save_checkpoint, checkpoints, saved))
+            first_alone(partial(writer.save, saved))
+        first_alone(writer.wait)
         first_alone(pace.finish)
     return step, state.clock.seconds()
 
@@ -208,29 +209,17 @@ def _finite(row: dict[str, float], step: int, checkpoints: Path) -> dict[str, fl
     """The row itself; raises `TrainingError` that names what is not finite in it."""
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
-        raise TrainingError(_not_finite(step, ", ".join(bad), checkpoints))
+        raise TrainingError(not_finite(step, ", ".join(bad), checkpoints))
     return row
-
-
-def _check_finite_state(checkpoint: Checkpoint, checkpoints: Path) -> None:
-    """A step whose loss was finite may still have spoilt the weights: such a state must not become a checkpoint."""
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise TrainingError(_not_finite(checkpoint.step, name, checkpoints))
 
 
 def _check_equal_state(checkpoint: Checkpoint) -> None:
     """Ranks that have drifted apart would train other networks each, in silence: raises `TrainingError`."""
+    if size() == 1:
+        return
     own = float(sum(value.double().abs().sum() for value in checkpoint.tensors.values() if value.is_floating_point()))
     if (first := agree(own)) != own:
         raise TrainingError(
             f"step {checkpoint.step}: the weights of rank {rank()} are not those of the first rank (sums: {own!r}, "
             f"{first!r}). Give the same command again, which goes on from the last checkpoint."
         )
-
-
-def _not_finite(step: int, what: str, checkpoints: Path) -> str:
-    return (
-        f"step {step}: {what} is not finite. Lower method.optimiser.learning_rate, or look for damaged intensities "
-        f"with `semiseg check`. The last good checkpoint is in {checkpoints}."
-    )

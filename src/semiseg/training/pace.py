@@ -88,7 +88,7 @@ class Pace:
         if not self.by_minutes:
             often = int(LONGEST_UNSAVED_SECONDS / self._step_seconds) if self._step_seconds else FIRST_STEPS
             # With a row of metrics, so that none is of the steps since a checkpoint alone.
-            rows_every, every = self.rows_every, self._settings.checkpoint_every
+            rows_every, every = self.rows_every, self._settings.checkpoint_every or total
             saved = step + max(1, often)
             return min(total, step - step % every + every, saved + -saved % rows_every)
         if later := [one.step for one in self._known if one.step > step]:

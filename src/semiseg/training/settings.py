@@ -52,9 +52,9 @@ class TrainSettings:
 
     log_every: int = 10
     """Steps between lines in metrics.jsonl; less where there are few steps in a minute."""
-    checkpoint_every: int = 100
-    """Most steps between checkpoints, of which the last two are kept, where steps are given; there is one each minute
-    at least. Where minutes are given there are 40 in all, none of them more than five minutes after the last."""
+    checkpoint_every: int = 0
+    """Where steps are given: most steps between checkpoints, of which the last two are kept; 0 is a checkpoint a
+    minute. Where minutes are given there are 40 in all, none of them more than five minutes after the last."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs `pip install '.[tensorboard]'`)."""
 
@@ -63,10 +63,9 @@ class TrainSettings:
             raise ConfigError(f"train.steps = {self.steps}: give 1 or more, or leave it out and give train.minutes.")
         if not 0 < self.minutes < math.inf:
             raise ConfigError(f"train.minutes = {self.minutes}: give a number above 0.")
-        for name in ("log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} = {getattr(self, name)}: give 1 or more.")
-        for name in ("threads", "validation_every", "refresh_steps"):
+        if self.log_every < 1:
+            raise ConfigError(f"train.log_every = {self.log_every}: give 1 or more.")
+        for name in ("threads", "validation_every", "refresh_steps", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: give 0 or more.")
         if not 0 <= self.validation_fraction < 1:
