@@ -320,7 +320,7 @@ def test_the_baseline_is_the_moving_average_of_the_scalar_feedback(monkeypatch: 
     expected = 0.0
     for step in range(3):
         expected = 0.75 * expected + 0.25 * float(run(trained, step, step + 1)["feedback"])
-    assert trained.baseline == pytest.approx(expected, rel=1e-6)
+    assert float(trained.baseline) == pytest.approx(expected, rel=1e-6)
     assert trained.baseline != 0
 
 

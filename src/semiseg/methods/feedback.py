@@ -137,7 +137,7 @@ def dense_teacher_term(feedback: Tensor, q: Tensor) -> Tensor:
 
 
 def scalar_teacher_term(
-    h: Tensor, baseline: float, log_q: Tensor, labels: Tensor, *, reduction: Literal["mean", "sum"] = "mean"
+    h: Tensor, baseline: float | Tensor, log_q: Tensor, labels: Tensor, *, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
     """`(h - baseline) CE(T(x_u), y)`: a label that helped is made more likely by minimising this.
 

@@ -49,7 +49,7 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
     def set_up(self, networks: Mapping[str, Network]) -> None:
         """As `StudentMethod.set_up`."""
         super().set_up(networks)
-        self.baseline = 0.0
+        self.baseline = torch.zeros((), dtype=torch.float64)
         self.period = self.settings.teacher_every
 
     def _wants_graph(self, draw: Draw) -> bool:
@@ -94,8 +94,8 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
         before = labelled_loss_at(student, parameters, images, labels, self.ignore, self.losses)
         after = labelled_loss_at(student, probe, images, labels, self.ignore, self.losses)
         h = scalar_feedback(before, after)
-        term = scalar_teacher_term(h, self.baseline, lesson.log_q, lesson.labels)
-        self.baseline = BASELINE_DECAY * self.baseline + (1 - BASELINE_DECAY) * float(h)
+        term = scalar_teacher_term(h, self.baseline.to(h), lesson.log_q, lesson.labels)
+        self.baseline = BASELINE_DECAY * self.baseline + (1 - BASELINE_DECAY) * h.double()
         return term, h
 
     def _add_meta_gradient(self, supervised: Parameters, meta: Parameters) -> tuple[Parameters, Tensor]:
@@ -136,9 +136,9 @@ class MetaPseudoLabels(TeacherAndStudent[MplSettings]):
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """As `Method.state`."""
         tensors, numbers = super().state()
-        return tensors, numbers | {"baseline": self.baseline}
+        return tensors, numbers | {"baseline": float(self.baseline)}
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
         """As `Method.load_state`."""
         super().load_state(tensors, numbers)
-        self.baseline = numbers["baseline"]
+        self.baseline = torch.tensor(numbers["baseline"], dtype=torch.float64)
