@@ -93,13 +93,15 @@ def tiny(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """One core for this process and those that it starts (so no pools are), and torch as it was afterwards."""
+    """One core for this process and those that it starts (so no pools are), and torch as it was afterwards. Processes
+    of pytest that run side by side have one each."""
     torch = pytest.importorskip("torch")
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
     if cores:
-        os.sched_setaffinity(0, {min(cores)})
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
     torch.set_num_threads(1)
     yield
     if cores:

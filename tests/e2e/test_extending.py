@@ -6,12 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from semiseg.files import read_jsonl
 
+Command = Callable[..., Any]
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
 
@@ -56,14 +59,14 @@ def test_keys_of_other_methods_are_refused(entropy: Path, phantoms: Path, tmp_pa
     assert "unknown key method.rounds: entropy does not use it, pseudo_rounds has it." in refused.stderr
 
 
-def test_without_its_file_the_method_is_unknown(phantoms: Path, tmp_path: Path) -> None:
-    refused = run("-m", "semiseg", "prepare", tmp_path / "run", "--data", phantoms, "--method", "entropy")
-    assert refused.returncode == 2
-    assert "method.name = 'entropy': choose one of supervised, pseudo_rounds" in refused.stderr
+def test_without_its_file_the_method_is_unknown(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
+    refused = semiseg_command("prepare", tmp_path / "run", "--data", phantoms, "--method", "entropy")
+    assert refused.code == 2
+    assert "method.name = 'entropy': choose one of supervised, pseudo_rounds" in refused.err
 
 
 def test_a_network_of_ones_own_is_trained_and_once_checked_predicts_without_its_file(
-    phantoms: Path, tiny: list[str], tmp_path: Path
+    semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     silu, folder = from_the_page(tmp_path, 1, "silu.py"), tmp_path / "run"
     own = ["--set", "plan.network=silu", "--set", "predict.engine=torch"]
@@ -71,9 +74,11 @@ def test_a_network_of_ones_own_is_trained_and_once_checked_predicts_without_its_
     assert done.returncode == 0, done.stderr
     assert 'kind = "silu"' in (folder / "plan.toml").read_text()
     scans = phantoms / "imagesTs"
-    for command, output in (([silu], "checked"), (["-m", "semiseg"], "alone")):
-        predicted = run(*command, "predict", folder, scans, "--output", tmp_path / output, "--engine", "onnx")
-        assert predicted.returncode == 0, predicted.stderr
-    refused = run("-m", "semiseg", "predict", folder, scans, "--output", tmp_path / "torch", "--engine", "torch")
-    assert refused.returncode == 2
-    assert "kind = 'silu' of a network in the plan: known are unet, residual_encoder" in refused.stderr
+    checked = run(silu, "predict", folder, scans, "--output", tmp_path / "checked", "--engine", "onnx")
+    assert checked.returncode == 0, checked.stderr
+    # In this process, which has not seen the file.
+    alone = semiseg_command("predict", folder, scans, "--output", tmp_path / "alone", "--engine", "onnx")
+    assert alone.code == 0, alone.err
+    refused = semiseg_command("predict", folder, scans, "--output", tmp_path / "torch", "--engine", "torch")
+    assert refused.code == 2
+    assert "kind = 'silu' of a network in the plan: known are unet, residual_encoder" in refused.err

@@ -1,11 +1,12 @@
 """A promise: killed at any moment, the same command goes on to the same weights, bit for bit.
 
-The first and the last process of a killed run are `python -m semiseg`. Those in between are forked from a server that
-has imported semiseg: processes of their own all the same, without the seconds that importing torch takes.
+The first and the last process of the first killed run are `python -m semiseg`. The others are forked from a server that
+has imported semiseg and torch: processes of their own all the same, without the seconds that this takes.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -75,7 +76,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def fork(*arguments: object) -> BaseProcess:
     """The same from the server of forks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["semiseg.workflows"])
+    context.set_forkserver_preload(["semiseg.cli", "semiseg.planning", "semiseg.train_run", "semiseg.training.session"])
     process = context.Process(target=main, args=([str(argument) for argument in arguments],))
     process.start()
     return process
@@ -103,8 +104,10 @@ def wait_until(done: Callable[[], bool], process: Running) -> None:
 
 
 def steps_logged(run: Path) -> int:
-    rows = read_jsonl(run / "metrics.jsonl")
-    return int(rows[-1]["step"]) if rows else 0
+    """By the last whole line alone: this is asked every few milliseconds, on the core that the run has."""
+    log = run / "metrics.jsonl"
+    lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def writes_a_checkpoint(run: Path) -> bool:
@@ -122,6 +125,7 @@ def without_seconds(run: Path) -> list[dict[str, Any]]:
 def test_a_killed_run_ends_with_the_same_bits(
     name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:
+    first = name == next(iter(VARIANTS))
     kills, settings = VARIANTS[name]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = [flag for setting in [*LONG, *settings] for flag in ("--set", setting)]
@@ -133,7 +137,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     targets = np.sort(generator.integers(1, STEPS - 2, kills))
     in_the_middle = 0
     for number, target in enumerate(targets):
-        process = (fork if number else start)("train", killed, "--quiet")
+        process = (start if first and not number else fork)("train", killed, "--quiet")
         wait_until(lambda at=target: steps_logged(killed) >= at, process)
         if number % 2:  # every second one while a checkpoint is being written, the others anywhere
             wait_until(lambda: writes_a_checkpoint(killed), process)
@@ -145,9 +149,14 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert not (killed / "model").exists()
         with (killed / "metrics.jsonl").open("a") as log:
             log.write('{"step": 9')  # as if the last line had been cut in half
-    process = start("train", killed, "--quiet")
-    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, errors) == (0, "")
+    if first:
+        ended = start("train", killed, "--quiet")
+        _, errors = ended.communicate(timeout=PATIENCE_SECONDS)
+        assert (ended.returncode, errors) == (0, "")
+    else:
+        process = fork("train", killed, "--quiet")
+        process.join(PATIENCE_SECONDS)
+        assert process.exitcode == 0
 
     for path in (
         "model/weights.safetensors",

@@ -37,7 +37,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """A study file of methods with two labels. It sets their steps: nothing is timed here."""
     folder = tmp_path_factory.mktemp("study")
     flags = [flag for flag in tiny if "=" in flag and not flag.startswith("data.labelled")]
-    write_settings(folder / "recipe.toml", load_settings(None, flags))
+    # By torch: which engine is the fastest is not found out again for each run.
+    write_settings(folder / "recipe.toml", load_settings(None, [*flags, "predict.engine=torch"]))
     recipe = read_toml(folder / "recipe.toml")
     write_toml(folder / "recipe.toml", {name: table for name, table in recipe.items() if name != "method"})
     methods = "\n".join(f'{name} = {{ "method.name" = "{name}" }}' for name in METHODS)

@@ -475,7 +475,12 @@ def test_a_run_does_not_go_on_with_other_cases(runs: dict[str, Path], tmp_path: 
 
 def test_only_one_process_works_on_a_run(runs: dict[str, Path], tmp_path: Path) -> None:
     run = copied(runs["supervised"], tmp_path / "run")
-    code = "import semiseg, sys; from pathlib import Path; semiseg.train(Path(sys.argv[1]), quiet=True)"
+    code = """
+import sys
+import semiseg
+semiseg.train(sys.argv[1], quiet=True)
+assert "torch._dynamo" not in sys.modules, "torch's compiler is imported: a second of every start"
+"""
     with FileLock(run / ".lock"):
         done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
     assert done.returncode != 0

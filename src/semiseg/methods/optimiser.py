@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from semiseg.errors import ModelError
 from semiseg.methods.settings import OptimiserSettings
@@ -23,42 +24,50 @@ LARGEST_NORM = 12.0
 
 
 class NamedOptimiser:
-    """SGD with Nesterov momentum over one network; gradients come and momentum goes by name."""
+    """SGD with Nesterov momentum over one network; gradients come and momentum goes by name.
+
+    By the function in `torch.optim.SGD`: the class itself imports torch's compiler, a second at every start.
+    """
 
     def __init__(self, network: nn.Module, settings: OptimiserSettings) -> None:
         self.parameters: Parameters = dict(network.named_parameters())
-        self.optimiser = torch.optim.SGD(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=WEIGHT_DECAY,
-            nesterov=settings.momentum > 0,
-        )
+        self._momentum = settings.momentum
+        self._buffers: list[Tensor | None] = [None] * len(self.parameters)
 
     def step(self, gradients: Parameters, learning_rate: float) -> Tensor:
         """One update by the given gradients, clipped to the largest norm; returns the norm before clipping."""
+        parameters = list(self.parameters.values())
         for name, parameter in self.parameters.items():
             parameter.grad = gradients[name]
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), LARGEST_NORM)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        norm = nn.utils.clip_grad_norm_(parameters, LARGEST_NORM)
+        with torch.no_grad():
+            sgd(
+                parameters,
+                [cast(Tensor, parameter.grad) for parameter in parameters],
+                self._buffers,
+                weight_decay=WEIGHT_DECAY,
+                momentum=self._momentum,
+                lr=learning_rate,
+                dampening=0.0,
+                nesterov=self._momentum > 0,
+                maximize=False,
+            )
+        for parameter in parameters:
+            parameter.grad = None
         return norm
 
     def momentum(self) -> Parameters:
         """Momentum buffers by parameter name; empty before the first step."""
-        states = {name: self.optimiser.state.get(parameter, {}) for name, parameter in self.parameters.items()}
-        found = {name: state.get("momentum_buffer") for name, state in states.items()}
-        return {name: buffer for name, buffer in found.items() if buffer is not None}
+        return {
+            name: buffer for name, buffer in zip(self.parameters, self._buffers, strict=True) if buffer is not None
+        }
 
     def load_momentum(self, buffers: Parameters) -> None:
         """The inverse of `momentum`; without any, the optimiser begins anew."""
-        self.optimiser.state.clear()
-        for name, value in buffers.items():
-            parameter = self.parameters[name]
-            moved = value.to(parameter.device).clone(memory_format=torch.preserve_format)
-            self.optimiser.state[parameter]["momentum_buffer"] = moved
+        self._buffers = [
+            buffers[name].to(parameter.device).clone(memory_format=torch.preserve_format) if name in buffers else None
+            for name, parameter in self.parameters.items()
+        ]
 
 
 class Average:

@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from semiseg.data.plan import NetworkPlan, Plan
 from semiseg.losses import supervised_loss
+from semiseg.methods.optimiser import NamedOptimiser
+from semiseg.methods.settings import OptimiserSettings
 from semiseg.models.build import build_network, in_channels_last
 from semiseg.processes import usable_cores
 from semiseg.types import Shape
@@ -90,7 +94,7 @@ def _step_seconds(
 ) -> list[float]:
     """Seconds of training steps after a first that is not counted."""
     network = in_channels_last(build_network(plan, channels=channels, classes=classes, seed=0).to(device))
-    optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
+    optimiser = NamedOptimiser(network, OptimiserSettings())
     images = torch.zeros((batch, channels, *patch), device=device).contiguous(memory_format=torch.channels_last_3d)
     labels = torch.zeros((batch, *patch), dtype=torch.int64, device=device)
     times = []
@@ -99,8 +103,7 @@ def _step_seconds(
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             logits = network(images)
         torch.autograd.backward(supervised_loss(labels, logits.float()))
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.step({name: cast(Tensor, p.grad) for name, p in optimiser.parameters.items()}, 1e-3)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
