@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import pytest
 
 from semiseg.cli import main
 from semiseg.demo.dataset import write_phantom_dataset
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `plans.py`
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from semiseg.errors import ConfigError
 from semiseg.settings import read_settings
+from semiseg.workflows import prepare
 
 Command = Callable[..., Any]
 COMMANDS = ("check", "prepare", "train", "predict", "evaluate", "compare", "study", "report", "run", "demo")
@@ -434,6 +436,26 @@ def test_evaluate_names_the_missing_prediction(
     refused(semiseg_command("evaluate", *folders), "phantom_004")
     refused(semiseg_command("evaluate", "--references", tmp_path), "--predictions", kind="settings")
     refused(semiseg_command("evaluate", trained, "--tolerance-mm", 3), "run.toml", kind="settings")
+
+
+def test_ranks_are_refused_by_commands_that_share_no_work(
+    semiseg_command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for arguments in (["check", phantoms], ["predict", tmp_path, phantoms, "--output", tmp_path / "out"]):
+        refused(semiseg_command(*arguments), "torchrun starts 2 processes", "only train and run", kind="settings")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_scans_are_prepared(
+    phantoms: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = read_settings(trained / "run.toml")
+    assert settings.plan.batch == 2
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="A batch of 2 cannot be divided among 3 ranks: start 1 or 2"):
+        prepare(tmp_path / "run", settings, quiet=True)
+    assert not list((tmp_path / "run").glob("store/phantom_*"))
 
 
 def test_evaluate_scores_two_folders(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(data: Path, tiny: list[str]) -> list[object]:
-    return ["--data", data, "--folds", FOLDS, "--method", "supervised", *tiny]
+    # By torch: which engine is the fastest is not found out again for each fold.
+    return ["--data", data, "--folds", FOLDS, "--method", "supervised", *tiny, "--set", "predict.engine=torch"]
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,7 @@ def test_the_whole_way_by_two_ranks(semiseg_command: Command, phantoms: Path, ti
     """Rounds: scans are labelled and validated by both ranks; the first predicts, scores and reports."""
     run = tmp_path / "run"
     settings = {"train.steps": 8, "plan.batch": 2, "method.rounds": 2, "train.validation_every": 1}
+    settings |= {"predict.engine": "torch"}
     flags = [flag for key, value in settings.items() for flag in ("--set", f"{key}={value}")]
     code, out = ended(torchrun(2, "run", run, "--data", phantoms, *tiny, *flags))
     assert code == 0, out

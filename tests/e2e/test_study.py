@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,14 @@ def test_runs_are_listed_for_a_batch_system_and_collected(
     assert len(commands) == len(METHODS)
     program, *arguments = shlex.split(commands[0])
     assert program == "semiseg"
+    # One that began with other threads is listed with those, which an exact resume needs.
+    folder, recipe = Path(arguments[1]), Path(arguments[3])
+    settings = read_settings(recipe)
+    begun = replace(settings, train=replace(settings.train, threads=2))
+    folder.mkdir()
+    write_settings(folder / "run.toml", begun)
+    assert semiseg_command("study", study, *where, "--list").out.splitlines() == commands
+    assert read_settings(recipe) == begun
     assert semiseg_command(*arguments, "--quiet").code == 0
     assert semiseg_command("study", study, *where, "--list").out.splitlines() == commands[1:]
     collected = semiseg_command("study", study, *where, "--collect")

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from networks import CLASSES, TINY, tiny_unet
+from networks import CLASSES, tiny_unet
 from torch import Tensor, distributed
 
-from semiseg.data.plan import ChannelNormalisation, Plan
-from semiseg.io.dataset import LabelScheme
+from plans import PLAN
 from semiseg.io.store import StoredCase, write_case
 from semiseg.methods import mpl
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
@@ -51,7 +50,8 @@ KINDS: dict[str, tuple[type[StudentMethod[Any]], dict[str, object]]] = {
     "cross_pseudo": (CrossPseudo, {}),
     "copy_paste": (CopyPaste, {}),
 }
-VARIANTS = [(4, None, "float64"), (4, IGNORE, "float64"), (2, None, "float64"), (4, None, "float32")]
+VARIANTS = [(4, None, "float64"), (2, IGNORE, "float64"), (4, None, "float32")]
+"""Patches of all ranks, a label to ignore, and the precision. With two patches a rank has one."""
 
 
 def whole_batch(step: int, batch: int, dtype: torch.dtype) -> tuple[Batch, UnlabelledBatch]:
@@ -101,20 +101,6 @@ def results() -> dict[str, dict[str, Tensor]]:
         for kind in KINDS
         for batch, ignore, dtype in VARIANTS
     }
-
-
-PLAN = Plan(
-    dataset="made up",
-    channels=("MRI",),
-    labels=LabelScheme(names={0: "background", 1: "a", 2: "b"}),
-    spacing_mm=(1.0, 1.0, 1.0),
-    anisotropic_axis=None,
-    patch=(8, 8, 8),
-    batch=2,
-    normalisation=(ChannelNormalisation(scheme="zscore"),),
-    teacher=TINY,
-    student=TINY,
-)
 
 
 def store_cases(folder: Path) -> None:

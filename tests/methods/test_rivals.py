@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 from method_runs import resumed, scan_labels
-from networks import CLASSES, TINY, tiny_unet
+from networks import CLASSES, tiny_unet
 from torch import Tensor, nn
 
+import plans
 from semiseg.augment.cutmix import sample_boxes
-from semiseg.data.plan import ChannelNormalisation, Plan
-from semiseg.io.dataset import LabelScheme
 from semiseg.losses import CROSS_ENTROPY_DICE, Losses, supervised_loss
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.build import build_method
@@ -52,18 +51,7 @@ KINDS: dict[str, type[StudentMethod[Any]]] = {
 }
 SEEDS = {"student": 1, "partner": 2, "teacher": 3}
 SLOW = OptimiserSettings(learning_rate=0.01)
-PLAN = Plan(
-    dataset="made up",
-    channels=("MRI",),
-    labels=LabelScheme(names={0: "background", 1: "a", 2: "b"}),
-    spacing_mm=(1.0, 1.0, 1.0),
-    anisotropic_axis=None,
-    patch=SHAPE,
-    batch=2,
-    normalisation=(ChannelNormalisation(scheme="zscore"),),
-    teacher=TINY,
-    student=TINY,
-)
+PLAN = replace(plans.PLAN, patch=SHAPE)
 THRICE = Losses(
     lambda labels, logits, ignore: 3 * CROSS_ENTROPY_DICE.labelled(labels, logits, ignore),
     lambda q, logits, weight: 3 * CROSS_ENTROPY_DICE.pseudo(q, logits, weight),

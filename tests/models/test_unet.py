@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from semiseg.data.plan import NetworkPlan
 from semiseg.models.build import build_network, count_parameters, in_channels_last
-from semiseg.models.layers import BatchNorm3d, Conv3d, batch_statistics_only
+from semiseg.models.layers import BatchNorm3d, Conv3d, InstanceNorm3d, batch_statistics_only
 from semiseg.models.unet import UNet3d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,6 +176,18 @@ def test_measuring_nests_and_ends_with_an_exception() -> None:
     assert not any(layer.measuring for layer in network.modules() if isinstance(layer, BatchNorm3d))
     network(x)
     assert not unchanged(network, before)
+
+
+def test_instance_norm_takes_no_patch_at_all() -> None:
+    """As a rank may have none of a step; its parameters have gradients all the same, which the ranks add up."""
+    norm = InstanceNorm3d(3, affine=True)
+    found = norm(torch.empty((0, 3, 4, 5, 6), requires_grad=True))
+    assert found.shape == (0, 3, 4, 5, 6)
+    found.sum().backward()
+    for parameter in norm.parameters():
+        assert torch.equal(parameter.grad, torch.zeros(3))
+    x = image(2, 3, 4, 5, 6)
+    assert torch.equal(norm(x), nn.InstanceNorm3d(3, affine=True)(x))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])

@@ -29,6 +29,8 @@ semiseg(predict + "--output {OUT}/int8 --engine openvino --precision int8 --devi
 for form in ("onnx", "openvino", "torch"):
     semiseg(f"export {{RUN}} --to {form} --output {{OUT}}/export_{form}")
 """
+STRACE = ("strace", "--follow-forks", "--seccomp-bpf", "--trace=socket,connect,sendto")
+"""By seccomp a process stops at these calls alone, and not at every call."""
 NAMES_A_HOST = ("AF_INET", "AF_INET6")
 
 
@@ -49,9 +51,7 @@ def test_no_command_opens_a_socket(phantoms: Path, tiny: list[str], tmp_path: Pa
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
     }
     ended = subprocess.run(
-        # By --seccomp-bpf the process stops at these calls alone, and not at every call.
-        ["strace", "--follow-forks", "--seccomp-bpf", "--trace=socket,connect,sendto", "--output", trace]
-        + [sys.executable, "-c", COMMANDS],
+        [*STRACE, "--output", trace, sys.executable, "-c", COMMANDS],
         env=environment,
         capture_output=True,
         text=True,

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
+from plans import PLAN
 from semiseg.errors import DataError
-from semiseg.io.dataset import LabelScheme
 from semiseg.io.store import StoredCase, open_case, write_case
 from semiseg.training.ranking import Doubt, case_doubt, doubts, ranked, read_ranking, write_ranking
 from semiseg.types import FloatArray
 
-TINY = NetworkPlan(features=(2, 2), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
-PLAN = Plan(
-    dataset="made up",
-    channels=("MRI",),
-    labels=LabelScheme(names={0: "background", 1: "a", 2: "b"}),
-    spacing_mm=(1.0, 1.0, 1.0),
-    anisotropic_axis=None,
-    patch=(4, 4, 4),
-    batch=2,
-    normalisation=(ChannelNormalisation(scheme="zscore"),),
-    teacher=TINY,
-    student=TINY,
-)
+SMALL = replace(PLAN, patch=(4, 4, 4))
 SHAPE = (10, 6, 5)
 
 
@@ -59,20 +47,20 @@ def case(tmp_path: Path) -> Path:
 
 def test_disagreement_is_one_minus_the_mean_dice_of_organs(case: Path) -> None:
     first, second = Thresholds(99.5, 199.5), Thresholds(149.5, 199.5)
-    doubt = case_doubt(open_case(case), first, second, PLAN)
+    doubt = case_doubt(open_case(case), first, second, SMALL)
     # Class 1: 100 and 50 voxels, 50 of them common; class 2: the same 100.
     assert doubt["disagreement"] == pytest.approx(1 - (100 / 150 + 1) / 2, abs=1e-6)
     assert (doubt["id"], doubt["organs"], doubt["organ_voxels"]) == ("c", 2, 200)
-    same = case_doubt(open_case(case), first, first, PLAN)
+    same = case_doubt(open_case(case), first, first, SMALL)
     assert same["disagreement"] == 0
-    assert case_doubt(open_case(case), first, Thresholds(999, 999), PLAN)["disagreement"] == 1
+    assert case_doubt(open_case(case), first, Thresholds(999, 999), SMALL)["disagreement"] == 1
 
 
 def test_one_network_alone_has_no_disagreement(case: Path) -> None:
     engine = Thresholds(50, 150)
-    alone = case_doubt(open_case(case), engine, None, PLAN)
+    alone = case_doubt(open_case(case), engine, None, SMALL)
     assert math.isnan(alone["disagreement"])
-    assert alone | {"disagreement": 0.0} == case_doubt(open_case(case), engine, engine, PLAN)
+    assert alone | {"disagreement": 0.0} == case_doubt(open_case(case), engine, engine, SMALL)
 
 
 def test_entropy_is_of_voxels_that_may_be_an_organ(case: Path) -> None:
@@ -81,14 +69,14 @@ def test_entropy_is_of_voxels_that_may_be_an_organ(case: Path) -> None:
     p = np.exp([sharpness, 0, 0]) / np.exp([sharpness, 0, 0]).sum()
     expected = -(p * np.log(p)).sum() / math.log(3)
     # No voxel is surely background at this sharpness, so all count, and all have the same entropy. Tiles overlap.
-    assert case_doubt(open_case(case), engine, engine, PLAN)["entropy"] == pytest.approx(expected, abs=1e-5)
+    assert case_doubt(open_case(case), engine, engine, SMALL)["entropy"] == pytest.approx(expected, abs=1e-5)
     # Sure of everything: hardly any entropy, and the background is left out.
-    assert case_doubt(open_case(case), Thresholds(99.5, 199.5), engine, PLAN)["entropy"] < 1e-4
+    assert case_doubt(open_case(case), Thresholds(99.5, 199.5), engine, SMALL)["entropy"] < 1e-4
 
 
 def test_a_case_in_which_nothing_is_found_is_the_most_doubtful(case: Path) -> None:
     nothing = Thresholds(999, 999)
-    doubt = case_doubt(open_case(case), nothing, nothing, PLAN)
+    doubt = case_doubt(open_case(case), nothing, nothing, SMALL)
     assert (doubt["disagreement"], doubt["entropy"], doubt["organs"]) == (1.0, 1.0, 0)
 
 
@@ -117,7 +105,7 @@ def test_every_case_is_judged_and_progress_is_told(case: Path, tmp_path: Path) -
     told: list[tuple[int, int, str]] = []
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    found, problems = doubts([case, damaged, case], engine, engine, PLAN, progress=lambda *values: told.append(values))
+    found, problems = doubts([case, damaged, case], engine, engine, SMALL, progress=lambda *values: told.append(values))
     assert [doubt["id"] for doubt in found] == ["c", "c"]
     assert told == [(1, 3, "c"), (2, 3, "damaged"), (3, 3, "c")]
     assert [str(damaged) in text for text in problems] == [True]
@@ -126,7 +114,7 @@ def test_every_case_is_judged_and_progress_is_told(case: Path, tmp_path: Path) -
 def test_workers_judge_alike(case: Path) -> None:
     engine = Thresholds(99.5, 199.5)
     alone, shared = (
-        doubts([case, case], engine, engine, PLAN, workers=workers, progress=lambda *_: None) for workers in (1, 2)
+        doubts([case, case], engine, engine, SMALL, workers=workers, progress=lambda *_: None) for workers in (1, 2)
     )
     assert alone == shared
 

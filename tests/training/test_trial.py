@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from semiseg import planning
 from semiseg.data.plan import NetworkPlan, Plan
-from semiseg.training import trial
+from semiseg.settings import RunSettings
+from semiseg.training import session, trial
+from semiseg.training.settings import TrainSettings
 from semiseg.training.trial import fastest_threads, voxel_seconds
 
 CPU = torch.device("cpu")
@@ -45,6 +49,29 @@ def test_one_thread_half_of_the_cores_and_all_are_tried(
     monkeypatch.setattr(trial, "_step_seconds", steps)
     assert fastest_threads(cores) == best == torch.get_num_threads()
     assert tried == sorted(seconds)
+
+
+@pytest.mark.parametrize(("ranks", "share"), [(1, 8), (4, 2), (16, 1)])
+def test_ranks_of_a_machine_try_their_share_of_its_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranks: int, share: int
+) -> None:
+    """At the start, and where the pace collapses."""
+    given: list[int] = []
+
+    def tried(most: int) -> int:
+        given.append(most)
+        return most
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    for room in (planning, session):
+        monkeypatch.setattr(room, "usable_cores", lambda: 8)
+    for room in (trial, session):
+        monkeypatch.setattr(room, "fastest_threads", tried)
+    settings = RunSettings(train=TrainSettings(device="cpu", precision="float32"))
+    with session.torch_as_it_was():
+        settled, _ = planning.settle_machine(tmp_path, settings)
+    assert session._fastest_threads_here() == settled.threads == share
+    assert given == [share, share]
 
 
 @pytest.mark.usefixtures("one_thread")

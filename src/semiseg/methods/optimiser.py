@@ -58,9 +58,7 @@ class NamedOptimiser:
 
     def momentum(self) -> Parameters:
         """Momentum buffers by parameter name; empty before the first step."""
-        return {
-            name: buffer for name, buffer in zip(self.parameters, self._buffers, strict=True) if buffer is not None
-        }
+        return {name: buffer for name, buffer in zip(self.parameters, self._buffers, strict=True) if buffer is not None}
 
     def load_momentum(self, buffers: Parameters) -> None:
         """The inverse of `momentum`; without any, the optimiser begins anew."""
