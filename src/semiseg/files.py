@@ -187,9 +187,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON atomically; NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: object, *, indent: int | None = 1) -> None:
+    """Write JSON atomically, indented, or with None in one line; NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _text(path: Path) -> str:

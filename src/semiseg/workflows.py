@@ -33,7 +33,7 @@ from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.modality import Modality
-from semiseg.io.store import read_case_meta
+from semiseg.io.store_index import IndexedCases, write_index
 from semiseg.notices import add_notice
 from semiseg.planning import LEARNT_FROM, for_ranks, lacking_space, made_plan, what_comes
 from semiseg.predict_run import predict_into, predict_test_cases
@@ -186,11 +186,13 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             + "\nMend or remove the files; or leave the cases out: write their ids into a text file, one a line, and "
             "give the same command with --set data.exclude=FILE."
         )
+    index = write_index(run / "store", [case.id for case in training], anew=verify)
+    stored = IndexedCases(index, [run / "store" / case.id for case in training])
     if not quiet:
-        print_label_remarks(training, run / "store", plan.labels)
+        print_label_remarks(training, stored, plan.labels)
     write_recipe(run / "store", plan)
     if not quiet and (channels := [i for i, one in enumerate(plan.normalisation) if one.scheme == "zscore"]):
-        names = unlike_others([read_case_meta(run / "store" / case.id) for case in training], channels)
+        names = unlike_others(stored, channels)
         if names:
             looks = f"Unlike the other scans in their intensities: {shortened(names)}."
             print(f"{looks} Look whether they belong to the set.")

@@ -13,7 +13,6 @@ from semiseg.data.sampling import (
     Patch,
     PredictedLocations,
     SamplingSettings,
-    cases_by_class,
     is_forced,
     labelled_patch,
     place_box,
@@ -47,12 +46,13 @@ def _case(
     )
 
 
+HOLDERS = {1: [0, 1], 2: [1]}
 # Class 1 is in both cases, class 2 (a rare organ) only in one corner of the second.
 LABELLED = [_case("a", classes={1: ((0, 0, 0), (10, 20, 3))}), _case("b", classes={1: ((5, 5, 5),), 2: ((19, 0, 1),)})]
 
 
 def _labelled(step: int, sample: int, batch: int = 2, chosen: SamplingSettings = SETTINGS) -> Patch:
-    return labelled_patch(LABELLED, cases_by_class(LABELLED), PATCH, Draw(0, step, sample), batch, chosen)
+    return labelled_patch(LABELLED, HOLDERS, PATCH, Draw(0, step, sample), batch, chosen)
 
 
 def _holds(box: Box, voxel: Shape) -> bool:
@@ -127,7 +127,7 @@ def test_unforced_patches_reach_all_of_the_volume(monkeypatch: pytest.MonkeyPatc
 
 def test_labelled_cases_without_foreground_are_sampled_uniformly() -> None:
     cases = [_case("empty", classes={})]
-    patch = labelled_patch(cases, cases_by_class(cases), PATCH, Draw(0, 0, 1), 2, SETTINGS)
+    patch = labelled_patch(cases, {}, PATCH, Draw(0, 0, 1), 2, SETTINGS)
     assert patch.case == 0
 
 

@@ -136,8 +136,9 @@ def test_ids_are_plain_names(id: str, semiseg_command: Command, run: Path, tmp_p
 
 
 def test_a_stored_case_of_another_id_is_damaged(semiseg_command: Command, run: Path) -> None:
+    """It is found when the case is opened, and this one is labelled."""
     shutil.rmtree(run / "checkpoints")
-    shutil.copy(run / "store" / "phantom_002" / "case.json", run / "store" / "phantom_003" / "case.json")
+    shutil.copy(run / "store" / "phantom_002" / "case.json", run / "store" / "phantom_001" / "case.json")
     answer = semiseg_command("train", run, "--quiet")
     assert answer.code == 2
     assert "case.json is of the case 'phantom_002'" in answer.err

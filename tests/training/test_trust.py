@@ -11,6 +11,7 @@ import pytest
 
 from semiseg.data.plan import Plan
 from semiseg.io.store import read_case_meta, write_case, write_labels
+from semiseg.io.store_index import IndexedCases, index_of
 from semiseg.training.scan_labels import label_file
 from semiseg.training.trust import LEAST_AGREEMENT, VOLUME_RANGE, Found, looked_at, verdict
 
@@ -37,7 +38,7 @@ def found(store: Store, plan: Plan, tmp_path: Path) -> Callable[..., Found]:
         for folder, maps in zip(folders, (now, before or now), strict=True):
             for n, label in enumerate(maps):
                 write_labels(label_file(folder, f"u{n}"), label)
-        return looked_at(cases, folders, plan, known)
+        return looked_at(cases, folders, plan, IndexedCases(index_of(known), known))
 
     return look
 

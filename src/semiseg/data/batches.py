@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.data.histograms import with_other_histogram
-from semiseg.data.sampling import PredictedLocations, SamplingSettings, cases_by_class, labelled_patch, unlabelled_patch
+from semiseg.data.sampling import PredictedLocations, SamplingSettings, labelled_patch, unlabelled_patch
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, StoredCase, open_case, read_case_meta
+from semiseg.io.store import OpenCase, StoredCase
+from semiseg.io.store_index import IndexedCases, StoreIndex, index_of
 from semiseg.randomness import Draw
 from semiseg.types import FloatArray, Shape
 
@@ -47,7 +48,8 @@ class BatchSource:
     labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the second may
     be empty. patch: size in voxels. batch: samples of a step over all ranks, labelled ones and as many unlabelled
     ones, of which rank r of `world` reads the r-th part. histograms: with which probability, and in which channels,
-    labelled patches get the histogram of another scan.
+    labelled patches get the histogram of another scan. index: of the store that the cases lie in, by which they are
+    described when they are drawn; without one each is read here.
 
     Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for a
     damaged case, here or when it is read.
@@ -68,6 +70,7 @@ class BatchSource:
         histograms: tuple[float, Sequence[int]] | None = None,
         rank: int = 0,
         world: int = 1,
+        index: StoreIndex | None = None,
     ) -> None:
         if not labelled:
             raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
@@ -75,16 +78,21 @@ class BatchSource:
         self._rank, self._share = rank, batch // world
         self._patch, self._batch, self._seed = patch, batch, seed
         self._settings = SamplingSettings() if settings is None else settings
-        self._labelled = _Cases(labelled)
-        self._unlabelled = _Cases(unlabelled)
-        self._holders = cases_by_class(self._labelled.metas)
-        self._every, self._histograms = [*self._labelled.metas, *self._unlabelled.metas], histograms
+        index = index_of([*labelled, *unlabelled]) if index is None else index
+        self._labelled = _Cases(IndexedCases(index, labelled))
+        self._unlabelled = _Cases(IndexedCases(index, unlabelled))
+        self._holders = self._labelled.metas.holders()
+        self._every, self._histograms = self._labelled.metas + self._unlabelled.metas, histograms
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
         self._published: list[_Published] = [
             _Published(0, {}, range(len(self._unlabelled.metas)), self._unlabelled.metas)
         ]
         self._asked = -1
+
+    @property
+    def labelled_cases(self) -> IndexedCases:
+        return self._labelled.metas
 
     def labelled(self, step: int) -> tuple[FloatArray, NDArray[np.int64]]:
         """Images (B, C, Z, Y, X) float32 and labels (B, Z, Y, X) int64 of a step."""
@@ -126,8 +134,11 @@ class BatchSource:
         first = max(self._asked + 1, self._published[-1].from_step)
         if from_step < first:
             raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
-        drawn = [i for i, meta in enumerate(self._unlabelled.metas) if among is None or meta.id in among]
-        metas = [self._unlabelled.metas[index] for index in drawn]
+        every = self._unlabelled.metas
+        drawn: Sequence[int] = range(len(every))
+        if among is not None:
+            drawn = [position for position, folder in enumerate(every.folders) if folder.name in among]
+        metas = every if among is None else every.part(drawn)
         self._published.append(_Published(from_step, predicted, drawn, metas))
 
     def publish_labels(self, labels_of: Callable[[StoredCase], Any], *, among: Collection[str] | None = None) -> None:
@@ -189,7 +200,7 @@ class _Published:
     from_step: int
     predicted: PredictedLocations
     among: Sequence[int]
-    metas: Sequence[StoredCase]
+    metas: IndexedCases
 
 
 class _Memory:
@@ -207,7 +218,7 @@ class _Memory:
 
 
 class _Cases:
-    """Stored cases: their descriptions, a few of them open, and decompressed arrays as memory allows.
+    """Stored cases: their descriptions (`metas`), a few of them open, and decompressed arrays as memory allows.
 
     Decompressed cases are kept in the order of their first use and none is thrown out: passes over the cases in
     random order would evict a case before its next use, and decompress whole cases for single patches.
@@ -216,9 +227,8 @@ class _Cases:
     open_limit = 64
     """Cases held open at once: each holds a file descriptor or two, of which many systems grant 1,024."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = tuple(folders)
-        self.metas = [read_case_meta(folder) for folder in self._folders]
+    def __init__(self, metas: IndexedCases) -> None:
+        self.metas = metas
         self._kept: dict[int, OpenCase] = {}
         self._recent: OrderedDict[int, OpenCase] = OrderedDict()
         self.labels_of: Callable[[StoredCase], Any] | None = None
@@ -243,7 +253,7 @@ class _Cases:
             return self._kept[index]
         case = self._recent.pop(index, None)
         if case is None:
-            case = open_case(self._folders[index])
+            case = self.metas.open(index)
             if self.labels_of is not None and self._is_labelled(case.meta):
                 case = replace(case, label=self.labels_of(case.meta))
         label_bytes = 1 if case.label is None else case.label.dtype.itemsize  # which may come later

@@ -6,7 +6,7 @@ The order is nnU-Net's: normalise on the scan's own grid, then resample. Nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from semiseg.data.scan_rows import ScanRows, preparation_axis
 from semiseg.data.shared_store import entry, link_case
 from semiseg.errors import DataError, SemisegError
 from semiseg.files import (
+    append_jsonl,
     digest_of,
     hash_files,
     is_full,
@@ -35,7 +36,7 @@ from semiseg.files import (
 from semiseg.geometry import triple
 from semiseg.io.dataset import Case
 from semiseg.io.scans import RawVolume, read_scan
-from semiseg.io.store import CASE_FILES, StoredCase, check_files, read_case_meta, write_case
+from semiseg.io.store import CASE_FILES, Places, StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape
@@ -155,31 +156,41 @@ def prepare_cases(
     """
     seen = _Seen(store_folder, plan)
     results: dict[int, PreparedCase] = {}
+    for index, case in enumerate(cases):
+        if not verify and (known := seen.hash_of(case)):
+            results[index] = PreparedCase(id=case.id, hash=known, reused=True)
+    if progress and results:
+        progress(len(results), len(cases), cases[max(results)].id)
+    left = [index for index in range(len(cases)) if index not in results]
     try:
-        for index, result in each_case(
+        for number, result in each_case(
             partial(_attempt, plan=plan, store_folder=store_folder, shared=shared),
-            [(case, None if verify else seen.hash_of(case)) for case in cases],
+            [cases[index] for index in left],
             workers=workers,
-            lost=lambda job: PreparedCase(id=job[0].id, error=f"{job[0].images[0]}: {WAS_KILLED}."),
+            lost=lambda case: PreparedCase(id=case.id, error=f"{case.images[0]}: {WAS_KILLED}."),
         ):
-            results[index] = result
+            results[left[number]] = result
+            seen.add(result)
             if progress:
                 progress(len(results), len(cases), result.id)
     finally:
-        seen.write(results.values())
+        seen.tidy()
     return [results[index] for index in range(len(cases))]
 
 
 class _Seen:
-    """`store/seen.jsonl`: by case the hash, and the sizes and times of its files when they were last read."""
+    """`store/seen.jsonl`: by case the hash, and the sizes and times of its files when they were last read. A row is
+    added as soon as a case is done, so that a command that was killed goes on without reading it again."""
 
     def __init__(self, store_folder: Path, plan: Plan) -> None:
         self._folder, self._file = store_folder, store_folder / "seen.jsonl"
         self._recipe = digest_of(_recipe(plan))
+        self._added = 0
         try:
             self._rows = {str(row["id"]): row for row in read_jsonl(self._file)}
         except (DataError, KeyError):
             self._rows = {}  # everything is read anew
+            self._file.unlink()
 
     def hash_of(self, case: Case) -> str | None:
         """The hash of a case whose files are as they were, None where they are to be read."""
@@ -188,12 +199,17 @@ class _Seen:
             return None
         return str(row["hash"])
 
-    def write(self, results: Iterable[PreparedCase]) -> None:
-        """Keep what was read of these cases."""
-        for one in results:
-            if one.stamps is not None:
-                self._rows[one.id] = {"id": one.id, "recipe": self._recipe, "hash": one.hash, "stamps": one.stamps}
-        if self._folder.is_dir():
+    def add(self, result: PreparedCase) -> None:
+        """Keep what was read of a case."""
+        if result.stamps is not None and self._folder.is_dir():
+            row = {"id": result.id, "recipe": self._recipe, "hash": result.hash, "stamps": result.stamps}
+            self._rows[result.id] = row
+            append_jsonl(self._file, row)
+            self._added += 1
+
+    def tidy(self) -> None:
+        """Leave one row of each case."""
+        if self._added and self._folder.is_dir():
             write_jsonl(self._file, list(self._rows.values()))
 
 
@@ -210,10 +226,7 @@ def _stamps(case: Case, store_folder: Path) -> dict[str, list[int]] | None:
         return None
 
 
-def _attempt(job: tuple[Case, str | None], plan: Plan, store_folder: Path, shared: Path | None) -> PreparedCase:
-    case, known = job
-    if known:
-        return PreparedCase(id=case.id, hash=known, reused=True)
+def _attempt(case: Case, plan: Plan, store_folder: Path, shared: Path | None) -> PreparedCase:
     try:
         before = _stamps(case, store_folder)  # of the sources: what changes while they are read is read again next time
         result = prepare_case(case, plan, store_folder, shared)
@@ -247,7 +260,7 @@ def _describe(
 ) -> StoredCase:
     shape = triple(image.shape[1:])
     voxels: dict[int, int] = {}
-    locations: dict[int, tuple[Shape, ...]] = {}
+    locations: dict[int, Places] = {}
     draw = Draw(seed=0)  # locations belong to the content of the case, not to a run
     if label is not None:
         voxels = count_values(label)

@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from semiseg.data.check_case import Remark, inspect_header
-from semiseg.errors import DataError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.store import read_case_meta
+from semiseg.io.store_index import IndexedCases
 
 _SHOWN = 5
 """So many lines of one kind are printed, and then how many more there are."""
@@ -27,19 +28,17 @@ def print_remarks(dataset: Dataset) -> None:
         _print(severity, [(file, text) for kind, file, text in found if kind == severity])
 
 
-def print_label_remarks(cases: Sequence[Case], store: Path, labels: LabelScheme) -> None:
-    """Print to stderr which labels are empty, and which classes no stored training label has."""
-    voxels: dict[Path, dict[int, int]] = {}
-    for case in cases:
-        if case.label is not None:
-            try:
-                voxels[case.label] = read_case_meta(store / case.id).class_voxels
-            except DataError:
-                continue  # was not prepared, which is an error of its own
-    empty = [file for file, counts in voxels.items() if not any(counts.get(value) for value in labels.organs)]
+def print_label_remarks(cases: Sequence[Case], stored: IndexedCases, labels: LabelScheme) -> None:
+    """Print to stderr which labels are empty, and which classes no stored training label has. stored: the cases, in
+    their order."""
+    has_label = np.array([case.label is not None for case in cases], dtype=bool)
+    voxels = {value: stored.voxels_of(value)[has_label] for value in labels.organs}
+    files = [case.label for case in cases if case.label is not None]
+    is_empty = ~np.any([counts > 0 for counts in voxels.values()], axis=0)
+    empty = [file for file, nothing in zip(files, is_empty, strict=True) if nothing]
     _print("warning", [(file, "the label is empty: no voxel has a class.") for file in empty])
-    unseen = [name for value, name in labels.organs.items() if not any(counts.get(value) for counts in voxels.values())]
-    if unseen and voxels:
+    unseen = [name for value, name in labels.organs.items() if not voxels[value].any()]
+    if unseen and files:
         print(f"warning: no training label contains {', '.join(unseen)}: it cannot be learned.", file=sys.stderr)
 
 

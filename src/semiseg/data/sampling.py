@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,15 +61,9 @@ class Patch:
     box: Box
 
 
-def cases_by_class(cases: Sequence[StoredCase]) -> dict[int, list[int]]:
-    """Indices of the cases that hold each class, by class in ascending order."""
-    classes = sorted({value for case in cases for value, places in case.class_locations.items() if places})
-    return {value: [i for i, case in enumerate(cases) if case.class_locations.get(value)] for value in classes}
-
-
 def labelled_patch(
     cases: Sequence[StoredCase],
-    holders: Mapping[int, Sequence[int]],
+    holders: Mapping[int, Sequence[int] | NDArray[np.int64]],
     patch: Shape,
     draw: Draw,
     batch: int,
@@ -77,16 +71,18 @@ def labelled_patch(
 ) -> Patch:
     """The patch of one sample of a labelled batch.
 
-    holders: `cases_by_class(cases)`. draw: its sample is the position in the global batch. A forced sample draws the
-    class first and then a case and a voxel of it, so that rare classes are seen as often as common ones; the others are
-    uniform over cases and over the places in the volume, since the network has to learn the empty parts too.
+    holders: indices of the cases that hold each class, by class in ascending order. draw: its sample is the position in
+    the global batch. A forced sample draws the class first and then a case and a voxel of it, so that rare classes are
+    seen as often as common ones; the others are uniform over cases and over the places in the volume, since the network
+    has to learn the empty parts too.
     """
     generator = draw.generator("patch/labelled")
     if holders and is_forced(draw.step * batch + draw.sample, settings.foreground_fraction):
         value = _choice(generator, list(holders))
-        case = _choice(generator, holders[value])
-        centre = _choice(generator, cases[case].class_locations[value])
-        return Patch(case, place_box(centre, cases[case].shape_zyx, patch, generator))
+        case = int(_choice(generator, holders[value]))
+        meta = cases[case]
+        centre = _choice(generator, meta.class_locations[value])
+        return Patch(case, place_box(centre, meta.shape_zyx, patch, generator))
     case = int(generator.integers(len(cases)))
     return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator))
 
@@ -164,5 +160,5 @@ def _box(starts: Sequence[int], patch: Shape) -> Box:
     return Box(triple(starts), triple(start + edge for start, edge in zip(starts, patch, strict=True)))
 
 
-def _choice(generator: np.random.Generator, options: Sequence[_T]) -> _T:
+def _choice(generator: np.random.Generator, options: Sequence[_T] | NDArray[Any]) -> _T:
     return options[int(generator.integers(len(options)))]

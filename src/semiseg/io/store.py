@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import blosc2
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from semiseg.errors import DataError
 from semiseg.files import atomic_file, atomic_folder, digest_of, hash_files, read_json, write_json
@@ -26,6 +27,8 @@ STORE_FORMAT = 2
 CASE_FILES = ("image.b2nd", "label.b2nd", "case.json")
 _CHUNK: Shape = (32, 64, 64)
 _BLOCK: Shape = (8, 32, 32)
+Places = Annotated[Sequence[Shape], BeforeValidator(tuple)]
+"""Voxels `(z, y, x)`: tuples, or what an index of a store serves as such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class StoredCase:
     labelled: bool
     channels: int
     class_voxels: dict[int, int]
-    class_locations: dict[int, tuple[Shape, ...]]
-    body_locations: tuple[Shape, ...]
+    class_locations: dict[int, Places]
+    body_locations: Places
     channel_quantiles: tuple[tuple[float, ...], ...] = ()
 
 
@@ -107,7 +110,7 @@ def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, met
         sizes = {file.name: file.stat().st_size for file in files}
         digests = {file.name: hash_files([file]) for file in files}
         value = {"format": STORE_FORMAT, "bytes": sizes, "sha256": digests, "case": asdict(meta)}
-        write_json(temporary / "case.json", value | {"case_sha256": digest_of(asdict(meta))})
+        write_json(temporary / "case.json", value | {"case_sha256": digest_of(asdict(meta))}, indent=None)
 
 
 def write_labels(path: Path, labels: LabelArray) -> None:
@@ -130,8 +133,22 @@ def check_files(folder: Path) -> None:
             raise _damaged(folder, f"{name} does not fit its checksum")
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written as a case: its description with its checksum, and the bytes of its arrays' files."""
+
+    meta: StoredCase
+    sha256: str
+    sizes: dict[str, int]
+
+
 def read_case_meta(folder: Path) -> StoredCase:
     """The description of a stored case; raises `DataError` if any of its files is damaged or missing."""
+    return read_written(folder).meta
+
+
+def read_written(folder: Path) -> Written:
+    """What `case.json` says; raises `DataError` if any file of the case is damaged or missing."""
     value = read_json(folder / "case.json")
     try:
         if value["format"] != STORE_FORMAT:
@@ -151,16 +168,25 @@ def read_case_meta(folder: Path) -> StoredCase:
         raise _damaged(folder, f"case.json is of the case {meta.id!r}")
     if set(sizes) != expected or set(digests) != expected:
         raise _damaged(folder, f"case.json lists {sorted(sizes)} instead of {sorted(expected)}")
+    check_sizes(folder, sizes)
+    return Written(meta, value["case_sha256"], sizes)
+
+
+def check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Raise `DataError` where a file of a case is missing or has not as many bytes as were written."""
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else 0
         if found != size:
             raise _damaged(folder, f"{name} has {found} bytes instead of {size}")
-    return meta
 
 
 def open_case(folder: Path) -> OpenCase:
     """Open a stored case for reading patches; raises `DataError` naming the folder if it is damaged."""
-    meta = read_case_meta(folder)
+    return open_described(folder, read_case_meta(folder))
+
+
+def open_described(folder: Path, meta: StoredCase) -> OpenCase:
+    """Open a stored case whose description is known."""
     image = _open_array(folder, "image.b2nd", (meta.channels, *meta.shape_zyx), ("float32",))
     label = _open_array(folder, "label.b2nd", meta.shape_zyx, ("uint8", "uint16")) if meta.labelled else None
     return OpenCase(folder, meta, image, label)

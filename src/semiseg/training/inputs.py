@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from heapq import nsmallest
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -22,7 +23,7 @@ from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.files import write_jsonl
-from semiseg.io.store import open_labels, read_case_meta
+from semiseg.io.store import open_labels
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.torch_engine import TorchEngine
@@ -176,7 +177,7 @@ class Feed:
             for some in (few[:FIRST_LOOK], few):
                 for network, folder in zip(networks, folders, strict=True):
                     places = label(some, network, folder, to_look=True)
-                found = looked = looked_at(some, folders, place.plan, data.labelled)
+                found = looked = looked_at(some, folders, place.plan, data.source.labelled_cases)
                 if looked.agreement < HOPELESS:
                     break
             self._say_if_dear((time.perf_counter() - began) / len(some) / len(networks), len(drawn), len(rounds))
@@ -211,7 +212,7 @@ class Feed:
     @cached_property
     def _scan_steps(self) -> float:
         """The voxels of a scan, by those of the patches of a step."""
-        scan = fmean(prod(read_case_meta(case).shape_zyx) for case in self.data.labelled)
+        scan = fmean(self.data.source.labelled_cases.volumes)
         return scan / (self.place.plan.batch * prod(self.place.plan.patch))
 
     def _drawn(self, number: int, first: int, before: int) -> tuple[Path, ...]:
@@ -228,7 +229,7 @@ class Feed:
             draw = Draw(seed=self.settings.seed, step=number)
             return float(draw.generator(f"whether {case.name} is labelled").random())
 
-        return tuple(sorted(sorted(cases, key=lot)[:count]))
+        return tuple(sorted(nsmallest(count, cases, key=lot)))
 
     def _was_refused(self, first: int) -> bool:
         assert self.data.scan_labels is not None  # nothing is labelled otherwise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from semiseg.data.prepare import check_recipe
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError, DataError
+from semiseg.io.store_index import read_index, write_index
 from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
@@ -81,6 +83,8 @@ class Session:
                 f"{self.run}/cases.jsonl: no unlabelled case, but method {self.method.name} learns from them. "
                 'Add scans to imagesUn, or choose method.name = "supervised" (--method supervised).'
             )
+        learnt_from = {case.id: case.hash for case in of_role(self.cases, *_SOURCES[0], *_SOURCES[1])}
+        first_alone(partial(_fitting_index, self.run / "store", learnt_from))
         source = BatchSource(
             labelled,
             unlabelled,
@@ -91,6 +95,7 @@ class Session:
             histograms=self._histograms,
             rank=rank(),
             world=size(),
+            index=read_index(self.run / "store"),
         )
         labels = self.run / "scan_labels"
         return TrainingData(source, labelled, unlabelled, validation, labels)
@@ -115,6 +120,16 @@ class Session:
             device=self.device,
             autocast=self.place.autocast,
         )
+
+
+def _fitting_index(store: Path, hashes: dict[str, str | None]) -> None:
+    """See to it that a store has an index that fits the cases; raises `DataError` where one of them is not there."""
+    index = read_index(store)
+    if index is None or not index.fits(hashes):
+        write_index(store, list(hashes))
+    there = {entry.name for entry in os.scandir(store)}
+    if missing := [id for id in hashes if id not in there]:
+        raise DataError(f"{store / missing[0]}: the stored case is missing. Run `semiseg prepare` again.")
 
 
 _memory: Any = torch.utils.deterministic  # a property of a module, which has no annotation

@@ -14,6 +14,7 @@ import numpy as np
 
 from semiseg.data.plan import Plan
 from semiseg.io.store import open_labels, read_case_meta
+from semiseg.io.store_index import IndexedCases
 from semiseg.training.scan_labels import label_file, scan_agreement
 
 LOOKED_AT = 4
@@ -38,10 +39,9 @@ class Found:
     implausible: tuple[str, ...]
 
 
-def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labelled: Sequence[Path]) -> Found:
+def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labelled: IndexedCases) -> Found:
     """What the labels of stored scans in two folders, the later state's first, say. labelled: stored cases whose labels
     are true."""
-    known = [read_case_meta(case).class_voxels for case in labelled]
     agreements, volumes = [], []
     for path in cases:
         meta = read_case_meta(path)
@@ -50,10 +50,10 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         volumes.append(np.bincount(now.ravel(), minlength=plan.labels.count))
     implausible = []
     for value, name in plan.labels.organs.items():
-        sizes = [voxels.get(value, 0) for voxels in known]
-        if not sizes or min(sizes) == 0:
+        sizes = labelled.voxels_of(value)
+        if not sizes.size or sizes.min() == 0:
             continue  # a labelled scan lacks it, so others may
-        low, high = min(sizes) / VOLUME_RANGE, max(sizes) * VOLUME_RANGE
+        low, high = sizes.min() / VOLUME_RANGE, sizes.max() * VOLUME_RANGE
         plausible = sum(low <= volume[value] <= high for volume in volumes)
         if 2 * plausible < len(volumes):
             implausible.append(name)
