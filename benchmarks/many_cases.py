@@ -157,7 +157,7 @@ def make(run: Path, count: int, labelled: int) -> None:
 
 
 def nifti(values: Any) -> bytes:
-    return nibabel.Nifti1Image(values, np.eye(4)).to_bytes()
+    return bytes(nibabel.Nifti1Image(values, np.eye(4)).to_bytes())  # type: ignore[no-untyped-call]
 
 
 def plan_like(run: Path, data: Path) -> None:

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from semiseg.data.plan import Plan
+from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.store import open_case, open_labels
 from semiseg.prediction.engines.base import Engine
 from semiseg.training.scan_labels import (
     TILE_VOXELS,
+    KeptPlaces,
     label_file,
     label_scans,
     labels_folder,
@@ -43,9 +45,13 @@ def test_scans_are_labelled_whole(shown: np.ndarray, store: Store, engine: Engin
     progress = lambda done, count: told.append((done, count))  # noqa: E731
     found = label_scans(cases, tmp_path / "kept", engine, plan, seed=0, progress=progress)
     assert np.array_equal(open_labels(label_file(tmp_path / "kept", "a"), (6, 9, 7))[:], shown)
-    assert found["a"].keys() == {1, 2}
-    assert found["a"][2] == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
-    assert found["b"] == {}
+    assert found == {1: 1, 2: 1}
+    places = KeptPlaces(tmp_path / "kept", ["a", "b"])
+    assert set(places) == {"a", "b"}
+    assert places["a"].keys() == {1, 2}
+    assert places["a"][2] == [(0, 0, 0), (0, 0, 1), (0, 0, 2)]
+    assert places["b"] == {}
+    assert places.get("c") is None
     assert told == [(1, 2), (2, 2)]
 
 
@@ -79,26 +85,54 @@ def test_tiles_are_large_and_can_be_pooled(shape: tuple[int, int, int], plan: Pl
 def test_what_is_there_is_not_labelled_again(
     shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
 ) -> None:
-    cases, kept = [store("a", shown), store("b", shown)], tmp_path / "kept"
+    """Nor read, but for its checksum; where a kill came before its places were written, these alone are made."""
+    cases, kept = [store(name, shown) for name in "abc"], tmp_path / "kept"
     first = label_scans(cases, kept, engine, plan, seed=0)
+    places = {id: dict(found) for id, found in KeptPlaces(kept, ["a", "b", "c"]).items()}
     label_file(kept, "b").unlink()
-    written = label_file(kept, "a").stat().st_mtime_ns
+    (kept / "c.json").unlink()
+    written = {name: (kept / name).stat().st_mtime_ns for name in ("a.b2nd", "a.json", "c.b2nd")}
     told: list[tuple[int, int]] = []
     progress = lambda done, count: told.append((done, count))  # noqa: E731
-    assert label_scans(cases, kept, engine, plan, seed=0, progress=progress) == first
-    assert told == [(2, 2)]
-    assert label_file(kept, "a").stat().st_mtime_ns == written
+    assert label_scans(cases, kept, engine, plan, seed=0, progress=progress) == first == {1: 3, 2: 3}
+    assert told == [(2, 3)]
+    assert {name: (kept / name).stat().st_mtime_ns for name in written} == written
     assert label_file(kept, "b").is_file()
+    assert dict(KeptPlaces(kept, ["a", "b", "c"])) == places
 
 
-def test_a_damaged_label_map_is_made_anew(
+def test_places_are_drawn_by_seed_and_number(
     shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
+) -> None:
+    """Also where the labels were made for another one, as a first look at a few scans may."""
+    shown = np.ones((6, 9, 7))
+    cases = [store(name, shown) for name in "ab"]
+
+    def places(kept: Path) -> dict[str, object]:
+        return {id: dict(found) for id, found in KeptPlaces(kept, ["a", "b"]).items()}
+
+    label_scans(cases, tmp_path / "straight", engine, plan, seed=0)
+    label_scans(cases[1:], tmp_path / "kept", engine, plan, seed=0)
+    label_scans(cases, tmp_path / "kept", engine, plan, seed=0)
+    assert places(tmp_path / "kept") == places(tmp_path / "straight")
+    label_scans(cases, tmp_path / "kept", engine, plan, seed=1)
+    assert places(tmp_path / "kept") != places(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("name", ["a.b2nd", "a.json"])
+def test_a_damaged_label_map_is_made_anew(
+    name: str, shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
 ) -> None:
     case, kept = store("a", shown), tmp_path / "kept"
     first = label_scans([case], kept, engine, plan, seed=0)
-    label_file(kept, "a").write_bytes(b"no labels")
+    places = dict(KeptPlaces(kept, ["a"])["a"])
+    (kept / name).write_bytes(b"no labels")
     assert label_scans([case], kept, engine, plan, seed=0) == first
     assert np.array_equal(open_labels(label_file(kept, "a"), (6, 9, 7))[:], shown)
+    assert KeptPlaces(kept, ["a"])["a"] == places
+    (kept / "a.json").write_text('{"places": {"x": [[1]]}}')
+    with pytest.raises(DataError, match=r"a.json: damaged. Delete it"):
+        KeptPlaces(kept, ["a"])["a"]
 
 
 def test_labels_belong_to_the_network_that_made_them(tmp_path: Path) -> None:
@@ -117,6 +151,8 @@ def test_labels_of_networks_that_are_no_more_are_removed_and_nothing_else(tmp_pa
     folders = [labels_folder(tmp_path, network) for network in networks]
     for folder in folders:
         folder.mkdir()
+        (folder / "a.b2nd").touch()
+        (folder / "a.json").touch()
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "mine").mkdir()
     remove_other_labels(tmp_path, folders[1:])

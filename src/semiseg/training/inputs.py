@@ -31,7 +31,7 @@ from semiseg.randomness import Draw
 from semiseg.rows import read_rounds
 from semiseg.training.progress import every_so_often
 from semiseg.training.refresh import predicted_locations
-from semiseg.training.scan_labels import label_file, label_scans, labels_folder, remove_other_labels
+from semiseg.training.scan_labels import KeptPlaces, label_file, label_scans, labels_folder, remove_other_labels
 from semiseg.training.settings import TrainSettings
 from semiseg.training.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
 from semiseg.transfer import to_device
@@ -160,8 +160,8 @@ class Feed:
         folders = [labels_folder(data.scan_labels, network) for network in networks]
         first_alone(partial(remove_other_labels, data.scan_labels, folders))
 
-        def label(cases: Sequence[Path], network: nn.Module, folder: Path, *, to_look: bool = False) -> dict[str, Any]:
-            """The places that are found. to_look: only to see whether labels agree."""
+        def label(cases: Sequence[Path], network: nn.Module, folder: Path, *, to_look: bool = False) -> dict[int, int]:
+            """In how many each class is found. to_look: only to see whether labels agree."""
             what = "scans are labelled, to see whether two states agree" if to_look else "unlabelled scans are labelled"
             progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} {what}.", at_end=not to_look)
             engine = TorchEngine(network, place.device, place.autocast)
@@ -169,26 +169,27 @@ class Feed:
 
         found: Found | None = None
         trusted, why = True, ""
-        places: dict[str, Any] = {}
+        classes: dict[int, int] = {}
         if len(networks) > 1 and len(few) < min(LOOKED_AT, self._asked):
             trusted, why = False, TOO_EARLY
         elif len(networks) > 1:
             began = time.perf_counter()
             for some in (few[:FIRST_LOOK], few):
                 for network, folder in zip(networks, folders, strict=True):
-                    places = label(some, network, folder, to_look=True)
+                    classes = label(some, network, folder, to_look=True)
                 found = looked = looked_at(some, folders, place.plan, data.source.labelled_cases)
                 if looked.agreement < HOPELESS:
                     break
             self._say_if_dear((time.perf_counter() - began) / len(some) / len(networks), len(drawn), len(rounds))
             trusted, why = verdict(looked)
         if trusted:
-            places = label(drawn, networks[0], folders[0])
+            classes = label(drawn, networks[0], folders[0])
+            places = KeptPlaces(folders[0], [case.name for case in drawn])
             data.source.publish(places, from_step=step, among=set(places))
             data.source.publish_labels(
                 lambda case: open_labels(label_file(folders[0], case.id), case.shape_zyx), among=set(places)
             )
-        first_alone(lambda: self._write_round(number, first, len(drawn), found, trusted, why, places))
+        first_alone(lambda: self._write_round(number, first, len(drawn), found, trusted, why, classes))
         return trusted
 
     def _say_if_dear(self, each: float, drawn: int, rounds: int) -> None:
@@ -243,9 +244,9 @@ class Feed:
         found: Found | None,
         trusted: bool,
         why: str,
-        places: dict[str, Any],
+        classes: dict[int, int],
     ) -> None:
-        """Tell the log, the report and the person what became of a round."""
+        """Tell the log, the report and the person what became of a round. classes: in how many scans each is found."""
         assert self.data.scan_labels is not None  # nothing is labelled otherwise
         file = self.data.scan_labels.parent / ROUNDS_FILE
         organs = self.place.plan.labels.organs
@@ -254,7 +255,7 @@ class Feed:
             "step": step,
             "scans": scans if trusted else 0,
             "agreement": None if found is None else round(found.agreement, 4),
-            "found": {name: sum(value in one for one in places.values()) for value, name in organs.items()},
+            "found": {name: classes.get(value, 0) for value, name in organs.items()},
             "trusted": trusted,
             "why": why,
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.data.plan import Plan
-from semiseg.io.store import open_case, read_case_meta
+from semiseg.io.store import open_case
 from semiseg.prediction.engines.base import Engine
 from semiseg.randomness import Draw
 from semiseg.training.scan_labels import places_of_classes, scan_labels, scan_window
@@ -28,4 +28,4 @@ def predicted_locations(
         labels = scan_labels(case, engine, scan_window(case, plan))
         found[case.meta.id] = places_of_classes(labels, plan, Draw(seed=seed, step=turn, sample=index))
     found = gathered(found)
-    return {name: found[name] for name in (read_case_meta(cases[index % len(cases)]).id for index in turns)}
+    return {name: found[name] for name in (cases[index % len(cases)].name for index in turns)}

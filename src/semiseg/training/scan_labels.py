@@ -1,5 +1,7 @@
 """Pseudo-labels of whole unlabelled scans: made once, by a teacher that stands still, and kept in the run folder.
 
+Beside each label map lies where its classes are, which is read when the scan is drawn.
+
 A teacher that sees a patch alone errs near its faces; a sliding window blends those away.
 """
 
@@ -7,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,9 +25,9 @@ from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.plan import Plan
 from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
-from semiseg.files import remove_leftovers, remove_made
-from semiseg.geometry import Box
-from semiseg.io.store import OpenCase, open_case, open_labels, read_case_meta, write_labels
+from semiseg.files import hash_files, read_json, remove_leftovers, remove_made, write_json
+from semiseg.geometry import Box, triple
+from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.export import largest_class
 from semiseg.prediction.predictor import body_margin
@@ -32,7 +35,7 @@ from semiseg.prediction.sliding import blended_rows
 from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
 from semiseg.types import FloatArray, LabelArray, Shape
-from semiseg.world import first_alone, gathered, own_part, size
+from semiseg.world import first_alone, gathered, own_part, rank, size
 
 KEPT_PER_CLASS = 64
 TILE_VOXELS = 1_000_000
@@ -48,39 +51,87 @@ def label_scans(
     *,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Locations]:
-    """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid; those that are there are kept, and
-    made anew if they are damaged.
+) -> dict[int, int]:
+    """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid, and `folder/ID.json`, up to 64
+    voxels of every class in it (`KeptPlaces`); those that are there are kept, and made anew if they are damaged.
 
-    Returns up to 64 voxels of every class that is found in it, by case. progress: told how many of how many are done,
-    after each that was made. Ranks share the cases.
+    Returns in how many of the cases each class is found. progress: told how many of how many are done, after each that
+    was made. Ranks share the cases.
     """
     first_alone(partial(remove_leftovers, folder))
     label = partial(_label_case, folder=folder, engine=engine, plan=plan, seed=seed)
-    found: dict[str, Locations] = {}
-    for index, (case, places, made) in each_case(label, own_part(list(enumerate(cases))), workers=1, lost=_lost):
-        found[case] = places
+    found = Counter[int]()
+    for index, (classes, made) in each_case(label, own_part(list(enumerate(cases))), workers=1, lost=_lost):
+        found.update(classes)
         if progress and made:
             progress(index * size() + 1, len(cases))
-    found = gathered(found)
-    return {case: found[case] for case in (read_case_meta(path).id for path in cases)}
+    return dict(sum(gathered({str(rank()): found}).values(), Counter[int]()))
 
 
 def _label_case(
     numbered: tuple[int, Path], folder: Path, engine: Engine, plan: Plan, seed: int
-) -> tuple[str, Locations, bool]:
-    """Id of a case with its number, voxels of every class, and whether its labels were made."""
+) -> tuple[list[int], bool]:
+    """The classes in a case with its number, and whether its labels were made."""
     index, path = numbered
+    draw = Draw(seed=seed, sample=index)
+    file, beside = label_file(folder, path.name), _places_file(folder, path.name)
+    places = _kept_places(file, beside, draw)
+    if places is not None:
+        return list(places), False
     case = open_case(path)
-    file = label_file(folder, case.meta.id)
     kept = _kept(file, case.meta.shape_zyx)
     labels = scan_labels(case, engine, scan_window(case, plan)) if kept is None else kept
     if kept is None:
         write_labels(file, labels)
-    return case.meta.id, places_of_classes(labels, plan, Draw(seed=seed, sample=index)), kept is None
+    found = places_of_classes(labels, plan, draw)
+    write_json(beside, {"drawn_by": asdict(draw), "sha256": hash_files([file]), "places": found}, indent=None)
+    return list(found), kept is None
 
 
-def _lost(numbered: tuple[int, Path]) -> tuple[str, Locations, bool]:
+def _kept_places(file: Path, beside: Path, draw: Draw) -> dict[int, list[Shape]] | None:
+    """What lies beside a label map that is as it was written; None where anything is to be made anew."""
+    try:
+        value = read_json(beside)
+        if value["drawn_by"] == asdict(draw) and value["sha256"] == hash_files([file]):
+            return _numbered(value["places"])
+    except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        pass
+    return None
+
+
+class KeptPlaces(Mapping[str, Locations]):
+    """Voxels of every class in the label maps of a folder, by the scan's id; read when they are asked for."""
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        self._folder, self._ids = folder, frozenset(ids)
+
+    def __getitem__(self, id: str) -> Locations:
+        """Raises `DataError` where they are damaged."""
+        if id not in self._ids:
+            raise KeyError(id)
+        file = _places_file(self._folder, id)
+        try:
+            return _numbered(read_json(file)["places"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise DataError(f"{file}: damaged. Delete it, and give the same command again.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def _numbered(places: dict[str, list[list[int]]]) -> dict[int, list[Shape]]:
+    """Places as JSON has them, by class."""
+    return {int(value): [triple(place) for place in found] for value, found in places.items()}
+
+
+def _places_file(folder: Path, case: str) -> Path:
+    return folder / f"{case}.json"
+
+
+def _lost(numbered: tuple[int, Path]) -> tuple[list[int], bool]:
     raise DataError(f"{numbered[1]}: {WAS_KILLED}.")
 
 
@@ -187,7 +238,7 @@ def remove_other_labels(kept: Path, folders: Collection[Path]) -> None:
     """Remove the folders under `kept` that labels were kept in, but for these."""
     for other in kept.glob("*"):
         if other not in folders and other.is_dir() and _IS_OURS.fullmatch(other.name):
-            remove_made(other, [file.name for file in other.glob("*.b2nd")])
+            remove_made(other, [f"{file.stem}{end}" for file in other.glob("*.b2nd") for end in (".b2nd", ".json")])
 
 
 _IS_OURS = re.compile("[0-9a-f]{16}")
