@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from semiseg.files import atomic_file
 from semiseg.geometry import canonical_grid, stored_axes, triple
 from semiseg.io.file_kinds import NIFTI_ENDINGS, is_nifti, why_unread
 from semiseg.io.grid import Grid, numbers_text
+from semiseg.io.gzip_files import DAMAGED, open_gzip, write_gzip
 from semiseg.types import AnyArray, DoubleArray
 
 _LARGEST_MM = 1e6
@@ -27,6 +27,7 @@ _LARGEST_VOXEL_MM, _SMALLEST_VOXEL_MM = 1e3, 1e-6
 _MOST_INFLATED = 1040
 """No byte of a gzip file becomes more than 1,032 (RFC 1951: two bits for 258 bytes)."""
 _BLOCK_BYTES = 1 << 22
+_UNREADABLE: tuple[type[Exception], ...] = (*DAMAGED, ImageFileError, HeaderDataError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(stored, None, header)  # written plane by plane, in whatever layout it is
     with atomic_file(path) as temporary:
-        nib.save(image, temporary)
+        if not _is_gzip(path):
+            nib.save(image, temporary)
+            return
+        with write_gzip(temporary) as stream:
+            image.to_stream(stream)
 
 
 def _header(grid: Grid) -> Any:
@@ -105,7 +110,7 @@ def open_nifti(path: Path) -> Any:
         image = nib.load(path) if path.name.endswith(NIFTI_ENDINGS) or not is_nifti(path) else _load_as_nifti(path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
+    except _UNREADABLE as error:
         if not is_nifti(path) and path.is_file() and (why := why_unread(path)):
             raise DataError(f"{path}: {why}") from None
         raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}). Restore or remove it.") from None
@@ -202,7 +207,7 @@ def _read_stored(image: Any, path: Path) -> AnyArray:
     except (MemoryError, OverflowError):
         shape = tuple(int(n) for n in image.shape)
         raise DataError(f"{path}: the header claims {shape} voxels, more than memory can hold. Restore it.") from None
-    except (OSError, EOFError, zlib.error, ValueError, ImageFileError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{path}: the voxels cannot be read ({_first_line(error)}); the file is damaged or truncated."
         ) from None
@@ -215,7 +220,7 @@ def _inflated(proxy: Any, path: Path) -> AnyArray:
     """The voxels of a gzip file that is read to its end: nibabel stops at the last voxel, before the checksum."""
     voxels: AnyArray = np.empty(math.prod(proxy.shape), dtype=proxy.dtype)
     target = voxels.view(np.uint8)
-    with gzip.open(path) as stream:
+    with open_gzip(path) as stream:
         stream.seek(proxy.offset)
         filled = 0
         while filled < target.size:

@@ -220,7 +220,8 @@ def write_label(path: Path, label_zyx: LabelArray, grid: Grid, like: Path | None
     like: a file on this grid. Where its format is the same, all that its header says of the geometry is kept, bit for
     bit (NIfTI: sform, qform and their codes, units and pixel sizes).
     """
-    _write(path, label_zyx.astype(np.uint8 if int(label_zyx.max(initial=0)) < 256 else np.uint16), grid, like)
+    kind = np.uint8 if int(label_zyx.max(initial=0)) < 256 else np.uint16
+    _write(path, label_zyx.astype(kind, copy=False), grid, like)
 
 
 def write_map(path: Path, array_zyx: FloatArray, grid: Grid, like: Path | None = None) -> None:
