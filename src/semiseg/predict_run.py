@@ -18,7 +18,7 @@ from semiseg.prediction.foreign import foreign_text
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.memory import check_budget
 from semiseg.prediction.model import Model, load_model
-from semiseg.prediction.predictor import Outcome, check_output_file, predict_scan_to, predict_scans
+from semiseg.prediction.scans import Outcome, check_output_file, predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
 from semiseg.processes import workers
 from semiseg.run_folder import fold_runs, prepared_settings, trained_models
@@ -87,14 +87,24 @@ def predict_into(
     side_by_side = workers(1)
     if side_by_side > 1 and settings.max_gpu_memory:
         raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
+    room_for_two = True
     if settings.max_memory:
-        check_budget(scans, loaded, engine, settings, workers=1 if by_cluster() else side_by_side)
+        room_for_two = check_budget(scans, loaded, engine, settings, workers=1 if by_cluster() else side_by_side)
     with bar("predicting", quiet) as advance:
         if is_nifti(output):
             outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
         else:
             advance(0, len(scans), "")
-            outcomes = predict_scans(scans, loaded, engine, output, settings, workers=side_by_side, progress=advance)
+            outcomes = predict_scans(
+                scans,
+                loaded,
+                engine,
+                output,
+                settings,
+                workers=side_by_side,
+                overlapping=room_for_two,
+                progress=advance,
+            )
     if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
         print(foreign_text(foreign, loaded.plan), file=sys.stderr)
     return outcomes

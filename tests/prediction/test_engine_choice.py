@@ -18,7 +18,7 @@ from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.model import Model
 from semiseg.prediction.parity import References, class_dice
-from semiseg.prediction.predictor import predict_scans
+from semiseg.prediction.scans import predict_scans
 from semiseg.prediction.settings import PredictSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -65,19 +65,20 @@ from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.memory import measure_engine, peak_bytes, reset_peak, scan_needs
 from semiseg.prediction.model import load_model
-from semiseg.prediction.predictor import predict_scans
+from semiseg.prediction.scans import predict_scans
 from semiseg.prediction.settings import PredictSettings
 
-folder, scan, output, name, options = sys.argv[1:]
+folder, scan, output, name, options = sys.argv[1:]  # scan: or a folder of several, of which two are in memory
 model = load_model(Path(folder))
 engine = open_engine(model, name, device="cpu")
 settings = PredictSettings(tile_step=1.0, device="cpu", **{"mirror": False} | json.loads(options))
 engine_bytes = measure_engine([engine], model, settings)
 scans = find_scans([Path(scan)])
-(planned,) = scan_needs(scans, model, settings, engine_bytes=engine_bytes).values()
+needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes).values()
+planned = max(need.at_peak for need in needs) + (max(need.beside for need in needs) if len(needs) > 1 else 0)
 reset_peak()
-(outcome,) = predict_scans(scans, model, engine, Path(output), settings)
-assert outcome.error is None, outcome.error
+errors = [outcome.error for outcome in predict_scans(scans, model, engine, Path(output), settings)]
+assert not any(errors), errors
 print(planned - engine_bytes, peak_bytes() - engine_bytes)
 """
 WIDE, FINE, THIN = (
@@ -97,8 +98,13 @@ WIDE, FINE, THIN = (
         ("openvino", THIN, "int16", {"probabilities": True}),
         ("openvino", THIN, "uint8", {"mirror": True}),
         ("openvino", WIDE, "int16", {"cleaned": True}),
+        ("openvino", THIN, "float32", {"scans": 3}),
+        ("openvino", THIN, "int16", {"scans": 3, "probabilities": True}),
     ],
-    ids=["the plan's own grid", "finer", "torch along another axis", "probabilities", "mirrored", "cleaned"],
+    ids=[
+        *("the plan's own grid", "finer", "torch along another axis", "probabilities", "mirrored", "cleaned"),
+        *("two read and predicted", "two predicted and written"),
+    ],
 )
 def test_what_is_planned_is_enough(
     organs: Path,
@@ -109,9 +115,12 @@ def test_what_is_planned_is_enough(
     options: dict[str, Any],
 ) -> None:
     """In a process of its own, on noise: all voxels lie between labels, the most that export can be asked for."""
-    scan = write_scan(tmp_path / "a.nii.gz", *grid, dtype=dtype)
-    folder = shutil.copytree(organs, tmp_path / "model")
     options = dict(options)
+    scan = tmp_path / "scans"
+    scan.mkdir()
+    for number in range(options.pop("scans", 1)):
+        write_scan(scan / f"{number}.nii.gz", *grid, dtype=dtype)
+    folder = shutil.copytree(organs, tmp_path / "model")
     if options.pop("cleaned", False):
         write_json(folder / "postprocessing.json", {"steps": {"organ 1": ["largest_component", "fill_holes"]}})
     command = [sys.executable, "-c", MEASURE, str(folder), str(scan), str(tmp_path / "out"), name, json.dumps(options)]
@@ -130,7 +139,7 @@ from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.memory import measure_engine, scan_needs
 from semiseg.prediction.model import load_model
-from semiseg.prediction.predictor import predict_scans
+from semiseg.prediction.scans import predict_scans
 from semiseg.prediction.settings import PredictSettings
 
 folder, scan, output, share = sys.argv[1:]
@@ -139,7 +148,7 @@ engine = open_engine(model, "openvino")
 settings = PredictSettings(tile_step=1.0, device="cpu", mirror=False)
 engine_bytes = measure_engine([engine], model, settings)
 scans = find_scans([Path(scan)])
-(planned,) = scan_needs(scans, model, settings, engine_bytes=engine_bytes).values()
+(planned,) = (need.at_peak for need in scan_needs(scans, model, settings, engine_bytes=engine_bytes).values())
 lines = Path("/proc/self/status").read_text().splitlines()
 held = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
 limit = held + int(float(share) * (planned - engine_bytes))

@@ -19,7 +19,7 @@ from semiseg.models.build import build_network
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.model import Model, load_model, save_model
 from semiseg.prediction.postprocessing import Pair, choose_steps, read_steps, write_steps
-from semiseg.prediction.predictor import predict_scans
+from semiseg.prediction.scans import predict_scans
 from semiseg.prediction.settings import PredictSettings
 
 ORGANS = {1: "liver", 2: "lungs", 3: "spleen", 4: "never there"}

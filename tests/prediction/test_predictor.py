@@ -23,7 +23,8 @@ from semiseg.prediction.engines.torch_engine import TorchEngine, load_network, t
 from semiseg.prediction.foreign import foreign_text, is_foreign
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.model import Model
-from semiseg.prediction.predictor import Outcome, predict_array, predict_scan_to, predict_scans
+from semiseg.prediction.predictor import predict_array
+from semiseg.prediction.scans import Outcome, predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.window import Window
 from semiseg.types import Shape

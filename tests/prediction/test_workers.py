@@ -17,7 +17,7 @@ from semiseg.prediction.ensemble import EnsembleEngine
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.memory import check_budget
 from semiseg.prediction.model import Model
-from semiseg.prediction.predictor import predict_scans
+from semiseg.prediction.scans import predict_scans
 from semiseg.prediction.settings import PredictSettings
 
 SETTINGS = PredictSettings(device="cpu")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from math import ceil, prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -37,6 +38,17 @@ _FLOAT, _CELL = 4, 4
 _SLACK, _FIXED = 1.05, 32 * 10**6
 """What the allocator needs besides, as a factor of all that is counted; and what is imported and started late, in
 bytes."""
+_BESIDE = 24 * 10**6
+"""The same of the thread that reads and writes other scans meanwhile: blocks, and an allocator of its own."""
+
+
+class Need(NamedTuple):
+    """Bytes that a scan takes."""
+
+    at_peak: int
+    """While it is predicted, with all that the process holds."""
+    beside: int
+    """Of its own, while another one is predicted: its voxels as they are stored, or what is to be written."""
 
 
 def scan_memory(
@@ -71,45 +83,54 @@ def scan_memory(
     export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out)
     if cleaned:  # a copy, masks, and numbered components where an organ fills the scan; all else is given back by then
         export = max(export, 10 * voxels - image - logits)
-    export += voxels * (1 if classes <= 256 else 2)
-    if settings.probabilities:
-        export += _FLOAT * classes * voxels
+    export += _result_bytes(voxels, classes, settings)
     return int(_SLACK * (stored_bytes + image + logits + export)) + engine_bytes + _FIXED
 
 
-def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, int]:
-    """The bytes that each scan takes, by its id; scans that cannot be read are left out, for prediction to name."""
+def _result_bytes(voxels: int, classes: int, settings: PredictSettings) -> int:
+    """Of the label map, and of the probabilities where they are asked for."""
+    return voxels * ((1 if classes <= 256 else 2) + (_FLOAT * classes if settings.probabilities else 0))
+
+
+def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, Need]:
+    """What each scan takes, by its id; scans that cannot be read are left out, for prediction to name."""
     cleaned = bool(model_steps(model, settings))
     settings = replace(settings, mirror=settings.mirror and bool(model.mirror_axes))
-    needs: dict[str, int] = {}
+    needs: dict[str, Need] = {}
     for scan in scans:
         with suppress(DataError, OSError):
             grids = [read_grid(file) for file in scan.images]
             stored = sum(prod(g.shape_zyx) * g.channels * g.voxel_bytes for g in grids)
-            needs[scan.id] = scan_memory(
-                grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned
+            result = _result_bytes(prod(grids[0].shape_zyx), model.plan.labels.count, settings)
+            needs[scan.id] = Need(
+                scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned),
+                int(_SLACK * max(stored, result)) + _BESIDE,
             )
     return needs
 
 
 def check_budget(
     scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings, *, workers: int = 1
-) -> None:
-    """Raise `ConfigError` with the smallest budget that would do where a scan needs more than `max_memory`; with
-    workers, each may have the largest at once, beside the engine of this process."""
+) -> bool:
+    """Whether `max_memory` has room for the largest scan and for another one, read or written meanwhile.
+
+    Raises `ConfigError` with the smallest budget that would do where a scan needs more alone; with workers, each may
+    have the largest at once, beside the engine of this process.
+    """
     engine_bytes = measure_engine([engine], model, settings)
     needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
     if not needs:
-        return
-    largest = max(needs, key=lambda scan: needs[scan])
-    side_by_side = min(workers, len(scans))
-    total = needs[largest] if side_by_side <= 1 else engine_bytes + side_by_side * needs[largest]
-    if total <= parse_bytes(settings.max_memory):
-        return
+        return False
+    largest = max(needs, key=lambda scan: needs[scan].at_peak)
+    peak, side_by_side = needs[largest].at_peak, min(workers, len(scans))
+    total = peak if side_by_side <= 1 else engine_bytes + side_by_side * peak
+    budget = parse_bytes(settings.max_memory)
+    if total <= budget:
+        return total + max(need.beside for need in needs.values()) <= budget
     file = next(scan.images[0] for scan in scans if scan.id == largest)
     each, fewer = ("", "") if side_by_side <= 1 else (f" by each of {side_by_side} workers", "use fewer workers, ")
     raise ConfigError(
-        f"max_memory = {settings.max_memory}, but {file} needs {show_bytes(needs[largest])}{each} "
+        f"max_memory = {settings.max_memory}, but {file} needs {show_bytes(peak)}{each} "
         f"({show_bytes(engine_bytes)} of it for {engine.name} and its tiles): give --max-memory {show_bytes(total)}, "
         f"{fewer}or leave the scan out."
     )
@@ -123,7 +144,7 @@ def within_budget(
         return list(scans)
     budget, engine_bytes = parse_bytes(settings.max_memory), measure_engine(engines, model, settings)
     needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
-    return [scan for scan in scans if needs.get(scan.id, budget + 1) <= budget]
+    return [scan for scan in scans if scan.id in needs and needs[scan.id].at_peak <= budget]
 
 
 def measure_engine(engines: Sequence[Engine], model: Model, settings: PredictSettings) -> int:

@@ -1,57 +1,30 @@
-"""Predicting cases: one scan at a time, finished ones are not done again, a bad one does not stop the rest."""
+"""A scan in memory to its label map: the work rolls along it, row by row."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.body import BodyBoxes
 from semiseg.data.plan import Plan
 from semiseg.data.scan_rows import ScanRows, export_axis
-from semiseg.errors import ConfigError, DataError
-from semiseg.files import append_jsonl, hash_files, is_full, remove_leftovers, why_not_written
-from semiseg.io.dataset import unusable_id
-from semiseg.io.file_kinds import NIFTI_ENDINGS, PROBABILITIES, label_map, probability_map
-from semiseg.io.scans import RawChannel, read_grid, read_scan, write_label, write_map
+from semiseg.errors import DataError
+from semiseg.io.scans import RawChannel
 from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.export import LabelExport, ProbabilityExport
-from semiseg.prediction.foreign import is_foreign
-from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model, load_model
 from semiseg.prediction.postprocessing import read_steps
 from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.sliding import blended_rows
 from semiseg.prediction.window import Window, cheapest_axes, turned
 from semiseg.processes import usable_cores
-from semiseg.rows import read_predictions
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
-from semiseg.words import printable
-
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
-    values are not those of the model's modality (MR for a CT model, CT for another)."""
-
-    id: str
-    output: Path
-    seconds: float = 0.0
-    reused: bool = False
-    error: str | None = None
-    foreign: bool = False
 
 
 def predict_labels(
@@ -104,166 +77,6 @@ def body_margin(plan: Plan) -> Shape:
     """How far around the body tiles are laid, in voxels: an eighth of the patch, the width of a tile's weights."""
     z, y, x = (size // 8 for size in plan.patch)
     return (z, y, x)
-
-
-def predict_scans(
-    scans: Sequence[Scan],
-    model: Model,
-    engine: Engine,
-    output: Path,
-    settings: PredictSettings,
-    *,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> list[Outcome]:
-    """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went, unless its name is one
-    that no file can have.
-
-    A scan whose output was made from the same files by the same model and settings is not done again. A scan that
-    cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
-
-    workers: processes that share the cores, each with the engine of its own; progress: called with (done, of how many,
-    the id of the last).
-    """
-    _check_outputs(scans, output, settings)
-    output.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output, alone=False)  # others may be predicting into it
-    log = output / "predictions.jsonl"
-    if log.is_symlink():
-        raise ConfigError(f"{log}: a link, and what is behind it would be written to. Name another folder.")
-    if not log.exists():
-        log.touch()  # from here on the folder is known as one of predictions
-    finished = {row["id"]: row.get("key") for row in read_predictions(output) if "error" not in row}
-    outcomes: dict[int, Outcome] = {}
-    predicted = partial(_attempt_into, model=model, engine=engine, output=output, settings=settings)
-    jobs = [(scan, finished.get(scan.id)) for scan in scans]
-    lost = partial(_lost, output=output, model=model, engine=engine)
-    for index, (outcome, row) in each_case(predicted, jobs, workers=workers, lost=lost, whole=True):
-        if row:
-            append_jsonl(log, row)
-        outcomes[index] = outcome
-        if progress:
-            progress(len(outcomes), len(scans), scans[index].id)
-    return [outcomes[index] for index in range(len(scans))]
-
-
-def _attempt_into(
-    job: tuple[Scan, str | None], model: Model, engine: Engine, output: Path, settings: PredictSettings
-) -> tuple[Outcome, dict[str, Any]]:
-    """What becomes of a scan, given the key of what there is of it; and the row for the log, or an empty one."""
-    scan, finished = job
-    if why := unusable_id(scan.id):
-        return Outcome(printable(scan.id), output, error=f"{printable(str(scan.images[0]))}: {why}"), {}
-    outcome, row = _attempt(scan, model, engine, label_map(output, scan.id), settings, finished)
-    return outcome, {} if outcome.reused else row
-
-
-def _lost(job: tuple[Scan, str | None], output: Path, model: Model, engine: Engine) -> tuple[Outcome, dict[str, Any]]:
-    scan = job[0]
-    text = f"{scan.images[0]}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
-    target = label_map(output, scan.id)
-    return Outcome(scan.id, target, error=text), _row(scan, target, model, engine) | {"error": text}
-
-
-def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings) -> Outcome:
-    """Predict one scan into a file (`.nii.gz` or `.nii`), which is not there yet; nothing else is written, but class
-    probabilities beside it where they are asked for. Raises as `predict_scans`."""
-    check_output_file(file, settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    outcome, _ = _attempt(scan, model, engine, file, settings, None)
-    return outcome
-
-
-def check_output_file(file: Path, settings: PredictSettings) -> None:
-    """Raise `ConfigError` where a file to predict into, or that of its probabilities, is there already."""
-    if not file.name.endswith(NIFTI_ENDINGS):
-        raise ConfigError(f"--output {file}: write the ending in small letters, .nii.gz or .nii.")
-    for target in (file, probability_map(file)) if settings.probabilities else (file,):
-        if target.exists():
-            raise ConfigError(
-                f"{target}: is there already, and a file that is named is never overwritten. Name another, remove it, "
-                "or name a folder: there finished scans are known again."
-            )
-
-
-def _attempt(
-    scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings, finished: str | None
-) -> tuple[Outcome, dict[str, Any]]:
-    maps, row = probability_map(target), _row(scan, target, model, engine)
-    started = time.perf_counter()
-    try:
-        no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
-        made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
-        key = hash_files(scan.images, salt=f"{model.hash} {made_by} {model_steps(model, settings)}")
-        if finished == key and target.is_file() and (maps.is_file() or not settings.probabilities):
-            return Outcome(scan.id, target, reused=True), row
-        for old in (target, maps):
-            old.unlink(missing_ok=True)
-        foreign = _predict_to_file(scan, model, engine, target, settings)
-        seconds = time.perf_counter() - started
-        return Outcome(scan.id, target, seconds, foreign=foreign), row | {"key": key, "seconds": round(seconds, 3)}
-    except DataError as error:
-        text = str(error)
-    except MemoryError:
-        grid = read_grid(scan.images[0])
-        z, y, x = grid.shape_zyx
-        mm = " x ".join(f"{length:g}" for length in grid.spacing_mm)
-        text = (
-            f"{scan.images[0]}: not enough memory for {z} x {y} x {x} voxels of {mm} mm at the model's "
-            f"{model.plan.spacing_mm} mm. If that is their size, use a machine with more memory; or mend the header."
-        )
-    except OSError as error:
-        if is_full(error):
-            raise  # the others would not fit either
-        error.filename = error.filename or str(target)
-        text = why_not_written(error)
-    return Outcome(scan.id, target, error=text), row | {"error": text}
-
-
-def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, Any]:
-    made_by = {"model": model.hash, "engine": engine.name, "precision": engine.precision}
-    return {"id": scan.id, "output": target.name} | made_by
-
-
-def _predict_to_file(scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings) -> bool:
-    """Predict and write; returns whether the scan's values are foreign to the model."""
-    volume = read_scan(scan.images)
-    try:
-        labels, maps = predict_labels(volume.channels, volume.grid.spacing_mm, model, engine, settings)
-    except DataError as error:
-        several = " Files of one name with numbers from _0000 on count as channels of one scan."
-        raise DataError(f"{scan.images[0]}: {error}{several if len(scan.images) > 1 else ''}") from None
-    if maps is not None:
-        write_map(probability_map(target), maps, volume.grid, scan.images[0])
-    write_label(target, labels, volume.grid, scan.images[0])
-    return is_foreign(volume.channels, model.plan)
-
-
-def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSettings) -> None:
-    """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here."""
-    inputs = {file.resolve() for scan in scans for file in scan.images}
-    begun_here = (output / "predictions.jsonl").exists()
-    ids = {scan.id for scan in scans}
-    both = [scan.id for scan in scans if scan.id.removesuffix(PROBABILITIES) in ids - {scan.id}]
-    if settings.probabilities and both:
-        raise ConfigError(
-            f"{both[0]}: the label map of this scan would be the probabilities of another. Rename one of them."
-        )
-    for scan in scans:
-        target = label_map(output, scan.id)
-        for file in (target, probability_map(target)):
-            if file.resolve() in inputs:
-                raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
-            if file.exists() and not begun_here:
-                raise ConfigError(
-                    f"{file}: was not predicted here (the folder has no predictions.jsonl), and would be overwritten. "
-                    "Name another folder with --output, or move the file away."
-                )
-    if output.resolve() in {file.parent for file in inputs}:
-        raise ConfigError(
-            f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another folder with "
-            "--output."
-        )
 
 
 def predict_array(
