@@ -11,7 +11,7 @@ from scipy import stats
 
 from semiseg.errors import DataError
 from semiseg.randomness import Draw
-from semiseg.reporting.study import efficiency_lines, most_different, study_tables
+from semiseg.reporting.study import compute_figures, efficiency_lines, forest_figure, most_different, study_tables
 from semiseg.scoring.label_efficiency import (
     Study,
     StudyRun,
@@ -20,13 +20,20 @@ from semiseg.scoring.label_efficiency import (
     organ_scores,
     points,
     read_study,
+    verdict,
     write_study,
 )
-from semiseg.scoring.statistics import crossed_interval, holm, signed_rank_p
+from semiseg.scoring.statistics import Interval, crossed_interval, holm, signed_rank_p
 
 
 def a_run(
-    method: str, labelled: int, dice: Sequence[float | None], *, subset: int | None = None, seed: int = 0
+    method: str,
+    labelled: int,
+    dice: Sequence[float | None],
+    *,
+    subset: int | None = None,
+    seed: int = 0,
+    compute: float = 1.0,
 ) -> StudyRun:
     cases = {
         f"case{i}": {"liver": {"dice": v, "nsd": v}, "spleen": {"dice": v, "nsd": None}} for i, v in enumerate(dice)
@@ -36,7 +43,8 @@ def a_run(
         labelled=labelled,
         label_seed=subset,
         seed=seed,
-        key=f"{method}{labelled}{subset}{seed}",
+        compute=compute,
+        key=f"{method}{labelled}{subset}{seed}{compute}",
         steps=10,
         minutes=2.0 + labelled,
         peak_memory_mb=100.0 + seed,
@@ -252,3 +260,53 @@ def test_cases_that_the_methods_differ_most_on_come_first() -> None:
     ]
     # Spreads of 0.1, 0.4, 0, none and 0.4; of equal ones the name decides.
     assert most_different(group) == ["case1", "case4", "case0", "case2", "case3"]
+
+
+# Compute.
+
+
+def a_ladder() -> Study:
+    """The baseline gains nothing by more steps, the other method 0.02 each time."""
+    runs = [a_run("base", 4, BASE, compute=times) for times in (1.0, 2.0, 4.0)]
+    runs += [a_run("mine", 4, [v + 0.02 * n for v in BASE], compute=2.0**n) for n in range(3)]
+    return a_study(*runs, a_run("base", 100, [v + 0.1 for v in BASE], compute=4.0), ceiling=100)
+
+
+def test_methods_are_compared_at_equal_compute() -> None:
+    study = a_ladder()
+    found = {(point.method, point.compute): point for point in points(study) if point.labelled == 4}
+    gains = [found["mine", times].difference["dice"]["mean"] for times in (1.0, 2.0, 4.0)]
+    assert gains == pytest.approx([0.0, 0.02, 0.04])
+    assert found["mine", 4.0].gap_closed == pytest.approx(0.4)
+    (_, header, rows), *_ = study_tables(study)
+    told = [(row[header.index("compute")], row[header.index("verdict")]) for row in rows if row[2] == "mine"]
+    assert told == [("1 x", "level"), ("2 x", "ahead"), ("4 x", "ahead")]
+
+
+def test_the_page_draws_dice_against_compute_and_every_difference() -> None:
+    study = a_ladder()
+    found = points(study)
+    ((title, svg),) = compute_figures(study, found)
+    assert title == "4 labelled scans"
+    assert 'aria-label="Dice by times the compute"' in svg
+    assert all(f"mine, 4 labels, {times} x" in forest_figure(study, found) for times in (1, 2, 4))
+    assert [row[:2] for row in dict(efficiency_lines(study, found, "dice"))["mine"]] == [
+        (4, pytest.approx(np.mean(BASE) + 0.04))  # of the most compute
+    ]
+    once = a_study(a_run("base", 4, BASE))
+    assert (compute_figures(once, points(once)), forest_figure(once, points(once))) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.001, 0.02, "ahead"),
+        (-0.02, -0.001, "behind"),
+        (-0.002, 0.003, "level"),
+        (0.001, 0.002, "level"),
+        (-0.01, 0.02, "open"),
+        (None, None, "open"),
+    ],
+)
+def test_a_verdict_is_of_the_whole_interval(low: float | None, high: float | None, said: str) -> None:
+    assert verdict(Interval(mean=0.0, low=low, high=high, count=40)) == said

@@ -50,9 +50,24 @@ def test_what_came_out_is_known_by_name(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", TO_BE_MADE, ids=lambda file: file.stem)
-def test_a_study_by_minutes_asks_for_runs_that_can_be_made(file: Path) -> None:
-    """Of the defaults, whose minutes are the study's; names of data are any."""
+def test_a_study_asks_for_runs_that_can_be_made(file: Path) -> None:
+    """Of the defaults, by minutes that are the study's, or converged; names of data are any."""
     study = load_study(file)
-    runs = [run_settings(study, file, Path("data"), run) for run in planned_runs(study)]
-    assert {run.train.minutes for run in runs} == {study.minutes}
+    planned = list(planned_runs(study))
+    runs = [run_settings(study, file, Path("data"), run) for run in planned]
     assert {run.method.name for run in runs} == {"supervised", "pseudo_rounds"}
+    if study.minutes:
+        assert {run.train.minutes for run in runs} == {study.minutes}
+    else:
+        assert study.compute == (1, 2, 4)
+        assert {run.train.steps for run in runs} == {
+            round(study.methods[one.method]["train.steps"] * one.compute) for one in planned
+        }
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "studies" / "acdc_lists").glob("*.txt")))
+def test_both_volumes_of_a_patient_are_labelled_or_neither(file: Path) -> None:
+    ids = file.read_text().split()
+    patients = [name.rpartition("_")[0] for name in ids]
+    assert len(ids) == 2 * int(file.name[0])
+    assert all(patients.count(patient) == 2 for patient in patients)

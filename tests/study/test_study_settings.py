@@ -60,6 +60,31 @@ def test_a_run_is_the_recipe_with_what_all_and_what_the_method_set(file: Path, t
     assert elsewhere.data.root == str(tmp_path / "other")
 
 
+def test_each_compute_is_a_run_of_its_own_the_short_ones_first(file: Path) -> None:
+    file.write_text(TEXT.replace("ceiling = 160", "ceiling = 160\ncompute = [1, 2.5]"))
+    study = load_study(file)
+    runs = list(planned_runs(study))
+    assert len(runs) == 18
+    assert [run.name for run in runs][9] == "supervised-4-first-seed0-2.5x"
+    assert {run_settings(study, file, None, run).train.minutes for run in runs[9:]} == {20.0}
+    file.write_text(file.read_text().replace('"method.name" = "mpl"', '"method.name" = "mpl", "train.steps" = 101'))
+    study = load_study(file)
+    steps = [run_settings(study, file, None, run).train.steps for run in planned_runs(study) if run.method == "dense"]
+    assert set(steps) == {101, 252}
+
+
+def test_a_list_of_ids_is_a_subset_that_is_called_as_its_file(file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "beside.txt").write_text("a\n")
+    file.write_text(TEXT.replace("label_seeds = [-1, 7]", 'label_lists = ["beside.txt", "lists/of_data.txt"]'))
+    study = load_study(file)
+    runs = [run for run in planned_runs(study) if run.labelled == 4 and run.method == "dense" and run.seed == 0]
+    assert [run.name for run in runs] == ["dense-4-beside-seed0", "dense-4-of_data-seed0"]
+    found = [run_settings(study, file, data, run).data.label_list for run in runs]
+    assert found == [str(tmp_path / "beside.txt"), str(data / "lists" / "of_data.txt")]
+
+
 def with_reference(text: str) -> tuple[str, str]:
     """What is replaced in the study file, and by what."""
     last = 'methods = ["supervised"]'
@@ -69,6 +94,8 @@ def with_reference(text: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
+        ("minutes = 8.0", "minutes = 8.0\ncompute = [1, 0]", r"compute = \[1.0, 0.0\]: give numbers above 0"),
+        ("seeds = [0, 1]", 'label_lists = ["a.txt"]', "give label_seeds or label_lists, not both"),
         ("minutes = 8.0", "minutes = -1.0", r"study\.toml: minutes = -1\.0: give a number above 0"),
         (
             "minutes = 8.0",

@@ -125,35 +125,56 @@ def organ_plot(cases: Sequence[CaseScores], organs: Sequence[str], metric: Metri
         return _svg(figure, f"{metric} of every case, by organ")
 
 
-EfficiencyLine = tuple[str, Sequence[tuple[int, float, float, float]]]
-"""A method, and its points: labels, mean, and the ends of its interval."""
+EfficiencyLine = tuple[str, Sequence[tuple[float, float, float, float]]]
+"""A method, and its points: labels or compute, mean, and the ends of its interval."""
 
 
-def efficiency_plot(lines: Sequence[EfficiencyLine], ceiling: float | None, *, name: str) -> str:
-    """SVG of a metric against the number of labels: for each method (labels, mean, low, high), and the ceiling.
+def efficiency_plot(lines: Sequence[EfficiencyLine], ceiling: float | None, *, name: str, over: str) -> str:
+    """SVG of a metric against what methods were given: for each method (how much, mean, low, high), and the ceiling.
 
-    Labels are on a logarithmic axis; methods stand side by side at a budget, so that their intervals can be read.
+    over: what is given, such as "labelled scans", on a logarithmic axis. Methods stand side by side at each amount, so
+    that their intervals can be read.
     """
-    budgets = sorted({labels for _, found in lines for labels, *_ in found})
+    amounts = sorted({amount for _, found in lines for amount, *_ in found})
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for n, (_, found) in enumerate(lines):
             colour, (marker, _) = SERIES[n % len(SERIES)], _marker(n)
             shift = 2 ** (0.32 * ((n + 0.5) / len(lines) - 0.5))
-            x = np.array([labels for labels, *_ in found]) * shift
+            x = np.array([amount for amount, *_ in found]) * shift
             mean, low, high = (np.array([row[i] for row in found]) for i in (1, 2, 3))
             axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.7)
             axes.plot(x, mean, color=colour, linewidth=1.6, marker=marker, markersize=5)
         if ceiling is not None:
             axes.axhline(ceiling, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_xscale("log", base=2)
-        axes.set_xticks(budgets, [str(budget) for budget in budgets])
+        axes.set_xticks(amounts, [f"{amount:g}" for amount in amounts])
         axes.minorticks_off()
         axes.margins(x=0.08)
         axes.grid(axis="y")
-        axes.set_xlabel("labelled scans")
-        return _svg(figure, f"{name} by number of labelled scans")
+        axes.set_xlabel(over)
+        return _svg(figure, f"{name} by {over}")
+
+
+def forest_plot(rows: Sequence[tuple[str, float, float, float]], margin: float) -> str:
+    """SVG of differences in Dice with their intervals: (what, mean, low, high) a row, zero, and the margin within which
+    methods are level."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(11.2, 0.9 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvspan(-margin, margin, color=SHADE, linewidth=0, zorder=0)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for row, (_, mean, low, high) in enumerate(rows):
+            axes.hlines(row, low, high, color=SERIES[0], linewidth=1.6)
+            axes.plot([mean], [row], color=SERIES[0], marker="s", markersize=6)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), [words(name) for name, *_ in rows])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_xlabel("difference in Dice")
+        return _svg(figure, "Differences in Dice with their intervals")
 
 
 def series_key(number: int) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from semiseg.data.plan import read_plan
 from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.io.file_kinds import label_map
-from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, series_key, words
+from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, forest_plot, series_key, words
 from semiseg.reporting.page import load_template
 from semiseg.reporting.pictures import DrawnCase, one_slice
 from semiseg.scoring.label_efficiency import (
+    MARGIN,
     Point,
     Study,
     StudyRun,
@@ -25,10 +26,12 @@ from semiseg.scoring.label_efficiency import (
     name_of,
     organ_scores,
     points,
+    verdict,
 )
 from semiseg.scoring.statistics import Interval
 from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, markdown_table, p_text
+from semiseg.words import counted
 
 _CASES = 3
 """Cases that are drawn."""
@@ -46,9 +49,14 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         budgets=sorted({point.labelled for point in found}),
         methods=methods,
         plots=[(TITLES[metric], efficiency_figure(study, found, metric)) for metric in PAPER_METRICS],
+        compute_plots=compute_figures(study, found),
+        several_computes=len({point.compute for point in found}) > 1,
+        forest=forest_figure(study, found),
+        margin=MARGIN,
+        verdict=verdict,
         legend=[(*series_key(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_tables=[
-            (TITLES[metric], [(point, organ_scores(study, point.method, point.labelled, metric)) for point in found])
+            (TITLES[metric], [(point, organ_scores(study, *_group(point), metric, point.compute)) for point in found])
             for metric in PAPER_METRICS
         ],
         organs=study["organs"],
@@ -63,14 +71,46 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
 
 
 def efficiency_figure(study: Study, found: Sequence[Point], metric: Metric) -> str:
-    """SVG of a metric against the number of labels, a line for each method, the ceiling dashed."""
-    ceiling = next((p.values[metric]["mean"] for p in found if p.labelled == study["ceiling"]), None)
-    return efficiency_plot(efficiency_lines(study, found, metric), ceiling, name=TITLES[metric])
+    """SVG of a metric against the number of labels, a line for each method at its most compute, the ceiling dashed."""
+    lines = efficiency_lines(study, found, metric)
+    return efficiency_plot(lines, _ceiling_value(study, found, metric), name=TITLES[metric], over="labelled scans")
 
 
 def efficiency_lines(study: Study, found: Sequence[Point], metric: Metric) -> list[EfficiencyLine]:
-    """Each method's points by rising labels; an interval that one run does not have is its mean. The ceiling is no
-    point."""
+    """Each method's points by rising labels, of the most compute; an interval that one run does not have is its mean.
+    The ceiling is no point."""
+    most = {_group(point): point for point in sorted(found, key=lambda point: point.compute)}
+    return _lines(study, list(most.values()), metric, lambda point: point.labelled)
+
+
+def compute_figures(study: Study, found: Sequence[Point]) -> list[tuple[str, str]]:
+    """Title and SVG of Dice against compute for each number of labels that has several."""
+    figures = []
+    for labelled in sorted({point.labelled for point in found if point.labelled != study["ceiling"]}):
+        here = [point for point in found if point.labelled == labelled]
+        if len({point.compute for point in here}) > 1:
+            lines = _lines(study, here, "dice", lambda point: point.compute)
+            svg = efficiency_plot(lines, _ceiling_value(study, found, "dice"), name="Dice", over="times the compute")
+            figures.append((counted(labelled, "labelled scan"), svg))
+    return figures
+
+
+def forest_figure(study: Study, found: Sequence[Point]) -> str:
+    """SVG of every difference to the baseline in Dice that has an interval; empty where none has."""
+    several = len({point.compute for point in found}) > 1
+    rows = []
+    for point in found:
+        interval = point.difference.get("dice")
+        if interval and interval["mean"] is not None and interval["low"] is not None and interval["high"] is not None:
+            times = f", {point.compute:g} x" if several else ""
+            name = f"{point.method}, {counted(point.labelled, 'label')}{times}"
+            rows.append((name, interval["mean"], interval["low"], interval["high"]))
+    return forest_plot(rows, MARGIN) if rows else ""
+
+
+def _lines(
+    study: Study, found: Sequence[Point], metric: Metric, amount: Callable[[Point], float]
+) -> list[EfficiencyLine]:
     lines: list[EfficiencyLine] = []
     for method in _drawn_methods(study, found):
         rows = []
@@ -78,9 +118,18 @@ def efficiency_lines(study: Study, found: Sequence[Point], metric: Metric) -> li
             value = point.values[metric]
             if point.method == method and point.labelled != study["ceiling"] and value["mean"] is not None:
                 low, high = (value[end] if value[end] is not None else value["mean"] for end in ("low", "high"))
-                rows.append((point.labelled, value["mean"], float(low or 0.0), float(high or 0.0)))
+                rows.append((amount(point), value["mean"], float(low or 0.0), float(high or 0.0)))
         lines.append((method, sorted(rows)))
     return lines
+
+
+def _ceiling_value(study: Study, found: Sequence[Point], metric: Metric) -> float | None:
+    values = {point.compute: point.values[metric]["mean"] for point in found if point.labelled == study["ceiling"]}
+    return values[max(values)] if values else None
+
+
+def _group(point: Point) -> tuple[str, int]:
+    return point.method, point.labelled
 
 
 def _drawn_methods(study: Study, found: Sequence[Point]) -> list[str]:
@@ -126,11 +175,13 @@ def reference_title(study: Study) -> str:
 def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     """A row for each method and label budget."""
     minus = f"- {study['baseline']} [95 %]"
-    found = sorted(points(study), key=lambda point: point.labelled)
+    found = sorted(points(study), key=lambda point: (point.labelled, point.compute))
+    several = len({point.compute for point in found}) > 1
     on_gpu = any(point.gpu_peak_mb is not None for point in found)
     header = [
-        "labels", "method", "runs", "DSC [95 %]", "NSD", f"DSC {minus}", "over cases [95 %]", "p over cases (Holm)",
-        f"NSD {minus}", "better runs", "gap closed", "steps", "min", "peak MB", *(["GPU MB"] if on_gpu else []),
+        "labels", *(["compute"] if several else []), "method", "runs", "DSC [95 %]", "NSD", f"DSC {minus}", "verdict",
+        "over cases [95 %]", "p over cases (Holm)", f"NSD {minus}", "better runs", "gap closed", "steps", "min",
+        "peak MB", *(["GPU MB"] if on_gpu else []),
     ]  # fmt: skip
     rows = []
     for point in found:
@@ -138,11 +189,13 @@ def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 str(point.labelled),
+                *([f"{point.compute:g} x"] if several else []),
                 point.method,
                 str(point.runs),
                 f"{_plain(dice['mean'])} [{_plain(dice['low'])}, {_plain(dice['high'])}]",
                 _plain(nsd["mean"]),
                 _signed_interval(point.difference.get("dice")),
+                verdict(point.difference["dice"]) if point.difference else "",
                 _signed_range(point.over_cases),
                 p_text(point.p_value),
                 _signed_interval(point.difference.get("nsd")),
@@ -177,13 +230,15 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
     """Mean of each organ, and what it is more than the baseline's: a row for each method and label budget (the paper's
     table, turned)."""
     rows = []
-    for method, labelled in sorted(groups_of(study["runs"]), key=lambda group: group[1]):
+    groups = sorted(groups_of(study["runs"]), key=lambda group: group[1:])
+    several = len({compute for *_, compute in groups}) > 1
+    for method, labelled, compute in groups:
         cells = [
             _plain(score.mean) + (f" ({_signed(score.difference)})" if score.difference is not None else "")
-            for score in organ_scores(study, method, labelled, metric).values()
+            for score in organ_scores(study, method, labelled, metric, compute).values()
         ]
-        rows.append([str(labelled), method, *cells])
-    return ["labels", "method", *map(words, study["organs"])], rows
+        rows.append([str(labelled), *([f"{compute:g} x"] if several else []), method, *cells])
+    return ["labels", *(["compute"] if several else []), "method", *map(words, study["organs"])], rows
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
@@ -211,9 +266,10 @@ def _folder(run: StudyRun, runs: Path) -> Path:
 
 
 def _widest_group(study: Study) -> list[StudyRun]:
-    groups: dict[tuple[int, int | None, int], list[StudyRun]] = {}
+    groups: dict[tuple[int, int | str | None, int, float], list[StudyRun]] = {}
     for run in study["runs"]:
-        groups.setdefault((run["labelled"], run["label_seed"], run["seed"]), []).append(run)
+        group = (run["labelled"], run["label_seed"], run["seed"], run.get("compute", 1.0))
+        groups.setdefault(group, []).append(run)
     return max(groups.values(), key=len, default=[])
 
 

@@ -18,23 +18,30 @@ from typing_extensions import TypedDict
 from semiseg.errors import DataError
 from semiseg.files import write_json
 from semiseg.randomness import Draw
-from semiseg.scoring.statistics import Interval, by_subset, crossed_interval, holm, signed_rank_p
+from semiseg.scoring.statistics import FEWEST_CASES, Interval, by_subset, crossed_interval, holm, signed_rank_p
 from semiseg.scoring.summary import PAPER_METRICS, Metric, Summary, read_checked
 from semiseg.types import DoubleArray
 
 Scores = dict[Metric, float | None]
 _SAMPLES = 5000
 """Draws of the cases behind each interval."""
+MARGIN = 0.003
+"""In Dice: two methods whose difference lies within, interval and all, are level (docs/protocol.md)."""
+Group = tuple[str, int, float]
+"""A method, its number of labels, and how many times the study's steps or minutes it was given."""
 
 
 class StudyRun(TypedDict):
-    """One run and its scores. label_seed: None is the first labels of `splits.json`. key: of all its settings.
-    peak_memory_mb: of its process; gpu_peak_mb: of the GPU that it was trained on, if it was."""
+    """One run and its scores. label_seed: None is the first labels of `splits.json`, a text the
+    name of a list. compute: how many times the
+    study's steps or minutes, 1 where it is left out. key: of all its settings. peak_memory_mb: of its process;
+    gpu_peak_mb: of the GPU that it was trained on, if it was."""
 
     method: str
     labelled: int
-    label_seed: int | None
+    label_seed: int | str | None
     seed: int
+    compute: NotRequired[float]
     key: str
     steps: int
     minutes: float
@@ -83,7 +90,7 @@ def write_study(path: Path, study: Study) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A method at a label budget.
+    """A method at a label budget, with so many times the study's steps or minutes.
 
     runs: how many. difference: to the baseline on the runs that both have, with its interval over cases and subsets;
     over_cases: that of Dice with its interval over cases alone, for these networks. p_value is of the Wilcoxon
@@ -93,6 +100,7 @@ class Point:
 
     method: str
     labelled: int
+    compute: float
     runs: int
     values: dict[Metric, Interval]
     difference: dict[Metric, Interval] = field(default_factory=dict)
@@ -107,10 +115,9 @@ class Point:
 
 
 def points(study: Study) -> list[Point]:
-    """Every method at every label budget, in the order of the study's runs, with what the ceiling has."""
+    """Every method at every label budget and compute, in the order of the study's runs, with what the ceiling has."""
     groups = groups_of(study["runs"])
-    ceiling = _ceiling(study)
-    return _adjusted([_point(study, method, labelled, groups, ceiling) for method, labelled in groups])
+    return _adjusted([_point(study, group, groups) for group in groups])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,7 @@ class AgainstReference:
 
     method: str
     labelled: int
+    compute: float
     runs: int
     difference: Interval
     over_cases: Interval
@@ -131,9 +139,12 @@ class AgainstReference:
 
 
 def reference_runs(study: Study) -> list[StudyRun]:
-    """The runs of the study's reference, if it names one."""
-    named = study.get("reference")
-    return groups_of(study["runs"]).get((named["method"], named["labelled"]), []) if named else []
+    """The runs of the study's reference, if it names one: those of the most compute."""
+    if not (named := study.get("reference")):
+        return []
+    wanted = (named["method"], named["labelled"])
+    found = {group[2]: runs for group, runs in groups_of(study["runs"]).items() if group[:2] == wanted}
+    return found[max(found)] if found else []
 
 
 def against_reference(study: Study) -> list[AgainstReference]:
@@ -154,13 +165,14 @@ def against_reference(study: Study) -> list[AgainstReference]:
         )
     level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
     found = []
-    for (method, labelled), runs in sorted(groups_of(fewer).items(), key=lambda group: group[0][1]):
+    for (method, labelled, compute), runs in sorted(groups_of(fewer).items(), key=lambda group: group[0][1:]):
         minus = _defined(_matrix(runs, ids, "dice") - level)
         by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
         found.append(
             AgainstReference(
                 method=method,
                 labelled=labelled,
+                compute=compute,
                 runs=len(runs),
                 difference=_interval(minus, runs, "dice"),
                 over_cases=_over_cases(by_case, labelled),
@@ -179,12 +191,22 @@ def _adjusted(rows: Sequence[_Compared]) -> list[_Compared]:
     return [row if row.p_value is None else replace(row, p_value=next(p_values)) for row in rows]
 
 
-def groups_of(runs: Sequence[StudyRun]) -> dict[tuple[str, int], list[StudyRun]]:
-    """The runs by method and number of labels, in their order."""
-    groups: dict[tuple[str, int], list[StudyRun]] = {}
+def groups_of(runs: Sequence[StudyRun]) -> dict[Group, list[StudyRun]]:
+    """The runs by method, number of labels and compute, in their order."""
+    groups: dict[Group, list[StudyRun]] = {}
     for run in runs:
-        groups.setdefault((run["method"], run["labelled"]), []).append(run)
+        groups.setdefault((run["method"], run["labelled"], run.get("compute", 1.0)), []).append(run)
     return groups
+
+
+def verdict(difference: Interval) -> str:
+    """What a difference in Dice says: "ahead", "behind", "level" (within the margin), or "open"."""
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None or difference["count"] < FEWEST_CASES:
+        return "open"
+    if low >= -MARGIN and high <= MARGIN:
+        return "level"
+    return "ahead" if low > 0 else "behind" if high < 0 else "open"
 
 
 def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric) -> Interval:
@@ -197,18 +219,15 @@ def _over_cases(by_case: DoubleArray, labelled: int) -> Interval:
     return crossed_interval(by_case[np.newaxis], [0], Draw(seed=0), f"{labelled}/dice", samples=_SAMPLES)
 
 
-def _point(
-    study: Study,
-    method: str,
-    labelled: int,
-    groups: Mapping[tuple[str, int], Sequence[StudyRun]],
-    ceiling: float | None,
-) -> Point:
-    runs, baseline = groups[method, labelled], groups.get((study["baseline"], labelled), [])
+def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]]) -> Point:
+    method, labelled, compute = group
+    runs, baseline = groups[group], groups.get((study["baseline"], labelled, compute), [])
+    ceiling = _ceiling(study, compute)
     ids = sorted(runs[0]["cases"])
     point = Point(
         method=method,
         labelled=labelled,
+        compute=compute,
         runs=len(runs),
         values={metric: _interval(_matrix(runs, ids, metric), runs, metric) for metric in PAPER_METRICS},
         minutes=float(np.mean([run["minutes"] for run in runs])),
@@ -237,10 +256,13 @@ def _point(
     )
 
 
-def _ceiling(study: Study) -> float | None:
-    """Mean Dice of the first method that was run with the labels of the ceiling, if one was."""
+def _ceiling(study: Study, compute: float) -> float | None:
+    """Mean Dice of the first method that was run with the labels of the ceiling, if one was: with the same compute, or
+    else with the most."""
     found = [run for run in study["runs"] if run["labelled"] == study["ceiling"]]
-    runs = [run for run in found if run["method"] == found[0]["method"]]
+    ran = [run.get("compute", 1.0) for run in found if run["method"] == found[0]["method"]]
+    given = compute if compute in ran else max(ran, default=1.0)
+    runs = [r for r in found if r["method"] == found[0]["method"] and r.get("compute", 1.0) == given]
     return float(_defined(_matrix(runs, sorted(runs[0]["cases"]), "dice")).mean()) if runs else None
 
 
@@ -276,15 +298,15 @@ def _defined(values: DoubleArray) -> DoubleArray:
     return values[:, np.isfinite(values).all(axis=0)]
 
 
-def run_name(method: str, labelled: int, label_seed: int | None, seed: int) -> str:
+def run_name(method: str, labelled: int, label_seed: int | str | None, seed: int, compute: float = 1.0) -> str:
     """What a run of a study is called."""
-    subset = "first" if label_seed is None else f"labels{label_seed}"
-    return f"{method}-{labelled}-{subset}-seed{seed}"
+    subset = "first" if label_seed is None else f"labels{label_seed}" if isinstance(label_seed, int) else label_seed
+    return f"{method}-{labelled}-{subset}-seed{seed}" + (f"-{compute:g}x" if compute != 1 else "")
 
 
 def name_of(run: StudyRun) -> str:
     """What a run is called."""
-    return run_name(run["method"], run["labelled"], run["label_seed"], run["seed"])
+    return run_name(run["method"], run["labelled"], run["label_seed"], run["seed"], run.get("compute", 1.0))
 
 
 def folder_name(name: str, key: str) -> str:
@@ -315,10 +337,12 @@ class OrganScore:
     difference: float | None
 
 
-def organ_scores(study: Study, method: str, labelled: int, metric: Metric) -> dict[str, OrganScore]:
-    """A method's score of each organ with so many labels."""
+def organ_scores(
+    study: Study, method: str, labelled: int, metric: Metric, compute: float = 1.0
+) -> dict[str, OrganScore]:
+    """A method's score of each organ with so many labels and so much compute."""
     groups = groups_of(study["runs"])
-    runs, baseline = (groups.get((name, labelled), []) for name in (method, study["baseline"]))
+    runs, baseline = (groups.get((name, labelled, compute), []) for name in (method, study["baseline"]))
     pairs = [] if method == study["baseline"] else _pairs(baseline, runs)
 
     def mean(of: Sequence[StudyRun], organ: str) -> float | None:

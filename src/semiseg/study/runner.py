@@ -208,8 +208,9 @@ def _row(run: PlannedRun, folder: Path, key: str) -> StudyRun:
     made = StudyRun(
         method=run.method,
         labelled=run.labelled,
-        label_seed=run.label_seed,
+        label_seed=run.subset_name,
         seed=run.seed,
+        compute=run.compute,
         key=key,
         steps=int(metrics[-1]["step"]),
         minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ class BudgetSettings:
     """Training cases that keep their labels."""
     label_seeds: tuple[int, ...] = (FIRST,)
     """Label subsets: -1 is the first of `splits.json`, other numbers draw one by that seed."""
+    label_lists: tuple[str, ...] = ()
+    """In the place of label_seeds: files of ids (`data.label_list`), a subset each, called as the file is. A relative
+    path starts from the study file's folder, or else from the dataset's."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of training, each with every subset."""
     methods: tuple[str, ...] = ()
@@ -50,6 +54,8 @@ class BudgetSettings:
     def __post_init__(self) -> None:
         if self.labelled < 1 or not self.label_seeds or not self.seeds:
             raise ConfigError(f"budgets: labelled = {self.labelled}: give 1 label, one subset and one seed at least.")
+        if self.label_lists and self.label_seeds != (FIRST,):
+            raise ConfigError(f"budgets: labelled = {self.labelled}: give label_seeds or label_lists, not both.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,9 @@ class StudySettings:
     """The method that the others are compared with."""
     ceiling: int = 0
     """The label budget that counts as full supervision, if it is among the budgets (of one method, then)."""
+    compute: tuple[float, ...] = (1.0,)
+    """How many times its steps or minutes each method is given, in runs of their own: (1, 2, 4) shows whether more
+    training still helps."""
     reference: ReferenceSettings | None = None
     """A method with more labels that all with fewer are compared with besides."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -90,6 +99,8 @@ class StudySettings:
             raise ConfigError(f"methods.{wrong[0]}: a name is letters, digits, _ and -, since run folders have it.")
         if not self.minutes and (untold := [name for name in self.methods if self.steps(name) is None]):
             raise ConfigError(f'minutes: give them, or set "train.steps" for all methods (methods.{untold[0]}).')
+        if not self.compute or min(self.compute) <= 0:
+            raise ConfigError(f"compute = {list(self.compute)}: give numbers above 0, such as [1, 2, 4].")
         if self.baseline not in self.methods:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
         tables = {"common": self.common} | {f"methods.{name}": keys for name, keys in self.methods.items()}
@@ -152,27 +163,42 @@ class PlannedRun:
 
     method: str
     labelled: int
-    label_seed: int | None
+    subset: int | str | None
+    """A label seed, or the path of a list; None is the first labels of `splits.json`."""
     seed: int
+    compute: float
+
+    @property
+    def subset_name(self) -> int | str | None:
+        """As `StudyRun.label_seed`."""
+        return Path(self.subset).stem if isinstance(self.subset, str) else self.subset
 
     @property
     def name(self) -> str:
         """What it is called."""
-        return run_name(self.method, self.labelled, self.label_seed, self.seed)
+        return run_name(self.method, self.labelled, self.subset_name, self.seed, self.compute)
 
     def __str__(self) -> str:
-        subset = "the first" if self.label_seed is None else f"subset {self.label_seed}"
-        return f"{self.method}, {counted(self.labelled, 'label')} ({subset}), seed {self.seed}"
+        subset = "the first" if self.subset is None else f"subset {self.subset_name}"
+        times = f", {self.compute:g} x compute" if self.compute != 1 else ""
+        return f"{self.method}, {counted(self.labelled, 'label')} ({subset}), seed {self.seed}{times}"
 
 
 def planned_runs(study: StudySettings) -> Iterator[PlannedRun]:
-    """All runs, so that methods can be compared early: subset by subset, and seed by seed, every method."""
-    for budget in study.budgets:
-        for seed in budget.seeds:
-            for subset in budget.label_seeds:
+    """All runs, the short ones first, so that methods can be compared early: subset by subset, and seed by seed, every
+    method."""
+    for compute in study.compute:
+        for budget in study.budgets:
+            subsets: tuple[int | str, ...] = budget.label_lists or budget.label_seeds
+            for seed, subset in product(budget.seeds, subsets):
                 for method in budget.methods or study.methods:
-                    label_seed = None if subset == FIRST else subset
-                    yield PlannedRun(method=method, labelled=budget.labelled, label_seed=label_seed, seed=seed)
+                    yield PlannedRun(
+                        method=method,
+                        labelled=budget.labelled,
+                        subset=None if subset == FIRST else subset,
+                        seed=seed,
+                        compute=compute,
+                    )
 
 
 def run_settings(study: StudySettings, file: Path, data: Path | None, run: PlannedRun) -> RunSettings:
@@ -182,10 +208,14 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     paths = {f"{section}.{key}" for section, keys in PATHS.items() for key in keys} & given.keys()
     given |= {key: str((file.parent / given[key]).resolve()) for key in paths if given[key]}
     given |= {"data.labelled": run.labelled, "train.seed": run.seed}
-    if "train.steps" not in given:
-        given["train.minutes"] = study.minutes
-    if run.label_seed is not None:
-        given["data.label_seed"] = run.label_seed
+    if (steps := study.steps(run.method)) is not None:
+        given["train.steps"] = round(steps * run.compute)
+    else:
+        given["train.minutes"] = study.minutes * run.compute
+    if isinstance(run.subset, str):
+        given["data.label_list"] = str(_label_list(file, data, run.subset))
+    elif run.subset is not None:
+        given["data.label_seed"] = run.subset
     if data is not None:
         given["data.root"] = str(data.resolve())
     # A JSON value is a TOML value.
@@ -195,4 +225,9 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
     except ConfigError as error:
         raise ConfigError(f"{file}, methods.{run.method}: {error}") from None
     # TOML has no null: the first subset, whatever the recipe says.
-    return settings if run.label_seed is not None else replace(settings, data=replace(settings.data, label_seed=None))
+    return settings if run.subset is not None else replace(settings, data=replace(settings.data, label_seed=None))
+
+
+def _label_list(file: Path, data: Path | None, name: str) -> Path:
+    beside = file.parent / name
+    return (beside if beside.exists() or data is None else data / name).resolve()
