@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -92,8 +91,7 @@ def make(run: Path, count: int, labelled: int) -> None:
     cases = []
     for number in range(count):
         id, is_labelled = f"case_{number:06d}", number < labelled
-        folder = "imagesTr" if is_labelled else "imagesUn"
-        image = data / folder / f"{id}_0000.nii.gz"
+        image = data / ("imagesTr" if is_labelled else "imagesUn") / f"{id}_0000.nii.gz"
         os.link(sources[number // LINKS], image)
         label = data / "labelsTr" / f"{id}.nii.gz" if is_labelled else None
         if label:
@@ -110,15 +108,15 @@ def make(run: Path, count: int, labelled: int) -> None:
     sizes, digests = {}, {}
     for part in range(len(sources)):
         for kind in range(KINDS):
-            file = arrays / f"image{part}-{kind}.b2nd"
-            _write_array(file, generator.normal(0, 1, (1, EDGE, EDGE, EDGE)).astype(np.float32), blosc2.Codec.LZ4)
-            sizes[file], digests[file] = file.stat().st_size, hash_files([file])
+            array = arrays / f"image{part}-{kind}.b2nd"
+            _write_array(array, generator.normal(0, 1, (1, EDGE, EDGE, EDGE)).astype(np.float32), blosc2.Codec.LZ4)
+            sizes[array], digests[array] = array.stat().st_size, hash_files([array])
     label_file = arrays / "label.b2nd"
     _write_array(label_file, one.astype(np.uint8), blosc2.Codec.LZ4)
     sizes[label_file], digests[label_file] = label_file.stat().st_size, hash_files([label_file])
     voxels = [tuple(map(int, place)) for place in np.argwhere(one >= 0)]
     body = tuple(voxels[i] for i in generator.integers(0, len(voxels), PLACES))
-    of_classes = {
+    of_classes: dict[int, Any] = {
         v: tuple(voxels[i] for i in generator.integers(0, len(voxels), PLACES)) for v in range(1, CLASSES + 1)
     }
     general = StoredCase(
@@ -133,13 +131,13 @@ def make(run: Path, count: int, labelled: int) -> None:
     recipe, rows = digest_of(_recipe(plan)), []
     texts = [json.dumps(json.loads(json.dumps(asdict(one))), sort_keys=True) for one in (general, with_label)]
     for number, case in enumerate(cases):
-        folder = stored / case.id
-        folder.mkdir()
+        place = stored / case.id
+        place.mkdir()
         files = {"image.b2nd": arrays / f"image{number // LINKS}-{number % KINDS}.b2nd"}
         if case.label:
             files["label.b2nd"] = label_file
-        for name, file in files.items():
-            os.link(file, folder / name)
+        for name, array in files.items():
+            os.link(array, place / name)
         # As text, since all but two words of it is the same in all cases.
         text = texts[case.label is not None].replace(ID, case.id).replace(HASH, str(case.hash))
         content = {
@@ -148,7 +146,7 @@ def make(run: Path, count: int, labelled: int) -> None:
             "sha256": {name: digests[file] for name, file in files.items()},
             "case_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
-        (folder / "case.json").write_text(f'{json.dumps(content)[:-1]}, "case": {text}}}\n')
+        (place / "case.json").write_text(f'{json.dumps(content)[:-1]}, "case": {text}}}\n')
         stamps = _stamps(case.case(), stored)
         rows.append({"id": case.id, "recipe": recipe, "hash": case.hash, "stamps": stamps})
     write_recipe(stored, plan)
@@ -190,26 +188,25 @@ def session_of(run: Path, cache_gb: float) -> Any:
     return open_session(run, settings, Settled(threads=1, precision="float32"), torch.device("cpu"))
 
 
-def opening(run: Path, cache_gb: float) -> dict[str, float]:
-    """Seconds to read who is in the run and to open its data, and what it takes of memory beside torch's."""
+def opening(run: Path, cache_gb: float) -> dict[str, Any]:
+    """Seconds (on the clock, and of the processor) until it is known who is in the run, and until the first batch; and
+    what that takes of memory beside torch's."""
     import torch  # noqa: F401
 
     import semiseg.training.session  # noqa: F401
 
-    before = peak_mb()
-    began = time.perf_counter()
+    before, watch = peak_mb(), Watch()
     session = session_of(run, cache_gb)
-    listed = time.perf_counter() - began
+    listed = watch.read()
     data = session.open_data()
-    opened = time.perf_counter() - began - listed
     next(data.source.iterate(0, 1))
     return {
-        "cases": len(data.labelled) + len(data.unlabelled), "listed_s": round(listed, 2), "opened_s": round(opened, 2),
-        "first_batch_s": round(time.perf_counter() - began, 2), "before_mb": before, "peak_mb": peak_mb(),
+        "cases": len(data.labelled) + len(data.unlabelled), "listed_s": listed, "first_batch_s": watch.read(),
+        "before_mb": before, "peak_mb": peak_mb(),
     }  # fmt: skip
 
 
-def reading(run: Path, cache_gb: float) -> dict[str, float]:
+def reading(run: Path, cache_gb: float) -> dict[str, Any]:
     """Milliseconds of a batch of 2 + 2 patches, of which each is of another case."""
     source = session_of(run, cache_gb).open_data().source
     source.labelled(0), source.unlabelled(0)
@@ -224,7 +221,7 @@ def reading(run: Path, cache_gb: float) -> dict[str, float]:
     }
 
 
-def preparing(run: Path, cache_gb: float) -> dict[str, float]:
+def preparing(run: Path, cache_gb: float) -> dict[str, Any]:
     """`semiseg prepare RUN` where all is done: seconds, and the files that it opened, by kind."""
     from semiseg.workflows import prepare
 
@@ -236,18 +233,35 @@ def preparing(run: Path, cache_gb: float) -> dict[str, float]:
 
     prepare(run, prepared_settings(run), quiet=True)  # the index is made, if it is missing
     sys.addaudithook(note)
-    began = time.perf_counter()
+    watch = Watch()
     prepare(run, prepared_settings(run), quiet=True)
-    seconds = time.perf_counter() - began
+    seconds = watch.read()
     kinds = {kind: sum(kind in name for name in opened) for kind in (".b2nd", ".nii", "case.json")}
-    return {"seconds": round(seconds, 2), **{f"opened {kind}": n for kind, n in kinds.items()}, "peak_mb": peak_mb()}
+    return {"seconds": seconds, **{f"opened {kind}": n for kind, n in kinds.items()}, "peak_mb": peak_mb()}
 
 
 def peak_mb() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Of this process, not of that which started it, as `getrusage` would have it."""
+    return (
+        int(next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line).split()[1])
+        // 1024
+    )
 
 
-MEASURES: dict[str, Callable[[Path, float], dict[str, float]]] = {
+class Watch:
+    """Seconds on the clock, and of the processor, since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def read(self) -> list[float]:
+        return [
+            round(now - then, 2)
+            for now, then in zip((time.perf_counter(), time.process_time()), self._began, strict=True)
+        ]
+
+
+MEASURES: dict[str, Callable[[Path, float], dict[str, Any]]] = {
     "prepare": preparing,
     "open": opening,
     "read": reading,

@@ -101,7 +101,8 @@ def visible(folder: Path, *, deep: bool = False) -> list[Path]:
     Hidden entries (`._x` of a Mac) are left out. Nothing where there is no folder.
     """
     if not deep:
-        return sorted(entry for entry in folder.glob("*") if not entry.name.startswith("."))
+        entries = (entry for entry in folder.glob("*") if not entry.name.startswith("."))
+        return sorted(entries, key=lambda entry: entry.name)  # several times as fast as by paths
     return sorted(_walk(folder, {os.path.realpath(folder)}))
 
 
