@@ -254,7 +254,7 @@ def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list
     process = start(*arguments)
     wait_until(lambda: any(run.glob("store/*")), process)
     kill(process)
-    stored = [folder for folder in run.glob("store/*") if not folder.name.startswith(".")]
+    stored = [folder for folder in run.glob("store/*") if folder.is_dir() and not folder.name.startswith(".")]
     before = {folder: read_case_meta(folder) for folder in stored}
     assert len(before) < 4, "all was done before the kill"
     half = run / "store" / ".tmp-00000000-1-phantom_001"
@@ -265,6 +265,7 @@ def test_a_killed_preparation_leaves_whole_cases_only(phantoms: Path, tiny: list
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, errors) == (0, "")
     assert sorted(f.name for f in run.glob("store/*")) == [
+        "cases.index",
         *(f"phantom_00{n}" for n in range(4)),
         "recipe.json",
         "seen.jsonl",

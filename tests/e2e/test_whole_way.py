@@ -104,7 +104,7 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
     assert names(run / "checkpoints") == ["step-000003", "step-000006"]
     assert names(run / "model") == ["card.json", "network.onnx", "plan.toml", "weights.safetensors"]
     assert names(run / "predictions") == [f"{TEST_CASE}.nii.gz", "predictions.jsonl"]
-    assert names(run / "store") == [*(f"phantom_{i:03}" for i in range(4)), "recipe.json", "seen.jsonl"]
+    assert names(run / "store") == ["cases.index", *(f"phantom_{i:03}" for i in range(4)), "recipe.json", "seen.jsonl"]
     assert read_json(run / "model" / "card.json")["labelled_cases"] == ["phantom_000", "phantom_001"]
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
