@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from semiseg.data import sampling
-from semiseg.data.batches import BatchSource, _Cases
+from semiseg.data.batches import Batch, BatchSource, _Cases
 from semiseg.data.sampling import SamplingSettings
-from semiseg.errors import ConfigError, DataError
+from semiseg.errors import ConfigError, DataError, TrainingError
 from semiseg.io.store import StoredCase, write_case
+from semiseg.io.store_index import index_of
 from semiseg.types import Shape
 
 PATCH = (8, 8, 8)
@@ -189,3 +195,79 @@ def test_what_cannot_work_is_refused(cases: tuple[list[Path], list[Path]]) -> No
         BatchSource([], patch=PATCH, batch=1, seed=0)
     with pytest.raises(ConfigError, match="no unlabelled"):
         next(BatchSource(cases[0], patch=PATCH, batch=1, seed=0).iterate(0, 1))
+
+
+def in_tens(case: StoredCase) -> np.ndarray:
+    return np.full(case.shape_zyx, 10 * int(case.id.removeprefix("case")), dtype=np.uint8)
+
+
+def same(batches: Iterable[Batch], others: Iterable[Batch]) -> bool:
+    fields = ("step", "images", "labels", "unlabelled", "pseudo_labels")
+    pairs = [(getattr(a, n), getattr(b, n)) for a, b in zip(batches, others, strict=True) for n in fields]
+    return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)
+
+
+def test_processes_read_the_same_batches(cases: tuple[list[Path], list[Path]]) -> None:
+    """Also what was published before they began, and since: from its step on, to the batch."""
+    index = index_of([*cases[0], *cases[1]])
+    by_thread, by_processes = (_source(cases, index=index, readers=readers) for readers in (0, 2))
+    predicted = {f"case{i}": {1: [(11, 8, 5)]} for i in range(3, 8)}
+    found: list[list[Batch]] = []
+    for source in (by_thread, by_processes):
+        source.publish(predicted, from_step=2)
+        batches = [*source.iterate(0, 4), *source.iterate(4, 6, unlabelled=False)]
+        source.publish_labels(in_tens, among={"case3", "case5"})
+        source.publish({}, from_step=8, among={"case3", "case5"})
+        with closing(source.iterate(8, 99)) as endless:
+            batches += [next(endless) for _ in range(3)]
+            source.publish(predicted, from_step=15, among={"case3"})
+            batches += [next(endless) for _ in range(5)]
+        found.append(batches)
+    by_processes.close()
+    assert same(*found)
+    assert {int(n) for batch in found[1][-6:] for n in np.unique(batch.pseudo_labels)} == {30, 50}
+    assert {int(n) for n in np.unique(found[1][-1].pseudo_labels)} == {30}
+
+
+def test_an_error_of_a_process_is_raised_and_a_killed_one_is_named(tmp_path: Path) -> None:
+    folders = [_write(tmp_path, i, labelled=True) for i in range(3)]
+    source = BatchSource(folders, patch=PATCH, batch=1, seed=0, readers=1)
+    with closing(source.iterate(0, 1000, unlabelled=False)) as batches:
+        next(batches)
+        (reader,) = readers_of(psutil.Process())
+        reader.kill()
+        with pytest.raises(TrainingError, match="a process that reads batches was killed"):
+            list(batches)
+    source.close()
+    damaged = BatchSource(folders, patch=PATCH, batch=1, seed=0, readers=1)
+    for folder in folders:
+        (folder / "image.b2nd").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"case\d: the stored case is damaged"):
+        list(damaged.iterate(0, 5, unlabelled=False))
+    damaged.close()
+    assert readers_of(psutil.Process()) == []
+
+
+def readers_of(process: psutil.Process) -> list[psutil.Process]:
+    """Its children but the one of multiprocessing itself."""
+    return [child for child in process.children() if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_readers_end_with_their_parent(cases: tuple[list[Path], list[Path]], ending: signal.Signals) -> None:
+    """However it ends; the memory that they share has no name that could be left."""
+    code = (
+        "import sys; from pathlib import Path; from semiseg.data.batches import BatchSource\n"
+        "source = BatchSource([Path(one) for one in sys.argv[1:]], patch=(8, 8, 8), batch=1, seed=0, readers=1)\n"
+        "for batch in source.iterate(0, 10**9, unlabelled=False):\n"
+        "    if batch.step == 0: print(flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, *map(str, cases[0])], stdout=-1, stderr=-1) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        children = psutil.Process(process.pid).children()
+        assert len(readers_of(psutil.Process(process.pid))) == 1
+        process.send_signal(ending)
+        process.communicate(timeout=60)
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert left == []

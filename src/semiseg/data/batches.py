@@ -1,4 +1,4 @@
-"""Batches of patches from the case store, computed for any step and read ahead by a thread.
+"""Batches of patches from the case store, computed for any step and read ahead by a thread, or by processes.
 
 B samples of this rank, C channels, `(Z, Y, X)` the patch.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.data.histograms import with_other_histogram
+from semiseg.data.readers import Readers
 from semiseg.data.sampling import PredictedLocations, SamplingSettings, labelled_patch, unlabelled_patch
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
@@ -38,7 +41,7 @@ class Batch:
     step: int
     images: FloatArray
     labels: NDArray[np.int64]
-    unlabelled: FloatArray | None
+    unlabelled: FloatArray | None = None
     pseudo_labels: NDArray[np.int64] | None = None
 
 
@@ -49,14 +52,12 @@ class BatchSource:
     be empty. patch: size in voxels. batch: samples of a step over all ranks, labelled ones and as many unlabelled
     ones, of which rank r of `world` reads the r-th part. histograms: with which probability, and in which channels,
     labelled patches get the histogram of another scan. index: of the store that the cases lie in, by which they are
-    described when they are drawn; without one each is read here.
+    described when they are drawn; without one each is read here. readers: processes that read ahead, 0 for a thread;
+    they share what `settings` allows of memory.
 
     Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for a
     damaged case, here or when it is read.
     """
-
-    depth = 2
-    """Batches that are read ahead."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class BatchSource:
         rank: int = 0,
         world: int = 1,
         index: StoreIndex | None = None,
+        readers: int = 0,
     ) -> None:
         if not labelled:
             raise ConfigError("There is no labelled training case. Add one, or raise the label budget.")
@@ -85,10 +87,25 @@ class BatchSource:
         self._every, self._histograms = self._labelled.metas + self._unlabelled.metas, histograms
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
-        self._published: list[_Published] = [
-            _Published(0, {}, range(len(self._unlabelled.metas)), self._unlabelled.metas)
-        ]
+        self._published = [_Published(0, {}, None)]
         self._asked = -1
+        self.depth = max(2, readers + 1)
+        """Batches that are read ahead."""
+        self._count = readers
+        self._make = partial(
+            BatchSource,
+            labelled,
+            unlabelled,
+            patch=patch,
+            batch=batch,
+            seed=seed,
+            settings=replace(self._settings, cache_gb=self._settings.cache_gb / max(1, readers)),
+            histograms=histograms,
+            rank=rank,
+            world=world,
+            index=index,
+        )
+        self._readers: Readers | None = None
 
     @property
     def labelled_cases(self) -> IndexedCases:
@@ -114,11 +131,13 @@ class BatchSource:
         """Images (B, C, Z, Y, X) float32 of unlabelled cases of a step, and their pseudo-labels if any are published,
         (B, Z, Y, X) int64."""
         published = next(one for one in reversed(self._published) if one.from_step <= step)
+        metas = self._unlabelled.part(published.among)
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step):
-                patch = unlabelled_patch(published.metas, published.predicted, self._patch, draw, self._batch)
-                case = self._unlabelled.open(published.among[patch.case], self._memory)
+                patch = unlabelled_patch(metas, published.predicted, self._patch, draw, self._batch)
+                position = patch.case if published.among is None else published.among[patch.case]
+                case = self._unlabelled.open(position, self._memory)
                 images.append(case.read_image(patch.box))
                 if self._unlabelled.labels_of is not None:
                     labels.append(case.read_label(patch.box))
@@ -134,12 +153,12 @@ class BatchSource:
         first = max(self._asked + 1, self._published[-1].from_step)
         if from_step < first:
             raise ValueError(f"Step {from_step} was read or published already; the first free one is {first}.")
-        every = self._unlabelled.metas
-        drawn: Sequence[int] = range(len(every))
+        drawn = None
         if among is not None:
-            drawn = [position for position, folder in enumerate(every.folders) if folder.name in among]
-        metas = every if among is None else every.part(drawn)
-        self._published.append(_Published(from_step, predicted, drawn, metas))
+            folders = enumerate(self._unlabelled.metas.folders)
+            drawn = tuple(position for position, folder in folders if folder.name in among)
+        self._published.append(_Published(from_step, predicted, drawn))
+        self._tell()
 
     def publish_labels(self, labels_of: Callable[[StoredCase], Any], *, among: Collection[str] | None = None) -> None:
         """Give unlabelled cases pseudo-labels, which come with their patches from the next batch on. Not while
@@ -150,32 +169,76 @@ class BatchSource:
         """
         with self._reading:
             self._unlabelled.label(labels_of, among)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Have the readers know what was published, for batches that are asked for from now on."""
+        if self._readers:
+            self._readers.publish((self._published, self._unlabelled.labels_of, self._unlabelled.among))
+
+    def take(self, published: Any) -> None:
+        """In a reader: what another one of the same parts was told."""
+        self._published, labels_of, among = published
+        if labels_of is not None:
+            self._unlabelled.label(labels_of, among)
 
     def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
-        """The batches of the steps in `[start_step, stop_step)`, read ahead by one thread.
+        """The batches of the steps in `[start_step, stop_step)`, read ahead.
 
-        unlabelled: whether to read unlabelled images too. An error of the thread is raised here, at its step. Closing
-        the generator (or leaving the loop) waits for the batch in the making and drops the others.
+        unlabelled: whether to read unlabelled images too. An error of reading is raised here, at its step, and
+        `TrainingError` where a reader was killed. Closing the generator (or leaving the loop) waits for the batches in
+        the making and drops the others.
         """
         if unlabelled and not self._unlabelled.metas:
             raise ConfigError("There is no unlabelled case to train on. Add some, or choose `supervised`.")
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semiseg-batches")
-        waiting: deque[Future[Batch]] = deque()
-        ahead = start_step
-        try:
-            for step in range(start_step, stop_step):
-                while ahead < min(stop_step, step + 1 + self.depth):
-                    if unlabelled:
-                        self._asked = max(self._asked, ahead)
-                    waiting.append(pool.submit(self._read, ahead, unlabelled))
-                    ahead += 1
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with self._ahead(unlabelled) as (submit, fetch):
+            waiting: deque[Future[Any]] = deque()
+            ahead = start_step
+            try:
+                for step in range(start_step, stop_step):
+                    while ahead < min(stop_step, step + 1 + self.depth):
+                        if unlabelled:
+                            self._asked = max(self._asked, ahead)
+                        waiting.append(submit(ahead))
+                        ahead += 1
+                    yield Batch(step, **fetch(step, waiting.popleft()))
+            finally:
+                wait([one for one in waiting if not one.cancel()])
 
-    def _read(self, step: int, unlabelled: bool) -> Batch:
+    @contextmanager
+    def _ahead(self, unlabelled: bool) -> Iterator[tuple[_Submit, _Fetch]]:
+        """Within: how a step is given to whoever reads, and how its arrays are had. Processes stay, a thread ends."""
+        if self._count:
+            if self._readers is None:
+                self._readers = Readers(self._make, self._count, slots=self.depth + 1, slot_bytes=self._most_bytes())
+                self._tell()
+            readers = self._readers
+            readers.tidy()
+            yield lambda step: readers.submit(step, unlabelled), readers.fetch
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="semiseg-batches") as pool:
+            yield lambda step: pool.submit(self.arrays, step, unlabelled), lambda _, batch: batch.result()
+
+    def close(self) -> None:
+        """End the readers, where there are some."""
+        if self._readers:
+            self._readers.close()
+            self._readers = None
+
+    def arrays(self, step: int, unlabelled: bool) -> dict[str, Any]:
+        """The fields of a step's `Batch`."""
         images, labels = self.labelled(step)
-        return Batch(step, images, labels, *(self.unlabelled(step) if unlabelled else (None, None)))
+        found: dict[str, Any] = {"images": images, "labels": labels}
+        if unlabelled:
+            found["unlabelled"], pseudo_labels = self.unlabelled(step)
+            if pseudo_labels is not None:
+                found["pseudo_labels"] = pseudo_labels
+        return found
+
+    def _most_bytes(self) -> int:
+        """Of a batch of this rank."""
+        channels = self._labelled.metas[0].channels
+        return 2 * self._share * prod(self._patch) * (4 * channels + 8)
 
     def _draws(self, step: int) -> list[Draw]:
         """The keys of this rank's samples."""
@@ -195,12 +258,16 @@ def refuse_indivisible(batch: int, world: int) -> None:
 
 @dataclass(frozen=True)
 class _Published:
-    """What unlabelled patches are placed on from a step on, and among which of the cases."""
+    """What unlabelled patches are placed on from a step on, and at which positions the cases are that they are cut
+    from; None is all."""
 
     from_step: int
     predicted: PredictedLocations
-    among: Sequence[int]
-    metas: IndexedCases
+    among: tuple[int, ...] | None
+
+
+_Submit = Callable[[int], Future[Any]]
+_Fetch = Callable[[int, Future[Any]], dict[str, Any]]
 
 
 class _Memory:
@@ -233,11 +300,18 @@ class _Cases:
         self._recent: OrderedDict[int, OpenCase] = OrderedDict()
         self.labels_of: Callable[[StoredCase], Any] | None = None
         """What `label` gave them."""
-        self._among: Collection[str] | None = None
+        self.among: Collection[str] | None = None
+        self._part: tuple[tuple[int, ...] | None, IndexedCases] = (None, metas)
+
+    def part(self, positions: tuple[int, ...] | None) -> IndexedCases:
+        """The descriptions at these positions, of which the last ones are kept."""
+        if positions is not self._part[0]:
+            self._part = (positions, self.metas if positions is None else self.metas.part(positions))
+        return self._part[1]
 
     def label(self, labels_of: Callable[[StoredCase], Any], among: Collection[str] | None) -> None:
         """Cases have these labels from now on; those that are not among these have none."""
-        self.labels_of, self._among = labels_of, among
+        self.labels_of, self.among = labels_of, among
         self._recent.clear()
         self._kept = {
             index: replace(case, label=np.asarray(labels_of(case.meta)[:]) if self._is_labelled(case.meta) else None)
@@ -245,7 +319,7 @@ class _Cases:
         }
 
     def _is_labelled(self, meta: StoredCase) -> bool:
-        return self._among is None or meta.id in self._among
+        return self.among is None or meta.id in self.among
 
     def open(self, index: int, memory: _Memory) -> OpenCase:
         """The case, with its arrays in memory if they fit."""

@@ -94,10 +94,17 @@ class PlaceTable(Sequence[Shape]):
 class StoreIndex:
     """What is known of the cases of a store, by row."""
 
-    def __init__(self, tables: dict[str, AnyArray], places: NDArray[np.uint16]) -> None:
-        self._tables, self._places = tables, places
+    def __init__(self, tables: dict[str, AnyArray], places: NDArray[np.uint16], store: Path | None = None) -> None:
+        """store: that it was mapped from."""
+        self._tables, self._places, self._store = tables, places, store
         text = tables["ids"].tobytes().decode()
         self.ids = text.split("\n") if text else []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the file itself."""
+        if self._store is None:
+            return StoreIndex, (self._tables, self._places)
+        return _the_index, (self._store,)
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -250,9 +257,16 @@ def read_index(store: Path) -> StoreIndex | None:
             tables = dict(zip(_TABLES, arrays[:-1], strict=True))
             if digest.tobytes() != _digest(tables):
                 return None
-            return StoreIndex(tables, arrays[-1])
+            return StoreIndex(tables, arrays[-1], store)
     except _BROKEN:
         return None
+
+
+def _the_index(store: Path) -> StoreIndex:
+    index = read_index(store)
+    if index is None:
+        raise DataError(f"{store / INDEX_FILE}: is not what was written a moment ago. Check the disk.")
+    return index
 
 
 def write_index(store: Path, ids: Sequence[str], *, anew: bool = False) -> StoreIndex:
@@ -287,10 +301,7 @@ def write_index(store: Path, ids: Sequence[str], *, anew: bool = False) -> Store
             np.lib.format.write_array_header_1_0(file, {"descr": "<u2", "fortran_order": False, "shape": shape})
             places.seek(0)
             shutil.copyfileobj(places, file)
-    made = read_index(store)
-    if made is None:
-        raise DataError(f"{store / INDEX_FILE}: is not what was written a moment ago. Check the disk.")
-    return made
+    return _the_index(store)
 
 
 def _built(cases: Iterable[tuple[Written, tuple[int, int]]], places: IO[bytes]) -> dict[str, AnyArray]:

@@ -23,7 +23,7 @@ from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.files import write_jsonl
-from semiseg.io.store import open_labels
+from semiseg.io.store import StoredCase
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.torch_engine import TorchEngine
@@ -31,7 +31,7 @@ from semiseg.randomness import Draw
 from semiseg.rows import read_rounds
 from semiseg.training.progress import every_so_often
 from semiseg.training.refresh import predicted_locations
-from semiseg.training.scan_labels import KeptPlaces, label_file, label_scans, labels_folder, remove_other_labels
+from semiseg.training.scan_labels import KeptPlaces, kept_labels, label_scans, labels_folder, remove_other_labels
 from semiseg.training.settings import TrainSettings
 from semiseg.training.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
 from semiseg.transfer import to_device
@@ -149,7 +149,7 @@ class Feed:
         found; unless the second one, a state of the network before, contradicts it on a few of them."""
         data, place, method = self.data, self.place, self.method
         if data.scan_labels is None:
-            data.source.publish_labels(lambda case: np.zeros(case.shape_zyx, dtype=np.uint8))
+            data.source.publish_labels(blank_labels)
             return True
         first, before = rounds[number - 1], rounds[number - 2] if number > 1 else 0
         if step > first and self._was_refused(first):
@@ -186,9 +186,7 @@ class Feed:
             classes = label(drawn, networks[0], folders[0])
             places = KeptPlaces(folders[0], [case.name for case in drawn])
             data.source.publish(places, from_step=step, among=set(places))
-            data.source.publish_labels(
-                lambda case: open_labels(label_file(folders[0], case.id), case.shape_zyx), among=set(places)
-            )
+            data.source.publish_labels(partial(kept_labels, folders[0]), among=set(places))
         first_alone(lambda: self._write_round(number, first, len(drawn), found, trusted, why, classes))
         return trusted
 
@@ -263,6 +261,11 @@ class Feed:
         write_jsonl(file, [*before, row])
         if why:
             self.say(f"Round {number}: {why}")
+
+
+def blank_labels(case: StoredCase) -> AnyArray:
+    """Of a case, for steps that are only timed."""
+    return np.zeros(case.shape_zyx, dtype=np.uint8)
 
 
 def _views(stored: StoredBatch, draw: Draw, place: Place) -> tuple[Batch, UnlabelledBatch | None]:

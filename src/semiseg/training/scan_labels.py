@@ -27,7 +27,7 @@ from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
 from semiseg.files import hash_files, read_json, remove_leftovers, remove_made, write_json
 from semiseg.geometry import Box, triple
-from semiseg.io.store import OpenCase, open_case, open_labels, write_labels
+from semiseg.io.store import OpenCase, StoredCase, open_case, open_labels, write_labels
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.export import largest_class
 from semiseg.prediction.predictor import body_margin
@@ -97,6 +97,11 @@ def _kept_places(file: Path, beside: Path, draw: Draw) -> dict[int, list[Shape]]
     except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
+
+
+def kept_labels(folder: Path, case: StoredCase) -> Any:
+    """The label map of a case in a folder, to be sliced."""
+    return open_labels(label_file(folder, case.id), case.shape_zyx)
 
 
 class KeptPlaces(Mapping[str, Locations]):

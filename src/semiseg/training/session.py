@@ -18,6 +18,7 @@ from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
+from semiseg.data.readers import fitting_readers
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError, DataError
@@ -71,9 +72,12 @@ class Session:
             autocast_dtype(self.train.precision),
         )
 
-    def open_data(self) -> TrainingData:
-        """Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and
-        there are none."""
+    def open_data(self, readers: int = 0) -> TrainingData:
+        """readers: processes that read batches ahead, 0 for a thread.
+
+        Raises `DataError` where the store was made for another plan, or where a method needs unlabelled cases and there
+        are none.
+        """
         check_recipe(self.run / "store", self.plan)
         labelled, unlabelled, validation = (
             tuple(self.run / "store" / case.id for case in of_role(self.cases, *roles)) for roles in _SOURCES
@@ -96,6 +100,7 @@ class Session:
             rank=rank(),
             world=size(),
             index=read_index(self.run / "store"),
+            readers=readers,
         )
         labels = self.run / "scan_labels"
         return TrainingData(source, labelled, unlabelled, validation, labels)
@@ -186,7 +191,15 @@ def train_session(session: Session, *, quiet: bool = False) -> None:
     """Train (or go on training) to the last step; leaves checkpoints, metrics, the model and the feedback maps."""
     if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
         rehearse(session)
-    method, data = session.build(Phases.of_steps(0, 1, 1)), session.open_data()
+    method = session.build(Phases.of_steps(0, 1, 1))
+    data = session.open_data(fitting_readers(session.device.type))
+    try:
+        _train(session, method, data, quiet=quiet)
+    finally:
+        data.source.close()
+
+
+def _train(session: Session, method: Method, data: TrainingData, *, quiet: bool) -> None:
     if session.train.weights and load_latest(session.run / "checkpoints") is None:
         model = load_model(session.train.weights)
         if (model.plan.labels.names, model.plan.channels) != (session.plan.labels.names, session.plan.channels):
