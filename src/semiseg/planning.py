@@ -14,13 +14,13 @@ from semiseg.console import bar
 from semiseg.data.anatomy import measured_anatomy
 from semiseg.data.fingerprint import Fingerprint, compute_fingerprint
 from semiseg.data.plan import Plan
-from semiseg.data.planner import GPU_SHARE, Device, PlanSettings, make_plan, median_shape
+from semiseg.data.planner import GPU_SHARE, Device, PlanSettings, Ranks, make_plan, median_shape
 from semiseg.data.roles import Role, RunCase, of_role
 from semiseg.data.round_trip import grid_ceilings
 from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.processes import processor_name, ranks_here, usable_cores, workers
+from semiseg.processes import asked_ranks, processor_name, ranks_here, usable_cores, workers
 from semiseg.settings import RunSettings
 from semiseg.training.settled import PlanSize, Settled, read_settled, write_settled
 from semiseg.words import counted, in_minutes
@@ -145,14 +145,15 @@ def _sized_plan(
     asked = settings.plan if settings.plan.device != "auto" else replace(settings.plan, device=kind)
     if asked.memory_budget_gb is None and (total := gpu_bytes(str(device))):
         asked = replace(asked, memory_budget_gb=round(GPU_SHARE * total / 1e9, 1))
+    ranks = Ranks(asked_ranks(), ranks_here() if kind == "cpu" else 1)
     if settled.plan:
         size = settled.plan
         told = replace(
             asked, spacing_mm=size.spacing_mm, patch=size.patch, base_features=size.base_features, batch=size.batch
         )
-        return replace(make_plan(fingerprint, labels, told), reasons=size.reasons)
+        return replace(make_plan(fingerprint, labels, told, ranks=ranks), reasons=size.reasons)
     if settings.train.steps is not None:
-        return make_plan(fingerprint, labels, asked)
+        return make_plan(fingerprint, labels, asked, ranks=ranks)
     grids = candidate_grids(fingerprint, asked)
     with bar("what coarser grids keep of the labels", quiet) as advance:
         kept = grid_ceilings(
@@ -161,14 +162,14 @@ def _sized_plan(
     if not quiet:
         print("Times training steps of a few networks on this machine.")
     costs = voxel_seconds(
-        make_plan(fingerprint, labels, replace(asked, max_levels=min(asked.max_levels, TRIED_LEVELS))),
+        make_plan(fingerprint, labels, replace(asked, max_levels=min(asked.max_levels, TRIED_LEVELS)), ranks=ranks),
         features_to_try(asked),
         device,
         autocast_dtype(settled.precision or "float32"),
         most_features=asked.most_features,
         most_seconds=TRIAL_SHARE * 60 * settings.train.minutes,
     )
-    plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes)
+    plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes, ranks=ranks)
     size = PlanSize(
         spacing_mm=plan.spacing_mm,
         patch=plan.patch,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from semiseg.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from semiseg.data.memory import training_gb
 from semiseg.data.plan import NetworkPlan, read_plan, write_plan
-from semiseg.data.planner import PlanSettings, estimated_gb, make_plan, median_shape, target_spacing
+from semiseg.data.planner import PlanSettings, Ranks, estimated_gb, make_plan, median_shape, target_spacing
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.models.build import build_network
@@ -165,6 +165,17 @@ def test_less_memory_means_smaller_batch_then_patch_then_features() -> None:
     assert plans[3].teacher.features[0] < 32
     for plan, budget in zip(plans, (48, 22, 4, 0.8), strict=True):
         assert estimated_gb(plan, "cuda") <= budget
+
+
+def test_a_rank_needs_the_memory_of_its_part_of_the_batch() -> None:
+    told = PlanSettings(memory_budget_gb=22)
+    alone, four = (make_plan(_flare22(), _labels(13), told, ranks=ranks) for ranks in (Ranks(), Ranks(4)))
+    assert (alone.batch, four.batch) == (4, 8)
+    assert alone.patch == four.patch
+    assert estimated_gb(four, "cuda", Ranks(4)) <= 22 < estimated_gb(four, "cuda")
+    # On the cores of one machine ranks divide the batch, and each has networks of its own.
+    whole, shared = estimated_gb(alone, "cpu"), estimated_gb(alone, "cpu", Ranks(2, sharing=2))
+    assert whole < shared < 1.1 * whole
 
 
 @settings(max_examples=60, deadline=None)

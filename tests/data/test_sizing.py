@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from semiseg.data.fingerprint import CaseFingerprint, ChannelIntensity, Fingerprint
 from semiseg.data.plan import Plan, indivisible
-from semiseg.data.planner import PATCH_VOXELS, PlanSettings, estimated_gb, make_plan, median_shape, target_spacing
+from semiseg.data.planner import (
+    PATCH_VOXELS,
+    PlanSettings,
+    Ranks,
+    estimated_gb,
+    make_plan,
+    median_shape,
+    target_spacing,
+)
 from semiseg.data.sizing import (
     Candidate,
     candidate_grids,
@@ -190,6 +198,20 @@ def test_it_fits_the_memory(minutes: float) -> None:
     settings = PlanSettings(device="cpu", memory_budget_gb=0.5)
     plan = planned(minutes, settings)
     assert estimated_gb(plan, "cpu") <= 0.5
+
+
+def test_ranks_make_more_steps_in_the_same_minutes() -> None:
+    one = fingerprint()
+    told = replace(CPU, batch=4, patch=(32, 32, 32))
+    alone, four = (
+        timed_plan(one, LABELS, told, kept_of(one, told), {8: 1e-6}, seconds=600.0, ranks=ranks)
+        for ranks in (Ranks(), Ranks(4))
+    )
+
+    def steps(plan: Plan) -> float:
+        return float(plan.reasons[0].split()[2].replace(",", ""))
+
+    assert steps(four) == pytest.approx(4 * steps(alone), rel=0.01)  # both are rounded
 
 
 def test_memory_that_no_plan_fits_is_named() -> None:

@@ -103,8 +103,25 @@ class PlanSettings:
         return self.memory_budget_gb or _BUDGET_GB[self.planned_for]
 
 
-def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSettings | None = None) -> Plan:
-    """The plan for a training set; the same fingerprint, labels and settings always give the same plan.
+@dataclass(frozen=True)
+class Ranks:
+    """How many processes train together, and how many of them share a GPU, or the memory of a machine."""
+
+    count: int = 1
+    sharing: int = 1
+
+    def patches(self, batch: int) -> int:
+        """Of a batch, what a rank has."""
+        return ceil(batch / self.count)
+
+
+ALONE = Ranks()
+
+
+def make_plan(
+    fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSettings | None = None, *, ranks: Ranks = ALONE
+) -> Plan:
+    """The plan for a training set; the same fingerprint, labels, settings and ranks always give the same plan.
 
     Raises `ConfigError` if no network fits into the memory budget, or if a given patch cannot be pooled.
     """
@@ -132,10 +149,10 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
         )
 
     def fits(candidate: Plan) -> bool:
-        return estimated_gb(candidate, settings.planned_for) <= settings.budget_gb
+        return estimated_gb(candidate, settings.planned_for, ranks) <= settings.budget_gb
 
     base = settings.base_features or _affordable_base(
-        lambda base: plan(base, settings.patch or smallest, least_batch), fits, settings
+        lambda base: plan(base, settings.patch or smallest, least_batch), fits, settings, ranks
     )
     most_voxels = PATCH_VOXELS[settings.planned_for]
     patch = settings.patch or _grow(
@@ -149,17 +166,18 @@ def make_plan(fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSetti
     return plan(base, patch, next((n for n in batches if fits(plan(base, patch, n))), least_batch))
 
 
-def estimated_gb(plan: Plan, device: Device) -> float:
-    """The memory in GB that training is expected to take: teacher and student with one batch each.
+def estimated_gb(plan: Plan, device: Device, ranks: Ranks = ALONE) -> float:
+    """The memory in GB that training is expected to take of a GPU, or of a machine: teacher and student with one batch
+    each, or a rank's part of it.
 
     On cuda the teacher's feature maps are in mixed precision. The student's are in float32 everywhere: while the
     teacher's wait for its gradient, feedback is measured on the student in float32.
     """
-    return sum(
+    return ranks.sharing * sum(
         training_gb(
             network,
             patch=plan.patch,
-            batch=plan.batch,
+            batch=ranks.patches(plan.batch),
             channels=len(plan.channels),
             classes=plan.labels.count,
             activation_bytes=activation_bytes,
@@ -232,15 +250,17 @@ def _can_pool(size: int, unit: int, given: bool) -> bool:
     return ceil(size / (2 * unit)) >= SMALLEST_BOTTLENECK
 
 
-def _affordable_base(plan: Callable[[int], Plan], fits: Callable[[Plan], bool], settings: PlanSettings) -> int:
+def _affordable_base(
+    plan: Callable[[int], Plan], fits: Callable[[Plan], bool], settings: PlanSettings, ranks: Ranks
+) -> int:
     """The device's usual number of features, halved until the smallest patch fits into the memory."""
     base = FEATURES[settings.planned_for]
     while not fits(plan(base)):
         if base <= _SMALLEST_BASE:
             raise ConfigError(
                 f"plan.memory_budget_gb = {settings.budget_gb:g}: even {base} features and a patch of "
-                f"{plan(base).patch} need {estimated_gb(plan(base), settings.planned_for):.2g} GB. Raise it, or lower "
-                "plan.max_levels or plan.patch."
+                f"{plan(base).patch} need {estimated_gb(plan(base), settings.planned_for, ranks):.2g} GB. Raise it, or "
+                "lower plan.max_levels or plan.patch."
             )
         base //= 2
     return base

@@ -17,11 +17,13 @@ from statistics import fmean, median
 from semiseg.data.fingerprint import Fingerprint
 from semiseg.data.plan import Plan
 from semiseg.data.planner import (
+    ALONE,
     BATCHES,
     FEATURES,
     PATCH_VOXELS,
     SMALLEST_BOTTLENECK,
     PlanSettings,
+    Ranks,
     estimated_gb,
     make_plan,
     median_shape,
@@ -125,15 +127,17 @@ def timed_plan(
     voxel_seconds: Mapping[int, float],
     *,
     seconds: float,
+    ranks: Ranks = ALONE,
 ) -> Plan:
     """The plan that is expected to lose least in so many seconds of training, with its reasons.
 
     kept: Dice of the labels there and back, by grid (`grid_ceilings`). voxel_seconds: cost of a voxel in a training
-    step, by features of the finest level. Raises `ConfigError` where no plan fits the memory.
+    step, by features of the finest level. ranks: divide a step, and its memory. Raises `ConfigError` where no plan fits
+    the memory.
     """
-    found = list(_candidates(fingerprint, labels, settings, kept, voxel_seconds, seconds))
+    found = list(_candidates(fingerprint, labels, settings, kept, voxel_seconds, seconds, ranks))
     if not found:
-        return make_plan(fingerprint, labels, settings)  # which says why there is none
+        return make_plan(fingerprint, labels, settings, ranks=ranks)  # which says why there is none
     best = min(found, key=lambda one: (one.loss, -prod(one.plan.patch)))
     return replace(best.plan, reasons=tuple(_reasons(best, fingerprint, seconds)))
 
@@ -145,6 +149,7 @@ def _candidates(
     kept: Mapping[Spacing, float],
     voxel_seconds: Mapping[int, float],
     seconds: float,
+    ranks: Ranks,
 ) -> Iterator[Candidate]:
     seen: set[tuple[object, ...]] = set()
     least, most = BATCHES[settings.planned_for]
@@ -157,14 +162,14 @@ def _candidates(
                     settings, spacing_mm=grid, base_features=base, patch=patch, max_levels=levels, batch=batch
                 )
                 try:
-                    plan = make_plan(fingerprint, labels, told)
+                    plan = make_plan(fingerprint, labels, told, ranks=ranks)
                 except ConfigError:
                     continue
                 key = (grid, base, plan.patch, batch)
-                if key in seen or estimated_gb(plan, settings.planned_for) > settings.budget_gb:
+                if key in seen or estimated_gb(plan, settings.planned_for, ranks) > settings.budget_gb:
                     continue
                 seen.add(key)
-                step = cost * prod(plan.patch) * batch
+                step = cost * prod(plan.patch) * ranks.patches(batch)
                 yield Candidate(plan, FOR_STEPS * seconds / step, step, median, organ, share)
 
 
