@@ -228,8 +228,9 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one line. What a killed writer left behind the last whole line is dropped first."""
+def append_jsonl(path: Path, row: dict[str, Any], *, flush: bool = False) -> None:
+    """Append one line. What a killed writer left behind the last whole line is dropped first. flush: it is on the disk
+    when this returns."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with _named(path), path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
@@ -237,7 +238,13 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
+        is_new = file.tell() == 0
         file.write(line.encode())
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+            if is_new:
+                _flush(path.parent)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
