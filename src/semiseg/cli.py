@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "report": runs.Report,
     "run": runs.Run,
     "rank": runs.Rank,
+    "correct": runs.Correct,
     "postprocess": runs.Postprocess,
     "export": models.Export,
     "store": stores.Store,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from semiseg.console import bar
 from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan
+from semiseg.data.reviews import DOUBT
 from semiseg.data.roles import FEWEST_TO_VALIDATE, Role, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.file_kinds import label_map
@@ -38,10 +39,10 @@ def rank(
 ) -> list[Doubt]:
     """Order the unlabelled cases of a trained run by how doubtful their pseudo-labels are, the most doubtful first.
 
-    Writes `run/ranking.csv` and, where `exclude_worst` names a share of the cases, `run/exclude.txt`, a list for
-    `data.exclude`. by: disagreement of the run's two networks (teacher and student, partners, the network of the last
-    round's labels and the one that learnt them, or a network and its average), or of its model with that of another run
-    (against: the round before, say); entropy; or random, the baseline.
+    Writes `run/ranking.csv`, `run/doubt/ID.json` (of slices) and, where `exclude_worst` names a share of the cases,
+    `run/exclude.txt`, a list for `data.exclude`. by: disagreement of the run's two networks (teacher and student,
+    partners, the network of the last round's labels and the one that learnt them, or a network and its average), or of
+    its model with that of another run (against: the round before, say); entropy; or random, the baseline.
 
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
     networks do not fit this run's or there is none to disagree with.
@@ -72,7 +73,10 @@ def rank(
             "entropy."
         )
     with bar("ranking", quiet) as advance:
-        found, problems = doubts(cases, first, second, session.plan, workers=workers(1), progress=advance)
+        (run / DOUBT).mkdir(exist_ok=True)
+        found, problems = doubts(
+            cases, first, second, session.plan, workers=workers(1), slices=run / DOUBT, progress=advance
+        )
     if problems:
         print("Not ranked:\n  " + "\n  ".join(problems), file=sys.stderr)
     if not found:

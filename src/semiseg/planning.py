@@ -15,7 +15,7 @@ from semiseg.data.anatomy import measured_anatomy
 from semiseg.data.fingerprint import Fingerprint, compute_fingerprint
 from semiseg.data.plan import Plan
 from semiseg.data.planner import GPU_SHARE, Device, PlanSettings, Ranks, make_plan, median_shape
-from semiseg.data.roles import Role, RunCase, of_role
+from semiseg.data.roles import WITH_LABELS, Role, RunCase, of_role
 from semiseg.data.round_trip import grid_ceilings
 from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.errors import ConfigError
@@ -28,7 +28,7 @@ from semiseg.words import counted, in_minutes
 if TYPE_CHECKING:
     import torch
 
-LEARNT_FROM: tuple[Role, ...] = ("labelled", "taught", "unlabelled", "validation")
+LEARNT_FROM: tuple[Role, ...] = (*WITH_LABELS, "unlabelled", "validation")
 _PREPARED_VOXEL_SECONDS = 3e-7
 """Of a voxel of a scan and of one on the plan's grid, by one core: reading, normalising, resampling and storing."""
 _EVALUATED_VOXEL_SECONDS = 3e-8
@@ -50,11 +50,13 @@ def made_plan(
     refuse_unknown_kind(settings.plan.network)
     if settings.train.weights:
         return _plan_of(settings.train.weights, dataset), fingerprint
-    anatomy = measured_anatomy(dataset.labels, [case.label for case in training if case.label])
+    # Labels of some slices alone would show organs where they are not.
+    whole = [case.case() for case in of_role(cases, *LEARNT_FROM) if case.role != "corrected"]
+    anatomy = measured_anatomy(dataset.labels, [case.label for case in whole if case.label])
     from semiseg.training.session import torch_as_it_was
 
     with torch_as_it_was():
-        plan = _sized_plan(run, fingerprint, anatomy.labels, training, settings, quiet=quiet)
+        plan = _sized_plan(run, fingerprint, anatomy.labels, whole, settings, quiet=quiet)
     reasons = (*plan.reasons, *anatomy.reasons)
     return replace(
         plan, mirror_axes=anatomy.mirror_axes, turn_degrees=anatomy.turn_degrees, reasons=reasons
@@ -74,7 +76,8 @@ def _plan_of(folder: str, dataset: Dataset) -> Plan:
             raise ConfigError(
                 f"train.weights = {folder}: has the {what} {its}, but {dataset.root} has {ours}. Name a model of these."
             )
-    sizes = replace(model.plan, teacher=model.sizes, student=model.sizes, dataset=dataset.name)
+    labels = replace(model.plan.labels, ignore=dataset.labels.ignore)
+    sizes = replace(model.plan, labels=labels, teacher=model.sizes, student=model.sizes, dataset=dataset.name)
     return replace(sizes, reasons=(f"Everything is that of {folder}, whose weights training starts from.",))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from semiseg.cases import by_cluster
 from semiseg.console import bar
+from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
-from semiseg.errors import ConfigError
+from semiseg.errors import ConfigError, DataError
 from semiseg.io.file_kinds import is_nifti
 from semiseg.prediction.engine_choice import choose_engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
@@ -65,6 +66,22 @@ def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
     first, *others = trained_models(run)
     return predict_into(first, scans, run / "predictions", settings, ensemble=others, quiet=quiet)
+
+
+def predict_unlabelled(run: AnyPath, *, settings: PredictSettings | None = None, quiet: bool = False) -> list[Outcome]:
+    """Label the unlabelled scans of a run, and those whose label was set aside, into `run/pseudo_labels`: what a review
+    judges. settings: those of the run by default.
+
+    Raises `DataError` where the run has neither, or no model yet.
+    """
+    run = Path(run)
+    settings = settings or prepared_settings(run).predict
+    cases = of_role(read_run_cases(run / "cases.jsonl"), "unlabelled", "set_aside")
+    if not cases:
+        raise DataError(f"{run}/cases.jsonl: no unlabelled case, so there is nothing to label.")
+    scans = [Scan(case.id, tuple(map(Path, case.images))) for case in cases]
+    first, *others = trained_models(run)
+    return predict_into(first, scans, run / PSEUDO_LABELS, settings, ensemble=others, quiet=quiet)
 
 
 def predict_into(

@@ -56,10 +56,14 @@ def wait_for(run: Path) -> None:
 _PATIENCE_SECONDS = 60.0
 _FOLDERS = (
     "checkpoints",
+    "corrections",
+    "doubt",
     "feedback",
     "model",
     "out_of_fold",
     "predictions",
+    "pseudo_labels",
+    "reviewed_labels",
     "scan_labels",
     "store",
     "teacher_labels",
@@ -145,6 +149,9 @@ def _with_absolute_root(settings: RunSettings, base: Path) -> RunSettings:
             teacher=absolute(data.teacher),
             label_list=absolute(data.label_list),
             exclude=absolute(data.exclude),
+            teacher_labels=absolute(data.teacher_labels),
+            teacher_names=absolute(data.teacher_names),
+            decisions=absolute(data.decisions),
             store=absolute(data.store),
         ),
         train=replace(settings.train, weights=absolute(settings.train.weights)),
@@ -179,8 +186,11 @@ def budget(run: Path) -> str:
     if not (run / "run.toml").exists():
         return ""
     settings = read_settings(run / "run.toml")
-    labelled = len(of_role(read_run_cases(run / "cases.jsonl"), "labelled"))
+    cases = read_run_cases(run / "cases.jsonl")
+    reviewed = len(of_role(cases, "accepted", "corrected"))
+    besides = f" and {reviewed} reviewed" if reviewed else ""
+    labelled = len(of_role(cases, "labelled"))
     made = [row["step"] for row in read_metrics(next(iter(fold_runs(run)), run))]
     steps = f"{made[-1]} steps" if made else f"{settings.train.steps} steps"
     minutes = f" in {in_minutes(settings.train.minutes)}" if settings.train.steps is None else ""
-    return f"{labelled} labelled cases, {steps}{minutes}, seed {settings.train.seed}"
+    return f"{labelled} labelled{besides} cases, {steps}{minutes}, seed {settings.train.seed}"

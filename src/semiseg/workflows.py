@@ -13,9 +13,11 @@ from semiseg.data.batches import refuse_indivisible
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
 from semiseg.data.fingerprint import write_fingerprint
+from semiseg.data.partial import ignore_value
 from semiseg.data.plan import Plan, read_plan, write_plan
 from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.remarks import print_label_remarks, print_remarks
+from semiseg.data.reviews import TEACHER_LABELS, Review, count_roles, made_review, read_review, write_review
 from semiseg.data.roles import (
     DataSettings,
     RunCase,
@@ -27,10 +29,11 @@ from semiseg.data.roles import (
     write_run_cases,
 )
 from semiseg.data.shared_store import open_store, store_beside
+from semiseg.data.teachers import open_teacher, taught_by_others
 from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import remove_leftovers, write_text
-from semiseg.io.dataset import LabelScheme
+from semiseg.io.dataset import Dataset, LabelScheme
 from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.modality import Modality
 from semiseg.io.store_index import IndexedCases, write_index
@@ -149,8 +152,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
     settings.evaluate.check_labels(dataset.labels)
     validation = settings.train.validation_fraction if settings.train.validation_every else 0.0
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
-    if settings.data.teacher:
-        cases = _teach(run, cases, dataset.labels, settings, quiet=quiet)
+    dataset, cases = _with_other_labels(run, dataset, cases, settings, quiet=quiet)
     training = [case.case() for case in of_role(cases, *LEARNT_FROM)]
 
     if not (run / "plan.toml").exists():
@@ -199,6 +201,44 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
     return plan
 
 
+def _with_other_labels(
+    run: Path, dataset: Dataset, cases: list[RunCase], settings: RunSettings, *, quiet: bool
+) -> tuple[Dataset, list[RunCase]]:
+    """The cases with what a review, a teacher or another program says of them; and the dataset with an ignore value,
+    where they leave something open."""
+    data, open_ends = settings.data, False
+    if data.decisions:
+        review = _reviewed(run, cases, dataset.labels, data.decisions)
+        cases, open_ends = review.applied(cases, run), review.ignores
+        for text in () if quiet else review.sentences():
+            print(text)
+    if data.teacher:
+        cases = _teach(run, cases, dataset.labels, settings, quiet=quiet)
+    if data.teacher_labels:
+        names = Path(data.teacher_names) if data.teacher_names else None
+        teacher = open_teacher(Path(data.teacher_labels), names, dataset.labels)
+        if teacher.unknown and not quiet:
+            print(f"The labels in {teacher.folder} do not know {', '.join(teacher.unknown)}: ignored there.")
+        with bar("taking over labels", quiet) as advance:
+            cases = taught_by_others(cases, teacher, run / TEACHER_LABELS, workers=workers(), progress=advance)
+        open_ends = True
+    if not quiet and (data.decisions or data.teacher_labels):
+        print(f"Scans: {count_roles(cases)}.")
+    if open_ends:
+        dataset = replace(dataset, labels=replace(dataset.labels, ignore=ignore_value(dataset.labels)))
+    return dataset, cases
+
+
+def _reviewed(run: Path, cases: list[RunCase], labels: LabelScheme, asked: str) -> Review:
+    """What a review says, as it was read when the run was begun."""
+    kept = read_review(run)
+    if kept is not None and kept.source == asked and (run / "plan.toml").exists():
+        return kept
+    review = made_review(run, asked, cases, labels)
+    write_review(run, review)
+    return review
+
+
 def _teach(
     run: Path, cases: list[RunCase], labels: LabelScheme, settings: RunSettings, *, quiet: bool
 ) -> list[RunCase]:
@@ -209,7 +249,7 @@ def _teach(
             f"data.teacher = {settings.data.teacher}: knows {', '.join(teacher.plan.labels.organs.values())}, but "
             f"{settings.data.root} has {', '.join(labels.organs.values())}. Name a model that was trained on these."
         )
-    output = run / "teacher_labels"
+    output = run / TEACHER_LABELS
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in of_role(cases, "unlabelled")]
     predict_settings = replace(settings.predict, probabilities=False)
     outcomes = predict_into(teacher.folder, scans, output, predict_settings, quiet=quiet)

@@ -10,6 +10,7 @@ from typing import Literal
 import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, WorksOnCases, say, show_scores
+from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.errors import ConfigError
 from semiseg.prediction.settings import EngineName, Precision, PredictSettings
 from semiseg.words import counted, printable
@@ -21,10 +22,12 @@ class Predict(WorksOnCases):
 
     model: tyro.conf.Positional[Path]
     """Model folder, or a run that was trained."""
-    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Scans, and folders of scans with their sub-folders (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
-    output: Path
+    output: Path | None = None
     """Folder for ID.nii.gz and predictions.jsonl; of one scan also a file that is not there yet, such as seg.nii.gz."""
+    unlabelled: Quiet = False
+    """The run's own unlabelled scans, into RUN/pseudo_labels: what `semiseg view RUN` has a person judge."""
     ensemble: tuple[Path, ...] = ()
     """Further models of the same plan (other seeds, say), whose logits are averaged with the first's."""
     device: str = "auto"
@@ -71,13 +74,27 @@ class Predict(WorksOnCases):
             mirror=not self.no_mirror,
             probabilities=self.probabilities,
         )
-        outcomes = predict_run.predict(
-            self.model, self.inputs, self.output, ensemble=self.ensemble, settings=settings, quiet=self.quiet
-        )
+        if self.unlabelled:
+            if self.inputs or self.output or self.ensemble or self.probabilities:
+                raise ConfigError(
+                    "--unlabelled: scans, folder and form are the run's. Leave scans, --output, --ensemble and "
+                    "--probabilities out."
+                )
+            output = self.model / PSEUDO_LABELS
+            outcomes = predict_run.predict_unlabelled(self.model, settings=settings, quiet=self.quiet)
+        elif not self.inputs or self.output is None:
+            raise ConfigError("name scans and --output FOLDER; or a run and --unlabelled.")
+        else:
+            output = self.output
+            outcomes = predict_run.predict(
+                self.model, self.inputs, output, ensemble=self.ensemble, settings=settings, quiet=self.quiet
+            )
         failed = [outcome for outcome in outcomes if outcome.error]
         reused = sum(outcome.reused for outcome in outcomes)
         before = f" ({reused} of them from before)" if reused else ""
-        say(f"{counted(len(outcomes) - len(failed), 'scan')} in {self.output}{before}.", self.quiet)
+        say(f"{counted(len(outcomes) - len(failed), 'scan')} in {output}{before}.", self.quiet)
+        if self.unlabelled:
+            say(f"Next: semiseg view {self.model}, which shows them and keeps what you decide.", self.quiet)
         for outcome in failed:
             print(printable(f"failed: {outcome.id}: {outcome.error}"), file=sys.stderr)
         return 1 if failed else 0

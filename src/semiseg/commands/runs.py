@@ -1,7 +1,8 @@
-"""Commands that make a run or go on with one: check, prepare, train, run, rank, postprocess, report."""
+"""Commands that make a run or go on with one: check, prepare, train, run, rank, correct, postprocess, report."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +10,10 @@ from typing import Annotated, Literal
 import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, RunArguments, WorksOnCases, say, settings_of, show_scores
+from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.errors import ConfigError
 from semiseg.processes import asked_ranks, is_first_rank
+from semiseg.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,11 @@ class Rank(WorksOnCases):
                 f"{doubt['organs']} organs"
             )
         print(f"All {len(order)} are in {self.run}/ranking.csv.")
+        if not (self.run / PSEUDO_LABELS).is_dir():
+            say(f"Next: semiseg predict {self.run} --unlabelled, which writes the labels to be judged,", self.quiet)
+            say(f"then semiseg view {self.run}, which shows them, the most doubtful first.", self.quiet)
+        else:
+            say(f"Next: semiseg view {self.run}, which shows them, the most doubtful first.", self.quiet)
         return 0
 
 
@@ -174,3 +182,44 @@ class Report:
 
         print(workflows.report(self.run))
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correct:
+    """Take labels that you mended back into a run: checked, and learnt from by the next run of the same data."""
+
+    run: tyro.conf.Positional[Path]
+    """Run that was reviewed."""
+    labels: tyro.conf.Positional[Path | None] = None
+    """Folder with ID/label.nii.gz (as it was handed out) or ID.nii.gz, or one label map."""
+    export: tuple[str, ...] = ()
+    """Hand out these cases first: scan, label, and the organs' names for ITK-SNAP and 3D Slicer."""
+    output: Path | None = None
+    """Folder for what is handed out; by default RUN/to_correct."""
+    case: str = ""
+    """Take this one alone, or name whose label the file is."""
+    slices: str = ""
+    """Learn from these slices of it alone: axial:40-60,72 (coronal, sagittal; from 0 on), or axial:changed for those
+    that differ from the label that was handed out. By default all of them count."""
+
+    def execute(self) -> int:
+        from semiseg.corrections import export_cases, import_folder, parse_slices, taken_text
+
+        if self.export:
+            if self.labels or self.slices:
+                raise ConfigError("--export hands labels out: leave LABELS and --slices out.")
+            folder = export_cases(self.run, self.export, self.output)
+            print(f"{folder}: {len(self.export)} cases. Its README.txt says what to do.")
+            return 0
+        if self.labels is None:
+            raise ConfigError("name the folder of the labels that you mended, or --export IDS to hand some out.")
+        taken, refused = import_folder(self.run, self.labels, case=self.case, slices=parse_slices(self.slices))
+        for line in taken_text(taken):
+            print(line)
+        for text in refused:
+            print(printable(f"refused: {text}"), file=sys.stderr)
+        if not taken and not refused:
+            print("Nothing was changed: all labels are as they were handed out.")
+        elif taken:
+            print(f"Learn from them: semiseg run NEW_RUN --data DATA --set data.decisions={self.run}")
+        return 1 if refused else 0

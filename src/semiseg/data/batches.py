@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from semiseg.data.histograms import with_other_histogram
 from semiseg.data.readers import Readers
-from semiseg.data.sampling import PredictedLocations, SamplingSettings, labelled_patch, unlabelled_patch
+from semiseg.data.sampling import (
+    PredictedLocations,
+    SamplingSettings,
+    labelled_patch,
+    reviewed_cases,
+    unlabelled_patch,
+)
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
 from semiseg.io.store import OpenCase, StoredCase
@@ -51,9 +57,10 @@ class BatchSource:
     labelled, unlabelled: folders of stored cases (opened when needed: thousands cannot be open at once); the second may
     be empty. patch: size in voxels. batch: samples of a step over all ranks, labelled ones and as many unlabelled
     ones, of which rank r of `world` reads the r-th part. histograms: with which probability, and in which channels,
-    labelled patches get the histogram of another scan. index: of the store that the cases lie in, by which they are
-    described when they are drawn; without one each is read here. readers: processes that read ahead, 0 for a thread;
-    they share what `settings` allows of memory.
+    labelled patches get the histogram of another scan. accepted: ids of the labelled cases that a review accepted; None
+    where a person labelled them all. index: of the store that the cases lie in, by which they are described when they
+    are drawn; without one each is read here. readers: processes that read ahead, 0 for a thread; they share what
+    `settings` allows of memory.
 
     Raises `ConfigError` if there is no labelled case or a batch cannot be divided by `world`, and `DataError` for a
     damaged case, here or when it is read.
@@ -69,6 +76,7 @@ class BatchSource:
         seed: int,
         settings: SamplingSettings | None = None,
         histograms: tuple[float, Sequence[int]] | None = None,
+        accepted: Collection[str] | None = None,
         rank: int = 0,
         world: int = 1,
         index: StoreIndex | None = None,
@@ -84,6 +92,9 @@ class BatchSource:
         self._labelled = _Cases(IndexedCases(index, labelled))
         self._unlabelled = _Cases(IndexedCases(index, unlabelled))
         self._holders = self._labelled.metas.holders()
+        self._reviewed = None
+        if accepted is not None:
+            self._reviewed = reviewed_cases(self._labelled.metas, accepted, self._settings)
         self._every, self._histograms = self._labelled.metas + self._unlabelled.metas, histograms
         self._memory = _Memory(int(self._settings.cache_gb * 1e9))
         self._reading = threading.Lock()  # one open case is not to be read by two threads at once
@@ -101,6 +112,7 @@ class BatchSource:
             seed=seed,
             settings=replace(self._settings, cache_gb=self._settings.cache_gb / max(1, readers)),
             histograms=histograms,
+            accepted=accepted,
             rank=rank,
             world=world,
             index=index,
@@ -117,7 +129,13 @@ class BatchSource:
         with self._reading:
             for draw in self._draws(step):
                 found = labelled_patch(
-                    self._labelled.metas, self._holders, self._patch, draw, self._batch, self._settings
+                    self._labelled.metas,
+                    self._holders,
+                    self._patch,
+                    draw,
+                    self._batch,
+                    self._settings,
+                    self._reviewed,
                 )
                 case = self._labelled.open(found.case, self._memory)
                 image = case.read_image(found.box)

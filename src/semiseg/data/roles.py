@@ -17,8 +17,12 @@ from semiseg.randomness import Draw
 from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.words import counted
 
-Role = Literal["labelled", "taught", "unlabelled", "validation", "test"]
-"""Taught is an unlabelled case that was labelled by an earlier model, to learn from as if the labels were true."""
+Role = Literal["labelled", "corrected", "accepted", "taught", "unlabelled", "set_aside", "validation", "test"]
+"""Taught is an unlabelled case that an earlier model or another program labelled, to learn from as if the labels were
+true. By a review: accepted is one whose label a person found right, corrected one that a person mended, and nothing is
+learnt from one that was set aside."""
+WITH_LABELS: tuple[Role, ...] = ("labelled", "corrected", "accepted", "taught")
+"""Roles of the cases that training learns from as labelled ones."""
 FEWEST_TO_VALIDATE = 20
 """Below so many labelled cases none is held out: they are too few to give away."""
 
@@ -55,6 +59,15 @@ class DataSettings:
     teacher: str = ""
     """A trained run or model folder that labels the unlabelled cases before training (distillation): so a network on
     another grid, or with fewer features, learns what it knows. Relative paths as `root`."""
+    teacher_labels: str = ""
+    """A folder of label maps by another program or person, which the unlabelled cases are learnt from: ID.nii.gz, or
+    ID/ORGAN.nii.gz as TotalSegmentator writes. Organs that it does not know are ignored. Relative paths as `root`."""
+    teacher_names: str = ""
+    """Which organ is which in them: a TOML or JSON file with lines such as `liver = 5`, or `spleen = "spleen"` for the
+    name of a file; by default names.toml in the folder, or equal names. Relative paths as `root`."""
+    decisions: str = ""
+    """A run that was reviewed by `semiseg view`, or its decisions.jsonl: accepted and corrected labels are learnt from,
+    and what was set aside is not. Relative paths as `root`."""
     store: str = ""
     """Folder for prepared scans, which runs share; by default `prepared-scans` beside the run. Relative paths as
     `root`."""
@@ -66,6 +79,10 @@ class DataSettings:
             raise ConfigError(f"data.labelled = {self.labelled}: at least 1 labelled case is needed.")
         if self.label_list and self.label_seed is not None:
             raise ConfigError("data.label_list and data.label_seed both say which labels are kept: leave one out.")
+        if self.teacher and self.teacher_labels:
+            raise ConfigError("data.teacher and data.teacher_labels both label the unlabelled cases: leave one out.")
+        if self.teacher_names and not self.teacher_labels:
+            raise ConfigError("data.teacher_names says what the values of data.teacher_labels mean: name both.")
         if self.development < 0:
             raise ConfigError(f"data.development = {self.development}: give 0 or more.")
         if self.folds and (self.folds < 2 or self.development):

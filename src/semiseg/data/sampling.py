@@ -5,7 +5,7 @@ A sample is known by its global index, `step * batch + sample`, so any step can 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box, triple
 from semiseg.io.store import StoredCase
+from semiseg.io.store_index import IndexedCases
 from semiseg.randomness import Draw
 from semiseg.types import Shape
 
@@ -42,6 +43,9 @@ class SamplingSettings:
     foreground_fraction: float = 0.5
     """Share of the labelled patches that must hold a voxel of a class drawn evenly from those that are
     labelled; 0.5 is what nnU-Net's 0.33 comes to at its usual batch of 2."""
+    accepted_share: float = 0.5
+    """Largest share of the labelled patches that are cut from cases whose labels a network made and a person accepted;
+    below it they are drawn as often as others."""
     cache_gb: float = 2.0
     """Memory for decompressed cases in gigabytes (1e9 bytes), which saves most of the reading time of small
     data sets; cases beyond it are read patch by patch."""
@@ -49,6 +53,8 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.foreground_fraction <= 1:
             raise ConfigError(f"sampling.foreground_fraction = {self.foreground_fraction}: give a number from 0 to 1.")
+        if not 0 <= self.accepted_share < 1:
+            raise ConfigError(f"sampling.accepted_share = {self.accepted_share}: give a number from 0 to below 1.")
         if not self.cache_gb >= 0:
             raise ConfigError(f"sampling.cache_gb = {self.cache_gb} must not be negative; 0 keeps nothing in memory.")
 
@@ -61,6 +67,48 @@ class Patch:
     box: Box
 
 
+@dataclass(frozen=True)
+class Part:
+    """Labelled cases that are drawn alike: their indices, and those that hold each class."""
+
+    cases: tuple[int, ...]
+    holders: Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """Labelled cases of which some were accepted in a review. share: of patches that are cut from the accepted ones.
+    scarce: cases of whose label more than half is ignored."""
+
+    others: Part
+    accepted: Part
+    share: float
+    scarce: frozenset[int]
+
+
+def reviewed_cases(cases: IndexedCases, accepted: Collection[str], settings: SamplingSettings) -> Reviewed:
+    """How labelled cases are drawn of which these, by id, were accepted."""
+    parts = []
+    for is_accepted in (False, True):
+        indices = tuple(i for i, folder in enumerate(cases.folders) if (folder.name in accepted) == is_accepted)
+        held = cases.part(indices).holders()
+        parts.append(Part(indices, {value: [indices[i] for i in found] for value, found in held.items()}))
+    others, those = parts
+    share = min(settings.accepted_share, len(those.cases) / max(1, len(cases))) if others.cases else 1.0
+    scarce = frozenset(
+        i for i, case in enumerate(cases) if any(case.class_locations.values()) and 2 * _ignored(case) > _voxels(case)
+    )
+    return Reviewed(others, those, share, scarce)
+
+
+def _ignored(case: StoredCase) -> int:
+    return sum(n for value, n in case.class_voxels.items() if value and value not in case.class_locations)
+
+
+def _voxels(case: StoredCase) -> int:
+    return sum(case.class_voxels.values())
+
+
 def labelled_patch(
     cases: Sequence[StoredCase],
     holders: Mapping[int, Sequence[int] | NDArray[np.int64]],
@@ -68,6 +116,7 @@ def labelled_patch(
     draw: Draw,
     batch: int,
     settings: SamplingSettings,
+    reviewed: Reviewed | None = None,
 ) -> Patch:
     """The patch of one sample of a labelled batch.
 
@@ -75,15 +124,29 @@ def labelled_patch(
     the global batch. A forced sample draws the class first and then a case and a voxel of it, so that rare classes are
     seen as often as common ones; the others are uniform over cases and over the places in the volume, since the network
     has to learn the empty parts too.
+
+    reviewed: where not all labels are a person's own. Then it is drawn first whether the case is an accepted one, and a
+    patch of a label that is mostly ignored always lies on a class, since it would be empty elsewhere.
     """
     generator = draw.generator("patch/labelled")
+    among: Sequence[int] = range(len(cases))
+    if reviewed is not None:
+        part = reviewed.others
+        if reviewed.accepted.cases and draw.generator("whether accepted").random() < reviewed.share:
+            part = reviewed.accepted
+        among, holders = part.cases, part.holders
     if holders and is_forced(draw.step * batch + draw.sample, settings.foreground_fraction):
         value = _choice(generator, list(holders))
         case = int(_choice(generator, holders[value]))
         meta = cases[case]
         centre = _choice(generator, meta.class_locations[value])
         return Patch(case, place_box(centre, meta.shape_zyx, patch, generator))
-    case = int(generator.integers(len(cases)))
+    case = among[int(generator.integers(len(among)))]
+    if reviewed is not None and case in reviewed.scarce:
+        meta = cases[case]
+        places = meta.class_locations
+        centre = _choice(generator, places[_choice(generator, sorted(value for value in places if places[value]))])
+        return Patch(case, place_box(centre, meta.shape_zyx, patch, generator))
     return Patch(case, uniform_box(cases[case].shape_zyx, patch, generator))
 
 

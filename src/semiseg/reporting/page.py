@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from semiseg.data.roles import WITH_LABELS
 from semiseg.files import write_text
 from semiseg.methods.settings import known_kind
 from semiseg.reporting.figures import Curve, learning_curves, organ_colours, organ_plot, words
@@ -125,7 +126,7 @@ def trained_on(data: RunData) -> str:
     refused = bool(data.rounds) and not any(row["trusted"] for row in data.rounds)
     kind = known_kind(str(data.setting("method.name")))
     alone = refused or (kind is not None and not kind.uses_unlabelled)
-    used = ("labelled", "taught", *(() if alone else ("unlabelled",)))
+    used = (*WITH_LABELS, *(() if alone else ("unlabelled",)))
     named = {"taught": "labelled by its teacher"}
     if data.folds:
         labelled = count(roles.get("labelled", 0) + roles.get("validation", 0))
@@ -138,7 +139,10 @@ def trained_on(data: RunData) -> str:
     if "unlabelled" in used and 0 < drawn < roles.get("unlabelled", 0):
         learnt[-1] = f"at most {count(drawn)} of {count(roles['unlabelled'])} unlabelled"
     scans = "scan" if [roles.get(role) for role in used if roles.get(role)] == [1] else "scans"
-    text = f"Trained on {' and '.join(learnt) or 'no'} {scans}"
+    *others, last = learnt or ["no"]
+    text = f"Trained on {', '.join(others)}{' and ' if others else ''}{last} {scans}"
+    if aside := roles.get("set_aside"):
+        text += f", with {count(aside)} set aside"
     if "unlabelled" not in used and (unused := roles.get("unlabelled")):
         text += f" ({count(unused)} unlabelled {'one' if unused == 1 else 'ones'} unused)"
     if watched := roles.get("validation"):

@@ -17,8 +17,8 @@ from typing_extensions import TypedDict
 from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import write_text
-from semiseg.io.store import OpenCase, open_case
+from semiseg.files import write_json, write_text
+from semiseg.io.store import OpenCase, StoredCase, open_case
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.engines.torch_engine import TorchEngine, torch_engine
@@ -29,6 +29,7 @@ from semiseg.randomness import Draw
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.scan_labels import mean_dice, scan_logits
 from semiseg.training.session import Session
+from semiseg.types import DoubleArray
 from semiseg.words import as_text_cell, from_text_cell
 
 Order = Literal["disagreement", "entropy", "random"]
@@ -50,12 +51,27 @@ class Doubt(TypedDict):
     organ_voxels: int
 
 
-def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> Doubt:
-    """The doubt of one stored case; `first` is the network whose labels count, `second` the one that may contradict.
+class SliceDoubt(TypedDict):
+    """Mean doubt of each slice of the scan's own canonical grid, along Z, Y and X: of a voxel 1 where the two networks
+    label it differently, else its entropy as a share of the largest."""
 
-    Both roll over the scan together, so that neither's logits are ever whole in memory.
+    axial: list[float]
+    coronal: list[float]
+    sagittal: list[float]
+
+
+def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> Doubt:
+    """The doubt of one stored case; `first` is the network whose labels count, `second` the one that may contradict."""
+    return case_and_slices(case, first, second, plan)[0]
+
+
+def case_and_slices(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> tuple[Doubt, SliceDoubt]:
+    """The same, and the doubt of its slices.
+
+    Both networks roll over the scan together, so that neither's logits are ever whole in memory.
     """
     classes = plan.labels.count
+    along: tuple[list[DoubleArray], ...] = ([], [], [])
     overlap, sizes, voxels = np.zeros(classes), np.zeros(classes), np.zeros(classes)
     entropy = counted = 0.0
     rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second) if engine]
@@ -63,20 +79,35 @@ def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan)
         other = others[0] if others else mine
         p = torch.softmax(torch.from_numpy(mine).double(), dim=0).numpy()
         doubtful = p[0] < BACKGROUND
-        entropy += float((-(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful).sum())
+        of_voxels = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful
+        entropy += float(of_voxels.sum())
         counted += float(doubtful.sum())
         a, b = largest_class(mine), largest_class(other)
         overlap += np.bincount(a[a == b].ravel(), minlength=classes)
         counts = [np.bincount(labels.ravel(), minlength=classes) for labels in (a, b)]
         voxels += counts[0]
         sizes += counts[0] + counts[1]
+        doubt = np.where(a == b, of_voxels / math.log(max(2, classes)), 1.0)
+        for sums, axes in zip(along, ((1, 2), (0, 2), (0, 1)), strict=True):
+            sums.append(doubt.sum(axis=axes))
     return Doubt(
         id=case.meta.id,
         entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,
         disagreement=round(1 - mean_dice(overlap, sizes), 6) if second else math.nan,
         organs=int((voxels[1:] > 0).sum()),
         organ_voxels=int(voxels[1:].sum()),
-    )
+    ), _on_own_grid(along, case.meta)
+
+
+def _on_own_grid(along: Sequence[Sequence[DoubleArray]], meta: StoredCase) -> SliceDoubt:
+    """Sums of doubt by slice of the stored grid, row block by row block, as means by slice of the scan's own."""
+    sums = (np.concatenate(along[0]), np.sum(along[1], axis=0), np.sum(along[2], axis=0))
+    means = []
+    for total, size in zip(sums, meta.source_shape_zyx, strict=True):
+        mean = total * len(total) / math.prod(meta.shape_zyx)
+        centres = (np.arange(size) + 0.5) * len(total) / size - 0.5
+        means.append([round(float(value), 5) for value in np.interp(centres, np.arange(len(total)), mean)])
+    return SliceDoubt(axial=means[0], coronal=means[1], sagittal=means[2])
 
 
 def doubts(
@@ -86,11 +117,13 @@ def doubts(
     plan: Plan,
     *,
     workers: int = 1,
+    slices: Path | None = None,
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[Doubt], list[str]]:
-    """The doubt of every stored case, and of those that cannot be read, or whose process was killed, why not."""
+    """The doubt of every stored case, and of those that cannot be read, or whose process was killed, why not. slices: a
+    folder for that of their slices, `ID.json`."""
     found = map_cases(
-        partial(_doubt_or_why, first=first, second=second, plan=plan),
+        partial(_doubt_or_why, first=first, second=second, plan=plan, slices=slices),
         cases,
         workers=workers,
         lost=lambda folder: f"{folder}: {WAS_KILLED}.",
@@ -100,11 +133,14 @@ def doubts(
     return [one for one in found if not isinstance(one, str)], [one for one in found if isinstance(one, str)]
 
 
-def _doubt_or_why(folder: Path, first: Engine, second: Engine | None, plan: Plan) -> Doubt | str:
+def _doubt_or_why(folder: Path, first: Engine, second: Engine | None, plan: Plan, slices: Path | None) -> Doubt | str:
     try:
-        return case_doubt(open_case(folder), first, second, plan)
+        found, of_slices = case_and_slices(open_case(folder), first, second, plan)
     except DataError as error:
         return str(error)
+    if slices:
+        write_json(slices / f"{found['id']}.json", dict(of_slices))
+    return found
 
 
 def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:
@@ -172,8 +208,11 @@ def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine
         second = method.networks[method.doubter] if method.doubter else None
         return TorchEngine(first, session.device), TorchEngine(second, session.device) if second else None
     other = load_model(against)
-    same = ("spacing_mm", "channels", "labels", "normalisation", "patch")
-    if different := [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]:
+    same = ("spacing_mm", "channels", "normalisation", "patch")
+    different = [name for name in same if getattr(other.plan, name) != getattr(session.plan, name)]
+    if other.plan.labels.names != session.plan.labels.names:
+        different.append("list of labels")
+    if different:
         raise ConfigError(
             f"{against}: has another {different[0]} than {session.run}, whose prepared scans it is to label. Name a "
             "run that was made with the same plan."

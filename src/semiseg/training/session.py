@@ -19,7 +19,7 @@ from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
 from semiseg.data.readers import fitting_readers
-from semiseg.data.roles import Role, RunCase, of_role
+from semiseg.data.roles import WITH_LABELS, Role, RunCase, of_role
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.store_index import read_index, write_index
@@ -97,6 +97,7 @@ class Session:
             seed=self.train.seed,
             settings=self.sampling,
             histograms=self._histograms,
+            accepted=self._accepted,
             rank=rank(),
             world=size(),
             index=read_index(self.run / "store"),
@@ -104,6 +105,13 @@ class Session:
         )
         labels = self.run / "scan_labels"
         return TrainingData(source, labelled, unlabelled, validation, labels)
+
+    @property
+    def _accepted(self) -> list[str] | None:
+        """Ids of the accepted cases; None in a run whose labels are all a person's own."""
+        if not of_role(self.cases, *WITH_LABELS[1:]):
+            return None
+        return [case.id for case in of_role(self.cases, "accepted")]
 
     @property
     def _histograms(self) -> tuple[float, tuple[int, ...]] | None:
@@ -242,7 +250,7 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
         "mirror_axes": list(session.place.augment.mirror_axes),
         "dataset": session.plan.dataset,
         "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
-        "taught_cases": len(of_role(session.cases, "taught")),
+        **{f"{role}_cases": len(of_role(session.cases, role)) for role in WITH_LABELS[1:]},
         "unlabelled_cases": len(data.unlabelled),
         "torch": torch.__version__,
         "intended_use": "Research. Not a medical device; have a qualified person check every result.",
@@ -252,5 +260,5 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
     save_model(session.run / "model", network, session.plan, role="student", card=card)
 
 
-_SOURCES: tuple[tuple[Role, ...], ...] = (("labelled", "taught"), ("unlabelled",), ("validation",))
+_SOURCES: tuple[tuple[Role, ...], ...] = (WITH_LABELS, ("unlabelled",), ("validation",))
 """Roles of the cases that are learnt from with labels, without, and watched."""

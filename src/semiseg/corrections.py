@@ -1,0 +1,292 @@
+"""Labels of a run handed out to be mended in ITK-SNAP or 3D Slicer, and taken back. Without torch.
+
+What is handed out: a folder with, for each case, `ID/scan.nii.gz` and `ID/label.nii.gz`, and for all of them the names
+and colours of the organs. What is taken back is checked against the scan, and kept as `RUN/corrections/ID.nii.gz`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from semiseg.data.labels import read_checked_label
+from semiseg.data.partial import ignore_value
+from semiseg.data.plan import Plan, read_plan
+from semiseg.data.reviews import (
+    CORRECTIONS,
+    PSEUDO_LABELS,
+    REVIEWED_LABELS,
+    TEACHER_LABELS,
+    CorrectionNote,
+    Slices,
+    read_note,
+)
+from semiseg.data.roles import RunCase, read_run_cases
+from semiseg.decisions import label_sha256
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import atomic_file, write_json, write_text
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import NIFTI_ENDINGS, label_map, scan_files, stem, visible
+from semiseg.io.grid import Grid
+from semiseg.io.scans import read_grid, read_label, write_label
+from semiseg.words import counted, shortened
+
+EXPORTS = "to_correct"
+"""Folder of a run for what is handed out, where none is named."""
+LABEL_NAME, SCAN_NAME = "label", "scan"
+ITK_SNAP_FILE, SLICER_FILE = "itk-snap-labels.txt", "slicer-colours.ctbl"
+CHANGED = "changed"
+AXES = ("axial", "coronal", "sagittal")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_IGNORED_RGB = (128, 128, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A correction that was taken back: voxels that differ from the label that was handed out, and the slices that it
+    is learnt from (None: all)."""
+
+    case: str
+    changed_voxels: int
+    slices: Slices | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedSlices:
+    """Which slices of a label count: these, or (None) those along the axis that were changed."""
+
+    axis: int
+    indices: tuple[int, ...] | None
+
+
+def parse_slices(text: str) -> AskedSlices | None:
+    """What `axial:40-60,72` or `axial:changed` says, indices from 0 on and both ends included; nothing for an empty
+    text."""
+    if not text:
+        return None
+    name, _, numbers = text.partition(":")
+    wrong = ConfigError(
+        f"--slices {text}: write axial, coronal or sagittal, a colon, and numbers such as 40-60,72, or changed."
+    )
+    if name not in AXES:
+        raise wrong
+    if numbers == CHANGED:
+        return AskedSlices(axis=AXES.index(name), indices=None)
+    found: set[int] = set()
+    for part in numbers.split(","):
+        if (match := _RANGE.fullmatch(part.strip())) is None:
+            raise wrong
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < 100_000:
+            raise wrong
+        found |= set(range(first, last + 1))
+    return AskedSlices(axis=AXES.index(name), indices=tuple(sorted(found)))
+
+
+def current_label(run: Path, case: RunCase, *, mended: bool = True) -> Path | None:
+    """The label of a case that a person would judge or mend, and None where it has none. mended: corrections count."""
+    folders = (PSEUDO_LABELS, REVIEWED_LABELS, TEACHER_LABELS)
+    files = [label_map(run / folder, case.id) for folder in ((CORRECTIONS,) if mended else ()) + folders]
+    own = [Path(case.label)] if case.label else []
+    return next((file for file in (*files, *own) if file.is_file()), None)
+
+
+def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> Path:
+    """Hand out the scans and labels of cases, with the names of the organs; returns the folder, by default
+    `run/to_correct`. What is there of these cases is replaced.
+
+    Raises `DataError` for a case that the run does not have, or that has no label yet.
+    """
+    plan, cases = _opened(run)
+    folder = run / EXPORTS if folder is None else folder
+    if unknown := [id for id in ids if id not in cases]:
+        raise DataError(f"{run}: has no case {shortened(unknown)}.")
+    for id in ids:
+        if (label := current_label(run, cases[id])) is None:
+            raise DataError(
+                f"{run}: case {id} has no label to mend yet. Label the scans first: semiseg predict {run} --unlabelled"
+            )
+        target = folder / id
+        target.mkdir(parents=True, exist_ok=True)
+        images = [Path(image) for image in cases[id].images]
+        for number, image in enumerate(images):
+            channel = f"_{number:04d}" if len(images) > 1 else ""
+            ending = next(end for end in NIFTI_ENDINGS if image.name.lower().endswith(end))
+            _copy(image, target / f"{SCAN_NAME}{channel}{ending}")
+        _copy(label, target / f"{LABEL_NAME}.nii.gz")
+        write_json(target / f"{LABEL_NAME}.json", {"source_sha256": label_sha256(label)})
+    write_text(folder / ITK_SNAP_FILE, itk_snap_labels(plan.labels))
+    write_text(folder / SLICER_FILE, slicer_colours(plan.labels))
+    write_text(folder / "README.txt", _readme(run, folder))
+    return folder
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _readme(run: Path, folder: Path) -> str:
+    return (
+        f"Each folder here is a case: open its scan, and label.nii.gz as its segmentation, with {ITK_SNAP_FILE} "
+        f"(ITK-SNAP) or {SLICER_FILE} (3D Slicer).\n"
+        "Mend label.nii.gz and save it under the same name, on the same grid, with the same values.\n"
+        f"Take it back: semiseg correct {run} {folder} (where you mended some slices alone: --slices axial:40-60).\n"
+    )
+
+
+def colours(labels: LabelScheme) -> dict[int, tuple[int, int, int]]:
+    """A colour for each organ, the same for the same list; grey for the ignore value."""
+    from semiseg.reporting.figures import organ_colours
+
+    found = organ_colours(list(labels.organs.values()))
+    rgb = {value: _rgb(found[name]) for value, name in labels.organs.items()}
+    return rgb | {ignore_value(labels): _IGNORED_RGB}
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    digits = colour.lstrip("#")
+    red, green, blue = (int(digits[i : i + 2], 16) for i in (0, 2, 4))
+    return red, green, blue
+
+
+def _names(labels: LabelScheme) -> dict[int, str]:
+    return labels.organs | {ignore_value(labels): "ignore"}
+
+
+def itk_snap_labels(labels: LabelScheme) -> str:
+    """ITK-SNAP's label description file: index, red, green, blue, opacity, visibility, visibility in 3D, name."""
+    rgb = colours(labels)
+    rows = [f'{0:5} {0:5} {0:4} {0:4} {0:8} {0:2} {0:2}    "Clear Label"']
+    for value, name in _names(labels).items():
+        red, green, blue = rgb[value]
+        rows.append(f'{value:5} {red:5} {green:4} {blue:4} {1:8} {1:2} {1:2}    "{name.replace(chr(34), chr(39))}"')
+    head = ["#" * 48, "# ITK-SnAP Label Description File", "#" * 48]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def slicer_colours(labels: LabelScheme) -> str:
+    """3D Slicer's colour table: value, name, red, green, blue, opacity; a name has no space there."""
+    rgb = colours(labels)
+    rows = ["# Color table file", f"# {len(_names(labels)) + 1} values", "0 background 0 0 0 0"]
+    for value, name in _names(labels).items():
+        rows.append(" ".join(map(str, (value, re.sub(r"\s+", "_", name), *rgb[value], 255))))
+    return "\n".join(rows) + "\n"
+
+
+def import_folder(
+    run: Path, folder: Path, *, case: str = "", slices: AskedSlices | None = None
+) -> tuple[list[Taken], list[str]]:
+    """Take corrected labels back: `folder/ID/label.nii.gz` as they were handed out, or `folder/ID.nii.gz`, or one file
+    of the case that is named. Labels that are as they were handed out are passed over.
+
+    Returns what was taken, and a sentence for each label that was refused.
+    """
+    _, cases = _opened(run)
+    if folder.is_file():
+        files = {case or stem(folder): folder}
+    elif folder.is_dir():
+        files = {stem(file): file for file in scan_files(folder)}
+        for inner in visible(folder):
+            for file in scan_files(inner):
+                if stem(file) == LABEL_NAME:
+                    files[inner.name] = file
+        if case:
+            files = {id: file for id, file in files.items() if id == case}
+    else:
+        raise DataError(f"{folder}: there is no such file or folder.")
+    if not files:
+        raise DataError(f"{folder}: holds no label. Labels are ID/{LABEL_NAME}.nii.gz there, or ID.nii.gz.")
+    if strange := [id for id in files if id not in cases]:
+        raise DataError(f"{folder}: {shortened(strange)}: no case of {run}. Name labels, or their folders, by case.")
+    taken, refused = [], []
+    for id, file in sorted(files.items()):
+        try:
+            one = import_correction(run, id, file, slices)
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            taken += [one] if one else []
+    return taken, refused
+
+
+def import_correction(run: Path, case: str, file: Path, slices: AskedSlices | None = None) -> Taken | None:
+    """Take a corrected label back, after it was checked against the scan's grid and the run's labels. Slices that were
+    corrected before count on. Returns None where it is as it was handed out and no slices are named.
+
+    slices: those that are to be learnt from; None is all of them. Raises `DataError` where the label cannot be used.
+    """
+    plan, cases = _opened(run)
+    if case not in cases:
+        raise DataError(f"{run}: has no case {case}.")
+    image = Path(cases[case].images[0])
+    grid = read_grid(image)
+    known = replace(plan.labels, ignore=ignore_value(plan.labels))
+    label, _ = read_checked_label(file, image, grid, known)
+    before = current_label(run, cases[case], mended=False)
+    base = None if before is None else read_label(before)[0]
+    changed = np.ones(label.shape, dtype=bool) if base is None else label != base
+    target = label_map(run / CORRECTIONS, case)
+    if slices is None:
+        handed_out = read_label(target)[0] if target.is_file() else base
+        if handed_out is not None and np.array_equal(label, handed_out):
+            return None
+    note = read_note(run / CORRECTIONS, case)
+    chosen = _chosen(slices, changed, grid, file)
+    if chosen is not None and target.is_file():
+        chosen = _together(note.slices, chosen, file)
+    sha256 = note.source_sha256 or (None if before is None else label_sha256(before))
+    write_label(target, label, grid, image)
+    write_json(run / CORRECTIONS / f"{case}.json", asdict(CorrectionNote(slices=chosen, source_sha256=sha256)))
+    return Taken(case=case, changed_voxels=int(np.count_nonzero(changed)), slices=chosen)
+
+
+def _together(before: Slices | None, now: Slices, file: Path) -> Slices | None:
+    """The slices of a correction and of the one before it; None where all counted before."""
+    if before is None:
+        return None
+    if before.axis != now.axis:
+        raise DataError(
+            f"{file}: {AXES[before.axis]} slices of this scan were corrected before. Name {AXES[before.axis]} slices "
+            "again, or leave --slices out where the whole label is right now."
+        )
+    return replace(now, indices=tuple(sorted({*before.indices, *now.indices})))
+
+
+def _chosen(asked: AskedSlices | None, changed: np.ndarray, grid: Grid, file: Path) -> Slices | None:
+    if asked is None:
+        return None
+    across = tuple(axis for axis in range(3) if axis != asked.axis)
+    indices = asked.indices
+    if indices is None:
+        indices = tuple(int(i) for i in np.flatnonzero(changed.any(axis=across)))
+        if not indices:
+            raise DataError(f"{file}: no slice differs from the label that was handed out. Name the slices by number.")
+    size = grid.shape_zyx[asked.axis]
+    if outside := [i for i in indices if i >= size]:
+        raise DataError(
+            f"{file}: there is no {AXES[asked.axis]} slice {outside[0]}: they are numbered from 0 to {size - 1}."
+        )
+    return Slices(axis=asked.axis, indices=indices)
+
+
+def taken_text(taken: Sequence[Taken]) -> list[str]:
+    """A line for each."""
+    lines = []
+    for one in taken:
+        where = "the whole scan"
+        if one.slices is not None:
+            where = counted(len(one.slices.indices), f"{AXES[one.slices.axis]} slice")
+        lines.append(f"{one.case}: {where}; {counted(one.changed_voxels, 'voxel')} changed")
+    return lines
+
+
+def _opened(run: Path) -> tuple[Plan, dict[str, RunCase]]:
+    if not (run / "plan.toml").is_file():
+        raise DataError(f"{run}: no prepared run here (no plan.toml).")
+    return read_plan(run / "plan.toml"), {case.id: case for case in read_run_cases(run / "cases.jsonl")}
