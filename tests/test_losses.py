@@ -140,3 +140,25 @@ def test_the_losses_that_methods_have_by_default_are_these() -> None:
     assert torch.equal(losses.labelled(labels, logits, 9), supervised_loss(labels, logits, 9))
     assert torch.equal(losses.pseudo(q, logits, weight), pseudo_label_loss(q, logits, weight))
     assert torch.equal(losses.pseudo_gradient(q, logits, weight), pseudo_label_gradient(q, logits, weight))
+
+
+def test_a_partial_label_moves_nothing_for_the_unknown_organ() -> None:
+    """Organ 3 is unknown in the second sample: its voxels and background are ignored, as `data.partial` has it."""
+    logits, labels = batch()
+    ignore = 4
+    whole = labels.clone()
+    labels[1][(labels[1] == 3) | (labels[1] == 0)] = ignore
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(supervised_loss(labels, logits, ignore), logits)
+    unknown = (labels == ignore)[:, None].expand_as(gradient)
+    assert unknown.any()
+    assert (gradient[unknown] == 0).all()  # nothing there is pushed anywhere, in cross-entropy or in Dice
+    # Whatever lies in these voxels, a whole organ 3 or none, the loss is the same.
+    moved = torch.where(unknown, 10 * torch.randn_like(logits), logits)
+    assert supervised_loss(labels, moved, ignore) == supervised_loss(labels, logits, ignore)
+    # An organ that is ignored in one patch is not absent there: its Dice is that of the other patch.
+    alone = supervised_loss(labels, logits, ignore) - supervised_loss(labels[:1], logits[:1], ignore)
+    only_first = torch.full_like(labels[:1], ignore)
+    both = supervised_loss(torch.cat([whole[:1], only_first]), logits, ignore)
+    assert torch.allclose(both, supervised_loss(whole[:1], logits[:1]), atol=1e-12)
+    assert alone != 0  # what is known of the second patch is learnt

@@ -7,7 +7,6 @@ good is it, where there is no test set. Prediction averages the networks.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from filelock import FileLock
 
 from semiseg import workflows
 from semiseg.data.plan import read_plan
-from semiseg.data.reviews import REVIEW_FILE, REVIEWED_LABELS
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.data.shared_store import store_beside
 from semiseg.errors import ConfigError, DataError
@@ -77,10 +75,7 @@ def _begin(run: Path, own: Path, index: int, settings: RunSettings) -> None:
     write_settings(own / "run.toml", _settings_of(run, index, settings))
     # What the machine that prepared found out of itself is not that of another, which may train this fold.
     write_settled(own, Settled(plan=read_settled(run).plan))
-    if (run / REVIEWED_LABELS).is_dir():  # as it was read for all
-        shutil.copytree(run / REVIEWED_LABELS, own / REVIEWED_LABELS, dirs_exist_ok=True)
-    reviewed = (REVIEW_FILE,) if (run / REVIEW_FILE).exists() else ()
-    for name in (*reviewed, "fingerprint.json", "plan.toml"):  # the plan last: with it the fold has begun
+    for name in ("fingerprint.json", "plan.toml"):  # the plan last: with it the fold has begun
         write_text(own / name, (run / name).read_text(encoding="utf-8"))
 
 

@@ -83,11 +83,17 @@ def _refuse_keys_of_others(method: dict[str, Any]) -> None:
 
 def refuse_contradictions(settings: RunSettings) -> None:
     """Raise `ConfigError` for settings of two sections that cannot both be meant."""
-    model = "data.teacher" if settings.data.teacher else "train.weights" if settings.train.weights else None
+    of_models = {
+        "data.teacher": settings.data.teacher,
+        "data.teacher_labels": settings.data.teacher_labels,
+        "data.decisions": settings.data.decisions,
+        "train.weights": settings.train.weights,
+    }
+    model = next((key for key, given in of_models.items() if given), None)
     if settings.data.folds and model:
         raise ConfigError(
-            f"data.folds with {model}: that model may have learnt from the scans that folds hold back, so their "
-            "scores would be too good. Leave one of the two out."
+            f"data.folds with {model}: the model behind it may have learnt from the scans that folds hold back, so "
+            "their scores would be too good. Leave one of the two out."
         )
     if settings.train.weights and replace(settings.plan, device="auto") != PlanSettings():
         raise ConfigError(f"train.weights = {settings.train.weights}: brings its plan along. Leave section [plan] out.")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from semiseg.data.sampling import (
     is_forced,
     labelled_patch,
     place_box,
+    reviewed_cases,
     unlabelled_patch,
 )
 from semiseg.errors import ConfigError
@@ -175,3 +177,48 @@ def test_unlabelled_case_without_body_is_sampled_uniformly() -> None:
 def test_a_wrong_setting_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         SamplingSettings(**{name: value})
+
+
+def test_accepted_cases_have_a_share_of_their_own() -> None:
+    own = [_case(f"own{i}", classes={1: ((5, 5, 5),)}) for i in range(2)]
+    accepted = [_case(f"accepted{i}", classes={1: ((5, 5, 5),), 2: ((10, 20, 3),)}) for i in range(18)]
+    cases, ids = [*own, *accepted], {case.id for case in accepted}
+
+    def drawn(share: float, among: list[StoredCase]) -> list[Patch]:
+        chosen = SamplingSettings(accepted_share=share)
+        reviewed = reviewed_cases(among, ids, chosen)
+        holders = cases_by_class(among)
+        return [
+            labelled_patch(among, holders, PATCH, Draw(0, s, i), 2, chosen, reviewed)
+            for s in range(500)
+            for i in (0, 1)
+        ]
+
+    found = Counter(patch.case >= 2 for patch in drawn(0.5, cases))
+    assert found[True] == pytest.approx(500, abs=60)
+    # Fewer than their share are drawn as often as others: one of three is a third.
+    few = Counter(patch.case for patch in drawn(0.5, cases[:3]))
+    assert [few[i] for i in range(3)] == pytest.approx([333] * 3, abs=60)
+    assert all(patch.case < 2 for patch in drawn(0.0, cases))
+    # Organs that only accepted cases hold are still drawn from them.
+    assert sum(_holds(patch.box, (10, 20, 3)) for patch in drawn(0.5, cases) if patch.case >= 2) > 100
+
+
+def test_patches_of_labels_that_are_mostly_ignored_lie_on_a_class() -> None:
+    sparse = replace(_case("sparse", (60, 60, 60), {1: ((50, 50, 50),)}), class_voxels={0: 10, 1: 5, 9: 1000})
+    whole = replace(_case("whole", (60, 60, 60), {1: ((50, 50, 50),)}), class_voxels={0: 1000, 1: 5, 9: 10})
+    empty = replace(_case("empty", (60, 60, 60), {}), class_voxels={0: 10, 9: 1000})
+    cases, chosen = [sparse, whole, empty], SamplingSettings(foreground_fraction=0)
+    reviewed = reviewed_cases(cases, (), chosen)
+    drawn = [labelled_patch(cases, cases_by_class(cases), PATCH, Draw(0, s, 0), 1, chosen, reviewed) for s in range(90)]
+    assert {patch.case for patch in drawn} == {0, 1, 2}
+    assert all(_holds(patch.box, (50, 50, 50)) for patch in drawn if patch.case == 0)
+    assert not all(_holds(patch.box, (50, 50, 50)) for patch in drawn if patch.case == 1)
+
+
+def test_without_accepted_cases_patches_are_those_of_labelled_ones() -> None:
+    reviewed = reviewed_cases(LABELLED, (), SETTINGS)
+    for step in range(50):
+        draw = Draw(0, step, step % 2)
+        plain = labelled_patch(LABELLED, cases_by_class(LABELLED), PATCH, draw, 2, SETTINGS)
+        assert labelled_patch(LABELLED, cases_by_class(LABELLED), PATCH, draw, 2, SETTINGS, reviewed) == plain

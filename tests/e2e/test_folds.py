@@ -158,7 +158,10 @@ def test_cleaning_is_chosen_on_all_labelled_scans(
         (["--folds", 2, "--fold", 2], "--fold 2: there are the folds 0 to 1."),
         (["--fold", 1], "--fold 1: of how many? Add --folds."),
         (["--folds", 2, "--set", "data.development=1"], "not with data.development"),
-        (["--folds", 2, "--set", "data.teacher=runs/base"], "data.folds with data.teacher: that model may have learnt"),
+        (
+            ["--folds", 2, "--set", "data.teacher=runs/base"],
+            "data.folds with data.teacher: the model behind it may have learnt",
+        ),
         (["--folds", 2, "--set", "train.weights=runs/base"], "data.folds with train.weights"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from plans import PLAN
 from semiseg.errors import DataError
 from semiseg.io.store import StoredCase, open_case, write_case
-from semiseg.training.ranking import Doubt, case_doubt, doubts, ranked, read_ranking, write_ranking
+from semiseg.training.ranking import Doubt, case_and_slices, case_doubt, doubts, ranked, read_ranking, write_ranking
 from semiseg.types import FloatArray
 
 SMALL = replace(PLAN, patch=(4, 4, 4))
@@ -54,6 +54,20 @@ def test_disagreement_is_one_minus_the_mean_dice_of_organs(case: Path) -> None:
     same = case_doubt(open_case(case), first, first, SMALL)
     assert same["disagreement"] == 0
     assert case_doubt(open_case(case), first, Thresholds(999, 999), SMALL)["disagreement"] == 1
+
+
+def test_slices_are_as_doubtful_as_their_voxels_on_the_scans_own_grid(case: Path) -> None:
+    first, second = Thresholds(99.5, 199.5), Thresholds(149.5, 199.5)  # they differ on the values 100 to 149
+    doubt, slices = case_and_slices(open_case(case), first, second, PLAN)
+    assert doubt == case_doubt(open_case(case), first, second, PLAN)
+    differ = ((np.arange(300) > 99) & (np.arange(300) < 150)).reshape(SHAPE).astype(float)
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        expected = np.moveaxis(differ, axis, 0).mean(axis=(1, 2))
+        assert slices[name] == pytest.approx(expected.tolist(), abs=2e-3)  # type: ignore[literal-required]
+    meta = replace(open_case(case).meta, source_shape_zyx=(2 * SHAPE[0], SHAPE[1], SHAPE[2]))
+    _, finer = case_and_slices(replace(open_case(case), meta=meta), first, second, PLAN)
+    assert len(finer["axial"]) == 2 * SHAPE[0]
+    assert np.argmax(finer["axial"]) // 2 == np.argmax(slices["axial"])
 
 
 def test_one_network_alone_has_no_disagreement(case: Path) -> None:

@@ -1,0 +1,180 @@
+"""Labels that are handed out to be mended, and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from semiseg.corrections import (
+    AskedSlices,
+    current_label,
+    export_cases,
+    import_correction,
+    import_folder,
+    itk_snap_labels,
+    parse_slices,
+    slicer_colours,
+)
+from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan, write_plan
+from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, Slices, read_note
+from semiseg.data.roles import RunCase, write_run_cases
+from semiseg.decisions import label_sha256
+from semiseg.errors import ConfigError, DataError
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.scans import read_label
+
+LABELS = LabelScheme(names={0: "background", 1: "liver", 2: 'left "big" kidney'})
+SHAPE = (6, 8, 10)
+AFFINE = np.array([[-1.5, 0, 0, 4], [0, 0, 2.0, -7], [0, 1.0, 0, 9], [0, 0, 0, 1.0]])
+"""Stored with X to the left, and Y and Z exchanged."""
+TINY = NetworkPlan(features=(2, 2), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
+
+
+def save(path: Path, stored: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(stored, affine), path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with the pseudo-labels of two scans."""
+    folder, cases = tmp_path / "run", []
+    for name in "ab":
+        image = save(tmp_path / "images" / f"{name}.nii", np.zeros((10, 6, 8), dtype=np.int16))
+        label = np.zeros((10, 6, 8), dtype=np.uint8)
+        label[:4] = 1
+        save(folder / PSEUDO_LABELS / f"{name}.nii.gz", label)
+        cases.append(RunCase(id=name, images=(str(image),), label=None, split="train", role="unlabelled"))
+    plan = Plan(
+        dataset="made up", channels=("MRI",), labels=LABELS, spacing_mm=(1.0, 2.0, 1.5), anisotropic_axis=None,
+        patch=(4, 4, 4), batch=2, normalisation=(ChannelNormalisation(scheme="zscore"),), teacher=TINY, student=TINY,
+    )  # fmt: skip
+    write_plan(folder / "plan.toml", plan)
+    write_run_cases(folder / "cases.jsonl", cases)
+    return folder
+
+
+def mend(file: Path, rows: slice, value: int) -> None:
+    """Give the stored label map a value in some axial slices, which lie along its second axis."""
+    image = nibabel.load(file)
+    array = np.asarray(image.dataobj).copy()  # type: ignore[attr-defined]
+    array[:, rows] = value
+    save(file, array, image.affine)  # type: ignore[attr-defined]
+
+
+def test_a_case_goes_out_and_comes_back_as_it_was_mended(run: Path) -> None:
+    folder = export_cases(run, ["a", "b"])
+    assert folder == run / "to_correct"
+    for name in "ab":
+        assert label_sha256(folder / name / "label.nii.gz") == label_sha256(run / PSEUDO_LABELS / f"{name}.nii.gz")
+        assert (folder / name / "scan.nii").read_bytes() == (run.parent / "images" / f"{name}.nii").read_bytes()
+    assert len((folder / "README.txt").read_text().splitlines()) == 3
+    mend(folder / "a" / "label.nii.gz", slice(2, 4), 2)
+    taken, refused = import_folder(run, folder)
+    assert ([one.case for one in taken], refused) == (["a"], [])  # b is as it was handed out
+    label, _ = read_label(run / CORRECTIONS / "a.nii.gz")
+    changed = label != read_label(run / PSEUDO_LABELS / "a.nii.gz")[0]
+    assert taken[0].changed_voxels == changed.sum() == 2 * 8 * 10
+    assert changed[2:4].all()
+    note = read_note(run / CORRECTIONS, "a")
+    assert note.slices is None
+    assert note.source_sha256 == label_sha256(run / PSEUDO_LABELS / "a.nii.gz")
+    header = nibabel.load(run / CORRECTIONS / "a.nii.gz")
+    assert (header.affine == AFFINE).all()  # type: ignore[attr-defined]
+    assert import_folder(run, folder) == ([], [])
+    assert current_label(run, RunCase(id="a", images=("x",), label=None, split="train", role="unlabelled")) == (
+        run / CORRECTIONS / "a.nii.gz"
+    )
+
+
+def test_slices_are_those_that_are_named_or_that_changed_and_add_up(run: Path) -> None:
+    file = export_cases(run, ["a"]) / "a" / "label.nii.gz"
+    mend(file, slice(2, 4), 2)
+    assert import_correction(run, "a", file, parse_slices("axial:changed")).slices == Slices(axis=0, indices=(2, 3))  # type: ignore[union-attr]
+    mend(file, slice(5, 6), 2)
+    import_correction(run, "a", file, parse_slices("axial:0,4-5"))
+    assert read_note(run / CORRECTIONS, "a").slices == Slices(axis=0, indices=(0, 2, 3, 4, 5))
+    with pytest.raises(DataError, match="axial slices of this scan were corrected before"):
+        import_correction(run, "a", file, parse_slices("coronal:1"))
+    with pytest.raises(DataError, match="no axial slice 6: they are numbered from 0 to 5"):
+        import_correction(run, "a", file, parse_slices("axial:6"))
+    mend(file, slice(0, 1), 1)
+    import_correction(run, "a", file)
+    assert read_note(run / CORRECTIONS, "a").slices is None  # the whole label is right now
+    import_correction(run, "a", file, parse_slices("axial:1"))
+    assert read_note(run / CORRECTIONS, "a").slices is None
+
+
+def test_a_whole_label_that_is_right_as_it_was_can_be_vouched_for_by_its_slices(run: Path) -> None:
+    file = export_cases(run, ["a"]) / "a" / "label.nii.gz"
+    taken = import_correction(run, "a", file, parse_slices("axial:0-5"))
+    assert taken is not None
+    assert taken.changed_voxels == 0
+    with pytest.raises(DataError, match="no slice differs"):
+        import_correction(run, "b", run / PSEUDO_LABELS / "b.nii.gz", parse_slices("axial:changed"))
+
+
+def test_what_cannot_be_a_label_of_the_scan_is_refused(run: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "back"
+    save(wrong / "a.nii.gz", np.ones((10, 6, 8), dtype=np.uint8), np.diag((1.0, 1, 1, 1)))
+    save(wrong / "b.nii.gz", np.full((10, 6, 8), 9, dtype=np.uint8))
+    taken, refused = import_folder(run, wrong)
+    assert not taken
+    assert "a.nii.gz: not on the grid of" in refused[0]
+    assert "value 9, but the dataset's labels end at 2" in refused[1]
+    assert not (run / CORRECTIONS).exists()
+    save(wrong / "c.nii.gz", np.ones((10, 6, 8), dtype=np.uint8))
+    with pytest.raises(DataError, match="c: no case of"):
+        import_folder(run, wrong)
+    with pytest.raises(DataError, match="no case x"):
+        export_cases(run, ["x"])
+
+
+def test_ignored_voxels_may_come_back(run: Path) -> None:
+    file = export_cases(run, ["a"]) / "a" / "label.nii.gz"
+    mend(file, slice(0, 2), LABELS.count)
+    assert import_correction(run, "a", file) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["axial", "transverse:1", "axial:", "axial:5-3", "axial:1;2", "axial:1-", "axial:1-999999"]
+)
+def test_slices_that_cannot_be_meant_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="axial, coronal or sagittal"):
+        parse_slices(text)
+
+
+def test_slices_are_read() -> None:
+    assert parse_slices("") is None
+    assert parse_slices("sagittal:3, 7-9") == AskedSlices(axis=2, indices=(3, 7, 8, 9))
+
+
+def test_both_programs_get_the_organs_by_value() -> None:
+    rows = [line for line in itk_snap_labels(LABELS).splitlines() if not line.startswith("#")]
+    assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
+    assert all(len(row.split('"')) == 3 and len(row.split('"')[0].split()) == 7 for row in rows)
+    table = [line.split() for line in slicer_colours(LABELS).splitlines() if not line.startswith("#")]
+    assert [row[:2] for row in table[:2]] == [["0", "background"], ["1", "liver"]]
+    assert all(len(row) == 6 and all(0 <= int(n) <= 255 for n in row[2:]) for row in table)
+
+
+def test_the_command_says_what_became_of_it(run: Path, semiseg_command: Callable[..., Any]) -> None:
+    answer = semiseg_command("correct", run, "--export", "a", "--output", run.parent / "out")
+    assert answer.code == 0
+    file = run.parent / "out" / "a" / "label.nii.gz"
+    answer = semiseg_command("correct", run, run.parent / "out")
+    assert (answer.code, answer.out) == (0, "Nothing was changed: all labels are as they were handed out.\n")
+    mend(file, slice(2, 4), 2)
+    answer = semiseg_command("correct", run, run.parent / "out", "--slices", "axial:changed")
+    assert answer.code == 0
+    assert "a: 2 axial slices; 160 voxels changed" in answer.out
+    assert f"--set data.decisions={run}" in answer.out
+    mend(file, slice(0, 1), 77)
+    answer = semiseg_command("correct", run, run.parent / "out")
+    assert (answer.code, "refused: " in answer.err) == (1, True)
