@@ -53,6 +53,11 @@ HOLDERS = {1: [0, 1], 2: [1]}
 LABELLED = [_case("a", classes={1: ((0, 0, 0), (10, 20, 3))}), _case("b", classes={1: ((5, 5, 5),), 2: ((19, 0, 1),)})]
 
 
+def cases_by_class(cases: list[StoredCase]) -> dict[int, list[int]]:
+    classes = sorted({value for case in cases for value in case.class_locations})
+    return {value: [i for i, case in enumerate(cases) if value in case.class_locations] for value in classes}
+
+
 def _labelled(step: int, sample: int, batch: int = 2, chosen: SamplingSettings = SETTINGS) -> Patch:
     return labelled_patch(LABELLED, HOLDERS, PATCH, Draw(0, step, sample), batch, chosen)
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box, triple
 from semiseg.io.store import StoredCase
-from semiseg.io.store_index import IndexedCases
 from semiseg.randomness import Draw
 from semiseg.types import Shape
 
@@ -71,8 +70,8 @@ class Patch:
 class Part:
     """Labelled cases that are drawn alike: their indices, and those that hold each class."""
 
-    cases: tuple[int, ...]
-    holders: Mapping[int, Sequence[int]]
+    cases: list[int]
+    holders: dict[int, list[int]]
 
 
 @dataclass(frozen=True)
@@ -86,27 +85,25 @@ class Reviewed:
     scarce: frozenset[int]
 
 
-def reviewed_cases(cases: IndexedCases, accepted: Collection[str], settings: SamplingSettings) -> Reviewed:
+def reviewed_cases(cases: Sequence[StoredCase], accepted: Collection[str], settings: SamplingSettings) -> Reviewed:
     """How labelled cases are drawn of which these, by id, were accepted."""
-    parts = []
-    for is_accepted in (False, True):
-        indices = tuple(i for i, folder in enumerate(cases.folders) if (folder.name in accepted) == is_accepted)
-        held = cases.part(indices).holders()
-        parts.append(Part(indices, {value: [indices[i] for i in found] for value, found in held.items()}))
-    others, those = parts
+    others, those = Part([], {}), Part([], {})
+    scarce = set()
+    for index, case in enumerate(cases):
+        part = those if case.id in accepted else others
+        part.cases.append(index)
+        held = [value for value, places in sorted(case.class_locations.items()) if len(places)]
+        for value in held:
+            part.holders.setdefault(value, []).append(index)
+        if held and 2 * _ignored(case) > sum(case.class_voxels.values()):
+            scarce.add(index)
+    others, those = (Part(part.cases, dict(sorted(part.holders.items()))) for part in (others, those))
     share = min(settings.accepted_share, len(those.cases) / max(1, len(cases))) if others.cases else 1.0
-    scarce = frozenset(
-        i for i, case in enumerate(cases) if any(case.class_locations.values()) and 2 * _ignored(case) > _voxels(case)
-    )
-    return Reviewed(others, those, share, scarce)
+    return Reviewed(others, those, share, frozenset(scarce))
 
 
 def _ignored(case: StoredCase) -> int:
     return sum(n for value, n in case.class_voxels.items() if value and value not in case.class_locations)
-
-
-def _voxels(case: StoredCase) -> int:
-    return sum(case.class_voxels.values())
 
 
 def labelled_patch(
