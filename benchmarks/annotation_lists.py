@@ -15,7 +15,8 @@ from pathlib import Path
 
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.files import write_text
-from semiseg.training.ranking import Order, ranked, read_ranking
+from semiseg.rows import read_ranking
+from semiseg.training.ranking import Order, ranked
 
 RANDOM_SEEDS = (0, 1, 2)
 

@@ -21,9 +21,10 @@ from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.io.layouts import read_dataset
 from semiseg.prediction.settings import PredictSettings
+from semiseg.rows import read_ranking
 from semiseg.scoring import evaluate_folder
 from semiseg.scoring.summary import case_means
-from semiseg.training.ranking import ranked, read_ranking
+from semiseg.training.ranking import ranked
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ killed) is dropped, the rest kept. Several reviewers may write to one file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -75,7 +75,7 @@ def standing(lines: Iterable[Decision]) -> dict[Key, Decision]:
     return {(line["case"], line["organ"]): line for line in not_undone(lines)}
 
 
-def of_organ(stand: dict[Key, Decision], case: str, organ: str) -> Decision | None:
+def of_organ(stand: Mapping[Key, Decision], case: str, organ: str) -> Decision | None:
     """What stands of an organ of a case: the later of its own decision and that of all organs."""
     found = [line for key in ((case, organ), (case, None)) if (line := stand.get(key))]
     return max(found, key=lambda line: line["number"], default=None)

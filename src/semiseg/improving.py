@@ -26,7 +26,8 @@ from semiseg.training.settled import read_settled
 from semiseg.types import AnyPath
 
 if TYPE_CHECKING:  # prediction by other engines than torch does not import it
-    from semiseg.training.ranking import Doubt, Order
+    from semiseg.rows import Doubt
+    from semiseg.training.ranking import Order
 
 
 def rank(

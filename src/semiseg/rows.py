@@ -1,8 +1,9 @@
-"""The JSON lines that runs and predictions leave. Each row is checked where it is read: what was edited or damaged is
+"""The rows that runs and predictions leave. Each row is checked where it is read: what was edited or damaged is
 named."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any, NotRequired, TypeVar
 
@@ -12,6 +13,7 @@ from typing_extensions import TypedDict
 from semiseg.errors import DataError
 from semiseg.files import read_jsonl
 from semiseg.tables import first_problem
+from semiseg.words import from_text_cell
 
 Row = TypeVar("Row")
 
@@ -48,6 +50,20 @@ class NoticeRow(TypedDict):
     text: str
 
 
+class Doubt(TypedDict):
+    """A case's doubt. entropy: mean over voxels that may be an organ, as a share of the largest, `ln K`. disagreement:
+    1 - mean Dice of the two networks' labels over the organs that one of them finds (1 where neither finds any; nan
+    where there is one network alone).
+    organs: how many organs are found. organ_voxels: voxels of organs on the plan's grid.
+    """
+
+    id: str
+    entropy: float
+    disagreement: float
+    organs: int
+    organ_voxels: int
+
+
 _ROUNDS: TypeAdapter[RoundRow] = TypeAdapter(RoundRow)
 _PREDICTIONS: TypeAdapter[PredictionRow] = TypeAdapter(PredictionRow)
 _NOTICES: TypeAdapter[NoticeRow] = TypeAdapter(NoticeRow)
@@ -78,6 +94,27 @@ def read_predictions(folder: Path) -> list[PredictionRow]:
 def read_notice_rows(path: Path) -> list[NoticeRow]:
     """The rows of `notices.jsonl`."""
     return _rows(path, _NOTICES)
+
+
+def read_ranking(run: Path) -> list[Doubt]:
+    """`run/ranking.csv`, in its order; raises `DataError` where there is none."""
+    path = run / "ranking.csv"
+    if not path.is_file():
+        raise DataError(f"{path}: not there. Rank the run's unlabelled cases first: semiseg rank {run}")
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [
+                Doubt(
+                    id=from_text_cell(row["id"]),
+                    entropy=float(row["entropy"]),
+                    disagreement=float(row["disagreement"]),
+                    organs=int(row["organs"]),
+                    organ_voxels=int(row["organ_voxels"]),
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: no ranking ({error}). Rank the run again: semiseg rank {run}") from None
 
 
 def _rows(path: Path, adapter: TypeAdapter[Row]) -> list[Row]:

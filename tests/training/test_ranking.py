@@ -12,7 +12,8 @@ import pytest
 from plans import PLAN
 from semiseg.errors import DataError
 from semiseg.io.store import StoredCase, open_case, write_case
-from semiseg.training.ranking import Doubt, case_and_slices, case_doubt, doubts, ranked, read_ranking, write_ranking
+from semiseg.rows import Doubt, read_ranking
+from semiseg.training.ranking import case_and_slices, case_doubt, doubts, ranked, write_ranking
 from semiseg.types import FloatArray
 
 SMALL = replace(PLAN, patch=(4, 4, 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,16 @@ def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
             return
         with write_gzip(temporary) as stream:
             image.to_stream(stream)
+
+
+def header_bytes(shape_xyz: Sequence[int], dtype: Any, grid: Grid, *, slope: float, inter: float) -> bytes:
+    """What stands before the voxels of an uncompressed NIfTI-1 file of them: a header with nothing but the geometry."""
+    header = _header(grid)
+    header.set_data_shape(tuple(shape_xyz))
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(slope, inter)
+    header["vox_offset"] = 352
+    return bytes(header.binaryblock) + bytes(4)
 
 
 def _header(grid: Grid) -> Any:

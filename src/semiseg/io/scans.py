@@ -163,15 +163,20 @@ def read_label(path: Path) -> tuple[LabelArray, Grid]:
 def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
     """The same, and how far from a whole number the worst value was."""
     voxels = _format(path).read_voxels(path)
-    grid, stored = voxels.grid, RawChannel(voxels.stored, voxels.slope, voxels.inter).values()
+    grid, stored = voxels.grid, voxels.stored
+    exact = stored.dtype.kind in "iu" and voxels.slope == 1 and voxels.inter == 0  # as most are: no floats of them
+    if not exact:
+        stored = RawChannel(stored, voxels.slope, voxels.inter).values()
     if stored.ndim == 4 and stored.shape[3] == 1:
         stored = stored[..., 0]
     if stored.ndim != 3:
         raise DataError(f"{path}: a label map must be 3D, but this is {stored.shape}. Store one value per voxel.")
-    if not np.isfinite(stored).all():
-        raise DataError(f"{path}: the label map has NaN or infinite voxels. Repair the file.")
-    whole = np.rint(stored)
-    worst = float(np.abs(whole - stored).max(initial=0))
+    whole, worst = stored, 0.0
+    if not exact:
+        if not np.isfinite(stored).all():
+            raise DataError(f"{path}: the label map has NaN or infinite voxels. Repair the file.")
+        whole = np.rint(stored)
+        worst = float(np.abs(whole - stored).max(initial=0))
     if worst > _ROUNDING:
         strange = float(stored[np.abs(whole - stored) > _ROUNDING][0])
         raise DataError(f"{path}: label values must be whole numbers, but {strange:.6g} was found. {_advice(stored)}")
@@ -206,7 +211,7 @@ def _is_smooth(label: LabelArray) -> bool:
     return int(np.count_nonzero((here == following) & above)) >= _LEAST_EQUAL * int(np.count_nonzero(above))
 
 
-def _advice(stored: FloatArray) -> str:
+def _advice(stored: AnyArray) -> str:
     """What to do about a label map of strange values: many of them are a scan's."""
     some = np.unique(stored.ravel()[:: max(1, stored.size // 100_000)])
     if some.size > _MOST_SMOOTH:

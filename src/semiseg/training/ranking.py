@@ -26,29 +26,16 @@ from semiseg.prediction.export import largest_class
 from semiseg.prediction.model import load_model
 from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
+from semiseg.rows import Doubt
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.scan_labels import mean_dice, scan_logits
 from semiseg.training.session import Session
 from semiseg.types import DoubleArray
-from semiseg.words import as_text_cell, from_text_cell
+from semiseg.words import as_text_cell
 
 Order = Literal["disagreement", "entropy", "random"]
 BACKGROUND = 0.99
 """Voxels that are background with a higher probability say nothing of doubt, and are most of a scan."""
-
-
-class Doubt(TypedDict):
-    """A case's doubt. entropy: mean over voxels that may be an organ, as a share of the largest, `ln K`. disagreement:
-    1 - mean Dice of the two networks' labels over the organs that one of them finds (1 where neither finds any; nan
-    where there is one network alone).
-    organs: how many organs are found. organ_voxels: voxels of organs on the plan's grid.
-    """
-
-    id: str
-    entropy: float
-    disagreement: float
-    organs: int
-    organ_voxels: int
 
 
 class SliceDoubt(TypedDict):
@@ -167,24 +154,6 @@ def write_ranking(run: Path, order: Sequence[Doubt], by: Order, *, exclude_worst
     if exclude_worst:
         worst = [doubt["id"] for doubt in order[: max(1, round(exclude_worst * len(order)))]]
         write_text(run / "exclude.txt", "\n".join([f"# the worst {exclude_worst:.0%} by {by}", *worst]) + "\n")
-
-
-def read_ranking(run: Path) -> list[Doubt]:
-    """`run/ranking.csv`, in its order; raises `DataError` where there is none."""
-    path = run / "ranking.csv"
-    if not path.is_file():
-        raise DataError(f"{path}: not there. Rank the run's unlabelled cases first: semiseg rank {run}")
-    with path.open(encoding="utf-8") as file:
-        return [
-            Doubt(
-                id=from_text_cell(row["id"]),
-                entropy=float(row["entropy"]),
-                disagreement=float(row["disagreement"]),
-                organs=int(row["organs"]),
-                organ_voxels=int(row["organ_voxels"]),
-            )
-            for row in csv.DictReader(file)
-        ]
 
 
 def ranking_engines(session: Session, against: Path | None) -> tuple[TorchEngine, TorchEngine | None]:

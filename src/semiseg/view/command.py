@@ -1,0 +1,85 @@
+"""`semiseg view`: the server of the pages, from its start to Ctrl-C."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import webbrowser
+from pathlib import Path
+
+import uvicorn
+
+from semiseg.errors import ConfigError
+from semiseg.view.guard import new_token
+from semiseg.view.server import STATIC, Pages, make_app
+from semiseg.view.source import open_source
+from semiseg.words import printable
+
+ADDRESS = "127.0.0.1"
+
+
+def serve(
+    folder: Path,
+    *,
+    port: int = 0,
+    browser: bool = True,
+    labels: Path | None = None,
+    decisions: Path | None = None,
+    reviewer: str = "",
+) -> None:
+    """Serve the pages until the process is stopped. Raises `ConfigError` where the port is taken, `DataError` where the
+    folder cannot be shown."""
+    source = open_source(folder, labels=labels, decisions=decisions)
+    if not (STATIC / "index.html").is_file():
+        raise ConfigError(
+            f"{STATIC}: the pages are not built. Build them with `make pages` (needs Node 20), or install a wheel."
+        )
+    listening = bound_socket(port)
+    port = listening.getsockname()[1]
+    token = new_token()
+    pages = Pages(source, reviewer=printable(reviewer or user_name()))
+    pages.start()
+    address = f"http://{ADDRESS}:{port}/?token={token}"
+    print(f"Open {address}\nStop with Ctrl-C.", flush=True)
+    if browser:
+        webbrowser.open(address)
+    try:
+        server(make_app(pages, token=token, port=port)).run(sockets=[listening])
+    finally:
+        pages.stop()
+        listening.close()
+
+
+def server(app: object) -> uvicorn.Server:
+    """uvicorn without logs of requests, whose addresses hold the token and ids."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+
+
+def bound_socket(port: int) -> socket.socket:
+    """A socket of this machine alone."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((ADDRESS, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise ConfigError(f"--port {port}: cannot be used ({error}). Give another, or 0 for a free one.") from None
+    return listening
+
+
+def user_name() -> str:
+    """Of who runs this, as the system has it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no entry, as in some containers
+        return "reviewer"

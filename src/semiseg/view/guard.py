@@ -1,0 +1,121 @@
+"""Who is let in: this machine, by this address, with the token of this start; and what a page of it may load."""
+
+from __future__ import annotations
+
+import secrets
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HOSTS = ("127.0.0.1", "localhost")
+MOST_BODY_BYTES = 1 << 20
+"""Of a request; a route that takes a file has a limit of its own (`Limited`)."""
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_PAGE = (
+    "default-src 'self'; img-src 'self' data: blob:; worker-src 'self' blob:; connect-src 'self' blob: data:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+)
+_REPORT = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'; sandbox allow-popups"
+)
+"""The report is a page of its own, with styles and pictures within and no script."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class TooLargeError(Exception):
+    """More bytes came than are taken."""
+
+
+class Guard:
+    """Middleware around all routes. A request that is refused reaches none of them."""
+
+    def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
+        self._app, self._token = app, token
+        self._authorities = {f"{host}:{port}" for host in HOSTS}
+        self._origins = {f"http://{authority}" for authority in self._authorities}
+        self._cookie = f"semiseg-{port}"  # cookies know no ports
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # nothing here speaks by a WebSocket
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers["Content-Security-Policy"] = _REPORT if scope["path"] == "/report" else _PAGE
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refusal = self._refusal(scope)
+        if refusal is None and self._is_entrance(scope):
+            response = RedirectResponse("/", status_code=303)
+            response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
+            await response(scope, receive, guarded)
+        elif refusal is None and not self._has_cookie(scope):
+            sentence = "Open the address that semiseg view printed: it holds the token of this start."
+            await JSONResponse({"error": sentence}, 403)(scope, receive, guarded)
+        elif refusal is not None:
+            status, sentence = refusal
+            await JSONResponse({"error": sentence}, status)(scope, receive, guarded)
+        else:
+            await self._app(scope, receive, guarded)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = Headers(scope=scope)
+        if headers.get("host", "") not in self._authorities or len(headers.getlist("host")) != 1:
+            return 421, "This server answers for 127.0.0.1 and localhost alone."
+        if scope["method"] not in _SAFE:
+            origin = headers.get("origin")
+            if origin is not None and origin not in self._origins:
+                return 403, "A page of another site may not do this."
+            if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+                return 403, "A page of another site may not do this."
+        return None
+
+    def _is_entrance(self, scope: Scope) -> bool:
+        """Whether the token is in the address of the first page."""
+        if scope["path"] != "/" or scope["method"] != "GET":
+            return False
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        return self._is_token(given)
+
+    def _has_cookie(self, scope: Scope) -> bool:
+        return self._is_token(HTTPConnection(scope).cookies.get(self._cookie, ""))
+
+    def _is_token(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self._token.encode())
+
+
+def new_token() -> str:
+    """256 bits that nobody can guess."""
+    return secrets.token_urlsafe(32)
+
+
+def limited(receive: Receive, most: int) -> Receive:
+    """The messages of a request's body, up to so many bytes; `TooLargeError` is raised beyond."""
+    left = most
+
+    async def counted() -> Message:
+        nonlocal left
+        message = await receive()
+        if message["type"] == "http.request":
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise TooLargeError
+        return message
+
+    return counted

@@ -1,0 +1,257 @@
+"""What is measured of label maps: volumes, pieces, places. Once for each label, in a thread of its own, and kept."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from scipy import ndimage
+from typing_extensions import TypedDict
+
+from semiseg.decisions import label_sha256
+from semiseg.errors import DataError
+from semiseg.files import append_jsonl, read_jsonl
+from semiseg.io.scans import read_label
+from semiseg.types import LabelArray, Shape, Spacing
+from semiseg.view.pictures import longest_outline
+from semiseg.view.source import Source, State, ViewCase, state_of
+
+FILE = "measures.jsonl"
+ODD_DEVIATIONS = 3.5
+"""So many deviations (by the median's) from the usual volume an outlier is away, on a scale of ratios."""
+LEAST_DEVIATION = 0.1
+"""Of volumes on that scale, about 10 %: organs that are all but equal have no outliers for that."""
+FEWEST = 8
+"""Cases that tell what is usual."""
+_PAUSE_SECONDS = 3.0
+_NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
+
+
+class OrganMeasures(TypedDict):
+    """Of one organ. centroid: canonical (z, y, x). doubtful: for axial, coronal and sagittal the slice on which its
+    outline is longest."""
+
+    volume_ml: float
+    fragments: int
+    centroid: tuple[float, float, float]
+    doubtful: tuple[int, int, int]
+
+
+class Measures(TypedDict):
+    """Of a label map with this hash: what is in it, by value as text. doubtful: as of an organ, for all of them."""
+
+    sha256: str
+    shape_zyx: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    doubtful: tuple[int, int, int]
+    organs: dict[str, OrganMeasures]
+
+
+_MEASURES: TypeAdapter[Measures] = TypeAdapter(Measures)
+
+
+def measure(label: LabelArray, spacing_mm: Spacing) -> dict[str, OrganMeasures]:
+    """The values of a label map `(Z, Y, X)` that are in it, by value as text."""
+    voxel_ml = math.prod(spacing_mm) / 1000
+    found: dict[str, OrganMeasures] = {}
+    for value, box in enumerate(ndimage.find_objects(label), start=1):
+        if box is None:
+            continue
+        mask = label[box] == value
+        where = [part.start for part in box]
+        z, y, x = (float(at + first) for at, first in zip(_centroid(mask), where, strict=True))
+        slices = longest_outline(mask)
+        axial, coronal, sagittal = (at + first for at, first in zip(slices.values(), where, strict=True))
+        found[str(value)] = OrganMeasures(
+            volume_ml=round(int(np.count_nonzero(mask)) * voxel_ml, 4),
+            fragments=int(ndimage.label(mask, structure=_NEIGHBOURS)[1]),
+            centroid=(round(z, 2), round(y, 2), round(x, 2)),
+            doubtful=(axial, coronal, sagittal),
+        )
+    return found
+
+
+def _centroid(mask: Any) -> tuple[float, float, float]:
+    total = float(np.count_nonzero(mask))
+    z, y, x = (
+        float(np.dot(mask.sum(axis=axes, dtype=np.int64), np.arange(mask.shape[axis]))) / total
+        for axis, axes in enumerate(((1, 2), (0, 2), (0, 1)))
+    )
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The volumes of an organ over the cases, on the scale of logarithms."""
+
+    middle: float
+    deviation: float
+
+    def is_outlier(self, volume_ml: float) -> bool:
+        return abs(math.log(volume_ml) - self.middle) > ODD_DEVIATIONS * self.deviation
+
+
+def usual_volumes(measured: Iterable[Measures]) -> tuple[dict[str, Usual], set[str], dict[str, int]]:
+    """By organ value: the usual volume, where enough cases have the organ; the organs that at least half of the cases
+    have; and the usual number of pieces."""
+    volumes: dict[str, list[float]] = {}
+    pieces: dict[str, list[int]] = {}
+    count = 0
+    for one in measured:
+        count += 1
+        for value, organ in one["organs"].items():
+            volumes.setdefault(value, []).append(math.log(max(organ["volume_ml"], 1e-6)))
+            pieces.setdefault(value, []).append(organ["fragments"])
+    usual = {}
+    for value, logs in volumes.items():
+        if len(logs) >= FEWEST:
+            middle = float(np.median(logs))
+            deviation = 1.4826 * float(np.median(np.abs(np.array(logs) - middle)))
+            usual[value] = Usual(middle, max(deviation, LEAST_DEVIATION))
+    common = {value for value, logs in volumes.items() if 2 * len(logs) >= count}
+    return usual, common, {value: int(np.median(found)) for value, found in pieces.items()}
+
+
+class Measurer:
+    """Measures the label maps of a source in a thread; what is known is there at once. version: grows with each."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._path = source.cache / FILE
+        self._by_hash: dict[str, Measures] = {}
+        self._hashes: dict[Path, tuple[State, str]] = {}
+        self._failed: dict[Path, State] = {}
+        self._by_case: dict[str, Measures] = {}
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.version = 0
+        self.share = 0.0
+        self._read_kept()
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="semiseg-measures", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def of_case(self, id: str) -> Measures | None:
+        """What is known of a case's label; it may be of the label before."""
+        return self._by_case.get(id)
+
+    def all(self) -> dict[str, Measures]:
+        with self._lock:
+            return dict(self._by_case)
+
+    def hash_of(self, path: Path) -> str:
+        """The hash of a label map; the file is read again where it has changed."""
+        state = state_of(path)
+        known = self._hashes.get(path)
+        if known is None or known[0] != state:
+            known = (state, label_sha256(path))
+            with self._lock:
+                self._hashes[path] = known
+        return known[1]
+
+    def seen_hash(self, path: Path) -> str | None:
+        """The hash as it was last seen, without a look at a file that was seen before."""
+        known = self._hashes.get(path)
+        if known is not None:
+            return known[1]
+        try:
+            return self.hash_of(path)
+        except OSError:  # gone since
+            return None
+
+    def now(self, case: ViewCase) -> Measures | None:
+        """Of a case's label as it is now, measured where it has not been; None where it has none.
+
+        Raises `DataError` where it cannot be read.
+        """
+        path = self._source.measured(case)
+        if path is None:
+            with self._lock:
+                if self._by_case.pop(case.id, None):
+                    self.version += 1
+            return None
+        digest = self.hash_of(path)
+        found = self._by_hash.get(digest)
+        if found is None:
+            found = self._measured(path, digest)
+        if self._by_case.get(case.id) is not found:
+            with self._lock:
+                self._by_case[case.id] = found
+                self.version += 1
+        return found
+
+    def _measured(self, path: Path, digest: str) -> Measures:
+        label, grid = read_label(path)
+        z, y, x = longest_outline(label).values()
+        found = Measures(
+            sha256=digest,
+            shape_zyx=grid.shape_zyx,
+            spacing_mm=grid.spacing_mm,
+            doubtful=(z, y, x),
+            organs=measure(label, grid.spacing_mm),
+        )
+        with self._writing:
+            self._by_hash[digest] = found
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            append_jsonl(self._path, dict(found))
+        return found
+
+    def _read_kept(self) -> None:
+        try:
+            rows = read_jsonl(self._path)
+            for row in rows:
+                one = _MEASURES.validate_python(row)
+                self._by_hash[one["sha256"]] = one
+        except (DataError, ValidationError):  # of another version, or damaged: it is made again
+            self._by_hash = {}
+            self._path.unlink(missing_ok=True)
+
+    def _work(self) -> None:
+        """Go round the cases for as long as the server runs: labels come, and change."""
+        while not self._stop.is_set():
+            try:
+                cases = list(self._source.contents().cases.values())
+            except Exception:  # noqa: BLE001 - a file that is being edited: what is wrong is said where it is asked for
+                cases = []
+            for number, case in enumerate(cases):
+                if self._stop.is_set():
+                    return
+                self._try(case)
+                self.share = max(self.share, (number + 1) / len(cases))
+            self._stop.wait(_PAUSE_SECONDS)
+
+    def _try(self, case: ViewCase) -> None:
+        path = self._source.measured(case)
+        if path is not None and self._failed.get(path) == state_of(path):
+            return
+        try:
+            self.now(case)
+        except (DataError, OSError):  # which is said where the case is opened
+            if path is not None:
+                self._failed[path] = state_of(path)
+
+
+def centre(shape: Shape, organ: OrganMeasures | None, others: Mapping[str, OrganMeasures]) -> Shape:
+    """The voxel that a strip goes through: an organ's centroid, or that of all organs by volume, or the middle."""
+    chosen = [organ] if organ else list(others.values())
+    weights = [one["volume_ml"] for one in chosen]
+    if not chosen or not sum(weights) > 0:
+        z, y, x = (n // 2 for n in shape)
+        return (z, y, x)
+    places = np.average([one["centroid"] for one in chosen], axis=0, weights=weights)
+    z, y, x = (min(n - 1, max(0, round(float(place)))) for place, n in zip(places, shape, strict=True))
+    return (z, y, x)
