@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from semiseg.data.plan import ChannelNormalisation, read_plan
 from semiseg.errors import DataError
 from semiseg.files import atomic_file, digest_of, read_json
+from semiseg.geometry import Box, triple
 from semiseg.io.grid import Grid
-from semiseg.io.scans import read_grid
+from semiseg.io.scans import RawChannel, read_grid
+from semiseg.io.store import open_case
 from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.overlays import PLANES, SOFT_TISSUE_HU, Plane
 from semiseg.types import Shape
-from semiseg.view.measures import Measurer, Measures, centre
+from semiseg.view.measures import Measurer, Measures, OrganMeasures, centre
 from semiseg.view.pictures import (
     DIFFERENCE_RGB,
     Drawn,
-    Rgb,
     Style,
     colours_of,
     draw_slice,
@@ -25,14 +27,15 @@ from semiseg.view.pictures import (
     png,
     side_by_side,
 )
-from semiseg.view.source import Layer, Source, ViewCase, state_of
-from semiseg.view.volumes import ByteCache, Volume, Volumes
+from semiseg.view.source import Fresh, Layer, Source, ViewCase, state_of
+from semiseg.view.volumes import ByteCache, Volume, Volumes, on_plan
 
 STRIP_PIXELS = (1200, 320)
 THUMBNAIL_PIXELS = 192
+_GAP_PIXELS = 4
 _PICTURE_BYTES = 24 << 20
-_UPLOAD_BYTES_A_VOXEL = 8
-_HEADER_BYTES = 1 << 20
+_MARGIN_MM = 30.0
+"""Around an organ that a strip is of."""
 
 
 class Drawing:
@@ -42,17 +45,15 @@ class Drawing:
         self._source, self._volumes, self._measurer = source, volumes, measurer
         self._pictures: ByteCache[bytes] = ByteCache(_PICTURE_BYTES, len)
         self._windows: dict[str, tuple[float, float]] = {}
-        self._largest = 0
+        plan = source.folder / "plan.toml"
+        self._normalisation: Fresh[ChannelNormalisation] = Fresh(lambda: read_plan(plan).normalisation[0], plan)
 
     def grid(self, case: ViewCase) -> Grid:
         """The grid that a case is shown on: its scan's, or its label's where it has none."""
-        return read_grid(self._file(case))
-
-    def _file(self, case: ViewCase) -> Path:
         path = case.images[0] if case.images else self._source.measured(case)
         if path is None:
             raise DataError(f"{case.id}: has neither a scan nor a label.")
-        return path
+        return read_grid(path)
 
     def window(self, case: ViewCase) -> tuple[float, float]:
         """What is black and white where nobody says: soft tissue for CT, else percentiles 1 and 99.5."""
@@ -60,11 +61,7 @@ class Drawing:
             return SOFT_TISSUE_HU
         if case.id not in self._windows:
             scan = self._scan(case)
-            if scan is None:
-                return (0.0, 1.0)
-            some = scan.array.reshape(-1)[:: max(1, scan.array.size // 1_000_000)]
-            low, high = (float(v) * scan.raw.slope + scan.raw.inter for v in np.percentile(some, (1.0, 99.5)))
-            self._windows[case.id] = (low, high) if high > low else (low, low + 1.0)
+            self._windows[case.id] = (0.0, 1.0) if scan is None else _percentiles(scan)
         return self._windows[case.id]
 
     def doubtful(self, case: ViewCase, measured: Measures | None, organ: str) -> Shape:
@@ -79,10 +76,8 @@ class Drawing:
                 raise DataError(f"{path}: no doubts of slices ({error}). Rank the run again.") from None
             return (z, y, x)
         if measured is None:
-            z, y, x = (n // 2 for n in self.grid(case).shape_zyx)
-            return (z, y, x)
-        value = next((str(v) for v, name in self._source.contents().organs.items() if name == organ), "")
-        found = measured["organs"].get(value)
+            return triple(n // 2 for n in self.grid(case).shape_zyx)
+        found = self._organs(measured).get(organ)
         return found["doubtful"] if found else measured["doubtful"]
 
     def slice(
@@ -91,44 +86,76 @@ class Drawing:
         *,
         plane: Plane,
         index: int,
-        layers: list[str],
+        layers: Sequence[str],
         style: Style,
         opacity: float,
         window: tuple[float, float] | None,
         organ: str,
         longest: int,
     ) -> bytes:
-        """A slice of a case as PNG. index: below 0 is the middle one."""
+        """A slice of a case as PNG, of which the longest side has so many pixels. index: below 0 is the middle one.
+        layers: by name, the first image among them is drawn below the others."""
         known = {layer.name: layer for layer in self._source.layers(case)}
-        drawn = [
-            self._drawn(case, known[name], style, opacity, organ)
-            for name in layers
-            if name in known and known[name].kind != "image"
-        ]
-        shown = next((known[name] for name in layers if name in known and known[name].kind == "image"), None)
-        scan = self._volumes.get(case, shown) if shown else self._scan(case)
-        like = self._like(case, scan)
-        if index < 0:
-            index = like.array.shape[PLANES.index(plane)] // 2
-        picture = draw_slice(scan, drawn, plane, index, window or self.window(case), longest=longest, like=like)
+        asked = [known[name] for name in layers if name in known]
+        shown = next((layer for layer in asked if layer.kind == "image"), None)
+        grid = self.grid(case)
+        picture = draw_slice(
+            self._volumes.get(case, shown) if shown else self._scan(case),
+            [self._drawn(case, layer, style, opacity, organ) for layer in asked if layer.kind != "image"],
+            plane,
+            index if index >= 0 else grid.shape_zyx[PLANES.index(plane)] // 2,
+            window or self.window(case),
+            grid=grid,
+            fit=(longest, longest),
+        )
         return png(picture)
 
     def thumbnail(self, case: ViewCase) -> bytes:
         """An axial slice through the organs, kept on the disk."""
         judged = self._source.measured(case)
-        parts = [case.id, state_of(*case.images), state_of(judged) if judged else None, THUMBNAIL_PIXELS]
-        file = self._source.cache / "thumbnails" / f"{digest_of(parts)[:32]}.png"
+        state = state_of(*case.images, *([judged] if judged else []))
+        file = self._source.cache / "thumbnails" / f"{digest_of([case.id, state, THUMBNAIL_PIXELS])[:32]}.png"
         if file.is_file():
             return file.read_bytes()
-        measured = self._measurer.now(case)
-        scan, layer = self._scan(case), self._judged_layer(case)
-        drawn = [self._drawn(case, layer, "fill", 0.45, "")] if layer else []
-        like = self._like(case, scan)
-        index = self._middle(like, measured, "")[0]
-        found = png(draw_slice(scan, drawn, "axial", index, self.window(case), longest=THUMBNAIL_PIXELS, like=like))
+        grid, measured, layer = self.grid(case), self._measurer.now(case), self._judged_layer(case)
+        index = self._middle(grid, measured, "")[0]
+        prepared = self._prepared_slice(case, grid, index)
+        scan, window = prepared or (self._scan(case), self.window(case))
+        found = png(
+            draw_slice(
+                scan,
+                [self._drawn(case, layer, "fill", 0.45, "")] if layer else [],
+                "axial",
+                index,
+                window,
+                grid=grid,
+                fit=(THUMBNAIL_PIXELS, THUMBNAIL_PIXELS),
+            )
+        )
         with atomic_file(file) as temporary:
             temporary.write_bytes(found)
         return found
+
+    def _prepared_slice(self, case: ViewCase, grid: Grid, index: int) -> tuple[Volume, tuple[float, float]] | None:
+        """An axial slice of a scan that a run has prepared, which is read without the rest of the scan, and its window;
+        None where there is none."""
+        folder = self._source.folder / "store" / case.id
+        if self._source.kind != "run" or not folder.is_dir():
+            return None
+        try:
+            stored = open_case(folder)
+            shape = stored.meta.shape_zyx
+            at = min(shape[0] - 1, int((index + 0.5) * shape[0] / grid.shape_zyx[0]))
+            values = stored.read_image(Box((at, 0, 0), (at + 1, *shape[1:])))[0]
+            units = self._normalisation()
+        except DataError:  # being prepared anew, say
+            return None
+        volume = on_plan(values, shape, grid, (at, 0, 0))
+        if units.scheme == "ct":
+            return Volume(
+                RawChannel(values, units.deviation, units.mean), volume.grid, volume.start, volume.step
+            ), SOFT_TISSUE_HU
+        return volume, _percentiles(volume)
 
     def strip(self, case: ViewCase, *, organ: str, style: Style, overlay: bool) -> bytes:
         """Three planes through the centroid of an organ, or of all, and the most doubtful axial slice."""
@@ -137,50 +164,56 @@ class Drawing:
         key = (case.id, organ, style, overlay, state_of(*case.images, *([judged] if judged else []), doubt))
 
         def make() -> bytes:
-            measured = self._measurer.now(case)
-            scan, layer = self._scan(case), self._judged_layer(case)
+            grid, measured, layer = self.grid(case), self._measurer.now(case), self._judged_layer(case)
+            scan = self._scan(case)
             drawn = [self._drawn(case, layer, style, 0.5, organ)] if layer and overlay else []
-            like = self._like(case, scan)
-            at, doubtful = self._middle(like, measured, organ), self.doubtful(case, measured, organ)
+            at, doubtful = self._middle(grid, measured, organ), self.doubtful(case, measured, organ)
             places: list[tuple[Plane, int]] = [*zip(PLANES, at, strict=True), ("axial", doubtful[0])]
             width, height = STRIP_PIXELS
-            panels: list[Rgb] = [
-                draw_slice(scan, drawn, plane, index, self.window(case), longest=height, like=like)
+            fit = (width // len(places) - _GAP_PIXELS, height)
+            box = self._around(grid, measured, organ)
+            panels = [
+                draw_slice(scan, drawn, plane, index, self.window(case), grid=grid, fit=fit, box=box)
                 for plane, index in places
             ]
             return png(side_by_side(panels, width, height))
 
         return self._pictures.get(key, make)
 
-    def most_upload_bytes(self) -> int:
-        """As large as a label map of any case can be that has been looked at, 512 x 512 x 1000 voxels at least."""
-        return _HEADER_BYTES + _UPLOAD_BYTES_A_VOXEL * max(512 * 512 * 1000, self._largest)
+    def _around(self, grid: Grid, measured: Measures | None, organ: str) -> Box | None:
+        """An organ with 30 mm around it and as much again as it is large; None shows all."""
+        found = self._organs(measured).get(organ) if measured else None
+        if found is None:
+            return None
+        margins = [
+            round(max(_MARGIN_MM / mm, 0.5 * (stop - first)))
+            for first, stop, mm in zip(found["first"], found["stop"], grid.spacing_mm, strict=True)
+        ]
+        return Box(
+            triple(max(0, first - margin) for first, margin in zip(found["first"], margins, strict=True)),
+            triple(
+                min(n, stop + margin) for n, stop, margin in zip(grid.shape_zyx, found["stop"], margins, strict=True)
+            ),
+        )
+
+    def _organs(self, measured: Measures) -> Mapping[str, OrganMeasures]:
+        """What was measured, by the organ's name."""
+        organs, found = self._source.contents().organs, measured["organs"]
+        return {name: found[str(value)] for value, name in organs.items() if str(value) in found}
+
+    def _middle(self, grid: Grid, measured: Measures | None, organ: str) -> Shape:
+        organs = self._organs(measured) if measured else {}
+        return centre(grid.shape_zyx, organs.get(organ), organs)
 
     def _scan(self, case: ViewCase) -> Volume | None:
         layer = next((layer for layer in self._source.layers(case) if layer.kind == "image"), None)
         return self._volumes.get(case, layer) if layer else None
 
-    def _like(self, case: ViewCase, scan: Volume | None) -> Volume:
-        if scan is not None:
-            return scan
-        layer = self._judged_layer(case)
-        if layer is None:
-            raise DataError(f"{case.id}: has neither a scan nor a label.")
-        return self._volumes.get(case, layer)
-
     def _judged_layer(self, case: ViewCase) -> Layer | None:
+        """The label map that is measured, as a layer."""
         layers = {layer.name: layer for layer in self._source.layers(case)}
         name = self._source.reviewed_layer(case)
         return layers.get(name or "") or layers.get("prediction") or layers.get("reference")
-
-    def _middle(self, like: Volume, measured: Measures | None, organ: str) -> Shape:
-        z, y, x = like.array.shape
-        if measured is None:
-            return (z // 2, y // 2, x // 2)
-        organs = self._source.contents().organs
-        values = {name: str(value) for value, name in organs.items()}
-        known = {value: found for value, found in measured["organs"].items() if value in values.values()}
-        return centre((z, y, x), known.get(values.get(organ, "")), known)
 
     def _drawn(self, case: ViewCase, layer: Layer, style: Style, opacity: float, organ: str) -> Drawn:
         volume = self._volumes.get(case, layer)
@@ -193,3 +226,9 @@ class Drawing:
         if organ:
             colours = {value: colours[value] for value, name in organs.items() if name == organ}
         return Drawn(volume=volume, colours=colours, style=style, opacity=opacity)
+
+
+def _percentiles(scan: Volume) -> tuple[float, float]:
+    some = scan.array.reshape(-1)[:: max(1, scan.array.size // 1_000_000)]
+    low, high = (float(v) * scan.raw.slope + scan.raw.inter for v in np.percentile(some, (1.0, 99.5)))
+    return (low, high) if high > low else (low, low + 1.0)

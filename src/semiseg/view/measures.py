@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from semiseg.decisions import label_sha256
 from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_jsonl
+from semiseg.geometry import triple
 from semiseg.io.scans import read_label
 from semiseg.types import LabelArray, Shape, Spacing
 from semiseg.view.pictures import longest_outline
@@ -34,12 +35,14 @@ _NEIGHBOURS = np.ones((3, 3, 3), dtype=bool)
 
 
 class OrganMeasures(TypedDict):
-    """Of one organ. centroid: canonical (z, y, x). doubtful: for axial, coronal and sagittal the slice on which its
-    outline is longest."""
+    """Of one organ. centroid, first, stop: canonical (z, y, x), of it and of the box around it. doubtful: for axial,
+    coronal and sagittal the slice on which its outline is longest."""
 
     volume_ml: float
     fragments: int
     centroid: tuple[float, float, float]
+    first: tuple[int, int, int]
+    stop: tuple[int, int, int]
     doubtful: tuple[int, int, int]
 
 
@@ -64,7 +67,7 @@ def measure(label: LabelArray, spacing_mm: Spacing) -> dict[str, OrganMeasures]:
         if box is None:
             continue
         mask = label[box] == value
-        where = [part.start for part in box]
+        where = triple(part.start for part in box)
         z, y, x = (float(at + first) for at, first in zip(_centroid(mask), where, strict=True))
         slices = longest_outline(mask)
         axial, coronal, sagittal = (at + first for at, first in zip(slices.values(), where, strict=True))
@@ -72,6 +75,8 @@ def measure(label: LabelArray, spacing_mm: Spacing) -> dict[str, OrganMeasures]:
             volume_ml=round(int(np.count_nonzero(mask)) * voxel_ml, 4),
             fragments=int(ndimage.label(mask, structure=_NEIGHBOURS)[1]),
             centroid=(round(z, 2), round(y, 2), round(x, 2)),
+            first=where,
+            stop=triple(part.stop for part in box),
             doubtful=(axial, coronal, sagittal),
         )
     return found

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from semiseg.errors import DataError
+from semiseg.geometry import Box
+from semiseg.io.grid import Grid
 from semiseg.reporting.overlays import (
     NEGATIVE_RGB,
     PLANES,
@@ -24,7 +26,7 @@ from semiseg.reporting.overlays import (
     plane_slice,
     plane_spacing,
 )
-from semiseg.types import AnyArray, BoolArray, Shape, Spacing
+from semiseg.types import AnyArray, BoolArray, Shape
 from semiseg.view.volumes import ADDED, MISSED, OTHER, Volume
 
 Style = Literal["outline", "fill"]
@@ -64,45 +66,49 @@ def draw_slice(
     index: int,
     window: tuple[float, float],
     *,
-    longest: int,
-    like: Volume,
+    grid: Grid,
+    fit: tuple[int, int],
+    box: Box | None = None,
 ) -> Rgb:
-    """A slice `(rows, columns, 3)` with square pixels, its longest side of so many. like: has the scan's grid."""
-    axis = _AXIS[plane]
-    shape = like.array.shape
-    index = min(max(index, 0), shape[axis] - 1)
-    size = _size(shape, like.grid.spacing_mm, plane, longest)
-    if scan is None:
-        picture = np.zeros((size[1], size[0], 3), np.uint8)
-    else:
-        grey = Image.fromarray(_grey(scan, plane, index, window)).resize(size, Image.Resampling.BILINEAR)
-        picture = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+    """A slice `(rows, columns, 3)` with square pixels, as large as fits into so many pixels of width and height.
+
+    grid: the scan's, which `index` and `box`, the part that is shown, are of.
+    """
+    index = min(max(index, 0), grid.shape_zyx[_AXIS[plane]] - 1)
+    shown = _shown(plane, box or Box((0, 0, 0), grid.shape_zyx), grid.shape_zyx)
+    rows, columns = (part.stop - part.start for part in shown)
+    row_mm, column_mm = plane_spacing(grid.spacing_mm, plane)
+    scale = min(fit[0] / (columns * column_mm), fit[1] / (rows * row_mm))
+    size = (max(1, round(columns * column_mm * scale)), max(1, round(rows * row_mm * scale)))
+    grey = None if scan is None else _slice_of(scan, plane, index, grid.shape_zyx)
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    if scan is not None and grey is not None:
+        levels = Image.fromarray(_grey(grey[shown], scan, window)).resize(size, Image.Resampling.BILINEAR)
+        picture += np.asarray(levels)[..., None]
     for one in drawn:
-        _draw(picture, one, plane, index, shape)
+        found = _slice_of(one.volume, plane, index, grid.shape_zyx)
+        if found is not None:
+            _draw(picture, one, found[shown])
     return picture
 
 
-def _size(shape: Sequence[int], spacing_mm: Spacing, plane: Plane, longest: int) -> tuple[int, int]:
-    """Width and height in pixels."""
-    rows, columns = (n for axis, n in enumerate(shape) if axis != _AXIS[plane])
-    row_mm, column_mm = plane_spacing(spacing_mm, plane)
-    height, width = rows * row_mm, columns * column_mm
-    scale = longest / max(height, width)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def _shown(plane: Plane, box: Box, shape: Shape) -> tuple[slice, slice]:
+    """Rows and columns of a displayed slice that lie in a box: both axes are turned."""
+    rows, columns = (
+        slice(shape[axis] - box.stop[axis], shape[axis] - box.start[axis]) for axis in range(3) if axis != _AXIS[plane]
+    )
+    return rows, columns
 
 
-def _grey(scan: Volume, plane: Plane, index: int, window: tuple[float, float]) -> Rgb:
+def _grey(picture: AnyArray, scan: Volume, window: tuple[float, float]) -> Rgb:
     low, high = window
-    values = plane_slice(scan.array, plane, index).astype(np.float32) * scan.raw.slope + scan.raw.inter
+    values = picture.astype(np.float32) * scan.raw.slope + scan.raw.inter
     levels = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
     return np.asarray(np.rint(levels), dtype=np.uint8)
 
 
-def _draw(picture: Rgb, one: Drawn, plane: Plane, index: int, shape: Shape | Sequence[int]) -> None:
+def _draw(picture: Rgb, one: Drawn, found: AnyArray) -> None:
     height, width = picture.shape[:2]
-    found = _slice_of(one.volume, plane, index, shape)
-    if found is None:
-        return
     rows = np.arange(height) * found.shape[0] // height
     columns = np.arange(width) * found.shape[1] // width
     values = found[rows[:, None], columns[None, :]]
@@ -111,8 +117,7 @@ def _draw(picture: Rgb, one: Drawn, plane: Plane, index: int, shape: Shape | Seq
         ends = np.array([NEGATIVE_RGB, POSITIVE_RGB], dtype=np.float32)
         _blend(picture, np.abs(share) ** 0.8 * _OPAQUE, ends[(share > 0).astype(np.intp)])
         return
-    top = int(values.max(initial=0))
-    table = np.zeros((max(top, max(one.colours)) + 1, 3), np.float32)
+    table = np.zeros((max(int(values.max(initial=0)), *one.colours) + 1, 3), np.float32)
     shown = np.zeros(len(table), bool)
     for value, colour in one.colours.items():
         table[value], shown[value] = colour, True
@@ -124,11 +129,11 @@ def _draw(picture: Rgb, one: Drawn, plane: Plane, index: int, shape: Shape | Seq
         _blend(picture, seen * np.float32(one.opacity), table[values])
 
 
-def _slice_of(volume: Volume, plane: Plane, index: int, shape: Shape | Sequence[int]) -> AnyArray | None:
+def _slice_of(volume: Volume, plane: Plane, index: int, shape: Shape) -> AnyArray | None:
     """The displayed slice of a volume at a slice of the scan; None where the volume has none there."""
-    if volume.step == (1.0, 1.0, 1.0) and volume.start == (0.0, 0.0, 0.0):
-        if volume.array.shape != tuple(shape):
-            raise DataError(f"a layer has shape {volume.array.shape}, but its scan {tuple(shape)}.")
+    if volume.is_whole:
+        if volume.array.shape != shape:
+            raise DataError(f"a layer has the shape {volume.array.shape}, but its scan {shape}.")
         return plane_slice(volume.array, plane, index)
     axis = _AXIS[plane]
     at = int(volume.nearest(axis, shape[axis])[index])
@@ -168,15 +173,12 @@ def png(picture: Rgb) -> bytes:
 
 
 def side_by_side(panels: Sequence[Rgb], width: int, height: int) -> Rgb:
-    """Pictures in a row of cells, each as large as its cell allows."""
+    """Pictures in the middles of equal cells of a row."""
     cell = width // len(panels)
     strip = np.zeros((height, width, 3), np.uint8)
     for number, panel in enumerate(panels):
-        scale = min((cell - 4) / panel.shape[1], height / panel.shape[0])
-        size = (max(1, int(panel.shape[1] * scale)), max(1, int(panel.shape[0] * scale)))
-        small = np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.BILINEAR))
-        top, left = (height - size[1]) // 2, number * cell + (cell - size[0]) // 2
-        strip[top : top + size[1], left : left + size[0]] = small
+        top, left = (height - panel.shape[0]) // 2, number * cell + (cell - panel.shape[1]) // 2
+        strip[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
     return strip
 
 

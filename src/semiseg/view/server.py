@@ -49,6 +49,8 @@ WINDOWS = (
 )
 """Of CT, in HU; the first is where a case opens."""
 MOST_EXPORTED = 200
+MOST_UPLOAD_BYTES = 2 << 30
+"""Of a corrected label map: 512 x 512 x 1,000 voxels of 8 bytes."""
 _PIECE = 1 << 20
 _AT_ONCE = 2
 """Answers that read volumes or draw, at a time."""
@@ -129,7 +131,7 @@ def make_app(pages: Pages, *, token: str, port: int) -> Starlette:
         Route("/api/info", light(_info)),
         Route("/api/run", light(_run)),
         Route("/api/cases", light(_cases)),
-        Route("/api/cases/{id}", heavy(_case)),
+        Route("/api/cases/{id}", light(_case)),
         Route("/api/cases/{id}/layers/{name}.nii", heavy(_layer)),
         Route("/api/cases/{id}/slice.png", heavy(_slice)),
         Route("/api/cases/{id}/thumbnail.png", heavy(_thumbnail)),
@@ -461,11 +463,9 @@ def _export(pages: Pages, body: dict[str, Any]) -> Response:
 
 
 async def _take_correction(pages: Pages, request: Request) -> Response:
-    """A file is taken up to the size that a label map of the largest scan can have, 8 bytes a voxel."""
-    most = await run_sync(pages.drawing.most_upload_bytes)
-    if int(request.headers.get("content-length", "0")) > most:
+    if int(request.headers.get("content-length", "0")) > MOST_UPLOAD_BYTES:
         raise TooLargeError
-    taken = Request(request.scope, limited(request.receive, most))
+    taken = Request(request.scope, limited(request.receive, MOST_UPLOAD_BYTES))
     async with taken.form(max_files=1, max_fields=4, max_part_size=1 << 16) as form:
         case = pages.known(form.get("case"))
         upload = form.get("label")

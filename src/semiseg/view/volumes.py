@@ -85,6 +85,11 @@ class Volume:
     def array(self) -> AnyArray:
         return self.raw.stored
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its grid is the scan's."""
+        return self.start == (0.0, 0.0, 0.0) and self.step == (1.0, 1.0, 1.0)
+
     def nearest(self, axis: int, count: int) -> AnyArray:
         """For each of `count` voxels of the scan along an axis the nearest voxel of this one, -1 outside."""
         index = np.floor((np.arange(count) + 0.5 - self.start[axis]) / self.step[axis]).astype(np.int64)
@@ -129,7 +134,7 @@ class Volumes:
             return self._feedback(case, layer, scan)
         meta = read_case_meta(self._source.folder / "store" / case.id)
         labels = np.asarray(open_labels(layer.paths[0], meta.shape_zyx)[:])
-        return _on_plan(labels, meta.shape_zyx, scan, (0, 0, 0))
+        return on_plan(labels, meta.shape_zyx, scan, (0, 0, 0))
 
     def _feedback(self, case: ViewCase, layer: Layer, grid: Grid) -> Volume:
         path = layer.paths[0]
@@ -141,7 +146,7 @@ class Volumes:
         whole = read_case_meta(self._source.folder / "store" / case.id).shape_zyx
         if values.ndim != 3 or any(part > all for part, all in zip(values.shape, whole, strict=True)):
             raise DataError(f"{path}: not a feedback map of this case. Remove the file.")
-        return _on_plan(values, whole, grid, triple((n - p) // 2 for n, p in zip(whole, values.shape, strict=True)))
+        return on_plan(values, whole, grid, triple((n - p) // 2 for n, p in zip(whole, values.shape, strict=True)))
 
     def _difference(self, case: ViewCase) -> Volume:
         layers = {layer.name: layer for layer in self._source.layers(case)}
@@ -193,7 +198,7 @@ def _small(channel: RawChannel) -> RawChannel:
     return RawChannel(values)
 
 
-def _on_plan(values: AnyArray, whole: Shape, scan: Grid, first: Shape) -> Volume:
+def on_plan(values: AnyArray, whole: Shape, scan: Grid, first: Shape) -> Volume:
     """A part of an array on the plan's grid, from voxel `first` on. whole: the shape of a scan on that grid, whose
     cells cover the scan's."""
     step = triple(n / m for n, m in zip(scan.shape_zyx, whole, strict=True))
