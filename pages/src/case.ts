@@ -1,0 +1,570 @@
+// One case: its layers in three planes and in 3D, what is known of its organs, and the decision.
+import { bytes, getCase, ofCase, post, type Case, type Decision, type Layer } from "./api";
+import { list, loadMore, showFolder } from "./cases";
+import { el, fill, fixed, key, swatch, words } from "./dom";
+import { setBindings, type Binding } from "./keys";
+import { frameOf, parseNifti, type Frame, type Triple, type Volume } from "./nifti";
+import { GlPainter, webGl } from "./paint_gl";
+import { PngPainter } from "./paint_png";
+import { complain, go, hashOfCase, info, toast, type Page, type Where } from "./shell";
+import { PLANES, Stage, type Arrangement, type Look, type Plane, type Rgb, type Shown } from "./stage";
+import { badge, VERDICTS } from "./verdicts";
+import type { Turning } from "./volume3d";
+
+const DIFFERENCE: [number, string, Rgb][] = [
+  [1, "missed", [255, 112, 67]],
+  [2, "added", [64, 190, 255]],
+  [3, "another organ", [240, 228, 66]],
+];
+const ARRANGEMENTS: Arrangement[] = ["all", ...PLANES, "3d"];
+const KEPT = 3;
+
+/** Volumes of the last cases, and of the one that comes next: asked for once. */
+const volumes = new Map<string, Promise<Volume>>();
+const details = new Map<string, Promise<Case>>();
+
+function volumeOf(layer: Layer, signal?: AbortSignal): Promise<Volume> {
+  let found = volumes.get(layer.url);
+  if (!found) {
+    found = bytes(layer.url, signal).then(parseNifti);
+    volumes.set(layer.url, found);
+    found.catch(() => volumes.delete(layer.url));
+  }
+  return found;
+}
+
+function detailsOf(id: string): Promise<Case> {
+  let found = details.get(id);
+  if (!found) {
+    found = getCase(id);
+    details.set(id, found);
+    found.catch(() => details.delete(id));
+  }
+  return found;
+}
+
+/** Forgets all but the volumes of these cases. */
+function forgetOthers(ids: string[]): void {
+  const starts = ids.map((id) => `${ofCase(id)}/`);
+  for (const url of volumes.keys()) if (!starts.some((start) => url.startsWith(start))) volumes.delete(url);
+  for (const id of details.keys()) if (!ids.includes(id)) details.delete(id);
+}
+
+// What one chose for a case holds for the next.
+const choice: { visible: Set<string> | null; style: Look["style"]; opacity: number; window: [number, number] | null; organ: string | null; arranged: Arrangement } = {
+  visible: null, style: "outline", opacity: 0.5, window: null, organ: null, arranged: "all",
+};
+const recent: string[] = [];
+
+export function casePage(where: Where): Page {
+  const id = where.parts[0]!;
+  const began = performance.now();
+  const hash = hashOfCase(id);
+  const abort = new AbortController();
+  let stage: Stage | null = null;
+  let painter: GlPainter | PngPainter | null = null;
+  let turning: Turning | null = null;
+  let of3d = "";
+  let found: Case | null = null;
+  let stopped = false;
+  let hidden = false;
+  const holder = el("div", { class: "holder" }, el("p", { class: "wait" }, "Loading the case …"));
+  const side = el("aside", { class: "side-panel" });
+  const root = el("div", { class: "case-page" }, holder, side);
+  const drawnBy = webGl();
+  const webgl = drawnBy !== "none";
+  void begin().catch((error: unknown) => {
+    if (stopped) return;
+    complain(error);
+    fill(holder, el("p", { class: "wait" }, error instanceof Error ? error.message : String(error)));
+  });
+
+  async function begin(): Promise<void> {
+    details.delete(id); // decisions may have changed
+    found = await detailsOf(id);
+    if (stopped) return;
+    recent.splice(0, recent.length, ...[id, ...recent.filter((one) => one !== id)].slice(0, KEPT));
+    choice.visible ??= new Set([found.reviewed_layer ?? "prediction", "prediction", ...(found.reviewed_layer === "reference" ? ["reference"] : [])]);
+    panel();
+    const frame = await prepare(found);
+    if (stopped) return;
+    const look: Look = { scan: null, low: 0, high: 1, style: choice.style, opacity: choice.opacity, shown: [] };
+    stage = new Stage(frame, painter!, look);
+    stage.onmove = () => tellPosition();
+    stage.onwindow = () => ((choice.window = [look.low, look.high]), panelWindow());
+    setLook();
+    fill(holder, stage.root);
+    stage.arrange(choice.arranged === "3d" && !webgl ? "all" : choice.arranged);
+    if (choice.organ && found.centroids[choice.organ]) toOrgan(choice.organ);
+    else toDoubtful();
+    if (painter instanceof GlPainter) {
+      await Promise.all(shownLayers().map(upload));
+      if (stopped) return;
+    }
+    stage.refresh();
+    await new Promise(requestAnimationFrame);
+    root.dataset.ready = String(Math.round(performance.now() - began));
+    third();
+    void ahead();
+  }
+
+  /** The painter, and the grid that the slices are counted on. */
+  async function prepare(of: Case): Promise<Frame> {
+    const [z, y, x] = of.shape_zyx;
+    const [sz, sy, sx] = of.spacing_mm;
+    if (webgl) {
+      const first = of.layers.find((layer) => layer.kind === "image") ?? of.layers[0];
+      if (!first) throw new Error("This case has nothing to show.");
+      const frame = frameOf(await volumeOf(first, abort.signal));
+      if (stopped) return frame;
+      try {
+        painter = new GlPainter(frame);
+        await upload(first);
+        return frame;
+      } catch (error) {
+        complain(error);
+      }
+    }
+    painter = new PngPainter(of.id, [x, y, z], () => choice.organ);
+    const affine = [[sx, 0, 0, 0], [0, sy, 0, 0], [0, 0, sz, 0]];
+    return { dims: [x, y, z], spacing: [sx, sy, sz], toStored: affine, affine };
+  }
+
+  async function upload(layer: Layer): Promise<void> {
+    if (!(painter instanceof GlPainter) || painter.has(layer.name)) return;
+    try {
+      const volume = await volumeOf(layer, abort.signal);
+      if (stopped || !(painter instanceof GlPainter) || painter.has(layer.name)) return;
+      painter.add(layer.name, volume);
+      stage?.refresh();
+    } catch (error) {
+      if (!stopped) complain(error);
+    }
+  }
+
+  const layersToShow = (): Layer[] => found!.layers.filter((layer) => layer.kind !== "image" || layer.name !== "scan");
+  const isShown = (layer: Layer): boolean => choice.visible!.has(layer.name);
+  const scanLayer = (): Layer | undefined => {
+    const images = found!.layers.filter((layer) => layer.kind === "image");
+    return images.find((layer) => layer.name !== "scan" && isShown(layer)) ?? images[0];
+  };
+  const shownLayers = (): Layer[] => [...(scanLayer() ? [scanLayer()!] : []), ...found!.layers.filter((layer) => layer.kind !== "image" && isShown(layer))];
+
+  function coloursOf(layer: Layer): Map<number, Rgb> {
+    if (layer.name === "difference") return new Map(DIFFERENCE.map(([value, , rgb]) => [value, rgb]));
+    return new Map(info.organs.filter((organ) => !choice.organ || organ.name === choice.organ).map((organ) => [organ.value, rgbOf(organ.colour)]));
+  }
+
+  function setLook(): void {
+    if (!stage || !found) return;
+    const layers = shownLayers().filter((layer) => layer.kind !== "image");
+    const order = (layer: Layer) => (layer.kind === "map" ? 0 : layer.name === "difference" ? 1 : layer.name === "reference" ? 2 : 3);
+    const several = layers.filter((layer) => layer.kind === "label" && layer.name !== "difference").length > 1;
+    const shown: Shown[] = [...layers].sort((a, b) => order(a) - order(b)).map((layer) => ({
+      name: layer.name,
+      kind: layer.kind === "map" ? "map" : "label",
+      colours: coloursOf(layer),
+      wide: several && layer.name === "reference",
+      filled: layer.name === "difference",
+    }));
+    const [low, high] = choice.window ?? found.window ?? [0, 1];
+    Object.assign(stage.look, { scan: scanLayer()?.name ?? null, low, high, style: choice.style, opacity: choice.opacity, shown: hidden ? [] : shown });
+    stage.refresh();
+    void third();
+  }
+
+  function toggle(layer: Layer): void {
+    const visible = choice.visible!;
+    if (visible.has(layer.name)) visible.delete(layer.name);
+    else {
+      if (layer.kind !== "label") for (const other of found!.layers) if (other.kind === layer.kind && other.name !== "scan") visible.delete(other.name);
+      visible.add(layer.name);
+      void upload(layer);
+    }
+    setLook();
+    panelLayers();
+  }
+
+  // ---- 3D
+
+  async function third(): Promise<void> {
+    if (!stage || !found || stopped) return;
+    const wanted = stage.arrangement === "3d" || (stage.arrangement === "all" && drawnBy === "card");
+    const layer = found.layers.find((one) => one.name === found!.reviewed_layer && isShown(one)) ?? found.layers.find((one) => one.kind === "label" && one.name !== "difference" && !one.name.startsWith("round") && isShown(one));
+    if (!webgl) return void fill(stage.third, el("p", { class: "wait" }, "3D needs WebGL2, which this browser does not offer here."));
+    if (!wanted && !turning) return void fill(stage.third, el("button", { class: "button", onclick: () => arrange("3d") }, "Show in 3D ", key("X")));
+    if (!layer) return void fill(stage.third, el("p", { class: "wait" }, "Choose a label to see it in 3D."));
+    const wish = `${layer.name} ${choice.organ} ${hidden}`;
+    if (wish === of3d) return;
+    of3d = wish;
+    const { Turning: Made, shrink } = await import("./volume3d");
+    const solid = shrink(await volumeOf(layer, abort.signal), stage.frame);
+    if (stopped || of3d !== wish) return;
+    if (!turning) {
+      const canvas = el("canvas", {});
+      fill(stage.third, canvas, el("span", { class: "caption" }, "3D"));
+      turning = new Made(canvas, [0, 0, 0]);
+    }
+    await turning.show(solid, hidden ? new Map() : coloursOf(layer));
+    root.dataset.third = "ready";
+  }
+
+  function arrange(how: Arrangement): void {
+    if (!stage) return;
+    if (how === "3d" && !webgl) return toast("3D needs WebGL2, which this browser does not offer here.");
+    choice.arranged = how;
+    stage.arrange(how);
+    void third().catch(complain);
+    panelView();
+  }
+
+  // ---- where to look
+
+  function toDoubtful(): void {
+    if (!stage || !found) return;
+    const organ = found.organs.find((one) => one.name === choice.organ);
+    const { axial, coronal, sagittal } = organ?.doubtful ?? found.doubtful;
+    stage.moveTo([sagittal, coronal, axial]);
+  }
+
+  function toOrgan(name: string): void {
+    const at = found?.centroids[name];
+    if (at && stage) stage.moveTo([at[2], at[1], at[0]].map(Math.round) as Triple);
+  }
+
+  function chooseOrgan(name: string | null): void {
+    choice.organ = name;
+    if (name) toOrgan(name);
+    setLook();
+    panelOrgans();
+    panelDecision();
+  }
+
+  function stepOrgan(by: number): void {
+    const names: (string | null)[] = [null, ...info.organs.map((organ) => organ.name)];
+    chooseOrgan(names[(names.indexOf(choice.organ) + by + names.length) % names.length]!);
+  }
+
+  async function toCase(by: number): Promise<void> {
+    try {
+      let at = list.ids.indexOf(id);
+      while (at < 0 || (by > 0 && at + by >= list.ids.length)) {
+        const before = list.ids.length;
+        await loadMore();
+        if (list.ids.length === before) break;
+        at = list.ids.indexOf(id);
+      }
+      const next = list.ids[at + by];
+      if (at >= 0 && next !== undefined) go(hashOfCase(next));
+      else toast(by > 0 ? "This was the last case of the list." : "This is the first case of the list.");
+    } catch (error) {
+      complain(error);
+    }
+  }
+
+  /** The next case of the list is fetched while this one is looked at. */
+  async function ahead(): Promise<void> {
+    const at = list.ids.indexOf(id);
+    const next = list.ids[at + 1];
+    forgetOthers([...recent, ...(next === undefined ? [] : [next])]);
+    if (at < 0 || next === undefined) return;
+    try {
+      const of = await detailsOf(next);
+      if (!webgl || stopped) return;
+      for (const layer of of.layers) if (layer.name === "scan" || (layer.kind !== "image" && choice.visible!.has(layer.name))) await volumeOf(layer);
+      root.dataset.ahead = next;
+    } catch {
+      // it will be said when the case is opened
+    }
+  }
+
+  // ---- the panel at the side
+
+  const title = el("div", { class: "title" });
+  const layersBox = el("div", { class: "layers" });
+  const windowBox = el("div", { class: "window" });
+  const viewBox = el("div", { class: "view-box" });
+  const organsBox = el("div", { class: "organs" });
+  const decisionBox = el("div", { class: "decision" });
+  const position = el("div", { class: "position" });
+
+  function panel(): void {
+    const of = found!;
+    fill(
+      title,
+      el("a", { href: `#/cases${list.query ? `?${list.query}` : ""}`, class: "back", title: "All cases (Backspace)" }, "← Cases"),
+      el("h1", { title: of.id }, of.id),
+      el("p", { class: "note" }, `${words(of.role)} · ${[...of.shape_zyx].reverse().join(" × ")} · ${[...of.spacing_mm].reverse().map((mm) => mm.toFixed(2)).join(" × ")} mm · ${of.orientation}`),
+    );
+    fill(side, title, decisionBox, layersBox, windowBox, viewBox, organsBox, position);
+    panelDecision();
+    panelLayers();
+    panelWindow();
+    panelView();
+    panelOrgans();
+  }
+
+  function panelDecision(): void {
+    const of = found!;
+    if (!of.label_sha256) return void fill(decisionBox, el("p", { class: "note" }, "This case has no label to be judged."));
+    const organ = of.organs.find((one) => one.name === choice.organ);
+    const state = organ ?? of;
+    fill(
+      decisionBox,
+      el("h2", {}, organ ? words(organ.name) : "The whole label", " ", badge(state.decision, state.stale)),
+      el("div", { class: "buttons" }, ...VERDICTS.map((one) =>
+        el("button", { class: `button ${one.decision}`, title: one.says, "aria-pressed": state.decision === one.decision ? "true" : "false", onclick: () => void decide(one.decision) }, one.says.split(":")[0]!, " ", key(one.key.toUpperCase())),
+      )),
+    );
+  }
+
+  function panelLayers(): void {
+    const shown = layersToShow();
+    fill(
+      layersBox,
+      el("h2", {}, "Layers ", el("small", {}, "hide while held ", key("H"))),
+      ...shown.map((layer, index) =>
+        el("label", { class: "layer" },
+          el("input", { type: "checkbox", checked: isShown(layer), onchange: () => toggle(layer) }),
+          el("span", {}, layer.title),
+          el("span", { class: "grow" }),
+          index < 9 ? key(String(index + 1)) : null),
+      ),
+      isShownName("difference") ? el("div", { class: "legend" }, ...DIFFERENCE.map(([, text, rgb]) => el("span", {}, swatch(`rgb(${rgb.join()})`), text))) : null,
+    );
+  }
+  const isShownName = (name: string): boolean => choice.visible!.has(name) && found!.layers.some((layer) => layer.name === name);
+
+  function panelWindow(): void {
+    const [low, high] = choice.window ?? found!.window ?? [0, 1];
+    const digits = high - low < 10 ? 2 : 0;
+    const presets = info.windows.map((one) =>
+      el("button", { class: "chip", "aria-pressed": one.low === low && one.high === high ? "true" : "false", title: `${one.low} to ${one.high} HU`, onclick: () => setWindow([one.low, one.high]) }, one.name),
+    );
+    fill(
+      windowBox,
+      el("h2", {}, "Window ", el("small", {}, `${low.toFixed(digits)} to ${high.toFixed(digits)}${info.modality === "ct" ? " HU" : ""} `, key("W"))),
+      presets.length ? el("div", { class: "chips" }, ...presets) : el("div", { class: "chips" }, el("button", { class: "chip", onclick: () => setWindow(null) }, "as it opens")),
+    );
+  }
+
+  function panelView(): void {
+    const chip = (text: string, on: boolean, press: () => void, hint: string) => el("button", { class: "chip", "aria-pressed": on ? "true" : "false", title: hint, onclick: press }, text);
+    const range = el("input", { type: "range", min: "0", max: "1", step: "0.05", value: String(choice.opacity), "aria-label": "Opacity", oninput: (event: Event) => setOpacity(Number((event.target as HTMLInputElement).value)) });
+    fill(
+      viewBox,
+      el("h2", {}, "View ", el("small", {}, key("X"))),
+      el("div", { class: "chips" }, ...ARRANGEMENTS.map((how) => chip(how === "all" ? "three planes" : how === "3d" ? "3D" : how, choice.arranged === how, () => arrange(how), "X"))),
+      el("div", { class: "chips" }, chip("outline", choice.style === "outline", () => setStyle("outline"), "O"), chip("fill", choice.style === "fill", () => setStyle("fill"), "O"), key("O"),
+        el("span", { class: "grow" }), el("label", { class: "opacity", title: "Opacity ([ and ])" }, range)),
+    );
+  }
+
+  function panelOrgans(): void {
+    const of = found!;
+    const of_name = (name: string) => of.organs.find((one) => one.name === name);
+    fill(
+      organsBox,
+      el("h2", {}, "Organs ", el("small", {}, key(","), " ", key("."))),
+      el("table", {}, el("tbody", {}, ...info.organs.map((organ) => {
+        const one = of_name(organ.name);
+        const odd = one?.missing ? "missing" : one?.outlier ? "unusual volume" : "";
+        return el(
+          "tr",
+          { class: choice.organ === organ.name ? "chosen" : "", title: odd || undefined, onclick: () => chooseOrgan(choice.organ === organ.name ? null : organ.name) },
+          el("td", {}, el("span", { class: "organ" }, swatch(organ.colour), words(organ.name))),
+          el("td", { class: "number" }, one?.score === null || one?.score === undefined ? "" : fixed(one.score, 3)),
+          el("td", { class: `number ${odd ? "odd" : ""}` }, odd === "missing" ? "missing" : one?.volume_ml === null || one?.volume_ml === undefined ? "–" : `${fixed(one.volume_ml, one.volume_ml < 10 ? 2 : 0)} mL`),
+          el("td", { class: "mark" }, one?.decision && one.decision !== of.decision ? badge(one.decision, one.stale) : null),
+        );
+      }))),
+      el("div", { class: "buttons" },
+        el("button", { class: "button small", onclick: () => void exportIt() }, "Export for correction"),
+        el("button", { class: "button small", onclick: () => bringBack() }, of.corrected ? "Correct again …" : "Bring back a correction …")),
+    );
+  }
+
+  function tellPosition(): void {
+    if (!stage) return;
+    const [x, y, z] = stage.position;
+    fill(position, `Slices: axial ${z + 1}, coronal ${y + 1}, sagittal ${x + 1}`, stage.zoom > 1 ? ` · zoom ${stage.zoom.toFixed(1)}` : "");
+  }
+
+  // ---- changes
+
+  function setWindow(window: [number, number] | null): void {
+    choice.window = window;
+    setLook();
+    panelWindow();
+  }
+
+  function nextWindow(): void {
+    if (!info.windows.length) return setWindow(null);
+    const at = info.windows.findIndex((one) => one.low === stage?.look.low && one.high === stage.look.high);
+    const next = info.windows[(at + 1) % info.windows.length]!;
+    setWindow([next.low, next.high]);
+  }
+
+  const setStyle = (style: Look["style"]) => ((choice.style = style), setLook(), panelView());
+  const setOpacity = (opacity: number) => {
+    choice.opacity = Math.min(1, Math.max(0, Math.round(opacity * 20) / 20));
+    setLook();
+    const range = viewBox.querySelector<HTMLInputElement>("input[type=range]");
+    if (range) range.value = String(choice.opacity);
+  };
+
+  async function decide(decision: Decision): Promise<void> {
+    if (!found?.label_sha256) return toast("This case has no label to be judged.");
+    const seconds = Math.round((performance.now() - began) / 100) / 10;
+    try {
+      await post("/api/decisions", { case: id, organ: choice.organ, decision, label_sha256: found.label_sha256, seconds, audit: false });
+      toast(`${choice.organ ? words(choice.organ) : id}: ${VERDICTS.find((one) => one.decision === decision)!.short}`);
+    } catch (error) {
+      complain(error);
+    }
+    await renew();
+  }
+
+  async function undo(): Promise<void> {
+    try {
+      const line = await post<{ case: string; organ: string | null }>("/api/decisions/undo");
+      toast(`Undone: ${line.organ ? `${words(line.organ)} of ` : ""}${line.case}`);
+      await renew();
+    } catch (error) {
+      complain(error);
+    }
+  }
+
+  async function renew(): Promise<void> {
+    try {
+      details.delete(id);
+      found = await detailsOf(id);
+      if (!stopped) {
+        panelDecision();
+        panelOrgans();
+      }
+    } catch (error) {
+      complain(error);
+    }
+  }
+
+  async function exportIt(): Promise<void> {
+    try {
+      showFolder((await post<{ folder: string }>("/api/export", { cases: [id] })).folder, 1);
+    } catch (error) {
+      complain(error);
+    }
+  }
+
+  function bringBack(): void {
+    const file = el("input", { type: "file", accept: ".nii,.gz", required: true });
+    const plane = el("select", {}, el("option", { value: "" }, "the whole label"), ...PLANES.map((one, axis) => el("option", { value: String(axis) }, `some ${one} slices`)));
+    const slices = el("input", { type: "text", placeholder: "12, 13, 20–24", "aria-label": "Slices" });
+    slices.hidden = true;
+    plane.addEventListener("change", () => (slices.hidden = plane.value === ""));
+    const said = el("p", { class: "note" }, "The corrected label map, on the scan’s own grid. Where only some slices were corrected, training learns from those alone.");
+    const shown = el(
+      "dialog",
+      { class: "said" },
+      el("form", { onsubmit: (event: Event) => void send(event) },
+        el("h2", {}, "Bring back a correction"),
+        said,
+        el("p", {}, file),
+        el("p", { class: "row" }, el("label", {}, "Corrected: ", plane), slices),
+        el("div", { class: "buttons" }, el("button", { class: "button primary" }, "Take it"), el("button", { class: "button", type: "button", onclick: () => shown.close() }, "Close"))),
+    );
+    async function send(event: Event): Promise<void> {
+      event.preventDefault();
+      const form = new FormData();
+      form.set("case", id);
+      form.set("label", file.files![0]!);
+      try {
+        if (plane.value !== "") {
+          form.set("axis", plane.value);
+          form.set("indices", slicesOf(slices.value).join(","));
+        }
+        const response = await fetch("/api/corrections", { method: "POST", body: form, credentials: "same-origin" });
+        const answer = (await response.json()) as { error?: string };
+        if (!response.ok) throw new Error(answer.error ?? `The server answered ${response.status}.`);
+        shown.close();
+        toast("The correction was taken.");
+        await renew();
+      } catch (error) {
+        said.textContent = error instanceof Error ? error.message : String(error);
+        said.classList.add("bad");
+      }
+    }
+    shown.addEventListener("close", () => shown.remove());
+    document.body.append(shown);
+    shown.showModal();
+  }
+
+  const hide = (on: boolean) => {
+    hidden = on;
+    setLook();
+  };
+  const digits: Binding[] = Array.from({ length: 9 }, (_, index) => ({
+    keys: [String(index + 1)], shown: index === 0 ? "1 … 9" : "", says: "Show or hide a layer", press: () => {
+      const layer = found ? layersToShow()[index] : undefined;
+      if (layer) toggle(layer);
+    },
+  }));
+  const moved = (plane: (stage: Stage) => void) => () => stage && plane(stage);
+  setBindings([
+    { keys: ["arrowup"], shown: "↑ or ↓", says: "Slice by slice in the framed plane (the wheel too)", press: moved((it) => it.step(1)) },
+    { keys: ["arrowdown"], shown: "", says: "", press: moved((it) => it.step(-1)) },
+    { keys: ["pageup"], shown: "PageUp or PageDown", says: "Ten slices", press: moved((it) => it.step(10)) },
+    { keys: ["pagedown"], shown: "", says: "", press: moved((it) => it.step(-10)) },
+    { keys: ["v"], shown: "V", says: "Frame the next plane", press: moved((it) => ((it.active = PLANES[(PLANES.indexOf(it.active) + 1) % 3] as Plane), it.arrangement !== "all" && it.arrangement !== "3d" ? arrange(it.active) : it.refresh())) },
+    { keys: ["x"], shown: "X", says: "Three planes, one of them, 3D", press: () => arrange(ARRANGEMENTS[(ARRANGEMENTS.indexOf(choice.arranged) + 1) % ARRANGEMENTS.length]!) },
+    { keys: ["d"], shown: "D", says: "To the most doubtful place", press: toDoubtful },
+    { keys: ["."], shown: ", or .", says: "Organ by organ, all again", press: () => stepOrgan(1) },
+    { keys: [","], shown: "", says: "", press: () => stepOrgan(-1) },
+    ...digits,
+    { keys: ["h", "space"], shown: "H", says: "Hide what is laid over while held", press: () => hide(true), release: () => hide(false) },
+    { keys: ["o"], shown: "O", says: "Outline or fill", press: () => setStyle(choice.style === "outline" ? "fill" : "outline") },
+    { keys: ["]"], shown: "[ or ]", says: "Opacity", press: () => setOpacity(choice.opacity + 0.1) },
+    { keys: ["["], shown: "", says: "", press: () => setOpacity(choice.opacity - 0.1) },
+    { keys: ["w"], shown: "W", says: "Next window (or drag with the right button)", press: nextWindow },
+    { keys: ["+", "="], shown: "+ or -", says: "Zoom about the cross-hair (Ctrl and wheel)", press: moved((it) => (it.zoomBy(1.25), tellPosition())) },
+    { keys: ["-"], shown: "", says: "", press: moved((it) => (it.zoomBy(0.8), tellPosition())) },
+    { keys: ["arrowleft", "arrowright"], shown: "← or →", says: "Turn in 3D", press: (event) => turning?.turn(event.key === "ArrowLeft" ? -15 : 15, 0) },
+    ...VERDICTS.map((one): Binding => ({ keys: [one.key], shown: one.key.toUpperCase(), says: one.says, press: () => void decide(one.decision) })),
+    { keys: ["z"], shown: "Z", says: "Undo the last decision", press: () => void undo() },
+    { keys: ["n"], shown: "N", says: "Next case of the list", press: () => void toCase(1) },
+    { keys: ["b"], shown: "B", says: "Case before", press: () => void toCase(-1) },
+    { keys: ["e"], shown: "E", says: "Export for correction", press: () => void exportIt() },
+    { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list", press: () => go(`cases${list.query ? `?${list.query}` : ""}`) },
+  ]);
+  if (!list.ids.length) void loadMore().then(() => found && void ahead(), () => {});
+  return {
+    root,
+    whole: true,
+    dispose: () => {
+      stopped = true;
+      if (!location.hash.includes(hash)) abort.abort();
+      turning?.dispose();
+      stage?.dispose();
+      if (!stage) painter?.dispose();
+    },
+  };
+}
+
+function rgbOf(colour: string): Rgb {
+  const value = Number.parseInt(colour.slice(1), 16);
+  return [value >> 16, (value >> 8) & 255, value & 255];
+}
+
+/** Slices as people count them, from 1: "12, 13, 20-24". */
+function slicesOf(text: string): number[] {
+  const found = new Set<number>();
+  for (const part of text.split(",").map((one) => one.trim()).filter(Boolean)) {
+    const range = /^(\d+)(?:\s*[-–]\s*(\d+))?$/.exec(part);
+    if (!range) throw new Error(`“${part}” is no slice and no range of slices.`);
+    const [first, last] = [Number(range[1]), Number(range[2] ?? range[1])];
+    if (first < 1 || last < first || last - first > 5000) throw new Error(`“${part}” is no range of slices.`);
+    for (let slice = first; slice <= last; slice++) found.add(slice - 1);
+  }
+  if (!found.size) throw new Error("Say which slices were corrected.");
+  return [...found].sort((a, b) => a - b);
+}
