@@ -1,0 +1,173 @@
+"""What can be looked at: runs at every stage, datasets, folders of labels, other labels; and what cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from view_server import save_label, save_scan, serving
+
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import write_json
+from semiseg.run_folder import alone_in
+from semiseg.view.source import open_source
+
+
+def test_a_dataset_is_shown(phantoms: Path, tmp_path: Path) -> None:
+    with serving(phantoms, decisions=tmp_path / "decisions.jsonl") as served:
+        info = served.json("/api/info")
+        assert (info["kind"], info["modality"], info["label_reviewed"]) == ("folder", "ct", "labels")
+        assert info["pages"] == {"run": False, "cases": True, "review": True, "report": False}
+        rows = served.json("/api/cases")["rows"]
+        assert [row["role"] for row in rows].count("test") == 1
+        assert served.get("/api/run").status_code == 404
+        assert served.get("/report").status_code == 404
+        labelled = next(row["id"] for row in rows if served.json(f"/api/cases/{row['id']}")["reviewed_layer"])
+        assert served.decide(labelled, "accept").status_code == 200
+    assert not (phantoms / "decisions.jsonl").exists()
+    assert not (phantoms / "view").exists()
+
+
+def test_labels_of_another_program_are_judged_beside_the_references(phantoms: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    shutil.copytree(phantoms / "labelsTr", labels)
+    first = sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())[0]
+    with serving(phantoms, labels=labels, decisions=tmp_path / "decisions.jsonl") as served:
+        case = served.json(f"/api/cases/{first}")
+        assert [layer["name"] for layer in case["layers"]] == ["scan", "reference", "pseudo_label", "difference"]
+        assert case["reviewed_layer"] == "pseudo_label"
+        assert len(served.json("/api/review")["queue"]) == 2
+
+
+def test_a_folder_of_label_maps_without_names_is_shown(tmp_path: Path) -> None:
+    label = np.zeros((6, 7, 8), dtype=np.uint8)
+    label[2:4] = 2
+    label[1] = 1
+    save_label(tmp_path / "one.nii.gz", label)
+    with serving(tmp_path) as served:
+        assert [organ["name"] for organ in served.json("/api/info")["organs"]] == ["class_1", "class_2"]
+        case = served.json("/api/cases/one")
+        assert [layer["name"] for layer in case["layers"]] == ["reference"]
+        assert case["window"] is None
+        for picture in ("slice.png?layers=reference", "strip.png", "thumbnail.png"):
+            assert served.client.get(f"/api/cases/one/{picture}").status_code == 200
+
+
+@pytest.mark.parametrize("make", ["missing", "file", "empty", "strange"])
+def test_what_is_nothing_to_look_at_is_said(tmp_path: Path, make: str) -> None:
+    folder = tmp_path / "folder"
+    if make == "file":
+        folder.write_text("", encoding="utf-8")
+    elif make != "missing":
+        folder.mkdir()
+    if make == "strange":
+        (folder / "notes.txt").write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="folder"):
+        open_source(folder).contents()
+
+
+def test_decisions_cannot_be_a_folder(label_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--decisions"):
+        open_source(label_folder, decisions=tmp_path)
+
+
+def test_a_run_with_a_link_that_leads_out_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "decisions.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(DataError, match="link"):
+        open_source(run)
+
+
+def rows(count: int) -> str:
+    return "".join(
+        json.dumps({"step": step, "phase": "train", "labelled_loss": 1 / step, "seconds": 2.0 * step}) + "\n"
+        for step in range(1, count + 1)
+    )
+
+
+def test_a_training_is_watched(run: Path) -> None:
+    with serving(run) as served:
+        now = served.json("/api/run")
+        assert (now["state"], now["step"], now["total"], now["rows"]) == ("not_begun", 0, 6, [])
+        with alone_in(run):  # as training does
+            assert served.json("/api/run")["state"] == "running"
+            (run / "metrics.jsonl").write_text(rows(2), encoding="utf-8")
+            now = served.json("/api/run", after=1)
+            assert [row["step"] for row in now["rows"]] == [2]
+            assert (now["state"], now["step"], now["seconds"], now["seconds_left"]) == ("running", 2, 4.0, 8.0)
+            assert now["log"][-1] == "train    step 2 of 6  loss 0.5"
+            (run / "metrics.jsonl").write_text(rows(3) + '{"step": 4, "ph', encoding="utf-8")
+            assert [row["step"] for row in served.json("/api/run", after=2)["rows"]] == [3]
+        assert served.json("/api/run")["state"] == "stopped"
+        (run / "metrics.jsonl").write_text(rows(6), encoding="utf-8")
+        (run / "model").mkdir()
+        now = served.json("/api/run")
+        assert (now["state"], now["seconds_left"]) == ("finished", 0.0)
+        assert served.get("/report").status_code == 404
+        (run / "report.html").write_text("<p>report</p>", encoding="utf-8")
+        assert served.json("/api/info")["pages"]["report"]
+        assert served.get("/report").text == "<p>report</p>"
+
+
+def test_looking_does_not_keep_a_run_from_being_trained(run: Path) -> None:
+    with serving(run) as served:
+        for _ in range(5):
+            served.json("/api/run")
+            with alone_in(run):
+                pass
+
+
+def test_a_run_by_minutes_has_a_timeline(run: Path) -> None:
+    text = (run / "run.toml").read_text(encoding="utf-8").replace("steps = 6\n", "")
+    (run / "run.toml").write_text(text, encoding="utf-8")
+    minutes = 60.0
+    (run / "settled.toml").write_text(
+        f"minutes = {minutes}\ntimeline = [[0, 0.0, 0.001, 0], [100, 0.2, 0.004, 0]]\n", encoding="utf-8"
+    )
+    (run / "metrics.jsonl").write_text(rows(150), encoding="utf-8")
+    with serving(run) as served:
+        now = served.json("/api/run", after=149)
+        assert now["total"] == 300
+        assert now["seconds_left"] == pytest.approx(60 * minutes * (1 - 0.4))
+
+
+def test_labels_that_come_later_are_found(run: Path) -> None:
+    label = next((run / "pseudo_labels").iterdir())
+    id = label.name.removesuffix(".nii.gz")
+    kept = label.read_bytes()
+    label.unlink()
+    with serving(run) as served:
+        assert id not in served.json("/api/review")["queue"]
+        label.write_bytes(kept)
+        assert id in served.json("/api/review")["queue"]
+        assert served.json(f"/api/cases/{id}")["organs"][0]["volume_ml"] > 0
+
+
+def test_the_most_doubtful_slice_is_the_networks_where_it_says(run: Path) -> None:
+    id = sorted(path.name.removesuffix(".nii.gz") for path in (run / "pseudo_labels").iterdir())[0]
+    with serving(run) as served:
+        z, y, x = served.json(f"/api/cases/{id}")["shape_zyx"]
+        assert served.json(f"/api/cases/{id}")["doubtful"]["axial"] in range(4, 16)
+        means = {"axial": [0.0] * z, "coronal": [0.0] * y, "sagittal": [0.0] * x}
+        means["axial"][1] = means["coronal"][2] = means["sagittal"][3] = 0.5
+        strip = served.get(f"/api/cases/{id}/strip.png").content
+        write_json(run / "doubt" / f"{id}.json", means)
+        assert served.json(f"/api/cases/{id}")["doubtful"] == {"axial": 1, "coronal": 2, "sagittal": 3}
+        assert served.get(f"/api/cases/{id}/strip.png").content != strip
+
+
+def test_several_channels_are_layers(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for channel in range(2):
+        scan = np.full((5, 6, 7), 10 * (channel + 1), dtype=np.int16)
+        save_scan(data / "imagesTr" / f"one_{channel:04}.nii.gz", scan, np.eye(4))
+    save_scan(data / "labelsTr" / "one.nii.gz", np.ones((5, 6, 7), dtype=np.uint8), np.eye(4))
+    write_json(data / "dataset.json", {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}})
+    with serving(data, decisions=tmp_path / "decisions.jsonl") as served:
+        case = served.json("/api/cases/one")
+        assert [(layer["name"], layer["title"]) for layer in case["layers"]][:2] == [("scan", "T1"), ("scan_1", "T2")]
+        for name, value in (("scan", 10), ("scan_1", 20)):
+            voxels = np.frombuffer(served.get(f"/api/cases/one/layers/{name}.nii").content[352:], np.int16)
+            assert set(voxels) == {value}
