@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from view_server import save_label, serving
 
 from semiseg.files import read_jsonl
-from semiseg.view.measures import Measurer, Measures, centre, measure, usual_volumes
+from semiseg.view.measures import Measurer, Measures, centre, measure, usual_among
 from semiseg.view.source import open_source
 
 
@@ -48,28 +47,23 @@ def measured(volumes: list[float], pieces: int = 1) -> list[Measures]:
 
 def test_outliers_are_told_by_ratios() -> None:
     volumes = [100.0, 90.0, 110.0, 120.0, 95.0, 105.0, 80.0, 125.0]
-    usual, common, pieces = usual_volumes(measured(volumes, pieces=2))
+    usual = usual_among(measured(volumes, pieces=2))
     logs = np.log(volumes)
     deviation = 1.4826 * np.median(np.abs(logs - np.median(logs)))
-    assert usual["1"].middle == pytest.approx(np.median(logs))
-    assert usual["1"].deviation == pytest.approx(deviation)
-    edge = math.exp(np.median(logs) + 3.5 * deviation)
-    assert not usual["1"].is_outlier(0.99 * edge)
-    assert usual["1"].is_outlier(1.01 * edge)
-    assert usual["1"].is_outlier(1.0)
-    assert (common, pieces) == ({"1"}, {"1": 2})
+    expected = np.exp([np.median(logs) - 3.5 * deviation, np.median(logs) + 3.5 * deviation])
+    assert usual.volumes_ml["1"] == pytest.approx(tuple(expected))
+    assert (usual.common, usual.pieces) == ({"1"}, {"1": 2})
 
 
 def test_few_cases_tell_nothing_unusual() -> None:
-    usual, common, _ = usual_volumes(measured([1.0, 1000.0, 0, 0, 0]))
-    assert usual == {}
-    assert common == set()
+    usual = usual_among(measured([1.0, 1000.0, 0, 0, 0]))
+    assert (usual.volumes_ml, usual.common) == ({}, set())
 
 
 def test_all_but_equal_volumes_have_no_outliers_for_that() -> None:
-    usual, _, _ = usual_volumes(measured([100.0] * 20))
-    assert not usual["1"].is_outlier(120)
-    assert usual["1"].is_outlier(160)
+    low, high = usual_among(measured([100.0] * 20)).volumes_ml["1"]
+    assert 60 < low < 80
+    assert 120 < high < 160
 
 
 def test_a_strip_goes_through_the_organs() -> None:

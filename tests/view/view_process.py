@@ -11,8 +11,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     os.environ["XDG_CACHE_HOME"] = sys.argv[2]
-    from semiseg.view import command
+    from semiseg.view.command import serve
 
-    command.STATIC = Path(sys.argv[2])
-    (command.STATIC / "index.html").write_text("<!doctype html>", encoding="utf-8")
-    command.serve(Path(sys.argv[1]), browser=False, reviewer="ann")
+    serve(Path(sys.argv[1]), browser=False, reviewer="ann")

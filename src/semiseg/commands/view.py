@@ -35,7 +35,12 @@ class View:
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
             raise ConfigError(f"the pages need {missing[0]}, which is not installed: pip install 'semiseg[view]'")
         from semiseg.view.command import serve
+        from semiseg.view.server import STATIC
 
+        if not (STATIC / "index.html").is_file():
+            raise ConfigError(
+                f"{STATIC}: the pages are not built. Build them with `make pages` (needs Node 20), or install a wheel."
+            )
         serve(
             self.folder,
             port=self.port,

@@ -11,7 +11,7 @@ import uvicorn
 
 from semiseg.errors import ConfigError
 from semiseg.view.guard import new_token
-from semiseg.view.server import STATIC, Pages, make_app
+from semiseg.view.server import Pages, make_app
 from semiseg.view.source import open_source
 from semiseg.words import printable
 
@@ -30,10 +30,6 @@ def serve(
     """Serve the pages until the process is stopped. Raises `ConfigError` where the port is taken, `DataError` where the
     folder cannot be shown."""
     source = open_source(folder, labels=labels, decisions=decisions)
-    if not (STATIC / "index.html").is_file():
-        raise ConfigError(
-            f"{STATIC}: the pages are not built. Build them with `make pages` (needs Node 20), or install a wheel."
-        )
     listening = bound_socket(port)
     port = listening.getsockname()[1]
     token = new_token()

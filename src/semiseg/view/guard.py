@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -51,9 +52,12 @@ class Guard:
         if scope["type"] != "http":
             return  # nothing here speaks by a WebSocket
 
+        began = time.perf_counter()
+
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                headers["Server-Timing"] = f"answer;dur={1000 * (time.perf_counter() - began):.1f}"
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers["Content-Security-Policy"] = _REPORT if scope["path"] == "/report" else _PAGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,36 +91,33 @@ def _centroid(mask: Any) -> tuple[float, float, float]:
     return z, y, x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Usual:
-    """The volumes of an organ over the cases, on the scale of logarithms."""
+    """What is usual among the cases, by value as text. volumes_ml: between which an organ is no outlier, where enough
+    cases have it. common: organs that at least half of the cases have. pieces: the middle number of them."""
 
-    middle: float
-    deviation: float
-
-    def is_outlier(self, volume_ml: float) -> bool:
-        return abs(math.log(volume_ml) - self.middle) > ODD_DEVIATIONS * self.deviation
+    volumes_ml: Mapping[str, tuple[float, float]]
+    common: frozenset[str]
+    pieces: Mapping[str, int]
 
 
-def usual_volumes(measured: Iterable[Measures]) -> tuple[dict[str, Usual], set[str], dict[str, int]]:
-    """By organ value: the usual volume, where enough cases have the organ; the organs that at least half of the cases
-    have; and the usual number of pieces."""
-    volumes: dict[str, list[float]] = {}
+def usual_among(measured: Collection[Measures]) -> Usual:
+    """What is usual among these cases; volumes are compared by their ratios."""
+    logs: dict[str, list[float]] = {}
     pieces: dict[str, list[int]] = {}
-    count = 0
     for one in measured:
-        count += 1
         for value, organ in one["organs"].items():
-            volumes.setdefault(value, []).append(math.log(max(organ["volume_ml"], 1e-6)))
+            logs.setdefault(value, []).append(math.log(max(organ["volume_ml"], 1e-6)))
             pieces.setdefault(value, []).append(organ["fragments"])
-    usual = {}
-    for value, logs in volumes.items():
-        if len(logs) >= FEWEST:
-            middle = float(np.median(logs))
-            deviation = 1.4826 * float(np.median(np.abs(np.array(logs) - middle)))
-            usual[value] = Usual(middle, max(deviation, LEAST_DEVIATION))
-    common = {value for value, logs in volumes.items() if 2 * len(logs) >= count}
-    return usual, common, {value: int(np.median(found)) for value, found in pieces.items()}
+    volumes = {}
+    for value, found in logs.items():
+        if len(found) >= FEWEST:
+            middle = float(np.median(found))
+            deviation = max(1.4826 * float(np.median(np.abs(np.array(found) - middle))), LEAST_DEVIATION)
+            far = ODD_DEVIATIONS * deviation
+            volumes[value] = (math.exp(middle - far), math.exp(middle + far))
+    common = frozenset(value for value, found in logs.items() if 2 * len(found) >= len(measured))
+    return Usual(volumes, common, {value: int(np.median(found)) for value, found in pieces.items()})
 
 
 class Measurer:
@@ -166,6 +163,7 @@ class Measurer:
             known = (state, label_sha256(path))
             with self._lock:
                 self._hashes[path] = known
+                self.version += 1
         return known[1]
 
     def seen_hash(self, path: Path) -> str | None:

@@ -29,7 +29,11 @@ from semiseg.scoring.summary import read_summary
 
 T = TypeVar("T")
 State = tuple[tuple[int, int], ...]
-Reviewed = Literal["pseudo_labels", "teacher_labels", "labels"]
+Reviewed = Literal["pseudo_labels", "reviewed_labels", "teacher_labels", "labels"]
+OF_A_RUN: tuple[Reviewed, ...] = ("pseudo_labels", "reviewed_labels", "teacher_labels")
+"""Folders of a run whose labels are judged, the first before the others."""
+TRUE = ("labelled", "validation", "test")
+"""Roles of a run whose labels are references; those of others are a model's, or were accepted by a person."""
 ROUNDS_SHOWN = 3
 _NAMED_BY = 12
 """So many label maps of a folder that names no organs are read for their values."""
@@ -85,7 +89,7 @@ class Layer:
     channel: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Contents:
     """The cases by id, in order. scheme: None where no organ is known yet. scores: Dice by case and organ."""
 
@@ -99,6 +103,11 @@ class Contents:
     @cached_property
     def organs(self) -> dict[int, str]:
         return self.scheme.organs if self.scheme else {}
+
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """The organs' label values as text, by name."""
+        return {name: str(value) for value, name in self.organs.items()}
 
     @property
     def is_ct(self) -> bool:
@@ -138,8 +147,7 @@ class Source:
             return (path, "labels") if path else None
         if self.kind == "folder":
             return (case.reference, "labels") if case.reference else None
-        kinds: tuple[Reviewed, ...] = ("pseudo_labels", "teacher_labels")
-        for kind in kinds:
+        for kind in OF_A_RUN:
             if path := self.of_folder(self.folder / kind, case.id):
                 return path, kind
         return None
@@ -149,10 +157,9 @@ class Source:
         cases = self.contents().cases
         if self.kind == "folder" and not self.labels:
             return {case.id: case.reference for case in cases.values() if case.reference}
-        folders = [self.labels] if self.labels else [self.folder / "teacher_labels", self.folder / "pseudo_labels"]
         found: dict[str, Path] = {}
-        for folder in folders:
-            found |= self._listing(folder)
+        for listing in reversed(self.listings()):
+            found |= listing
         return {id: found[id] for id in cases if id in found}
 
     def measured(self, case: ViewCase) -> Path | None:
@@ -166,16 +173,27 @@ class Source:
     def correction(self, case: ViewCase) -> Path | None:
         return self.of_folder(self.home / "corrections", case.id)
 
-    def corrected(self) -> set[str]:
-        """Cases whose labels were corrected."""
-        return set(self._listing(self.home / "corrections"))
+    def corrected(self) -> dict[str, Path]:
+        """The labels that were corrected, by case; the same dictionary until they change."""
+        return self._listing(self.home / "corrections")
+
+    def listings(self) -> list[dict[str, Path]]:
+        """What lies in the folders of labels that are judged; the same dictionaries until they change."""
+        return [self._listing(folder) for folder in self._judged_folders]
+
+    @property
+    def _judged_folders(self) -> list[Path]:
+        """The first before the others."""
+        if self.labels:
+            return [self.labels]
+        return [self.folder / kind for kind in OF_A_RUN] if self.kind == "run" else []
 
     @property
     def label_reviewed(self) -> Reviewed:
         """Whose labels are judged."""
         if self.labels or self.kind == "folder":
             return "labels"
-        return "pseudo_labels" if (self.folder / "pseudo_labels").is_dir() else "teacher_labels"
+        return next((kind for kind in OF_A_RUN if (self.folder / kind).is_dir()), OF_A_RUN[0])
 
     def reviewed_layer(self, case: ViewCase) -> str | None:
         """The layer of the label that is judged."""
@@ -231,6 +249,7 @@ class Source:
 
 _TITLES: dict[Reviewed, str] = {
     "pseudo_labels": "Pseudo-label",
+    "reviewed_labels": "Reviewed label",
     "teacher_labels": "Teacher's label",
     "labels": "Label",
 }
@@ -278,7 +297,7 @@ def _run_contents(run: Path) -> Fresh[Contents]:
                     id=case.id,
                     role=case.role,
                     images=tuple(map(Path, case.images)),
-                    reference=Path(case.label) if case.label and case.role != "taught" else None,
+                    reference=Path(case.label) if case.label and case.role in TRUE else None,
                 )
                 for case in listed
             },

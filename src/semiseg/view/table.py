@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from semiseg.decisions import Decision, DecisionLog, Key, of_organ, standing
-from semiseg.view.measures import Measurer, Measures, Usual, usual_volumes
-from semiseg.view.source import Source, doubt_of
+from semiseg.view.measures import Measurer, Measures, Usual, usual_among
+from semiseg.view.source import Contents, Source, doubt_of
 
 Sort = Literal["id", "score", "doubt", "volume", "fragments", "decision"]
 Filter = Literal["missing", "outlier", "fragments", "undecided", "accept", "set_aside", "label", "unsure", "stale"]
@@ -44,98 +45,100 @@ class Row(TypedDict):
 
 
 class Found(TypedDict):
-    """What of a case's label is out of the ordinary."""
+    """What of a case's label is out of the ordinary, by organ."""
 
     missing: list[str]
     outliers: list[str]
     torn: list[str]
 
 
+_NOTHING = Found(missing=[], outliers=[], torn=[])
+
+
 class Table:
-    """The rows of a source's cases."""
+    """The rows of a source's cases. They are made anew where something changed that they show."""
 
     def __init__(self, source: Source, measurer: Measurer, log: DecisionLog) -> None:
         self._source, self._measurer, self._log = source, measurer, log
         self._lock = threading.Lock()
-        self._usual: tuple[float, int, tuple[dict[str, Usual], set[str], dict[str, int]]] | None = None
+        self._usual: tuple[float, int, Usual] | None = None
+        self._found: dict[str, tuple[Measures, Usual, Contents, Found]] = {}
         self._stand: tuple[int, dict[Key, Decision]] = (-1, {})
+        self._rows: dict[str, tuple[tuple[object, ...], list[Row]]] = {}
 
     def stand(self) -> dict[Key, Decision]:
         """The decisions that stand."""
         count = len(self._log.lines)
-        if self._stand[0] != count:
-            self._stand = (count, standing(list(self._log.lines)))
-        return self._stand[1]
+        kept = self._stand
+        if kept[0] != count:
+            kept = self._stand = (count, standing(self._log.lines[:count]))
+        return kept[1]
 
     def rows(self, organ: str = "") -> list[Row]:
-        """All cases. organ: the one whose score, volume and decision are wanted."""
-        contents = self._source.contents()
-        measured = self._measurer.all()
-        reviewed = self._source.all_reviewed()
-        corrected = self._source.corrected()
+        """All cases, to be left as they are. organ: the one whose score, volume and decision are wanted."""
+        with self._lock:
+            contents, corrected, stand = self._source.contents(), self._source.corrected(), self.stand()
+            now = (contents, self._measurer.version, self._what_is_usual(), stand, *self._source.listings(), corrected)
+            kept = self._rows.get(organ)
+            if kept is None or not all(map(_same, kept[0], now)):
+                kept = self._rows[organ] = (now, self._made(contents, organ, corrected, stand))
+            return kept[1]
+
+    def _made(
+        self, contents: Contents, organ: str, corrected: Mapping[str, object], stand: Mapping[Key, Decision]
+    ) -> list[Row]:
+        measured, reviewed = self._measurer.all(), self._source.all_reviewed()
         decided: dict[str, dict[Key, Decision]] = {}
-        for key, line in self.stand().items():
+        for key, line in stand.items():
             decided.setdefault(key[0], {})[key] = line
-        values = {name: str(value) for value, name in contents.organs.items()}
+        values = contents.values
         names = [organ] if organ else list(values)
         rows = []
-        for case in contents.cases.values():
-            known = measured.get(case.id)
-            found = self.found(known, names)
-            scores = contents.scores.get(case.id, {})
+        for id, case in contents.cases.items():
+            known = measured.get(id)
+            found = self.found(id, known)
+            if organ:
+                found = Found(**{key: [organ] if organ in had else [] for key, had in found.items()})  # type: ignore[typeddict-item, operator]
+            scores = contents.scores.get(id, {})
             defined = [score for name in names if (score := scores.get(name)) is not None]
             organs = known["organs"] if known else {}
-            here = [organs[value] for name in names if (value := values.get(name)) in organs]
-            lines = decided.get(case.id)
-            digest = self._measurer.seen_hash(reviewed[case.id]) if lines and case.id in reviewed else None
+            here = [organs[value] for name in names if (value := values[name]) in organs] if organs else []
+            lines = decided.get(id)
+            digest = self._measurer.seen_hash(reviewed[id]) if lines and id in reviewed else None
             rows.append(
                 Row(
-                    id=case.id,
+                    id=id,
                     role=case.role,
                     score=sum(defined) / len(defined) if defined else None,
-                    doubt=doubt_of(contents.doubts.get(case.id)),
+                    doubt=doubt_of(contents.doubts.get(id)),
                     volume_ml=round(sum(one["volume_ml"] for one in here), 4) if known else None,
                     fragments=sum(one["fragments"] for one in here) if known else None,
                     missing=found["missing"],
                     outliers=found["outliers"],
                     torn=found["torn"],
-                    decision=decision_of(lines, case.id, names) if lines else None,
-                    stale=is_stale(lines, case.id, names, digest) if lines else False,
-                    corrected=case.id in corrected,
+                    decision=decision_of(lines, id, names) if lines else None,
+                    stale=is_stale(lines, id, names, digest) if lines else False,
+                    corrected=id in corrected,
                 )
             )
         return rows
 
-    def found(self, known: Measures | None, names: Sequence[str]) -> Found:
-        """What is unusual of these organs in a label."""
-        out = Found(missing=[], outliers=[], torn=[])
+    def found(self, id: str, known: Measures | None) -> Found:
+        """What is unusual in a case's label."""
         if known is None:
-            return out
-        usual, common, pieces = self._what_is_usual()
-        values = self._values()
-        for name in names:
-            value = values.get(name, "")
-            organ = known["organs"].get(value)
-            if organ is None:
-                if value in common:
-                    out["missing"].append(name)
-                continue
-            if value in usual and usual[value].is_outlier(max(organ["volume_ml"], 1e-6)):
-                out["outliers"].append(name)
-            if organ["fragments"] > max(1, pieces.get(value, 1)):
-                out["torn"].append(name)
-        return out
+            return _NOTHING
+        usual, contents = self._what_is_usual(), self._source.contents()
+        kept = self._found.get(id)
+        if kept is None or kept[0] is not known or kept[1] is not usual or kept[2] is not contents:
+            kept = self._found[id] = (known, usual, contents, _odd(known, usual, contents))
+        return kept[3]
 
-    def _values(self) -> dict[str, str]:
-        return {name: str(value) for value, name in self._source.contents().organs.items()}
-
-    def _what_is_usual(self) -> tuple[dict[str, Usual], set[str], dict[str, int]]:
-        with self._lock:
-            version, now = self._measurer.version, time.monotonic()
-            kept = self._usual
-            if kept is None or (kept[1] != version and now - kept[0] > _STEADY_SECONDS):
-                kept = self._usual = (now, version, usual_volumes(self._measurer.all().values()))
-            return kept[2]
+    def _what_is_usual(self) -> Usual:
+        version, now = self._measurer.version, time.monotonic()
+        kept = self._usual
+        if kept is None or (kept[1] != version and now - kept[0] > _STEADY_SECONDS):
+            kept = self._usual = (now, version, usual_among(self._measurer.all().values()))
+        return kept[2]
 
     def chosen(self, query: Mapping[str, str]) -> dict[str, Any]:
         """The part of the list that a page asks for."""
@@ -146,10 +149,10 @@ class Table:
         if text := query.get("search", "").casefold():
             rows = [row for row in rows if text in row["id"].casefold()]
         if wanted := query.get("filter"):
-            stand, names = self.stand(), [organ] if organ else list(self._values())
+            stand, names = self.stand(), [organ] if organ else list(self._source.contents().values)
             reviewed = self._source.all_reviewed()
             rows = [row for row in rows if _passes(row, wanted, stand, names, row["id"] in reviewed)]
-        rows.sort(key=lambda row: row["id"])
+        rows = sorted(rows, key=lambda row: row["id"])
         descending = query.get("descending", "0") == "1"
         key = {"volume": "volume_ml"}.get(query.get("sort", "id"), query.get("sort", "id"))
         with_value = [row for row in rows if row.get(key) is not None]
@@ -157,6 +160,26 @@ class Table:
         rows = with_value + [row for row in rows if row.get(key) is None]
         offset, limit = (max(0, int(query.get(name, usual))) for name, usual in (("offset", "0"), ("limit", "60")))
         return {"total": len(rows), "measured": self._measurer.share, "rows": rows[offset : offset + limit]}
+
+
+def _same(before: object, now: object) -> bool:
+    return before is now or (isinstance(before, int) and before == now)
+
+
+def _odd(known: Measures, usual: Usual, contents: Contents) -> Found:
+    found = Found(missing=[], outliers=[], torn=[])
+    for name, value in contents.values.items():
+        organ = known["organs"].get(value)
+        if organ is None:
+            if value in usual.common:
+                found["missing"].append(name)
+            continue
+        low, high = usual.volumes_ml.get(value, (0.0, math.inf))
+        if not low <= organ["volume_ml"] <= high:
+            found["outliers"].append(name)
+        if organ["fragments"] > max(1, usual.pieces.get(value, 1)):
+            found["torn"].append(name)
+    return found
 
 
 def decision_of(stand: Mapping[Key, Decision], case: str, names: Sequence[str]) -> str | None:

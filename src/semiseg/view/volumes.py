@@ -21,7 +21,7 @@ from semiseg.types import AnyArray, DoubleArray, LabelArray, Shape
 from semiseg.view.source import Layer, Source, ViewCase, state_of
 
 V = TypeVar("V")
-CACHE_BYTES = 192 << 20
+CACHE_BYTES = 128 << 20
 MISSED, ADDED, OTHER = 1, 2, 3
 """Values of the difference from a reference: an organ is missed, added, or taken for another."""
 
