@@ -107,12 +107,19 @@ def measure(task: Task, contenders: Sequence[str], folder: Path, repeats: int, p
         for name in contenders:
             print(f"{folder.name}: {name}, {repeat + 1} of {repeats}", file=sys.stderr)
             python = Path(sys.executable) if name.startswith(OURS) else peers
+            if any("refused" in one for one in taken[name]):
+                continue
             taken[name].append(_run(python, task.module, name, folder))
-            print(f"    {taken[name][-1]['seconds']:.2f} s", file=sys.stderr)
+            print(f"    {taken[name][-1].get('refused') or taken[name][-1]['seconds']}", file=sys.stderr)
+    if "refused" in (first_taken := taken[contenders[0]][0]):
+        raise SystemExit(first_taken["refused"])
     rows: list[dict[str, Any]] = []
     first = _Results(folder, contenders[0])
     for name, measured in taken.items():
         row: dict[str, Any] = {"contender": name}
+        if "refused" in measured[0]:
+            rows.append(row | {"refused": measured[0]["refused"], "versions": {}})
+            continue
         results = _Results(folder, name)
         if results.engine:
             row["engine"] = results.engine
@@ -187,6 +194,9 @@ def _label_agreement(name: str, ours: AnyArray, theirs: AnyArray) -> dict[str, f
 def _print(name: str, rows: list[dict[str, Any]]) -> None:
     print(f"\n{name}\n{'':42} seconds    CPU s  peak MB  above start   seconds / it  above start / it  agreement")
     for row in rows:
+        if "refused" in row:
+            print(f"{row['contender']:42} refused: {row['refused']}")
+            continue
         ratios = ""
         if "agreement" in row:
             agreement = ", ".join(f"{key} {value}" for key, value in row["agreement"].items())

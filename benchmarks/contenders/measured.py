@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.errors import ConfigError
+
 Work = Callable[[], dict[str, Any]]
 """The task, ready to be done; gives its results as arrays by name."""
 Contender = Callable[[Path], Work]
@@ -30,21 +32,29 @@ def main() -> None:
     task, name, folder, result = sys.argv[1:]
     with redirect_stdout(sys.stderr):
         make: Contender = import_module(task).CONTENDERS[name]
-        work = make(Path(folder))
-        Path("/proc/self/clear_refs").write_text("5")
-        before, cpu_before, start = _kilobytes("VmRSS"), _cpu_seconds(), time.perf_counter()
-        arrays = work()
-        seconds = time.perf_counter() - start
-        taken = {
-            "seconds": seconds,
-            "cpu_seconds": _cpu_seconds() - cpu_before,
-            "start_bytes": before * 1024,
-            "peak_bytes": _kilobytes("VmHWM") * 1024,
-            "gpu_peak_bytes": _gpu_peak_bytes(),
-            "versions": {library: _version(library) for library in _LIBRARIES if library in sys.modules},
-        }
+        try:
+            taken, arrays = measured(make, Path(folder))
+        except ConfigError as error:  # an engine that did not pass its check: a row that says so
+            taken, arrays = {"refused": str(error)}, {}
     np.savez(result, **arrays)
     print(json.dumps(taken))
+
+
+def measured(make: Contender, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a contender took, and its results."""
+    work = make(folder)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, cpu_before, start = _kilobytes("VmRSS"), _cpu_seconds(), time.perf_counter()
+    arrays = work()
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "cpu_seconds": _cpu_seconds() - cpu_before,
+        "start_bytes": before * 1024,
+        "peak_bytes": _kilobytes("VmHWM") * 1024,
+        "gpu_peak_bytes": _gpu_peak_bytes(),
+        "versions": {library: _version(library) for library in _LIBRARIES if library in sys.modules},
+    }, arrays
 
 
 _LIBRARIES = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import openvino
 import pytest
 import torch
 
@@ -67,12 +68,20 @@ def fitted(model: Model, scans: list[Scan], tmp_path: Path) -> Model:
     return load_model(tmp_path / "fitted")
 
 
-def test_made_once_checked_and_kept_to(fitted: Model, scans: list[Scan], tmp_path: Path) -> None:
+def test_made_once_checked_and_kept_to(
+    fitted: Model, scans: list[Scan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Features that were never trained leave many voxels in doubt: in int8 the labels differ in more than is allowed.
+    monkeypatch.setattr("semiseg.prediction.engine_choice.SMALLEST_DICE", 0.98)
     said: list[str] = []
     engine = choose_engine(fitted, scans[:3], tmp_path / "out", INT8, say=said.append)  # so it passed the check
     assert (engine.name, engine.precision) == ("openvino", "int8")
     assert sum("making an int8 network" in text for text in said) == 1
     assert b"FakeQuantize" in int8_file(fitted).read_bytes()
+    network = openvino.Core().read_model(int8_file(fitted))
+    convolutions = [op for op in network.get_ordered_ops() if op.get_type_name() == "Convolution"]
+    quantised = [op.input_value(0).get_node().get_type_name() == "FakeQuantize" for op in convolutions]
+    assert (quantised[0], any(quantised), quantised[-1]) == (False, True, False)
     tile = calibration_tiles(fitted, scans[:1])[0]
     assert not np.array_equal(engine.run(tile), open_engine(fitted, "openvino").run(tile))
     stamp, again = int8_file(fitted).stat().st_mtime_ns, list[str]()
@@ -85,7 +94,7 @@ def test_tiles_are_of_scans_that_the_check_leaves_and_lie_as_the_network_expects
     model: Model, scans: list[Scan]
 ) -> None:
     tiles = calibration_tiles(model, scans)
-    assert len(tiles) == 12
+    assert len(tiles) == 8
     for tile in tiles:
         assert tile.shape == (1, len(model.plan.channels), *model.plan.patch)
         steps = np.diff(tile[0, 0], axis=0)  # slices of the ramp, the largest scan: the first axis is Z
