@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from semiseg.ops.operators import BLOCK_ROWS, zoom_band, zoom_taps
-from semiseg.types import Shape
+from semiseg.ops.operators import BLOCK_ROWS, Taps, zoom_band, zoom_taps
+from semiseg.types import AnyArray, Shape
 
 
 def resample_tensor(
@@ -28,6 +30,35 @@ def resample_tensor(
         else:
             out = _multiplied(out, axis, shape_out[axis], order)
     return out if limits is None else torch.clamp(out, *limits)
+
+
+def apply_taps(taps: Taps, tensor: Tensor, axis: int) -> Tensor:
+    """`Taps.apply` for a tensor, on its device: the same products and sums in the same order."""
+    along = tuple(-1 if a == axis else 1 for a in range(tensor.ndim))
+
+    def weighted(rows: NDArray[np.intp], weights: AnyArray) -> Tensor:
+        picked = tensor.index_select(axis, torch.from_numpy(rows).to(tensor.device))
+        return picked.mul_(torch.from_numpy(weights).to(tensor.device).reshape(along))
+
+    out = weighted(taps.low, taps.low_weight)
+    return out.add_(weighted(taps.high, taps.high_weight)) if taps.high_weight.any() else out
+
+
+def labels_between(
+    planes: tuple[Tensor, Tensor], weights: tuple[float, float], taps: tuple[Taps | None, Taps | None]
+) -> Tensor:
+    """The largest class of logits `(K, Y, X)` between two rows, resampled along both axes: the first of equals, uint8
+    (int32 for more than 256 classes), on their device; in main memory where that has no room. None: an axis as it is.
+    """
+    try:
+        plane = planes[0] if weights[1] == 0 else (planes[0] * weights[0]).add_(planes[1] * weights[1])
+        for axis, along in enumerate(taps, start=1):
+            plane = plane if along is None else apply_taps(along, plane, axis)
+        return plane.argmax(0).to(torch.uint8 if len(plane) <= 256 else torch.int32)
+    except torch.OutOfMemoryError:
+        pass
+    # Outside of the handler: the error holds what was allocated.
+    return labels_between((planes[0].cpu(), planes[1].cpu()), weights, taps)
 
 
 def _picked(volume: Tensor, axis: int, n_out: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.window import BACKGROUND_LOGIT, Columns, Window, mirrored_logits, roll, turned
 from semiseg.types import FloatArray, Shape
 
-Rows = Callable[[], FloatArray]
-"""Gives blended rows `(K, rows, ., .)`, valid until the blend is told of more tiles."""
+Rows = Callable[[], Any]
+"""Gives blended rows `(K, rows, ., .)`, valid until the blend is told of more tiles: an array, or a tensor where
+`Window.rows_stay`."""
 
 
 class Blend(Protocol):

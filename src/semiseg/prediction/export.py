@@ -8,9 +8,9 @@ be the other one.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ ROWS_AT_ONCE = 16
 class _Source(NamedTuple):
     """A row of the plan's grid."""
 
-    logits: FloatArray
-    """`(K, ., .)`."""
+    logits: Any
+    """`(K, ., .)`, an array or a tensor."""
     cells: NDArray[np.int32] = np.empty((0, 0), dtype=np.int32)
     """The label that each voxel shares with those that it is interpolated with, or `MIXED`; empty if not asked for."""
 
@@ -60,16 +60,21 @@ class _Rows:
         before = self._come - len(self._last)
         self._come += len(sources)
         # Of two neighbours the later one is new, so one row from before is all that can be needed.
-        self._last = [_Source(sources[-1].logits.copy(), sources[-1].cells)]
+        last = sources[-1].logits
+        self._last = [_Source(last.copy() if isinstance(last, np.ndarray) else last, sources[-1].cells)]
         made, self._made = self._made, int(np.searchsorted(self.z.high, self._come))
         for row in range(made, self._made):
             yield _Between(row, known[self.z.low[row] - before], known[self.z.high[row] - before])
+
+    def last_as(self, make: Callable[[_Source], _Source]) -> None:
+        """Have the row that is kept in another form."""
+        self._last = [make(last) for last in self._last]
 
     def blended(self, between: _Between) -> FloatArray:
         """Logits of the row on the plan's columns, `(K, ., .)`."""
         low, high = self.z.low_weight[between.row], self.z.high_weight[between.row]
         if high == 0:
-            return between.low.logits
+            return np.asarray(between.low.logits)
         return np.asarray(between.low.logits * low + between.high.logits * high)
 
     def plane(self, between: _Between) -> FloatArray:
@@ -111,13 +116,46 @@ class LabelExport:
         """The label map; complete when all rows have come."""
         self._rows = _Rows(shape_in, shape_out, anisotropic_axis, threads)
 
-    def add(self, logits: FloatArray) -> None:
-        """The next rows of logits, `(K, rows, ., .)` float32; neither kept nor changed."""
+    def add(self, logits: Any) -> None:
+        """The next rows of logits, `(K, rows, ., .)` float32, an array or a tensor; neither kept nor changed."""
+        if not isinstance(logits, np.ndarray):
+            self._add_on_device(logits)
+            return
+        self._rows.last_as(
+            lambda last: last if isinstance(last.logits, np.ndarray) else self._source(last.logits.cpu().numpy())
+        )
         with ThreadPoolExecutor(self._rows.threads) as pool:
             for start in range(0, logits.shape[1], ROWS_AT_ONCE):
                 part = logits[:, start : start + ROWS_AT_ONCE]
                 sources = list(pool.map(self._source, part.swapaxes(0, 1)))
                 list(pool.map(self._make, self._rows.completed(sources)))
+
+    def _in_main_memory(self, last: _Source) -> _Source:
+        return last if isinstance(last.logits, np.ndarray) else self._source(last.logits.cpu().numpy())
+
+    def _add_on_device(self, logits: Any) -> None:
+        """The same where the tensor is: labels alone come back."""
+        from semiseg.ops.resample_torch import labels_between
+
+        def on_device(last: _Source) -> _Source:
+            known = isinstance(last.logits, np.ndarray)
+            return _Source(logits.new_tensor(last.logits)) if known else _Source(last.logits.to(logits.device))
+
+        rows = self._rows
+        rows.last_as(on_device)
+        made = [
+            (
+                between.row,
+                labels_between(
+                    (between.low.logits, between.high.logits),
+                    (float(rows.z.low_weight[between.row]), float(rows.z.high_weight[between.row])),
+                    (rows.y, rows.x),
+                ),
+            )
+            for between in rows.completed([_Source(plane) for plane in logits.unbind(1)])
+        ]
+        for row, labels in made:
+            self.labels[row] = labels.cpu().numpy()
 
     def _source(self, plane: FloatArray) -> _Source:
         cells = largest_class(plane)

@@ -50,6 +50,7 @@ def predict_labels(
         axes=axes,
         region=body.region(turned(body_margin(plan), axes)) if body else None,
         holds_body=body,
+        rows_stay=not settings.probabilities,
     )
     coarse = export_axis(spacing_mm, plan)
     shape_out = turned((z, y, x), axes)

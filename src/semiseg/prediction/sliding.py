@@ -6,6 +6,7 @@ Only the rows that the tiles at hand reach are in memory, of the image and of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +28,12 @@ def sliding_window(image: FloatArray, engine: Engine, window: Window) -> FloatAr
     return np.concatenate([part.copy() for part in rows], axis=1)
 
 
-def blended_rows(
-    read: Callable[[int, int], FloatArray], shape: Shape, engine: Engine, window: Window
-) -> Iterator[FloatArray]:
+def blended_rows(read: Callable[[int, int], FloatArray], shape: Shape, engine: Engine, window: Window) -> Iterator[Any]:
     """Yield the blended logits `(K, rows, ., .)` of a scan from its first row to its last, in the order of `axes`.
 
-    What is yielded is valid until the next is asked for. read: gives rows `[start, stop)` of the image `(C, rows, .,
-    .)`, asked for one after the other. shape: of the image, in the order of `axes`.
+    What is yielded is valid until the next is asked for; an array, or a tensor where `window.rows_stay`. read: gives
+    rows `[start, stop)` of the image `(C, rows, ., .)`, asked for one after the other. shape: of the image, in the
+    order of `axes`.
     """
     patch = turned(window.patch, window.axes)
     image = _PaddedRows(read, shape, patch)

@@ -28,6 +28,7 @@ class Window:
     axes: the order of axes that the work is done in, the one that is rolled along first.
     region: tiles are laid over this part of the image's grid, in the order of `axes`; all of it by default.
     holds_body: told where a tile starts and stops on that grid; says whether it is computed.
+    rows_stay: blended rows may come as tensors, where they were blended; otherwise they are arrays.
     Voxels that no computed tile holds are background.
     """
 
@@ -40,6 +41,7 @@ class Window:
     axes: Shape = CANONICAL_AXES
     region: Box | None = None
     holds_body: Callable[[Shape, Shape], bool] | None = field(default=None, repr=False)
+    rows_stay: bool = False
 
 
 def turned(values: Shape, axes: Shape) -> Shape:

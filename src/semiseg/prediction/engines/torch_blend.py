@@ -18,7 +18,7 @@ from semiseg.types import FloatArray, Shape
 
 
 class DeviceBlend:
-    """Blends on a device: each row of the image goes there once, and its blended logits come back once.
+    """Blends on a device: each row of the image goes there once, and its blended logits come back once, or stay.
 
     On a GPU nothing is waited for until rows are read, so that the next rows of the image are made, and the last ones
     resampled to the scan's grid, while tiles are being computed. Where the GPU has no memory left, sums and weights go
@@ -92,6 +92,11 @@ class DeviceBlend:
         empty = self._with_room(lambda: self._weights[:rows] == 0)
         self._total[0, :rows].masked_fill_(empty, BACKGROUND_LOGIT)
         self._total[:, :rows] /= self._weights[:rows].masked_fill_(empty, 1.0)
+        if self._window.rows_stay:
+            stayed = self._with_room(lambda: self._total[:, :rows].clone())
+            roll(self._total, rows)
+            roll(self._weights[None], rows)
+            return lambda: stayed
         shape = (self.classes, rows, *self._total.shape[2:])
         if self._host is None or self._host.numel() < prod(shape):
             self._host = torch.empty(prod(shape), pin_memory=self._device.type == "cuda")
@@ -114,8 +119,10 @@ class DeviceBlend:
 
 def device_blend_bytes(classes: int, channels: int, window: Window, size: Shape) -> int:
     """What a blend takes on its device besides the engine: sums, weights, importance, two slabs of the image, the mask
-    of what is empty, and a batch of tiles with their logits (turned, mirrored and joined: three times)."""
+    of what is empty, and a batch of tiles with their logits (turned, mirrored and joined: three times). Where rows
+    stay, twice the sums more: those of the last row and of this one."""
     patch = turned(window.patch, window.axes)
     plane = prod(size[1:])
-    rows = patch[0] * plane * (classes + 2 + 2 * channels) + prod(patch)
+    copies = 3 if window.rows_stay else 1
+    rows = patch[0] * plane * (copies * classes + 2 + 2 * channels) + prod(patch)
     return 4 * (rows + window.tile_batch * prod(patch) * (channels + 3 * classes))
