@@ -10,7 +10,6 @@ from typing import Literal
 import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, WorksOnCases, say, show_scores
-from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.errors import ConfigError
 from semiseg.prediction.settings import EngineName, Precision, PredictSettings
 from semiseg.words import counted, printable
@@ -59,6 +58,7 @@ class Predict(WorksOnCases):
 
     def execute(self) -> int:
         from semiseg import predict_run
+        from semiseg.data.reviews import PSEUDO_LABELS
 
         settings = PredictSettings(
             device=self.device,
@@ -82,7 +82,7 @@ class Predict(WorksOnCases):
                 )
             output = self.model / PSEUDO_LABELS
             outcomes = predict_run.predict_unlabelled(self.model, settings=settings, quiet=self.quiet)
-        elif not self.inputs or self.output is None:
+        elif self.output is None:
             raise ConfigError("name scans and --output FOLDER; or a run and --unlabelled.")
         else:
             output = self.output

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, RunArguments, WorksOnCases, say, settings_of, show_scores
-from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.errors import ConfigError
 from semiseg.processes import asked_ranks, is_first_rank
 from semiseg.words import printable
@@ -133,6 +132,7 @@ class Rank(WorksOnCases):
 
     def execute(self) -> int:
         from semiseg import improving
+        from semiseg.data.reviews import PSEUDO_LABELS
 
         order = improving.rank(
             self.run, by=self.by, against=self.against, exclude_worst=self.exclude_worst, quiet=self.quiet
