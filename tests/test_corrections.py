@@ -70,12 +70,13 @@ def mend(file: Path, rows: slice, value: int) -> None:
 
 def test_a_case_goes_out_and_comes_back_as_it_was_mended(run: Path) -> None:
     folder = export_cases(run, ["a", "b"])
-    assert folder == run / "to_correct"
+    assert folder == run / "export"
     for name in "ab":
-        assert label_sha256(folder / name / "label.nii.gz") == label_sha256(run / PSEUDO_LABELS / f"{name}.nii.gz")
-        assert (folder / name / "scan.nii").read_bytes() == (run.parent / "images" / f"{name}.nii").read_bytes()
+        assert label_sha256(folder / f"{name}.nii.gz") == label_sha256(run / PSEUDO_LABELS / f"{name}.nii.gz")
+        assert (folder / f"{name}_scan.nii").read_bytes() == (run.parent / "images" / f"{name}.nii").read_bytes()
     assert len((folder / "README.txt").read_text().splitlines()) == 3
-    mend(folder / "a" / "label.nii.gz", slice(2, 4), 2)
+    mend(folder / "a.nii.gz", slice(2, 4), 2)
+    export_cases(run, ["a"])  # what is half mended stays
     taken, refused = import_folder(run, folder)
     assert ([one.case for one in taken], refused) == (["a"], [])  # b is as it was handed out
     label, _ = read_label(run / CORRECTIONS / "a.nii.gz")
@@ -94,7 +95,7 @@ def test_a_case_goes_out_and_comes_back_as_it_was_mended(run: Path) -> None:
 
 
 def test_slices_are_those_that_are_named_or_that_changed_and_add_up(run: Path) -> None:
-    file = export_cases(run, ["a"]) / "a" / "label.nii.gz"
+    file = export_cases(run, ["a"]) / "a.nii.gz"
     mend(file, slice(2, 4), 2)
     assert import_correction(run, "a", file, parse_slices("axial:changed")).slices == Slices(axis=0, indices=(2, 3))  # type: ignore[union-attr]
     mend(file, slice(5, 6), 2)
@@ -112,7 +113,7 @@ def test_slices_are_those_that_are_named_or_that_changed_and_add_up(run: Path) -
 
 
 def test_a_whole_label_that_is_right_as_it_was_can_be_vouched_for_by_its_slices(run: Path) -> None:
-    file = export_cases(run, ["a"]) / "a" / "label.nii.gz"
+    file = export_cases(run, ["a"]) / "a.nii.gz"
     taken = import_correction(run, "a", file, parse_slices("axial:0-5"))
     assert taken is not None
     assert taken.changed_voxels == 0
@@ -137,7 +138,7 @@ def test_what_cannot_be_a_label_of_the_scan_is_refused(run: Path, tmp_path: Path
 
 
 def test_ignored_voxels_may_come_back(run: Path) -> None:
-    file = export_cases(run, ["a"]) / "a" / "label.nii.gz"
+    file = export_cases(run, ["a"]) / "a.nii.gz"
     mend(file, slice(0, 2), LABELS.count)
     assert import_correction(run, "a", file) is not None
 
@@ -167,7 +168,7 @@ def test_both_programs_get_the_organs_by_value() -> None:
 def test_the_command_says_what_became_of_it(run: Path, semiseg_command: Callable[..., Any]) -> None:
     answer = semiseg_command("correct", run, "--export", "a", "--output", run.parent / "out")
     assert answer.code == 0
-    file = run.parent / "out" / "a" / "label.nii.gz"
+    file = run.parent / "out" / "a.nii.gz"
     answer = semiseg_command("correct", run, run.parent / "out")
     assert (answer.code, answer.out) == (0, "Nothing was changed: all labels are as they were handed out.\n")
     mend(file, slice(2, 4), 2)

@@ -1,7 +1,7 @@
 """Labels of a run handed out to be mended in ITK-SNAP or 3D Slicer, and taken back. Without torch.
 
-What is handed out: a folder with, for each case, `ID/scan.nii.gz` and `ID/label.nii.gz`, and for all of them the names
-and colours of the organs. What is taken back is checked against the scan, and kept as `RUN/corrections/ID.nii.gz`.
+What is handed out: a folder with `ID_scan.nii.gz` and `ID.nii.gz`, its label, of each case, and the names and colours
+of the organs. What is taken back is checked against the scan, and kept as `RUN/corrections/ID.nii.gz`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from semiseg.decisions import label_sha256
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import atomic_file, write_json, write_text
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import NIFTI_ENDINGS, label_map, scan_files, stem, visible
+from semiseg.io.file_kinds import NIFTI_ENDINGS, label_map, scan_files, stem
 from semiseg.io.grid import Grid
 from semiseg.io.scans import read_grid, read_label, write_label
 from semiseg.words import counted, shortened
 
-EXPORTS = "to_correct"
+EXPORT = "export"
 """Folder of a run for what is handed out, where none is named."""
-LABEL_NAME, SCAN_NAME = "label", "scan"
-ITK_SNAP_FILE, SLICER_FILE = "itk-snap-labels.txt", "slicer-colours.ctbl"
+ITK_SNAP_FILE, SLICER_FILE = "labels_itksnap.txt", "labels_slicer.ctbl"
 CHANGED = "changed"
 AXES = ("axial", "coronal", "sagittal")
+_SCAN = re.compile(r".+_scan(_\d+)?")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _IGNORED_RGB = (128, 128, 128)
 
@@ -98,28 +98,28 @@ def current_label(run: Path, case: RunCase, *, mended: bool = True) -> Path | No
 
 def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> Path:
     """Hand out the scans and labels of cases, with the names of the organs; returns the folder, by default
-    `run/to_correct`. What is there of these cases is replaced.
+    `run/export`. A label that lies there already, perhaps half mended, is left as it is.
 
     Raises `DataError` for a case that the run does not have, or that has no label yet.
     """
     plan, cases = _opened(run)
-    folder = run / EXPORTS if folder is None else folder
+    folder = run / EXPORT if folder is None else folder
     if unknown := [id for id in ids if id not in cases]:
         raise DataError(f"{run}: has no case {shortened(unknown)}.")
-    for id in ids:
-        if (label := current_label(run, cases[id])) is None:
-            raise DataError(
-                f"{run}: case {id} has no label to mend yet. Label the scans first: semiseg predict {run} --unlabelled"
-            )
-        target = folder / id
-        target.mkdir(parents=True, exist_ok=True)
+    labels = {id: current_label(run, cases[id]) for id in ids}
+    if missing := [id for id, label in labels.items() if label is None]:
+        raise DataError(
+            f"{run}: no label to mend yet of {shortened(missing)}. Label the scans first: semiseg predict {run} "
+            "--unlabelled"
+        )
+    for id, label in labels.items():
         images = [Path(image) for image in cases[id].images]
         for number, image in enumerate(images):
-            channel = f"_{number:04d}" if len(images) > 1 else ""
+            channel = f"_{number}" if len(images) > 1 else ""
             ending = next(end for end in NIFTI_ENDINGS if image.name.lower().endswith(end))
-            _copy(image, target / f"{SCAN_NAME}{channel}{ending}")
-        _copy(label, target / f"{LABEL_NAME}.nii.gz")
-        write_json(target / f"{LABEL_NAME}.json", {"source_sha256": label_sha256(label)})
+            _copy(image, folder / f"{id}_scan{channel}{ending}")
+        assert label is not None  # refused above
+        _copy(label, label_map(folder, id))
     write_text(folder / ITK_SNAP_FILE, itk_snap_labels(plan.labels))
     write_text(folder / SLICER_FILE, slicer_colours(plan.labels))
     write_text(folder / "README.txt", _readme(run, folder))
@@ -127,15 +127,16 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
 
 
 def _copy(source: Path, target: Path) -> None:
-    with atomic_file(target) as temporary:
-        shutil.copyfile(source, temporary)
+    if not target.exists():
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _readme(run: Path, folder: Path) -> str:
     return (
-        f"Each folder here is a case: open its scan, and label.nii.gz as its segmentation, with {ITK_SNAP_FILE} "
-        f"(ITK-SNAP) or {SLICER_FILE} (3D Slicer).\n"
-        "Mend label.nii.gz and save it under the same name, on the same grid, with the same values.\n"
+        f"Open ID_scan.nii.gz, and ID.nii.gz as its segmentation, with {ITK_SNAP_FILE} (ITK-SNAP) or {SLICER_FILE} "
+        "(3D Slicer).\n"
+        "Mend ID.nii.gz and save it under the same name, on the same grid, with the same values.\n"
         f"Take it back: semiseg correct {run} {folder} (where you mended some slices alone: --slices axial:40-60).\n"
     )
 
@@ -182,8 +183,8 @@ def slicer_colours(labels: LabelScheme) -> str:
 def import_folder(
     run: Path, folder: Path, *, case: str = "", slices: AskedSlices | None = None
 ) -> tuple[list[Taken], list[str]]:
-    """Take corrected labels back: `folder/ID/label.nii.gz` as they were handed out, or `folder/ID.nii.gz`, or one file
-    of the case that is named. Labels that are as they were handed out are passed over.
+    """Take corrected labels back: `folder/ID.nii.gz`, or one file, of the case that is named or that has its name.
+    Labels that are as they were handed out are passed over.
 
     Returns what was taken, and a sentence for each label that was refused.
     """
@@ -191,19 +192,16 @@ def import_folder(
     if folder.is_file():
         files = {case or stem(folder): folder}
     elif folder.is_dir():
-        files = {stem(file): file for file in scan_files(folder)}
-        for inner in visible(folder):
-            for file in scan_files(inner):
-                if stem(file) == LABEL_NAME:
-                    files[inner.name] = file
+        found = {stem(file): file for file in scan_files(folder)}
+        files = {id: file for id, file in found.items() if id in cases or not _SCAN.fullmatch(id)}
         if case:
             files = {id: file for id, file in files.items() if id == case}
     else:
         raise DataError(f"{folder}: there is no such file or folder.")
     if not files:
-        raise DataError(f"{folder}: holds no label. Labels are ID/{LABEL_NAME}.nii.gz there, or ID.nii.gz.")
+        raise DataError(f"{folder}: holds no label that was handed out. Labels are ID.nii.gz there.")
     if strange := [id for id in files if id not in cases]:
-        raise DataError(f"{folder}: {shortened(strange)}: no case of {run}. Name labels, or their folders, by case.")
+        raise DataError(f"{folder}: {shortened(strange)}: no case of {run}. Name labels by their case.")
     taken, refused = [], []
     for id, file in sorted(files.items()):
         try:
@@ -216,33 +214,46 @@ def import_folder(
 
 
 def import_correction(run: Path, case: str, file: Path, slices: AskedSlices | None = None) -> Taken | None:
-    """Take a corrected label back, after it was checked against the scan's grid and the run's labels. Slices that were
-    corrected before count on. Returns None where it is as it was handed out and no slices are named.
-
-    slices: those that are to be learnt from; None is all of them. Raises `DataError` where the label cannot be used.
-    """
+    """Take a corrected label of a run back, as `take_back` does. Raises `DataError` where it cannot be used."""
     plan, cases = _opened(run)
     if case not in cases:
         raise DataError(f"{run}: has no case {case}.")
-    image = Path(cases[case].images[0])
+    before, image = current_label(run, cases[case], mended=False), Path(cases[case].images[0])
+    return take_back(run / CORRECTIONS, case, image, plan.labels, file, before=before, slices=slices)
+
+
+def take_back(
+    corrections: Path,
+    case: str,
+    image: Path,
+    labels: LabelScheme,
+    file: Path,
+    *,
+    before: Path | None,
+    slices: AskedSlices | None = None,
+) -> Taken | None:
+    """Keep a corrected label as `corrections/ID.nii.gz`, after it was checked against the scan's grid and the labels.
+    Slices that were corrected before count on. Returns None where it is as it was handed out and no slices are named.
+
+    before: the label that was judged. slices: those that are to be learnt from; None is all of them. Raises `DataError`
+    where the label cannot be used.
+    """
     grid = read_grid(image)
-    known = replace(plan.labels, ignore=ignore_value(plan.labels))
-    label, _ = read_checked_label(file, image, grid, known)
-    before = current_label(run, cases[case], mended=False)
+    label, _ = read_checked_label(file, image, grid, replace(labels, ignore=ignore_value(labels)))
     base = None if before is None else read_label(before)[0]
     changed = np.ones(label.shape, dtype=bool) if base is None else label != base
-    target = label_map(run / CORRECTIONS, case)
+    target = label_map(corrections, case)
     if slices is None:
         handed_out = read_label(target)[0] if target.is_file() else base
         if handed_out is not None and np.array_equal(label, handed_out):
             return None
-    note = read_note(run / CORRECTIONS, case)
+    note = read_note(corrections, case)
     chosen = _chosen(slices, changed, grid, file)
     if chosen is not None and target.is_file():
         chosen = _together(note.slices, chosen, file)
     sha256 = note.source_sha256 or (None if before is None else label_sha256(before))
     write_label(target, label, grid, image)
-    write_json(run / CORRECTIONS / f"{case}.json", asdict(CorrectionNote(slices=chosen, source_sha256=sha256)))
+    write_json(corrections / f"{case}.json", asdict(CorrectionNote(slices=chosen, source_sha256=sha256)))
     return Taken(case=case, changed_voxels=int(np.count_nonzero(changed)), slices=chosen)
 
 

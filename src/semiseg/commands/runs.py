@@ -191,11 +191,11 @@ class Correct:
     run: tyro.conf.Positional[Path]
     """Run that was reviewed."""
     labels: tyro.conf.Positional[Path | None] = None
-    """Folder with ID/label.nii.gz (as it was handed out) or ID.nii.gz, or one label map."""
+    """Folder with ID.nii.gz, or one label map."""
     export: tuple[str, ...] = ()
     """Hand out these cases first: scan, label, and the organs' names for ITK-SNAP and 3D Slicer."""
     output: Path | None = None
-    """Folder for what is handed out; by default RUN/to_correct."""
+    """Folder for what is handed out; by default RUN/export."""
     case: str = ""
     """Take this one alone, or name whose label the file is."""
     slices: str = ""
