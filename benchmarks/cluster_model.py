@@ -20,6 +20,7 @@ from typing import Any
 
 from semiseg.data.plan import NetworkPlan
 from semiseg.files import read_json
+from semiseg.training.inputs import LABELLED_SHARE
 
 HERE = Path(__file__).parent
 HOUR, TB = 3600.0, 1e12
@@ -69,7 +70,8 @@ def _norms(network: NetworkPlan) -> list[int]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Many machines. storage, iops: of the file system that all see. network: of a machine."""
+    """Many machines. storage, iops: of the file system that all see. network: of a machine. staged: training reads
+    scans from a disc of each machine."""
 
     gpus: int = 64
     gpus_a_node: int = 8
@@ -77,6 +79,7 @@ class Cluster:
     storage_gb_s: float = 10.0
     iops: float = 50_000.0
     network_gb_s: float = 12.5
+    staged: bool = False
 
     @property
     def nodes(self) -> int:
@@ -94,9 +97,9 @@ class Job:
     method: str = "pseudo_rounds"
     patches: int = 1_000_000
     a_gpu: int = 2
-    rounds: int = 3
-    label_scans: int | None = None
-    """Of each round; None is all unlabelled."""
+    rounds: int = 5
+    label_scans: int = 0
+    """Of each round; 0 is all unlabelled. Rounds label no more than is worth while beside training."""
 
 
 @dataclass
@@ -150,6 +153,8 @@ def stages(job: Job, cluster: Cluster, measured: dict[str, Any], constants: dict
             job.scans * 3 * c["operations_to_read_a_file"] + inodes * c["operations_to_make_a_file"],
         ),
     ]
+    # Its last part: the index of all descriptions is written by one process.
+    found[1].seconds["one process"] = (unlabelled * m["case_meta_ms"] + job.labelled * m["case_meta_labelled_ms"]) / 1e3
     share = min(1.0, cluster.nodes * c["local_disc_tb"] * TB / stored)
     found.append(
         Stage(
@@ -164,7 +169,7 @@ def stages(job: Job, cluster: Cluster, measured: dict[str, Any], constants: dict
         )
     )
     found.append(_training(job, cluster, m, c))
-    found.append(_labelling(job, cluster, m, c, unlabelled))
+    found.append(_labelling(job, cluster, m, c))
     found += [_prediction(job, cluster, m, c)]
     label_maps = job.tests * 2 * m["label_map_mb"] * 1e6
     found.append(
@@ -197,17 +202,15 @@ def _training(job: Job, cluster: Cluster, m: dict[str, Any], c: dict[str, float]
     parts = step_seconds(job, cluster, c)
     steps = job.patches / (cluster.gpus * job.a_gpu)
     both = job.a_gpu * (m["patch_read"] + m["patch_read_labelled"])
-    drawn = 2 * job.patches
-    stage = Stage(
-        f"train ({job.method})",
-        {
-            "GPUs": steps * sum(parts.values()),
-            "a rank's reader": steps * both,
-            "storage GB/s": drawn * m["patch_mb"] * 1e6 / (cluster.storage_gb_s * 1e9),
-            "storage IOPS": drawn * m["patch_chunks"] / cluster.iops,
-        },
-        read_tb=drawn * m["patch_mb"] * 1e6 / TB,
-    )
+    drawn = job.patches if job.method == "supervised" else 2 * job.patches
+    read = drawn * m["patch_mb"] * 1e6
+    seconds = {"GPUs": steps * sum(parts.values()), "a rank's reader": steps * both}
+    if cluster.staged:
+        seconds["local discs"] = read / (cluster.nodes * c["local_disc_read_gb_s"] * 1e9)
+    else:
+        seconds["storage GB/s"] = read / (cluster.storage_gb_s * 1e9)
+        seconds["storage IOPS"] = drawn * m["patch_chunks"] / cluster.iops
+    stage = Stage(f"train ({job.method})", seconds, read_tb=read / TB)
     together = 1 - parts["compute"] / sum(parts.values())
     stage.notes.append(
         f"{steps:,.0f} steps of {sum(parts.values()) * 1e3:.0f} ms, of which ranks wait for each other {together:.0%}"
@@ -216,13 +219,26 @@ def _training(job: Job, cluster: Cluster, m: dict[str, Any], c: dict[str, float]
     return stage
 
 
-def _labelling(job: Job, cluster: Cluster, m: dict[str, Any], c: dict[str, float], unlabelled: int) -> Stage:
-    scans = job.rounds * (unlabelled if job.label_scans is None else min(unlabelled, job.label_scans))
+def labelled_scans(job: Job, m: dict[str, Any]) -> int:
+    """Scans that are labelled in all rounds; rounds label so many in each that their voxels are a share of those that
+    training has seen since the last one (`semiseg.training.inputs`)."""
+    unlabelled = job.scans - job.labelled
+    asked = min(unlabelled, job.label_scans or unlabelled)
+    if job.method == "pseudo_label":
+        return asked
+    if job.method != "pseudo_rounds":
+        return 0  # patches are labelled as they are drawn, or not at all
+    seen = job.patches / job.rounds * m["tile_voxels"] / m["grid_voxels"]
+    return job.rounds * min(asked, int(LABELLED_SHARE * seen))
+
+
+def _labelling(job: Job, cluster: Cluster, m: dict[str, Any], c: dict[str, float]) -> Stage:
+    scans = labelled_scans(job, m)
     gpu = m["labelled_tiles"] * m["tile_voxels"] / c["tile_voxels"] * c["tile_ms"] * 1e-3
     each = gpu + m["label_scan"]  # one after the other, in a rank
     read, written = scans * m["stored_mb"] * 1e6, scans * m["label_map_mb"] * 1e6
     stage = Stage(
-        f"label scans, {job.rounds} rounds",
+        f"label {scans:,} scans",
         {
             "GPUs and their cores": scans * each / cluster.gpus,
             "storage GB/s": (read + written) / (cluster.storage_gb_s * 1e9),
@@ -254,19 +270,16 @@ def _prediction(job: Job, cluster: Cluster, m: dict[str, Any], c: dict[str, floa
     return stage
 
 
-def opening_seconds(job: Job, m: dict[str, Any]) -> float:
-    """What each rank takes to open the store: the descriptions of all cases are read."""
-    unlabelled = job.scans - job.labelled
-    return float(unlabelled * m["case_meta_ms"] + job.labelled * m["case_meta_labelled_ms"]) / 1e3
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for kind in (Job, Cluster):
         for name, default in vars(kind()).items():
             choices = list(STEPS) if name == "method" else None
+            if isinstance(default, bool):
+                parser.add_argument(f"--{name}", action="store_true")
+                continue
             parser.add_argument(
-                f"--{name.replace('_', '-')}", type=type(default) if default is not None else int, default=default,
+                f"--{name.replace('_', '-')}", type=type(default), default=default,
                 choices=choices,
             )  # fmt: skip
     parser.add_argument("--table", action="store_true", help="1 to 64 GPUs, with 16 cores each")
@@ -291,8 +304,8 @@ def _print_stages(job: Job, cluster: Cluster, measured: dict[str, Any], constant
         )
         for note in one.notes:
             print(f"  {note}")
-    inodes = measured["inodes_unlabelled"] * job.scans + job.rounds * (job.scans - job.labelled)
-    print(f"inodes: {inodes:,}; opening the store takes a rank {opening_seconds(job, measured):.0f} s")
+    inodes = measured["inodes_unlabelled"] * job.scans + job.labelled + labelled_scans(job, measured) / job.rounds
+    print(f"inodes: {inodes:,.0f}")
 
 
 def _print_table(job: Job, cluster: Cluster, measured: dict[str, Any], constants: dict[str, Any]) -> None:

@@ -72,9 +72,9 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    runners = {name: _runner(arguments, METHODS[name], arguments.batch, device) for name in arguments.methods}
+    runners = {name: runner(arguments, METHODS[name], arguments.batch, device) for name in arguments.methods}
     if "dense, teacher moves" in runners:
-        half = _runner(arguments, METHODS["dense, teacher moves"], arguments.batch // 2, device)
+        half = runner(arguments, METHODS["dense, teacher moves"], arguments.batch // 2, device)
         runners["dense, teacher moves, batch halved"] = half
     times: dict[str, list[float]] = {name: [] for name in runners}
     inputs: dict[str, list[float]] = {name: [] for name in runners}
@@ -111,7 +111,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def _runner(
+def runner(
     arguments: argparse.Namespace, settings: MethodSettings, batch: int, device: torch.device
 ) -> Callable[[int], tuple[float, float]]:
     """Takes a step of the training phase and returns the seconds of augmentation, and of the step."""
