@@ -34,6 +34,7 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import NIFTI_ENDINGS, label_map, scan_files, stem
 from semiseg.io.grid import Grid
 from semiseg.io.scans import read_grid, read_label, write_label
+from semiseg.run_folder import refuse_links
 from semiseg.words import counted, shortened
 
 EXPORT = "export"
@@ -300,4 +301,5 @@ def taken_text(taken: Sequence[Taken]) -> list[str]:
 def _opened(run: Path) -> tuple[Plan, dict[str, RunCase]]:
     if not (run / "plan.toml").is_file():
         raise DataError(f"{run}: no prepared run here (no plan.toml).")
+    refuse_links(run)
     return read_plan(run / "plan.toml"), {case.id: case for case in read_run_cases(run / "cases.jsonl")}

@@ -58,6 +58,7 @@ _FOLDERS = (
     "checkpoints",
     "corrections",
     "doubt",
+    "export",
     "feedback",
     "model",
     "out_of_fold",

@@ -208,7 +208,7 @@ def _with_other_labels(
     where they leave something open."""
     data, open_ends = settings.data, False
     if data.decisions:
-        review = _reviewed(run, cases, dataset.labels, data.decisions)
+        review = _reviewed(run, cases, dataset.labels, data.decisions, quiet=quiet)
         cases, open_ends = review.applied(cases, run), review.ignores
         for text in () if quiet else review.sentences():
             print(text)
@@ -229,12 +229,13 @@ def _with_other_labels(
     return dataset, cases
 
 
-def _reviewed(run: Path, cases: list[RunCase], labels: LabelScheme, asked: str) -> Review:
+def _reviewed(run: Path, cases: list[RunCase], labels: LabelScheme, asked: str, *, quiet: bool) -> Review:
     """What a review says, as it was read when the run was begun."""
     kept = read_review(run)
     if kept is not None and kept.source == asked and (run / "plan.toml").exists():
         return kept
-    review = made_review(run, asked, cases, labels)
+    with bar("reading the review", quiet) as advance:
+        review = made_review(run, asked, cases, labels, workers=workers(), progress=advance)
     write_review(run, review)
     return review
 

@@ -210,5 +210,22 @@ def test_a_folder_without_a_review_is_refused(reviewed: Any) -> None:
 def test_a_corrected_label_on_another_grid_is_refused(reviewed: Any) -> None:
     run, cases, _ = reviewed
     correct(run, "a", np.ones((6, 8, 9), dtype=np.uint8))
-    with pytest.raises(DataError, match="not on the grid"):
+    correct(run, "b", np.full(SHAPE, 9, dtype=np.uint8))
+    with pytest.raises(DataError, match=r"(?s)2 labels of the review cannot be used.*not on the grid.*value 9"):
         next_run(run, cases)
+
+
+def test_workers_read_a_review_alike(reviewed: Any, decide: Decide) -> None:
+    run, cases, _ = reviewed
+    for case in "ab":
+        decide(case, "accept")
+    decide("a", "set_aside", "liver")
+    told: list[tuple[int, int, str]] = []
+    for name in ("alone", "shared"):
+        (run.parent / name).mkdir()
+    alone = made_review(run.parent / "alone", str(run), cases, LABELS, progress=lambda *values: told.append(values))
+    assert told[-1][:2] == (5, 5)
+    assert made_review(run.parent / "shared", str(run), cases, LABELS, workers=2) == alone
+    for case in "ab":
+        first, second = (run.parent / name / REVIEWED_LABELS / f"{case}.nii.gz" for name in ("alone", "shared"))
+        assert first.read_bytes() == second.read_bytes()

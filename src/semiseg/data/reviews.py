@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.labels import read_checked_label
 from semiseg.data.partial import ignore_value, on_slices, over, without_organs
 from semiseg.data.plan import read_plan
@@ -26,7 +28,7 @@ from semiseg.io.file_kinds import label_map
 from semiseg.io.scans import read_grid, write_label
 from semiseg.tables import first_problem
 from semiseg.types import LabelArray
-from semiseg.words import shortened
+from semiseg.words import counted, shortened
 
 PSEUDO_LABELS, TEACHER_LABELS, REVIEWED_LABELS = "pseudo_labels", "teacher_labels", "reviewed_labels"
 DOUBT, CORRECTIONS = "doubt", "corrections"
@@ -70,13 +72,13 @@ def read_note(corrections: Path, case: str) -> CorrectionNote:
 class ReviewedCase:
     """What a review made of a case; its role is labelled where the dataset has a label of it.
 
-    file: of its label in `reviewed_labels`. without: organs of it that are ignored. ignored: whether voxels of the
-    label are. own_sha256: of the dataset's own label, where it has one.
+    has_label: in `reviewed_labels`. without: organs of it that are ignored. ignored: whether voxels of the label are.
+    own_sha256: of the dataset's own label, where it has one.
     """
 
     id: str
     role: Role
-    file: str | None = None
+    has_label: bool = False
     own_sha256: str | None = None
     without: tuple[str, ...] = ()
     ignored: bool = False
@@ -85,7 +87,7 @@ class ReviewedCase:
 @dataclass(frozen=True, kw_only=True)
 class Review:
     """What a review made of the cases that it says something of. stale: cases with decisions on a label that is another
-    now, or is gone. foreign: cases that the dataset does not have. cases: by id."""
+    now, or is gone. foreign: cases that the run does not have. cases: by id."""
 
     source: str
     cases: dict[str, ReviewedCase] = field(default_factory=dict)
@@ -103,7 +105,7 @@ class Review:
 
     def _applied(self, case: RunCase, run: Path) -> RunCase:
         found = self.cases[case.id]
-        label = None if found.file is None else str((run / REVIEWED_LABELS / found.file).resolve())
+        label = str(label_map(run / REVIEWED_LABELS, case.id).resolve()) if found.has_label else None
         # Whether a case with a label of its own is learnt from or held back is not the review's to say.
         return replace(case, role=case.role if found.role == "labelled" else found.role, label=label)
 
@@ -118,7 +120,7 @@ class Review:
                 "again."
             )
         if self.foreign:
-            said.append(f"Decisions on scans that the dataset does not have: {shortened(list(self.foreign))}.")
+            said.append(f"Decisions on scans that this run does not have: {shortened(list(self.foreign))}.")
         return said
 
 
@@ -148,27 +150,61 @@ def count_roles(cases: Sequence[RunCase]) -> str:
     return text + (f"; {counts['set_aside']} set aside" if counts["set_aside"] else "")
 
 
-def made_review(run: Path, asked: str, cases: Sequence[RunCase], labels: LabelScheme) -> Review:
+def made_review(
+    run: Path,
+    asked: str,
+    cases: Sequence[RunCase],
+    labels: LabelScheme,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Review:
     """Read the review of a run (`data.decisions`), and write the labels that are learnt from into
     `run/reviewed_labels`.
 
     asked: a run folder, or its `decisions.jsonl`. Raises `ConfigError` where it holds no review or is of other labels,
-    and `DataError` for a label that does not fit its scan.
+    and `DataError` that names every label that does not fit its scan.
     """
     source = _Source(asked, labels)
     (run / REVIEWED_LABELS).mkdir(exist_ok=True)
-    found: dict[str, ReviewedCase] = {}
-    stale: list[str] = []
-    for case in cases:
-        if case.split == "test":
-            continue
-        made = _Composer(case, source, run, labels)
-        if came := made.result():
-            found[case.id] = came
-        if made.stale:
-            stale.append(case.id)
-    foreign = sorted({case for case, _ in source.stand} - {case.id for case in cases})
-    return Review(source=asked, cases=found, stale=tuple(stale), foreign=tuple(foreign))
+    training = [case for case in cases if case.split == "train"]
+    answers = map_cases(
+        partial(_reviewed, source=source, run=run, labels=labels),
+        training,
+        workers=workers,
+        lost=lambda case: _Answer(problem=f"{case.id}: {WAS_KILLED}."),
+        progress=(lambda done, total, case: progress(done, total, case.id)) if progress else None,
+    )
+    if wrong := [answer.problem for answer in answers if answer.problem]:
+        raise DataError(
+            f"{counted(len(wrong), 'label')} of the review cannot be used:\n  "
+            + "\n  ".join(wrong)
+            + f"\nMend them, or take them out of {source.folder}."
+        )
+    by_case = dict(zip((case.id for case in training), answers, strict=True))
+    return Review(
+        source=asked,
+        cases={case: answer.found for case, answer in by_case.items() if answer.found},
+        stale=tuple(case for case, answer in by_case.items() if answer.stale),
+        foreign=tuple(sorted({case for case, _ in source.stand} - {case.id for case in cases})),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """What came of a case, whether decisions on it are stale, and what is wrong with its label."""
+
+    found: ReviewedCase | None = None
+    stale: bool = False
+    problem: str = ""
+
+
+def _reviewed(case: RunCase, source: _Source, run: Path, labels: LabelScheme) -> _Answer:
+    composer = _Composer(case, source, run, labels)
+    try:
+        return _Answer(found=composer.result(), stale=composer.stale)
+    except DataError as error:
+        return _Answer(problem=str(error))
 
 
 class _Source:
@@ -203,8 +239,12 @@ class _Composer:
         self.case, self.source, self.labels = case, source, labels
         self.ignore = ignore_value(labels)
         self.target = label_map(run / REVIEWED_LABELS, case.id)
-        self.own = None if case.label is None else label_sha256(Path(case.label))
         self.stale = False
+
+    @cached_property
+    def own(self) -> str | None:
+        """The hash of the dataset's label."""
+        return None if self.case.label is None else label_sha256(Path(self.case.label))
 
     def result(self) -> ReviewedCase | None:
         """None where nothing is to be changed."""
@@ -221,7 +261,7 @@ class _Composer:
         if note.slices is None:
             return self._keep(file, role)
         label = on_slices(self._read(file), note.slices.axis, note.slices.indices, self.ignore)
-        if base is not None and base.file is not None:
+        if base is not None and base.has_label:
             return self._write(over(self._read(self.target), label, self.ignore), role, base.without)
         if self.case.label is not None:
             return self._write(over(self._read(Path(self.case.label)), label, self.ignore), role)
@@ -268,11 +308,10 @@ class _Composer:
         before = self.source.before.get(self.case.id)
         if before is None or before.own_sha256 != self.own:
             return None
-        if before.file is None:
+        if not before.has_label:
             return before
-        return replace(
-            self._keep(self.source.folder / REVIEWED_LABELS / before.file, before.role), without=before.without
-        )
+        file = label_map(self.source.folder / REVIEWED_LABELS, self.case.id)
+        return replace(self._keep(file, before.role), without=before.without)
 
     def _keep(self, file: Path, role: Role, unknown: set[int] | None = None) -> ReviewedCase:
         label = self._read(file)
@@ -290,7 +329,7 @@ class _Composer:
 
     def _made(self, role: Role, ignored: bool, without: tuple[str, ...] = ()) -> ReviewedCase:
         return ReviewedCase(
-            id=self.case.id, role=role, file=self.target.name, own_sha256=self.own, without=without, ignored=ignored
+            id=self.case.id, role=role, has_label=True, own_sha256=self.own, without=without, ignored=ignored
         )
 
     def _read(self, file: Path) -> LabelArray:
