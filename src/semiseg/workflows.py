@@ -308,11 +308,14 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
             "which looks again and does nothing twice, or name two folders with --predictions and --references."
         )
     references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
+    labels = plan.labels
+    if settings.rules == "flare22":  # which know no ignore value; one of a review is in no reference
+        labels = replace(labels, ignore=None)
     with bar("scoring", quiet) as advance:
         summary = evaluate_folder(
             run / "predictions",
             references,
-            plan.labels,
+            labels,
             settings=settings,
             output=_scores_of_tests(run) if output is None else Path(output),
             workers=workers(),

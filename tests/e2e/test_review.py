@@ -90,9 +90,10 @@ def test_the_next_run_learns_from_exactly_what_was_decided(
     assert not (second / "store" / "phantom_003").exists()
     page = (second / "report.html").read_text(encoding="utf-8")
     assert "Trained on 2 labelled and 1 accepted scans, with 1 set aside" in page
+    assert semiseg_command("run", second, *flags, "--set", "evaluate.rules=flare22", "--quiet").code == 0
     # What is decided after the run was begun is for the next one.
     log.undo("r")
-    assert semiseg_command("run", second, *flags, "--quiet").code == 0
+    assert semiseg_command("prepare", second, *flags).code == 0
     refused = semiseg_command("run", second, "--data", phantoms, *tiny, "--set", "data.decisions=elsewhere")
     assert refused.code == 2
     assert "data.decisions" in refused.err

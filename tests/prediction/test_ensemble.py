@@ -48,6 +48,8 @@ def test_an_ensemble_is_another_model_than_its_members(model: Model, other: Mode
     assert both.hash not in (model.hash, other.hash)
     assert both.hash == joined([other, model]).hash
     assert both.mirror_axes == (2,)  # what all were trained with
+    labels = replace(other.plan.labels, ignore=other.plan.labels.count)  # as the run after a review has it
+    assert joined([model, replace(other, plan=replace(other.plan, labels=labels))]).hash == both.hash
 
 
 def test_models_that_do_not_go_together_are_refused(model: Model, other: Model) -> None:

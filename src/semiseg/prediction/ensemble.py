@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from semiseg.errors import ConfigError
 from semiseg.prediction.engines.base import Engine
@@ -31,6 +32,12 @@ class EnsembleEngine:
         return total
 
 
+def _part(model: Model, name: str) -> Any:
+    """Of its plan; of the labels what a network knows, which is not the value of voxels that nobody labelled."""
+    part = getattr(model.plan, name)
+    return replace(part, ignore=None) if name == "labels" else part
+
+
 def joined(models: Sequence[Model]) -> Model:
     """The first model, under a hash of all: labels of an ensemble are not those of a member.
 
@@ -39,7 +46,7 @@ def joined(models: Sequence[Model]) -> Model:
     first = models[0]
     for other in models[1:]:
         for name in _SAME:
-            if getattr(other.plan, name) != getattr(first.plan, name):
+            if _part(other, name) != _part(first, name):
                 raise ConfigError(
                     f"{other.folder}: has another {name} than {first.folder}. Ensembles are of models of one plan, "
                     "such as runs with the same labels and other seeds."
