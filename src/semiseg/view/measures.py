@@ -128,6 +128,7 @@ class Measurer:
         self._path = source.cache / FILE
         self._by_hash: dict[str, Measures] = {}
         self._hashes: dict[Path, tuple[State, str]] = {}
+        self._digests: dict[str, str] = {}
         self._failed: dict[Path, State] = {}
         self._by_case: dict[str, Measures] = {}
         self._lock = threading.Lock()
@@ -166,15 +167,14 @@ class Measurer:
                 self.version += 1
         return known[1]
 
-    def seen_hash(self, path: Path) -> str | None:
-        """The hash as it was last seen, without a look at a file that was seen before."""
-        known = self._hashes.get(path)
-        if known is not None:
-            return known[1]
-        try:
-            return self.hash_of(path)
-        except OSError:  # gone since
-            return None
+    def last_hash(self, id: str, path: Path) -> str | None:
+        """The hash of a case's label map as it was last seen: the file is looked at where it has not been yet."""
+        if id not in self._digests:
+            try:
+                self._digests[id] = self.hash_of(path)
+            except OSError:  # gone since
+                return None
+        return self._digests[id]
 
     def now(self, case: ViewCase) -> Measures | None:
         """Of a case's label as it is now, measured where it has not been; None where it has none.
@@ -187,7 +187,7 @@ class Measurer:
                 if self._by_case.pop(case.id, None):
                     self.version += 1
             return None
-        digest = self.hash_of(path)
+        digest = self._digests[case.id] = self.hash_of(path)
         found = self._by_hash.get(digest)
         if found is None:
             found = self._measured(path, digest)

@@ -248,9 +248,9 @@ def _case(pages: Pages, request: Request) -> Response:
     measured = pages.measurer.now(case)
     reviewed = source.reviewed(case)
     digest = pages.measurer.hash_of(reviewed[0]) if reviewed else None
-    stand = {key: line for key, line in pages.table.stand().items() if key[0] == case.id}
+    stand = pages.table.stand().get(case.id, {})
     names = list(contents.organs.values())
-    found = pages.table.found(case.id, measured)
+    found = pages.table.found(measured)
     scores = contents.scores.get(case.id, {})
     organs: list[dict[str, Any]] = []
     for value, name in contents.organs.items():

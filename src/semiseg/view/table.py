@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
@@ -22,8 +23,9 @@ FILTERS: tuple[Filter, ...] = (
 )  # fmt: skip
 MIXED = "mixed"
 """What a case's decision is called where its organs have different ones."""
-_STEADY_SECONDS = 2.0
+_STEADY_SECONDS = 5.0
 """While labels are being measured, what is usual among them is worked out anew so often."""
+ByCase = dict[str, dict[Key, Decision]]
 
 
 class Row(TypedDict):
@@ -52,86 +54,75 @@ class Found(TypedDict):
     torn: list[str]
 
 
-_NOTHING = Found(missing=[], outliers=[], torn=[])
-
-
 class Table:
-    """The rows of a source's cases. They are made anew where something changed that they show."""
+    """The rows of a source's cases. A row is made anew where what it shows has changed: there may be thousands."""
 
     def __init__(self, source: Source, measurer: Measurer, log: DecisionLog) -> None:
         self._source, self._measurer, self._log = source, measurer, log
         self._lock = threading.Lock()
         self._usual: tuple[float, int, Usual] | None = None
-        self._found: dict[str, tuple[Measures, Usual, Contents, Found]] = {}
-        self._stand: tuple[int, dict[Key, Decision]] = (-1, {})
+        self._stand: tuple[int, ByCase] = (-1, {})
         self._rows: dict[str, tuple[tuple[object, ...], list[Row]]] = {}
+        self._undecided: dict[str, tuple[Contents, Usual, dict[str, tuple[Measures | None, bool, Row]]]] = {}
+        self._decided: dict[tuple[str, str], tuple[Row, tuple[object, ...], Row]] = {}
 
-    def stand(self) -> dict[Key, Decision]:
-        """The decisions that stand."""
+    def stand(self) -> ByCase:
+        """The decisions that stand, by case."""
         count = len(self._log.lines)
-        kept = self._stand
-        if kept[0] != count:
-            kept = self._stand = (count, standing(self._log.lines[:count]))
-        return kept[1]
+        if self._stand[0] != count:
+            found: ByCase = {}
+            for key, line in standing(self._log.lines[:count]).items():
+                found.setdefault(key[0], {})[key] = line
+            self._stand = (count, found)
+        return self._stand[1]
 
     def rows(self, organ: str = "") -> list[Row]:
-        """All cases, to be left as they are. organ: the one whose score, volume and decision are wanted."""
+        """All cases in the order of ids, to be left as they are. organ: the one whose score, volume and decision are
+        wanted."""
         with self._lock:
-            contents, corrected, stand = self._source.contents(), self._source.corrected(), self.stand()
-            now = (contents, self._measurer.version, self._what_is_usual(), stand, *self._source.listings(), corrected)
+            source, usual, stand = self._source, self._what_is_usual(), self.stand()
+            now = (source.contents(), *source.listings(), source.corrected(), self._measurer.version, usual, stand)
             kept = self._rows.get(organ)
-            if kept is None or not all(map(_same, kept[0], now)):
-                kept = self._rows[organ] = (now, self._made(contents, organ, corrected, stand))
+            if kept is None or not _same(kept[0], now):
+                kept = self._rows[organ] = (now, self._made(organ, usual, stand))
             return kept[1]
 
-    def _made(
-        self, contents: Contents, organ: str, corrected: Mapping[str, object], stand: Mapping[Key, Decision]
-    ) -> list[Row]:
-        measured, reviewed = self._measurer.all(), self._source.all_reviewed()
-        decided: dict[str, dict[Key, Decision]] = {}
-        for key, line in stand.items():
-            decided.setdefault(key[0], {})[key] = line
-        values = contents.values
-        names = [organ] if organ else list(values)
-        rows = []
-        for id, case in contents.cases.items():
-            known = measured.get(id)
-            found = self.found(id, known)
-            if organ:
-                found = Found(**{key: [organ] if organ in had else [] for key, had in found.items()})  # type: ignore[typeddict-item, operator]
-            scores = contents.scores.get(id, {})
-            defined = [score for name in names if (score := scores.get(name)) is not None]
-            organs = known["organs"] if known else {}
-            here = [organs[value] for name in names if (value := values[name]) in organs] if organs else []
-            lines = decided.get(id)
-            digest = self._measurer.seen_hash(reviewed[id]) if lines and id in reviewed else None
-            rows.append(
-                Row(
-                    id=id,
-                    role=case.role,
-                    score=sum(defined) / len(defined) if defined else None,
-                    doubt=doubt_of(contents.doubts.get(id)),
-                    volume_ml=round(sum(one["volume_ml"] for one in here), 4) if known else None,
-                    fragments=sum(one["fragments"] for one in here) if known else None,
-                    missing=found["missing"],
-                    outliers=found["outliers"],
-                    torn=found["torn"],
-                    decision=decision_of(lines, id, names) if lines else None,
-                    stale=is_stale(lines, id, names, digest) if lines else False,
-                    corrected=id in corrected,
-                )
-            )
+    def _made(self, organ: str, usual: Usual, stand: ByCase) -> list[Row]:
+        contents, measured = self._source.contents(), self._measurer.all()
+        corrected, reviewed = self._source.corrected(), self._source.all_reviewed()
+        names = [organ] if organ else list(contents.values)
+        of_all = self._undecided.get(organ)
+        if of_all is None or of_all[0] is not contents or of_all[1] is not usual:
+            of_all = self._undecided[organ] = (contents, usual, {})
+        undecided, rows = of_all[2], []
+        for id in sorted(contents.cases):
+            known, is_corrected = measured.get(id), id in corrected
+            kept = undecided.get(id)
+            if kept is None or kept[0] is not known or kept[1] is not is_corrected:
+                row = _row(contents, usual, id, names, known, is_corrected)
+                kept = undecided[id] = (known, is_corrected, row)
+            row = kept[2]
+            if lines := stand.get(id):
+                digest = self._measurer.last_hash(id, reviewed[id]) if id in reviewed else None
+                row = self._with_decision(organ, row, lines, names, digest)
+            rows.append(row)
         return rows
 
-    def found(self, id: str, known: Measures | None) -> Found:
-        """What is unusual in a case's label."""
-        if known is None:
-            return _NOTHING
-        usual, contents = self._what_is_usual(), self._source.contents()
-        kept = self._found.get(id)
-        if kept is None or kept[0] is not known or kept[1] is not usual or kept[2] is not contents:
-            kept = self._found[id] = (known, usual, contents, _odd(known, usual, contents))
-        return kept[3]
+    def _with_decision(
+        self, organ: str, row: Row, lines: Mapping[Key, Decision], names: Sequence[str], digest: str | None
+    ) -> Row:
+        key, state = (organ, row["id"]), (digest, *[line["number"] for line in lines.values()])
+        kept = self._decided.get(key)
+        if kept is None or kept[0] is not row or kept[1] != state:
+            decided = row.copy()
+            decided["decision"] = decision_of(lines, row["id"], names)
+            decided["stale"] = is_stale(lines, row["id"], names, digest)
+            kept = self._decided[key] = (row, state, decided)
+        return kept[2]
+
+    def found(self, known: Measures | None) -> Found:
+        """What is unusual in a label."""
+        return _odd(known, self._what_is_usual(), self._source.contents())
 
     def _what_is_usual(self) -> Usual:
         version, now = self._measurer.version, time.monotonic()
@@ -151,23 +142,49 @@ class Table:
         if wanted := query.get("filter"):
             stand, names = self.stand(), [organ] if organ else list(self._source.contents().values)
             reviewed = self._source.all_reviewed()
-            rows = [row for row in rows if _passes(row, wanted, stand, names, row["id"] in reviewed)]
-        rows = sorted(rows, key=lambda row: row["id"])
-        descending = query.get("descending", "0") == "1"
+            rows = [row for row in rows if _passes(row, wanted, stand.get(row["id"], {}), names, row["id"] in reviewed)]
         key = {"volume": "volume_ml"}.get(query.get("sort", "id"), query.get("sort", "id"))
         with_value = [row for row in rows if row.get(key) is not None]
-        with_value.sort(key=lambda row: row[key], reverse=descending)  # type: ignore[literal-required]
+        with_value.sort(key=itemgetter(key), reverse=query.get("descending", "0") == "1")
         rows = with_value + [row for row in rows if row.get(key) is None]
         offset, limit = (max(0, int(query.get(name, usual))) for name, usual in (("offset", "0"), ("limit", "60")))
         return {"total": len(rows), "measured": self._measurer.share, "rows": rows[offset : offset + limit]}
 
 
-def _same(before: object, now: object) -> bool:
-    return before is now or (isinstance(before, int) and before == now)
+def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
+    """Whether they are the same objects, or equal numbers and texts."""
+    return len(before) == len(now) and all(
+        a is b or (isinstance(a, int | str) and a == b) for a, b in zip(before, now, strict=True)
+    )
 
 
-def _odd(known: Measures, usual: Usual, contents: Contents) -> Found:
+def _row(
+    contents: Contents, usual: Usual, id: str, names: Sequence[str], known: Measures | None, corrected: bool
+) -> Row:
+    found, scores = _odd(known, usual, contents), contents.scores.get(id, {})
+    defined = [score for name in names if (score := scores.get(name)) is not None]
+    organs = known["organs"] if known else {}
+    here = [organs[value] for name in names if (value := contents.values[name]) in organs]
+    return Row(
+        id=id,
+        role=contents.cases[id].role,
+        score=sum(defined) / len(defined) if defined else None,
+        doubt=doubt_of(contents.doubts.get(id)),
+        volume_ml=round(sum(one["volume_ml"] for one in here), 4) if known else None,
+        fragments=sum(one["fragments"] for one in here) if known else None,
+        missing=[name for name in found["missing"] if name in names],
+        outliers=[name for name in found["outliers"] if name in names],
+        torn=[name for name in found["torn"] if name in names],
+        decision=None,
+        stale=False,
+        corrected=corrected,
+    )
+
+
+def _odd(known: Measures | None, usual: Usual, contents: Contents) -> Found:
     found = Found(missing=[], outliers=[], torn=[])
+    if known is None:
+        return found
     for name, value in contents.values.items():
         organ = known["organs"].get(value)
         if organ is None:
@@ -185,9 +202,10 @@ def _odd(known: Measures, usual: Usual, contents: Contents) -> Found:
 def decision_of(stand: Mapping[Key, Decision], case: str, names: Sequence[str]) -> str | None:
     """The one decision that a case's organs have; `mixed` for several, None where some have none. For a source without
     organs that of the case."""
-    if not names:
+    if not names or len(stand) == 1:
         line = stand.get((case, None))
-        return line["decision"] if line else None
+        if line or not names:
+            return line["decision"] if line else None
     found = {line["decision"] if (line := of_organ(stand, case, name)) else None for name in names}
     if None in found:
         return None
