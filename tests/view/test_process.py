@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import nibabel as nib
+import numpy as np
 
 from semiseg.decisions import of_organ, read_decisions, standing
 
@@ -22,7 +24,9 @@ PROCESS = Path(__file__).with_name("view_process.py")
 @contextmanager
 def process(folder: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     cache.mkdir(exist_ok=True)
-    started = subprocess.Popen([sys.executable, PROCESS, folder, cache], stdout=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        [sys.executable, PROCESS, folder, cache], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert started.stdout is not None
         line = started.stdout.readline()
@@ -34,8 +38,9 @@ def process(folder: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[str], 
     finally:
         started.kill()
         started.wait()
-        if started.stdout:
-            started.stdout.close()
+        for stream in (started.stdout, started.stderr):
+            if stream:
+                stream.close()
 
 
 def test_no_acknowledged_decision_is_lost_when_the_server_is_killed(label_folder: Path, tmp_path: Path) -> None:
@@ -127,4 +132,28 @@ def test_ctrl_c_ends_it(label_folder: Path, tmp_path: Path) -> None:
     with process(label_folder, tmp_path / "cache") as (started, client):
         assert client.get("/api/info").status_code == 200
         started.send_signal(signal.SIGINT)
-        started.wait(timeout=20)
+        assert started.wait(timeout=20) == 0
+
+
+def test_nothing_of_a_patient_is_told(tmp_path: Path) -> None:
+    """What headers hold besides the geometry is neither sent nor printed, nor are requests logged."""
+    image = nib.Nifti1Image(np.zeros((8, 7, 6), dtype=np.int16), np.eye(4))
+    for field in ("descrip", "aux_file", "db_name", "intent_name"):
+        image.header[field] = "DOE^JANE"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE 1961-02-03"))
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        nib.save(image, tmp_path / "data" / folder / "case_1.nii.gz")
+    (tmp_path / "data" / "labels.json").write_text('{"liver": 1}', encoding="utf-8")
+    with process(tmp_path / "data", tmp_path / "cache") as (started, client):
+        for path in ("/api/info", "/api/cases", "/api/cases/case_1", "/api/review", "/api/cases/case_1/strip.png"):
+            assert b"DOE" not in client.get(path).content
+        for layer in client.get("/api/cases/case_1").json()["layers"]:
+            sent = client.get(layer["url"])
+            assert sent.status_code == 200
+            assert b"DOE" not in sent.content
+        assert client.get("/api/cases/nobody").status_code == 404
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=20)
+    assert out in ("", "Stop with Ctrl-C.\n")  # it may have come with the line before
+    assert err == ""

@@ -111,6 +111,15 @@ def test_a_training_is_watched(run: Path) -> None:
         assert served.get("/report").text == "<p>report</p>"
 
 
+def test_a_run_that_has_just_begun_is_shown(run: Path) -> None:
+    for name in ("cases.jsonl", "plan.toml"):
+        (run / name).unlink()
+    with serving(run) as served:
+        assert served.json("/api/info")["pages"] == {"run": True, "cases": False, "review": False, "report": False}
+        assert served.json("/api/cases")["rows"] == []
+        assert served.json("/api/run")["state"] == "not_begun"
+
+
 def test_looking_does_not_keep_a_run_from_being_trained(run: Path) -> None:
     with serving(run) as served:
         for _ in range(5):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import socket
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -38,12 +39,20 @@ def serve(
     address = f"http://{ADDRESS}:{port}/?token={token}"
     print(f"Open {address}\nStop with Ctrl-C.", flush=True)
     if browser:
-        webbrowser.open(address)
+        open_browser(address)
     try:
-        server(make_app(pages, token=token, port=port)).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # which is how it ends
+            server(make_app(pages, token=token, port=port)).run(sockets=[listening])
     finally:
         pages.stop()
         listening.close()
+
+
+def open_browser(address: str) -> None:
+    """Open a window with the address, where there is a desktop; a browser of the terminal would take the terminal."""
+    with suppress(webbrowser.Error):
+        if type(webbrowser.get()) is not webbrowser.GenericBrowser:
+            webbrowser.open(address)
 
 
 def server(app: object) -> uvicorn.Server:
@@ -68,6 +77,7 @@ def bound_socket(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((ADDRESS, port))
+        listening.listen(128)  # a browser that is faster than the server waits
     except (OSError, OverflowError) as error:
         listening.close()
         raise ConfigError(f"--port {port}: cannot be used ({error}). Give another, or 0 for a free one.") from None
