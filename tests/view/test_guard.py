@@ -190,7 +190,7 @@ def test_too_large_a_body_is_refused(served: Served, monkeypatch: pytest.MonkeyP
     start = b'--b\r\nContent-Disposition: form-data; name="label"; filename="x"\r\n\r\n'
     answer = served.client.post("/api/corrections", content=(part for part in (start, *pieces)), headers=head)
     assert answer.status_code == 413
-    assert not (served.pages.source.home / "corrections").exists()
+    assert not (served.pages.source.folder / "corrections").exists()
 
 
 def test_what_is_no_json_object_is_refused(served: Served) -> None:

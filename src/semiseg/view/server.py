@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +23,12 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from semiseg.corrections import AskedSlices, Taken, export_cases, import_correction
 from semiseg.decisions import DecisionLog, Verdict
-from semiseg.errors import SemisegError
+from semiseg.errors import DataError, SemisegError
+from semiseg.io.scans import read_grid
 from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.overlays import PLANES
-from semiseg.view.corrections import export, import_correction
 from semiseg.view.drawing import Drawing
 from semiseg.view.guard import MOST_BODY_BYTES, Guard, TooLargeError, limited
 from semiseg.view.measures import Measurer, Measures
@@ -220,6 +222,7 @@ def _info(pages: Pages, _: Request) -> Response:
             "reviewer": pages.reviewer,
             "roles": sorted({case.role for case in contents.cases.values()}),
             "doubts": bool(contents.doubts),
+            "corrections": source.takes_corrections,
         }
     )
 
@@ -459,21 +462,26 @@ def _export(pages: Pages, body: dict[str, Any]) -> Response:
     ids = body.get("cases")
     if not isinstance(ids, list) or not 0 < len(ids) <= MOST_EXPORTED:
         raise HTTPException(400, f"cases: give 1 to {MOST_EXPORTED} ids.")
-    return JSONResponse({"folder": str(export(pages.source, [pages.known(id) for id in ids]))})
+    cases = [pages.known(id).id for id in ids]
+    return JSONResponse({"folder": str(export_cases(_corrected_run(pages), cases))})
+
+
+def _corrected_run(pages: Pages) -> Path:
+    if not pages.source.takes_corrections:
+        raise HTTPException(409, "These labels are no run's: mend the label maps where they lie.")
+    return pages.source.folder
 
 
 async def _take_correction(pages: Pages, request: Request) -> Response:
     if int(request.headers.get("content-length", "0")) > MOST_UPLOAD_BYTES:
         raise TooLargeError
-    taken = Request(request.scope, limited(request.receive, MOST_UPLOAD_BYTES))
-    async with taken.form(max_files=1, max_fields=4, max_part_size=1 << 16) as form:
+    limited_request = Request(request.scope, limited(request.receive, MOST_UPLOAD_BYTES))
+    async with limited_request.form(max_files=1, max_fields=4, max_part_size=1 << 16) as form:
         case = pages.known(form.get("case"))
         upload = form.get("label")
         if upload is None or isinstance(upload, str):
             raise HTTPException(400, "label: send the corrected label map as a file.")
-        axis, indices = form.get("axis"), form.get("indices")
-        if not isinstance(axis, str | None) or not isinstance(indices, str | None):
-            raise HTTPException(400, "axis, indices: send numbers.")
+        run, slices = _corrected_run(pages), _slices(form.get("axis"), form.get("indices"))
         # A name of ours: that of the sender is no path. Only its ending says whether it is compressed.
         ending = ".nii.gz" if (upload.filename or "").lower().endswith(".gz") else ".nii"
         with TemporaryDirectory(prefix="semiseg-") as folder:
@@ -482,11 +490,30 @@ async def _take_correction(pages: Pages, request: Request) -> Response:
                 while piece := await upload.read(_PIECE):
                     await run_sync(file.write, piece)
 
-            def checked() -> dict[str, Any]:
-                numbers = [int(one) for one in indices.split(",")] if indices else None
-                return import_correction(pages.source, case, path, axis=int(axis) if axis else None, indices=numbers)
+            taken = await run_sync(_imported, run, case, path, slices, limiter=pages.heavy)
+    if taken is None:
+        raise HTTPException(422, "This label is as it was handed out. Where it is right as it is, accept it.")
+    return JSONResponse(asdict(taken))
 
-            return JSONResponse(await run_sync(checked, limiter=pages.heavy))
+
+def _imported(run: Path, case: ViewCase, path: Path, slices: AskedSlices | None) -> Taken | None:
+    try:
+        # The header first: it bounds what is read, however much a small file would become.
+        if misfit := read_grid(path).misfit(read_grid(case.images[0]), "Save it on the scan's grid."):
+            raise DataError(f"{path}: not on the grid of the scan {case.id}: {misfit}")
+        return import_correction(run, case.id, path, slices)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path), "The corrected label")) from None
+
+
+def _slices(axis: object, indices: object) -> AskedSlices | None:
+    """The slices of a canonical scan that were corrected; None for all."""
+    if not axis and not indices:
+        return None
+    numbers = indices.split(",") if isinstance(indices, str) and indices else []
+    if axis not in ("0", "1", "2") or not numbers or not all(one.isdecimal() and len(one) < 7 for one in numbers):
+        raise HTTPException(400, "axis, indices: give 0, 1 or 2 (Z, Y, X), and numbers of slices such as 3,4,5.")
+    return AskedSlices(axis=int(str(axis)), indices=tuple(sorted(set(map(int, numbers)))))
 
 
 async def _json(request: Request) -> dict[str, Any]:

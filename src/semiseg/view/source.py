@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from semiseg.data.plan import read_plan
+from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, REVIEWED_LABELS, TEACHER_LABELS
 from semiseg.data.roles import read_run_cases
 from semiseg.decisions import FILE as DECISIONS
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import cache_folder
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import label_map, scan_files, stem
+from semiseg.io.file_kinds import scan_files, stem
 from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.layouts.folders import read_object
 from semiseg.io.layouts.labels import parse_labels
@@ -29,9 +30,10 @@ from semiseg.scoring.summary import read_summary
 
 T = TypeVar("T")
 State = tuple[tuple[int, int], ...]
-Reviewed = Literal["pseudo_labels", "reviewed_labels", "teacher_labels", "labels"]
-OF_A_RUN: tuple[Reviewed, ...] = ("pseudo_labels", "reviewed_labels", "teacher_labels")
+OF_A_RUN = (PSEUDO_LABELS, REVIEWED_LABELS, TEACHER_LABELS)
 """Folders of a run whose labels are judged, the first before the others."""
+OTHERS = "labels"
+"""What labels are called that no run of ours made."""
 TRUE = ("labelled", "validation", "test")
 """Roles of a run whose labels are references; those of others are a model's, or were accepted by a person."""
 ROUNDS_SHOWN = 3
@@ -116,12 +118,11 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A run or a folder. folder: as it was named. home: where corrections and exports go. cache: for what is measured.
-    labels: the folder of label maps that are judged in the place of the source's own, or None."""
+    """A run or a folder. folder: as it was named. cache: for what is measured. labels: the folder of label maps that
+    are judged in the place of the source's own, or None."""
 
     kind: Literal["run", "folder"]
     folder: Path
-    home: Path
     cache: Path
     decisions: Path
     labels: Path | None
@@ -140,13 +141,13 @@ class Source:
             self._listings[folder] = Fresh(lambda: {stem(file): file for file in scan_files(folder)}, folder)
         return self._listings[folder]()
 
-    def reviewed(self, case: ViewCase) -> tuple[Path, Reviewed] | None:
-        """The label map that is judged, and whose it is."""
+    def reviewed(self, case: ViewCase) -> tuple[Path, str] | None:
+        """The label map that is judged, and whose it is: a folder of `OF_A_RUN`, or `OTHERS`."""
         if self.labels:
             path = self.of_folder(self.labels, case.id)
-            return (path, "labels") if path else None
+            return (path, OTHERS) if path else None
         if self.kind == "folder":
-            return (case.reference, "labels") if case.reference else None
+            return (case.reference, OTHERS) if case.reference else None
         for kind in OF_A_RUN:
             if path := self.of_folder(self.folder / kind, case.id):
                 return path, kind
@@ -171,11 +172,11 @@ class Source:
         return self.of_folder(self.folder / "predictions", case.id) if self.kind == "run" else None
 
     def correction(self, case: ViewCase) -> Path | None:
-        return self.of_folder(self.home / "corrections", case.id)
+        return self.corrected().get(case.id)
 
     def corrected(self) -> dict[str, Path]:
         """The labels that were corrected, by case; the same dictionary until they change."""
-        return self._listing(self.home / "corrections")
+        return self._listing(self.folder / CORRECTIONS) if self.takes_corrections else {}
 
     def listings(self) -> list[dict[str, Path]]:
         """What lies in the folders of labels that are judged; the same dictionaries until they change."""
@@ -189,10 +190,15 @@ class Source:
         return [self.folder / kind for kind in OF_A_RUN] if self.kind == "run" else []
 
     @property
-    def label_reviewed(self) -> Reviewed:
+    def takes_corrections(self) -> bool:
+        """Labels of a run are handed out and taken back; others are mended where they lie."""
+        return self.kind == "run" and self.labels is None
+
+    @property
+    def label_reviewed(self) -> str:
         """Whose labels are judged."""
         if self.labels or self.kind == "folder":
-            return "labels"
+            return OTHERS
         return next((kind for kind in OF_A_RUN if (self.folder / kind).is_dir()), OF_A_RUN[0])
 
     def reviewed_layer(self, case: ViewCase) -> str | None:
@@ -247,11 +253,11 @@ class Source:
         return found
 
 
-_TITLES: dict[Reviewed, str] = {
-    "pseudo_labels": "Pseudo-label",
-    "reviewed_labels": "Reviewed label",
-    "teacher_labels": "Teacher's label",
-    "labels": "Label",
+_TITLES = {
+    PSEUDO_LABELS: "Pseudo-label",
+    REVIEWED_LABELS: "Reviewed label",
+    TEACHER_LABELS: "Teacher's label",
+    OTHERS: "Label",
 }
 
 
@@ -266,12 +272,10 @@ def open_source(folder: Path, *, labels: Path | None = None, decisions: Path | N
     kept = decisions or folder / DECISIONS
     if kept.is_dir():
         raise ConfigError(f"--decisions {kept}: is a folder. Name a file.")
-    home = folder if is_run else kept.absolute().parent
     cache = folder / "view" if is_run else cache_folder() / "view" / _digest(str(folder.resolve()))
     return Source(
         kind="run" if is_run else "folder",
         folder=folder,
-        home=home,
         cache=cache,
         decisions=kept,
         labels=labels,
@@ -365,8 +369,3 @@ def doubt_of(doubt: Doubt | None) -> float | None:
 def runs_of(run: Path) -> list[Path]:
     """The runs whose training is shown: of the folds, where there are any."""
     return fold_runs(run) or [run]
-
-
-def label_file(folder: Path, id: str) -> Path:
-    """Where a case's label map is written."""
-    return label_map(folder, id)
