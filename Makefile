@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs bench fuzz clean
+.PHONY: demo test check docs pages browser bench fuzz clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semiseg needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -20,9 +20,25 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The pages of `semiseg view`, type-checked and bundled into the package; the wheel's hook (hatch_build.py) does the same.
+pages: pages/node_modules/.package-lock.json
+	cd pages && npm run --silent check && npm run --silent build
+
+pages/node_modules/.package-lock.json: pages/package-lock.json
+	cd pages && npm ci --ignore-scripts
+	touch $@
+
+# What the browser's tests need, where it can be had here; without it they are skipped, with the reason.
+browser:
+	@if command -v npm >/dev/null && $(MAKE) --no-print-directory pages/node_modules/.package-lock.json; then $(MAKE) --no-print-directory pages; \
+		else echo "The pages are not built: that needs Node 20 and its registry."; fi
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+		echo "No Chromium here, and none could be installed."
+
 # The site is built without warnings, then two files of tests at a time, by one thread each. Compiled modules are kept:
 # tests start some hundred processes.
-test: check docs
+test: check docs browser
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .venv/docs-installed: .venv/installed
@@ -62,4 +78,5 @@ bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/fewer_tiles.py --run runs/head_neck --data $(DATA)/Dataset101_HeadNeckCT
 
 clean:
+	rm -rf pages/node_modules src/semiseg/view/static
 	rm -rf .venv site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -103,6 +103,8 @@ export function casePage(where: Where): Page {
     }
     stage.refresh();
     await new Promise(requestAnimationFrame);
+    await new Promise(requestAnimationFrame);
+    if (painter instanceof PngPainter) await painter.settled();
     root.dataset.ready = String(Math.round(performance.now() - began));
     third();
     void ahead();

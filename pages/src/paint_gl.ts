@@ -21,7 +21,7 @@ export function webGl(): "none" | "software" | "card" {
 interface Texture {
   texture: WebGLTexture;
   /** Canonical index of the scan to stored index of this volume. */
-  matrix: Float32Array;
+  matrix: Affine;
   dims: Int32Array;
   slope: number;
   inter: number;
@@ -69,7 +69,7 @@ export class GlPainter implements Painter {
     gl.texImage3D(gl.TEXTURE_3D, 0, inside, x, y, z, 0, format, type, voxels);
     this.textures.set(name, {
       texture,
-      matrix: columns(compose(inverse(volume.affine), this.frame.affine)),
+      matrix: compose(inverse(volume.affine), this.frame.affine),
       dims: Int32Array.from(volume.dims),
       slope: volume.slope,
       inter: volume.inter,
@@ -95,30 +95,35 @@ export class GlPainter implements Painter {
     const map = look.shown.find((one) => one.kind === "map" && this.textures.has(one.name));
     const used = this.program(scan ? (scan.float ? "float" : "int") : "none", labels.length, map !== undefined);
     gl.useProgram(used.program);
-    this.bind(used.at, look, scan, labels, map);
+    const bound = this.bind(used.at, look, scan, labels, map);
     gl.enable(gl.SCISSOR_TEST);
     for (const view of views) {
       const { pane } = view;
       const { across, down, through } = AXES[view.plane];
       gl.scissor(Math.round(pane.left * ratio), height - Math.round((pane.top + pane.height) * ratio), Math.round(pane.width * ratio), Math.round(pane.height * ratio));
-      gl.uniform3i(used.at("axes"), across, down, through);
-      gl.uniform1f(used.at("slice"), view.index);
+      gl.uniform2f(used.at("size"), this.frame.dims[across]!, this.frame.dims[down]!);
+      for (const [name, { matrix }] of bound) {
+        const column = (axis: number) => matrix.map((row) => row[axis]!) as [number, number, number];
+        gl.uniform3f(used.at(`${name}_first`), ...(matrix.map((row) => row[through]! * view.index + row[3]!) as [number, number, number]));
+        gl.uniform3f(used.at(`${name}_across`), ...column(across));
+        gl.uniform3f(used.at(`${name}_down`), ...column(down));
+      }
       gl.uniform4f(used.at("place"), view.left * ratio, height - view.top * ratio, view.across * ratio, view.down * ratio);
       gl.drawArrays(gl.TRIANGLES, 0, 3);
     }
   }
 
-  private bind(at: (name: string) => WebGLUniformLocation | null, look: Look, scan: Texture | undefined, labels: Shown[], map: Shown | undefined): void {
+  private bind(at: (name: string) => WebGLUniformLocation | null, look: Look, scan: Texture | undefined, labels: Shown[], map: Shown | undefined): [string, Texture][] {
     const { gl } = this;
     const ratio = window.devicePixelRatio || 1;
-    gl.uniform3iv(at("dims"), this.frame.dims);
     let unit = 0;
+    const bound: [string, Texture][] = [];
     const volume = (name: string, found: Texture) => {
       gl.activeTexture(gl.TEXTURE0 + unit);
       gl.bindTexture(gl.TEXTURE_3D, found.texture);
       gl.uniform1i(at(name), unit++);
-      gl.uniformMatrix4x3fv(at(`${name}_matrix`), false, found.matrix);
       gl.uniform3iv(at(`${name}_dims`), found.dims);
+      bound.push([name, found]);
     };
     if (scan) {
       volume("scan", scan);
@@ -144,6 +149,7 @@ export class GlPainter implements Painter {
       gl.uniform3f(at(`style${number}`), (one.wide ? 4 : 1.8) * ratio, one.filled ? look.opacity : one.wide ? 0.5 : 1, fill ? look.opacity : 0);
     });
     gl.uniform1f(at("line"), look.style === "fill" ? Math.min(1, look.opacity + 0.3) : 1);
+    return bound;
   }
 
   private program(scan: "int" | "float" | "none", labels: number, map: boolean) {
@@ -170,10 +176,6 @@ export class GlPainter implements Painter {
   }
 }
 
-function columns(affine: Affine): Float32Array {
-  return Float32Array.from([0, 1, 2, 3].flatMap((column) => affine.map((row) => row[column]!)));
-}
-
 /** The size above which a tenth of the total absolute value lies, as reports have it. */
 function limitOf(values: Float32Array): number {
   const stride = Math.max(1, Math.floor(values.length / 2e6));
@@ -193,48 +195,49 @@ void main() { gl_Position = vec4(gl_VertexID == 1 ? 3. : -1., gl_VertexID == 2 ?
 function fragment(scan: "int" | "float" | "none", labels: number, map: boolean): string {
   const each = (make: (number: number) => string) => Array.from({ length: labels }, (_, number) => make(number)).join("\n");
   const colour = ([r, g, b]: number[]) => `vec3(${(r! / 255).toFixed(4)}, ${(g! / 255).toFixed(4)}, ${(b! / 255).toFixed(4)})`;
+  const volume = (kind: string, name: string) =>
+    `uniform ${kind} ${name}; uniform vec3 ${name}_first, ${name}_across, ${name}_down; uniform ivec3 ${name}_dims;`;
   return `#version 300 es
 precision highp float; precision highp int; precision highp isampler3D; precision highp usampler3D; precision highp sampler3D;
 out vec4 result;
-uniform ivec3 dims, axes; uniform float slice; uniform vec4 place; uniform vec2 grey, scale; uniform float line;
+uniform vec2 size, grey, scale; uniform vec4 place; uniform float line, limit;
 uniform sampler2D palette;
-${scan === "none" ? "" : `uniform ${scan === "int" ? "isampler3D" : "sampler3D"} scan; uniform mat4x3 scan_matrix;`}
-${each((n) => `uniform usampler3D label${n}; uniform mat4x3 label${n}_matrix; uniform ivec3 label${n}_dims; uniform vec3 style${n};`)}
-${map ? "uniform sampler3D heat; uniform mat4x3 heat_matrix; uniform ivec3 heat_dims; uniform float limit;" : ""}
-
-vec3 whole(vec2 at) { // canonical index of a place on the slice, both counted in voxels from the first one's middle
-  vec3 found = vec3(0.);
-  found[axes.x] = at.x; found[axes.y] = at.y; found[axes.z] = slice;
-  return found;
-}
+${scan === "none" ? "" : volume(scan === "int" ? "isampler3D" : "sampler3D", "scan")}
+${each((n) => `${volume("usampler3D", `label${n}`)} uniform vec3 style${n};`)}
+${map ? volume("sampler3D", "heat") : ""}
+// A place on the slice is counted in voxels from the middle of the first one. An index is that of a stored voxel.
 ${
   scan === "none"
     ? ""
-    : `float voxel(vec2 at) {
-  vec3 inside = clamp(whole(at), vec3(0.), vec3(dims) - 1.);
-  return float(texelFetch(scan, ivec3(floor(scan_matrix * vec4(inside, 1.) + .5)), 0).r);
-}
-float value(vec2 at) { // between the middles of four voxels
-  vec2 low = floor(at), part = at - low;
-  return mix(mix(voxel(low), voxel(low + vec2(1., 0.)), part.x), mix(voxel(low + vec2(0., 1.)), voxel(low + 1.), part.x), part.y) * scale.x + scale.y;
+    : `float value(vec2 at) { // between the middles of four voxels
+  vec2 low = clamp(floor(at), vec2(0.), size - 1.), high = clamp(floor(at) + 1., vec2(0.), size - 1.), part = at - floor(at);
+  vec3 first = scan_first + .5;
+  vec3 left = scan_across * low.x, right = scan_across * high.x, top = scan_down * low.y, bottom = scan_down * high.y;
+  float a = float(texelFetch(scan, ivec3(first + left + top), 0).r), b = float(texelFetch(scan, ivec3(first + right + top), 0).r);
+  float c = float(texelFetch(scan, ivec3(first + left + bottom), 0).r), d = float(texelFetch(scan, ivec3(first + right + bottom), 0).r);
+  return mix(mix(a, b, part.x), mix(c, d, part.x), part.y) * scale.x + scale.y;
 }`
 }
 ${each(
-  (n) => `uint near${n}(vec2 at) {
-  ivec3 index = ivec3(floor(label${n}_matrix * vec4(whole(at), 1.) + .5));
+  (n) => `uint near${n}(vec3 place) {
+  ivec3 index = ivec3(floor(place));
   if (any(lessThan(index, ivec3(0))) || any(greaterThanEqual(index, label${n}_dims))) return 0u;
   return texelFetch(label${n}, index, 0).r;
 }
 uint class${n}(vec2 at) { // the value that most of the four voxels around have, by their nearness: lines run as contours do
   vec2 low = floor(at), part = at - low;
-  uint a = near${n}(low), b = near${n}(low + vec2(1., 0.)), c = near${n}(low + vec2(0., 1.)), d = near${n}(low + 1.);
+  vec3 corner = label${n}_first + .5 + label${n}_across * low.x + label${n}_down * low.y;
+  uint a = near${n}(corner), b = near${n}(corner + label${n}_across);
+  uint c = near${n}(corner + label${n}_down), d = near${n}(corner + label${n}_across + label${n}_down);
   if (a == b && a == c && a == d) return a;
   vec4 weight = vec4((1. - part.x) * (1. - part.y), part.x * (1. - part.y), (1. - part.x) * part.y, part.x * part.y);
   uvec4 four = uvec4(a, b, c, d);
-  vec4 sums;
-  for (int i = 0; i < 4; i++) sums[i] = dot(weight, vec4(equal(four, uvec4(four[i]))));
+  vec4 sums = vec4(dot(weight, vec4(equal(four, uvec4(a)))), dot(weight, vec4(equal(four, uvec4(b)))),
+    dot(weight, vec4(equal(four, uvec4(c)))), dot(weight, vec4(equal(four, uvec4(d)))));
   uint best = a; float most = sums.x;
-  for (int i = 1; i < 4; i++) if (sums[i] > most + 1e-6) { most = sums[i]; best = four[i]; }
+  if (sums.y > most + 1e-6) { most = sums.y; best = b; }
+  if (sums.z > most + 1e-6) { most = sums.z; best = c; }
+  if (sums.w > most + 1e-6) best = d;
   return best;
 }
 vec3 over${n}(vec3 under, vec2 at, vec2 pixel) {
@@ -249,7 +252,6 @@ vec3 over${n}(vec3 under, vec2 at, vec2 pixel) {
 }`,
 )}
 void main() {
-  vec2 size = vec2(dims[axes.x], dims[axes.y]);
   vec2 along = vec2(gl_FragCoord.x - place.x, place.y - gl_FragCoord.y) / place.zw;
   if (any(lessThan(along, vec2(0.))) || any(greaterThanEqual(along, size))) { result = vec4(0., 0., 0., 1.); return; }
   vec2 at = size - along - .5;
@@ -257,7 +259,7 @@ void main() {
   vec3 colour = vec3(${scan === "none" ? "0." : "clamp((value(at) - grey.x) / max(grey.y - grey.x, 1e-6), 0., 1.)"});
   ${
     map
-      ? `ivec3 index = ivec3(floor(heat_matrix * vec4(whole(at), 1.) + .5));
+      ? `ivec3 index = ivec3(floor(heat_first + .5 + heat_across * at.x + heat_down * at.y));
   if (all(greaterThanEqual(index, ivec3(0))) && all(lessThan(index, heat_dims))) {
     float share = clamp(texelFetch(heat, index, 0).r / limit, -1., 1.);
     colour = mix(colour, share < 0. ? ${colour(NEGATIVE)} : ${colour(POSITIVE)}, .85 * pow(abs(share), .8));

@@ -5,7 +5,9 @@ import { el } from "./dom";
 import { AXES, type Look, type Painter, type Plane, type View } from "./stage";
 import type { Triple } from "./nifti";
 
-interface Picture { frame: HTMLElement; image: HTMLImageElement | null; wanted: string; loading: boolean }
+const LARGEST = 1024;
+
+interface Picture { frame: HTMLElement; image: HTMLImageElement | null; place: Record<string, string>; wanted: string; loading: Promise<void> | null }
 
 export class PngPainter implements Painter {
   readonly element = el("div", { class: "painted" });
@@ -22,48 +24,47 @@ export class PngPainter implements Painter {
   private show(view: View, look: Look): void {
     let picture = this.pictures.get(view.plane);
     if (!picture) {
-      picture = { frame: el("div", { class: "clip" }), image: null, wanted: "", loading: false };
+      picture = { frame: el("div", { class: "clip" }), image: null, place: {}, wanted: "", loading: null };
       this.element.append(picture.frame);
       this.pictures.set(view.plane, picture);
     }
     const { pane } = view;
     Object.assign(picture.frame.style, { left: `${pane.left}px`, top: `${pane.top}px`, width: `${pane.width}px`, height: `${pane.height}px` });
+    const size: [number, number] = [this.dims[AXES[view.plane].across]! * view.across, this.dims[AXES[view.plane].down]! * view.down];
+    const pixels = Math.max(...size) * (window.devicePixelRatio || 1);
     picture.wanted = `${ofCase(this.id, "slice.png")}?${query({
       plane: view.plane,
       index: String(view.index),
-      layers: look.shown.map((one) => one.name).join(","),
+      layers: [...(look.scan && look.scan !== "scan" ? [look.scan] : []), ...look.shown.map((one) => one.name)].join(","),
       style: look.style,
       opacity: look.opacity.toFixed(2),
       low: String(Math.round(look.low * 100) / 100),
       high: String(Math.round(look.high * 100) / 100),
       organ: this.organ(),
+      size: Math.min(LARGEST, Math.max(128, 128 * Math.ceil(pixels / 128))),
     })}`;
-    const size = [this.dims[AXES[view.plane].across]! * view.across, this.dims[AXES[view.plane].down]! * view.down];
-    const place = { left: `${view.left - pane.left}px`, top: `${view.top - pane.top}px`, width: `${size[0]}px`, height: `${size[1]}px` };
-    if (picture.image) Object.assign(picture.image.style, place);
-    void this.load(picture, place);
+    picture.place = { left: `${view.left - pane.left}px`, top: `${view.top - pane.top}px`, width: `${size[0]}px`, height: `${size[1]}px` };
+    if (picture.image) Object.assign(picture.image.style, picture.place);
+    picture.loading ??= this.load(picture).finally(() => {
+      picture.loading = null;
+      picture.frame.classList.remove("loading");
+    });
   }
 
-  private async load(picture: Picture, place: Record<string, string>): Promise<void> {
-    if (picture.loading) return;
-    picture.loading = true;
-    try {
-      while (!this.disposed && picture.image?.dataset.address !== picture.wanted) {
-        const image = el("img", { alt: "", draggable: "false" });
-        const address = picture.wanted;
-        image.dataset.address = address;
-        image.src = address;
-        try {
-          await image.decode();
-        } catch {
-          image.dataset.failed = "1";
-        }
-        Object.assign(image.style, place, picture.image ? { left: picture.image.style.left, top: picture.image.style.top, width: picture.image.style.width, height: picture.image.style.height } : {});
-        picture.frame.replaceChildren(image);
-        picture.image = image;
-      }
-    } finally {
-      picture.loading = false;
+  /** When all that was wished for is there. */
+  async settled(): Promise<void> {
+    await Promise.all([...this.pictures.values()].map((picture) => picture.loading));
+  }
+
+  private async load(picture: Picture): Promise<void> {
+    while (!this.disposed && picture.image?.dataset.address !== picture.wanted) {
+      picture.frame.classList.add("loading");
+      const image = el("img", { alt: "", draggable: "false", "data-address": picture.wanted });
+      image.src = picture.wanted;
+      await image.decode().catch(() => image.classList.add("failed"));
+      Object.assign(image.style, picture.place);
+      picture.frame.replaceChildren(image);
+      picture.image = image;
     }
   }
 

@@ -1,0 +1,35 @@
+"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, which needs Node 20; an sdist brings the bundle
+along, so that a wheel that is built of it needs none."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+BUNDLE = "src/semiseg/view/static"
+
+
+class Pages(BuildHookInterface):  # type: ignore[type-arg]
+    """hatchling finds it by its base class."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version == "editable":
+            return  # `make pages`
+        build_data["artifacts"].append(f"{BUNDLE}/*")
+        root = Path(self.root)
+        if not (root / "pages").is_dir() or (root / "PKG-INFO").is_file():
+            return  # an image that predicts alone, or an sdist
+        build(root)
+
+
+def build(root: Path) -> None:
+    """Install what package-lock.json names, check the types, bundle. Raises `SystemExit` where there is no Node."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SystemExit("The pages of `semiseg view` are bundled by Node 20 or newer, whose npm was not found.")
+    for command in (["ci", "--ignore-scripts"], ["run", "--silent", "check"], ["run", "--silent", "build"]):
+        subprocess.run([npm, *command], cwd=root / "pages", check=True)

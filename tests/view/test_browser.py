@@ -1,0 +1,197 @@
+"""The pages in a real Chromium with WebGL: what the canvas shows, keys, hostile names, and who is asked."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_orientation import MARK, ORIENTATIONS, SHAPE, body
+from view_browser import Browser, browser, colourful, drawn, far, open_case, picture
+from view_server import Served, label_maps, save_label, save_scan, serving
+
+from semiseg.decisions import read_decisions
+
+PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
+HOSTILE = "<img src=x onerror=document.title='taken'>&amp;\"'"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser(webgl=True) as found:
+        yield found
+        assert found.asked <= {"127.0.0.1", "data", "blob"}, "pages ask nobody but their own server"
+        assert found.said == []
+
+
+def three_orientations(folder: Path) -> Path:
+    """One body in files of three orientations, with the bright cube as its label."""
+    for name in ("RAS", "LAS", "oblique"):
+        affine = np.eye(4)
+        affine[:3, :3] = ORIENTATIONS[name] @ np.diag([1.0, 1.0, 1.5])
+        affine[:3, 3] = (-12.5, 7.25, 31.0)
+        save_scan(folder / "imagesTr" / f"{name}_0000.nii.gz", body(affine), affine)
+        save_scan(folder / "labelsTr" / f"{name}.nii.gz", (body(affine) == 900).astype(np.uint8), affine)
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "cube": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("three")
+    with serving(three_orientations(folder / "data"), decisions=folder / "decisions.jsonl") as found:
+        yield found
+
+
+def slice_of(plane: str) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Shape and spacing of a displayed slice's rows and columns."""
+    rest = [axis for axis in range(3) if axis != PLANES[plane]]
+    spacing = (1.5, 1.0, 1.0)
+    return (SHAPE[rest[0]], SHAPE[rest[1]]), (spacing[rest[0]], spacing[rest[1]])
+
+
+@pytest.mark.parametrize("case", ["RAS", "LAS", "oblique"])
+def test_the_canvas_shows_the_scan(chromium: Browser, served: Served, case: str) -> None:
+    """Against the slice that the server draws. Both are bilinear between the middles of voxels, but the server windows
+    before it enlarges and the canvas after, so that they differ where the window cuts: within 2 grey levels in the
+    mean, and by more than 16 in at most 2 % of the pixels. A slice or a voxel off, or mirrored, is ten times that."""
+    with chromium.page(served) as page:
+        open_case(page, case)
+        page.keyboard.press("1")  # the label away
+        at = {plane: int(page.inner_text(f".pane[data-plane={plane}] .caption").split()[1]) - 1 for plane in PLANES}
+        for plane, index in at.items():
+            shown = picture(page, plane, *slice_of(plane))
+            expected = drawn(served, case, shown, plane=plane, index=index, low=-160, high=240)
+            mean, share = far(shown, expected)
+            assert mean <= 2, plane
+            assert share <= 0.02, plane
+            assert far(shown[:, ::-1], expected)[0] > 20, "the mirrored one is far from it"
+            letters = [page.inner_text(f".pane[data-plane={plane}] .edge.{side}") for side in ("left", "top")]
+            assert letters == {"axial": ["R", "A"], "coronal": ["R", "S"], "sagittal": ["A", "S"]}[plane]
+        # The cube lies in the patient's right, front and head by the header: test_orientation.
+        page.keyboard.press("1")
+        for plane in PLANES:
+            rows, columns = np.argwhere(colourful(picture(page, plane, *slice_of(plane)))).mean(axis=0)
+            high, wide = picture(page, plane, *slice_of(plane)).shape[:2]
+            assert rows < high / 2
+            assert columns < wide / 2
+
+
+def test_window_overlay_and_slices_change_what_is_shown(chromium: Browser, served: Served) -> None:
+    with chromium.page(served) as page:
+        open_case(page, "LAS")
+        shown = picture(page, "axial", *slice_of("axial"))
+        assert colourful(shown).any()
+        page.keyboard.down("h")
+        hidden = picture(page, "axial", *slice_of("axial"))
+        assert not colourful(hidden).any()
+        page.keyboard.up("h")
+        np.testing.assert_array_equal(picture(page, "axial", *slice_of("axial")), shown)
+        page.keyboard.press("o")
+        filled = picture(page, "axial", *slice_of("axial"))
+        assert colourful(filled).sum() > 1.5 * colourful(shown).sum()
+        page.keyboard.press("1")
+        page.keyboard.press("w")
+        index = int(page.inner_text(".pane[data-plane=axial] .caption").split()[1]) - 1
+        other = picture(page, "axial", *slice_of("axial"))
+        liver = {"plane": "axial", "low": -30, "high": 150}
+        assert far(other, drawn(served, "LAS", other, index=index, **liver))[0] <= 2
+        assert far(other, hidden)[0] > 10
+        page.keyboard.press("ArrowUp")
+        above = picture(page, "axial", *slice_of("axial"))
+        assert far(above, drawn(served, "LAS", above, index=index + 1, **liver))[0] <= 2
+        assert far(above, other)[0] > 0.5
+        # A click in one plane moves the others.
+        box = page.locator(".pane[data-plane=axial]").bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2 - 2, box["y"] + box["height"] / 2 - 2)  # half a voxel
+        page.wait_for_selector(f".pane[data-plane=coronal] .caption:has-text('Coronal {SHAPE[1] // 2 + 1} /')")
+        page.wait_for_selector(f".pane[data-plane=sagittal] .caption:has-text('Sagittal {SHAPE[2] // 2 + 1} /')")
+
+
+def test_organs_turn_in_3d(chromium: Browser, served: Served) -> None:
+    with chromium.page(served) as page:
+        open_case(page, "oblique")
+        page.click("button.chip:has-text('3D')")
+        page.wait_for_selector("[data-third]")
+        canvas = page.locator(".pane.third canvas")
+        taken = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
+        assert colourful(taken).any()
+        page.keyboard.press("x")  # and back to the planes, whose canvas is as it was
+        assert colourful(picture(page, "axial", *slice_of("axial"))).any()
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> Path:
+    folder = label_maps(tmp_path / "maps")
+    label = np.zeros((12, 20, 24), dtype=np.uint8)
+    label[2:8, 3:11, 4:12] = 1
+    save_label(folder / f"{HOSTILE}.nii.gz", label)
+    return folder
+
+
+def test_a_review_by_keyboard_alone(
+    chromium: Browser, maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(maps, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served) as page:
+        page.keyboard.press("Shift+V")
+        seen = []
+
+        def shown(after: str = "") -> str:
+            page.wait_for_selector(".review[data-shown]")
+            while (id := page.get_attribute(".review", "data-shown")) == after:
+                page.wait_for_timeout(20)
+            seen.append(id)
+            return str(id)
+
+        last = shown()
+        for key in ("a", "s", "l", "u", "a"):
+            page.keyboard.press(key)
+            last = shown(last)
+        page.keyboard.press("z")  # the fifth is seen again
+        assert shown(last) == seen[4]
+        page.keyboard.press("s")
+        shown(seen[4])
+        page.keyboard.press("n")
+        shown(seen[-1])
+        page.wait_for_timeout(300)
+        page.keyboard.press("?")
+        assert page.is_visible("dialog.help")
+        page.keyboard.press("Escape")
+        lines = read_decisions(tmp_path / "decisions.jsonl")
+        made = [(line["case"], line["decision"]) for line in lines]
+        assert made == [*zip(seen[:5], ("accept", "set_aside", "label", "unsure", "accept"), strict=True),
+                        (seen[4], "undo"), (seen[4], "set_aside")]  # fmt: skip
+        assert {line["reviewer"] for line in lines} == {"ann"}
+
+
+def test_a_name_that_is_meant_to_hurt_stays_a_name(
+    chromium: Browser, maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(maps, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served, "cases") as page:
+        page.wait_for_selector(".case-card")
+        assert HOSTILE in [it.inner_text() for it in page.query_selector_all(".case-card .id")]
+        page.keyboard.press("/")
+        page.keyboard.type("<img")
+        page.wait_for_selector("text=1 case")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("[data-ready]")
+        assert page.inner_text(".case-page h1") == HOSTILE
+        page.keyboard.press("a")
+        page.wait_for_selector(".decision .badge.accept")
+        page.keyboard.press("Backspace")
+        page.wait_for_selector(".case-card")
+        assert page.query_selector("img[src='x'], img[onerror]") is None
+        assert "taken" not in page.title()
+        assert [line["case"] for line in read_decisions(tmp_path / "decisions.jsonl")] == [HOSTILE]
+
+
+def test_the_mark_is_where_these_tests_think() -> None:
+    assert [place > n / 2 for place, n in zip(MARK, SHAPE, strict=True)] == [True, True, True]

@@ -1,0 +1,97 @@
+"""The pages in a Chromium without WebGL: the server draws the slices, and all but 3D is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_browser import PLANES, slice_of, three_orientations
+from test_orientation import SHAPE
+from view_browser import Browser, browser, colourful, drawn, far, open_case, picture
+from view_server import Served, serving
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser(webgl=False) as found:
+        yield found
+        assert found.asked <= {"127.0.0.1", "data", "blob"}
+        assert found.said == []
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("three")
+    with serving(three_orientations(folder / "data"), decisions=folder / "decisions.jsonl") as found:
+        yield found
+
+
+def settled(page) -> None:  # type: ignore[no-untyped-def]
+    page.wait_for_timeout(50)
+    page.wait_for_selector(".clip.loading", state="detached")
+
+
+def test_there_is_no_webgl(chromium: Browser, served: Served) -> None:
+    with chromium.page(served) as page:
+        assert page.evaluate("() => document.createElement('canvas').getContext('webgl2')") is None
+
+
+@pytest.mark.parametrize("case", ["LAS", "oblique"])
+def test_three_planes_are_drawn_by_the_server(chromium: Browser, served: Served, case: str) -> None:
+    with chromium.page(served) as page:
+        open_case(page, case)
+        assert page.query_selector("canvas") is None
+        assert "WebGL2" in page.inner_text(".pane.third")
+        page.keyboard.press("1")
+        settled(page)
+        for plane in PLANES:
+            index = int(page.inner_text(f".pane[data-plane={plane}] .caption").split()[1]) - 1
+            shown = picture(page, plane, *slice_of(plane))
+            assert far(shown, drawn(served, case, shown, plane=plane, index=index, low=-160, high=240))[0] <= 2
+            assert page.inner_text(f".pane[data-plane={plane}] .edge.left") == ("A" if plane == "sagittal" else "R")
+        page.keyboard.press("1")
+        settled(page)
+        for plane in PLANES:
+            shown = picture(page, plane, *slice_of(plane))
+            rows, columns = np.argwhere(colourful(shown)).mean(axis=0)
+            assert rows < shown.shape[0] / 2
+            assert columns < shown.shape[1] / 2
+
+
+def test_wheel_keys_and_clicks_move(chromium: Browser, served: Served) -> None:
+    with chromium.page(served) as page:
+        open_case(page, "RAS")
+
+        def at(plane: str) -> int:
+            return int(page.inner_text(f".pane[data-plane={plane}] .caption").split()[1])
+
+        box = page.locator(".pane[data-plane=axial]").bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2 - 2, box["y"] + box["height"] / 2 - 2)  # half a voxel
+        page.wait_for_selector(f".pane[data-plane=coronal] .caption:has-text('Coronal {SHAPE[1] // 2 + 1} /')")
+        assert at("sagittal") == SHAPE[2] // 2 + 1
+        before = at("axial")
+        page.mouse.wheel(0, -120)
+        page.wait_for_selector(f".pane[data-plane=axial] .caption:has-text('Axial {before + 1} /')")
+        page.keyboard.press("PageDown")
+        page.wait_for_selector(f".pane[data-plane=axial] .caption:has-text('Axial {before - 9} /')")
+        page.keyboard.press("w")
+        settled(page)
+        shown = picture(page, "axial", *slice_of("axial"))
+        index = at("axial") - 1
+        mean, _ = far(
+            shown, drawn(served, "RAS", shown, plane="axial", index=index, low=-30, high=150, layers="reference")
+        )
+        assert mean <= 3
+
+
+def test_a_decision_stands_in_the_list(chromium: Browser, served: Served, tmp_path: Path) -> None:
+    with chromium.page(served) as page:
+        open_case(page, "LAS")
+        page.keyboard.press("s")
+        page.wait_for_selector(".decision .badge.set_aside")
+        page.keyboard.press("Backspace")
+        page.wait_for_selector(".case-card .badge.set_aside")
+        page.keyboard.press("z")  # nothing is undone where Z is no key
+        assert [row["decision"] for row in served.json("/api/cases")["rows"]] == ["set_aside", None, None]
