@@ -19,7 +19,8 @@ def test_an_organ_is_measured_by_hand() -> None:
     label[2:6, 3:5, 7:11] = 2
     label[8, 8, 8] = 2
     label[9, 9, 9] = 2  # touches at a corner: the same piece
-    found = measure(label, (5.0, 2.0, 1.0))
+    found, doubtful = measure(label, (5.0, 2.0, 1.0))
+    assert doubtful == found["2"]["doubtful"]
     assert set(found) == {"2"}
     organ = found["2"]
     voxels = 4 * 2 * 4 + 2
@@ -29,6 +30,27 @@ def test_an_organ_is_measured_by_hand() -> None:
     assert (organ["first"], organ["stop"]) == ((2, 3, 7), (10, 10, 11))
     assert organ["doubtful"][0] in range(2, 6)
     assert organ["doubtful"][1] in (3, 4)
+
+
+def test_the_longest_outline_is_counted_in_edges() -> None:
+    label = np.zeros((5, 9, 9), dtype=np.uint8)
+    label[1, 3:6, 3:6] = 1
+    label[2, 2:7, 2:7] = 1
+    label[3, 1:8, 1:8] = 1
+    label[3, 3:6, 3:6] = 3  # a hole is an outline, too
+    label[4, :, 2] = 1  # of 9 by 1: 20 edges
+    found, doubtful = measure(label, (1.0, 1.0, 1.0))
+    assert found["1"]["doubtful"][0] == doubtful[0] == 3
+    label[3] = 0
+    found, _ = measure(label, (1.0, 1.0, 1.0))
+    assert found["1"]["doubtful"][0] == 2
+    assert measure(np.zeros((5, 9, 7), dtype=np.uint8), (1.0, 1.0, 1.0)) == ({}, (2, 4, 3))
+
+
+def test_noise_is_counted_too() -> None:
+    label = np.zeros((82, 82, 82), dtype=np.uint8)
+    label[::2, ::2, ::2] = 1
+    assert measure(label, (1.0, 1.0, 1.0))[0]["1"]["fragments"] == 41**3 > 65535
 
 
 def measured(volumes: list[float], pieces: int = 1) -> list[Measures]:
@@ -70,7 +92,8 @@ def test_a_strip_goes_through_the_organs() -> None:
     label = np.zeros((10, 12, 14), dtype=np.uint8)
     label[1, 1, 1] = 1
     label[5:9, 7:11, 9:13] = 2
-    found = measure(label, (1.0, 1.0, 1.0))
+    found, doubtful = measure(label, (1.0, 1.0, 1.0))
+    assert [at in range(start, start + 4) for at, start in zip(doubtful, (5, 7, 9), strict=True)] == [True] * 3
     assert centre((10, 12, 14), found["1"], found) == (1, 1, 1)
     assert centre((10, 12, 14), None, found) == (6, 8, 10)
     assert centre((10, 12, 14), None, {}) == (5, 6, 7)

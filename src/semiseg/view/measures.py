@@ -7,9 +7,9 @@ import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from scipy import ndimage
 from typing_extensions import TypedDict
@@ -19,8 +19,7 @@ from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.geometry import triple
 from semiseg.io.scans import read_label
-from semiseg.types import LabelArray, Shape, Spacing
-from semiseg.view.pictures import longest_outline
+from semiseg.types import BoolArray, LabelArray, Shape, Spacing
 from semiseg.view.source import Source, State, ViewCase, state_of
 
 FILE = "measures.jsonl"
@@ -59,30 +58,55 @@ class Measures(TypedDict):
 _MEASURES: TypeAdapter[Measures] = TypeAdapter(Measures)
 
 
-def measure(label: LabelArray, spacing_mm: Spacing) -> dict[str, OrganMeasures]:
-    """The values of a label map `(Z, Y, X)` that are in it, by value as text."""
+def measure(label: LabelArray, spacing_mm: Spacing) -> tuple[dict[str, OrganMeasures], Shape]:
+    """The values of a label map `(Z, Y, X)` that are in it, by value as text; and for each axis the slice on which
+    their outlines are longest together, the middle one where there is nothing."""
     voxel_ml = math.prod(spacing_mm) / 1000
     found: dict[str, OrganMeasures] = {}
+    together = [np.zeros(n, dtype=np.int64) for n in label.shape]
     for value, box in enumerate(ndimage.find_objects(label), start=1):
         if box is None:
             continue
         mask = label[box] == value
-        where = triple(part.start for part in box)
-        z, y, x = (float(at + first) for at, first in zip(_centroid(mask), where, strict=True))
-        slices = longest_outline(mask)
-        axial, coronal, sagittal = (at + first for at, first in zip(slices.values(), where, strict=True))
+        first = triple(part.start for part in box)
+        z, y, x = (float(at + start) for at, start in zip(_centroid(mask), first, strict=True))
+        outlines = _outlines(mask)
+        for whole, part, inside in zip(together, outlines, box, strict=True):
+            whole[inside] += part
         found[str(value)] = OrganMeasures(
             volume_ml=round(int(np.count_nonzero(mask)) * voxel_ml, 4),
-            fragments=int(ndimage.label(mask, structure=_NEIGHBOURS)[1]),
+            fragments=_pieces(mask),
             centroid=(round(z, 2), round(y, 2), round(x, 2)),
-            first=where,
+            first=first,
             stop=triple(part.stop for part in box),
-            doubtful=(axial, coronal, sagittal),
+            doubtful=triple(start + int(part.argmax()) for start, part in zip(first, outlines, strict=True)),
         )
-    return found
+    return found, triple(int(part.argmax()) if part.any() else len(part) // 2 for part in together)
 
 
-def _centroid(mask: Any) -> tuple[float, float, float]:
+def _pieces(mask: BoolArray) -> int:
+    """Connected components, by faces, edges and corners."""
+    try:
+        return int(ndimage.label(mask, structure=_NEIGHBOURS, output=np.empty(mask.shape, np.uint16)))
+    except RuntimeError:  # more than 65,535: noise
+        return int(ndimage.label(mask, structure=_NEIGHBOURS)[1])
+
+
+def _outlines(mask: BoolArray) -> list[NDArray[np.int64]]:
+    """For each axis the length of the outlines on its slices, in edges of pixels."""
+    padded = np.pad(mask, 1)
+    lengths = [np.zeros(n, dtype=np.int64) for n in padded.shape]
+    for axis in range(3):
+        ahead, behind = ([slice(None)] * 3 for _ in range(2))
+        ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
+        edges = padded[tuple(ahead)] ^ padded[tuple(behind)]
+        for other in range(3):
+            if other != axis:
+                lengths[other] += np.count_nonzero(edges, axis=tuple(a for a in range(3) if a != other))
+    return [part[1:-1] for part in lengths]
+
+
+def _centroid(mask: BoolArray) -> tuple[float, float, float]:
     total = float(np.count_nonzero(mask))
     z, y, x = (
         float(np.dot(mask.sum(axis=axes, dtype=np.int64), np.arange(mask.shape[axis]))) / total
@@ -131,6 +155,7 @@ class Measurer:
         self._digests: dict[str, str] = {}
         self._failed: dict[Path, State] = {}
         self._by_case: dict[str, Measures] = {}
+        self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._stop = threading.Event()
@@ -198,19 +223,22 @@ class Measurer:
         return found
 
     def _measured(self, path: Path, digest: str) -> Measures:
-        label, grid = read_label(path)
-        z, y, x = longest_outline(label).values()
-        found = Measures(
-            sha256=digest,
-            shape_zyx=grid.shape_zyx,
-            spacing_mm=grid.spacing_mm,
-            doubtful=(z, y, x),
-            organs=measure(label, grid.spacing_mm),
-        )
-        with self._writing:
-            self._by_hash[digest] = found
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            append_jsonl(self._path, dict(found))
+        with self._lock:
+            making = self._making.setdefault(digest, threading.Lock())
+        with making:  # who opens a case that is just being measured waits for that
+            if found := self._by_hash.get(digest):
+                return found
+            label, grid = read_label(path)
+            organs, doubtful = measure(label, grid.spacing_mm)
+            found = Measures(
+                sha256=digest, shape_zyx=grid.shape_zyx, spacing_mm=grid.spacing_mm, doubtful=doubtful, organs=organs
+            )
+            with self._writing:
+                self._by_hash[digest] = found
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                append_jsonl(self._path, dict(found))
+        with self._lock:
+            self._making.pop(digest, None)
         return found
 
     def _read_kept(self) -> None:

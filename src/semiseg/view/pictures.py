@@ -182,15 +182,5 @@ def side_by_side(panels: Sequence[Rgb], width: int, height: int) -> Rgb:
     return strip
 
 
-def longest_outline(label: AnyArray) -> dict[Plane, int]:
-    """For each plane the slice on which outlines are longest."""
-    found: dict[Plane, int] = {}
-    for plane, axis in _AXIS.items():
-        others = [other for other in range(3) if other != axis]
-        edges = sum(np.count_nonzero(np.diff(label, axis=other), axis=tuple(others)) for other in others)
-        found[plane] = int(np.argmax(edges))
-    return found
-
-
 def map_limit(volume: Volume) -> float:
     return feedback_limit(volume.array)
