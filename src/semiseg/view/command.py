@@ -56,11 +56,11 @@ def open_browser(address: str) -> None:
 
 
 def server(app: object) -> uvicorn.Server:
-    """uvicorn without logs of requests, whose addresses hold the token and ids."""
+    """uvicorn without logs: of requests, whose addresses hold the token and ids, and of those that Ctrl-C cuts off."""
     return uvicorn.Server(
         uvicorn.Config(
             app,  # type: ignore[arg-type]
-            log_level="error",
+            log_level="critical",
             access_log=False,
             server_header=False,
             ws="none",

@@ -154,6 +154,7 @@ def make_app(pages: Pages, *, token: str, port: int) -> Starlette:
             OSError: _unreadable,
             TooLargeError: _too_large,
             ValueError: _not_understood,
+            Exception: _failed,
         },
     )
 
@@ -178,6 +179,10 @@ async def _too_large(_: Request, __: Exception) -> Response:
 
 async def _not_understood(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"Not understood: {printable(str(error))}"}, 400)
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": "This is a mistake of semiseg; the terminal says more."}, 500)
 
 
 async def _app_page(_: Request) -> Response:
