@@ -99,6 +99,7 @@ def test_a_folder_that_was_not_prepared_is_named(tmp_path: Path) -> None:
     [
         (TrainSettings(steps=10), "1 labelled cases, 7 steps, seed 0"),
         (TrainSettings(minutes=2.5, seed=4), "1 labelled cases, 7 steps in 2.5 minutes, seed 4"),
+        (TrainSettings(steps=10, weights="/runs/first"), "1 labelled cases, 7 steps from the weights of first, seed 0"),
     ],
 )
 def test_a_run_says_what_it_was_allowed(tmp_path: Path, train: TrainSettings, said: str) -> None:

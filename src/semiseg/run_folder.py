@@ -194,4 +194,5 @@ def budget(run: Path) -> str:
     made = [row["step"] for row in read_metrics(next(iter(fold_runs(run)), run))]
     steps = f"{made[-1]} steps" if made else f"{settings.train.steps} steps"
     minutes = f" in {in_minutes(settings.train.minutes)}" if settings.train.steps is None else ""
-    return f"{labelled} labelled{besides} cases, {steps}{minutes}, seed {settings.train.seed}"
+    begun = f" from the weights of {Path(settings.train.weights).name}" if settings.train.weights else ""
+    return f"{labelled} labelled{besides} cases, {steps}{minutes}{begun}, seed {settings.train.seed}"

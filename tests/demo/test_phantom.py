@@ -25,7 +25,7 @@ NUMBER = {name: value for value, name in FLARE22_ORGANS.items()}
 def make(seed: int, sample: int) -> tuple[FloatArray, LabelArray, DoubleArray]:
     """Image, label and spacing (Z, Y, X) in mm of one case at the demo's resolution."""
     draw = Draw(seed=seed, sample=sample)
-    shape, spacing = draw_grid(draw, spacing_mm=(6, 6, 6))
+    shape, spacing = draw_grid(draw, spacing_mm=(8, 8, 8))
     image, label = phantom_case(draw, shape_zyx=shape, spacing_mm=spacing)
     return image, label, np.array(spacing)
 

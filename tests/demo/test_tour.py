@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from semiseg.demo.tour import BASELINE, MPL, DemoSize, demo_settings, run_demo
+from semiseg.demo.tour import BASELINE, MPL, START, DemoSize, demo_settings, going_on, run_demo
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
+from semiseg.prediction.model import load_model
 from semiseg.settings import read_settings
+from semiseg.training.settled import read_settled
 
 SIZE = DemoSize(labelled=1, unlabelled=1, test=1, shape_zyx=(24, 32, 32))
 
@@ -23,11 +26,17 @@ def test_the_demo_leaves_both_runs_and_a_page(tmp_path: Path, capsys: pytest.Cap
     for name in (BASELINE, MPL):
         assert (folder / name / "report.html").is_file()
         assert (folder / name / "summary.json").is_file()
-    steps = {name: read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] for name in (BASELINE, MPL)}
-    assert steps == {BASELINE: 10, MPL: 8}  # of the same compute
+    steps = {name: read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] for name in (START, BASELINE, MPL)}
+    assert steps == {START: 8, BASELINE: 2, MPL: 1}  # of the same compute
+    settled = {name: read_settled(folder / name) for name in (START, BASELINE, MPL)}
+    started = load_model(folder / START).hash
+    assert {name: one.weights for name, one in settled.items()} == {START: None, BASELINE: started, MPL: started}
+    assert "weights from start, steps 2" in page.read_text(encoding="utf-8")
     methods = {name: read_settings(folder / name / "run.toml").method.name for name in (BASELINE, MPL)}
     assert methods == {BASELINE: "supervised", MPL: "mpl"}
-    assert "1 scan with labels, 1 without, 1 to test on" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 scan with labels, 1 without, 1 to test on" in printed
+    assert "Baseline + MPL: 1 labelled cases, 1 steps from the weights of start, seed 0" in printed
 
     weights = folder / MPL / "model" / "weights.safetensors"
     before = weights.read_bytes()
@@ -45,3 +54,13 @@ def test_the_demo_goes_by_steps(tmp_path: Path) -> None:
     assert demo_settings(tmp_path, seed=0, steps=7).train.steps == 7
     with pytest.raises(ConfigError, match=r"train\.steps = 0"):
         demo_settings(tmp_path, seed=0, steps=0)
+
+
+def test_what_goes_on_differs_in_method_and_steps_alone(tmp_path: Path) -> None:
+    start = demo_settings(tmp_path, seed=3, steps=3000)
+    runs = going_on(start, tmp_path / START, steps=1000)
+    assert (runs[BASELINE].train.steps, runs[MPL].train.steps) == (1000, 476)  # one of them costs 2.1
+    assert runs[BASELINE].method.optimiser == runs[MPL].method.optimiser
+    same = replace(runs[MPL], method=runs[BASELINE].method, train=replace(runs[MPL].train, steps=1000))
+    assert same == runs[BASELINE]
+    assert runs[MPL].method.parts.warmup == 0  # the teacher has learnt before

@@ -219,8 +219,8 @@ class Demo(Computes):
     """Where everything is kept."""
     seed: int = 0
     """Of the phantoms and the training."""
-    steps: int = 1900
-    """Training steps on labels alone; Meta Pseudo Labels get as many as take the same compute."""
+    steps: int = 4000
+    """Training steps on labels alone, from the beginning; Meta Pseudo Labels get as many as take the same compute."""
     quiet: Quiet = False
     """Print results and errors only."""
 

@@ -19,7 +19,7 @@ from semiseg.randomness import Draw
 from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
 RECIPE = "phantom.json"
-_VERSION = 1
+_VERSION = 2
 _LPS_EVERY = 9
 """One case in so many is stored as LPS, the others as RAS: reading must bring both to one orientation."""
 
@@ -40,8 +40,8 @@ def write_phantom_dataset(
     seed: int,
     labelled: int = 4,
     unlabelled: int = 24,
-    test: int = 8,
-    spacing_mm: Spacing = (6.0, 6.0, 6.0),
+    test: int = 24,
+    spacing_mm: Spacing = (8.0, 8.0, 8.0),
     shape_zyx: Shape | None = None,
     hidden_labels: bool = False,
     progress: Callable[[int, int], None] | None = None,

@@ -83,7 +83,7 @@ def paint_stomach(canvas: Canvas, patient: Patient, draw: Draw) -> None:
     stomach = np.maximum(stomach, np.maximum(cavity(points) + 4, diaphragm(points, draw) + 5))
     paint_gut(canvas, patient, stomach, rng, 11)
     gullet = _path(rng, [(-4, 44, 175), (-6, 44, 135), (-14, 46, 104), (-28, 47, 86), (-46, 42, 78)], 3)
-    oesophagus = tube(points, gullet, [rng.uniform(9.5, 12.5)] * 5)  # a little wider than in life
+    oesophagus = tube(points, gullet, [rng.uniform(12, 15)] * 5)  # wider than in life
     canvas.paint(oesophagus, patient.hu["oesophagus"], 10)
     if rng.random() < 0.4:
         canvas.paint(oesophagus + 7, patient.hu["gas"])
@@ -172,7 +172,7 @@ def paint_vessels(canvas: Canvas, patient: Patient, draw: Draw) -> None:
 
 
 def paint_adrenals(canvas: Canvas, patient: Patient, draw: Draw) -> None:
-    """An inverted V above each kidney, mirrored; twice as thick as in life, so that they are two voxels wide."""
+    """An inverted V above each kidney, mirrored; far thicker than in life, so that they are two voxels wide."""
     points, rng = canvas.points, draw.generator("adrenals")
     for label, side in ((7, 1), (8, -1)):
         place = rng.normal(0, 3, 3)
@@ -180,7 +180,7 @@ def paint_adrenals(canvas: Canvas, patient: Patient, draw: Draw) -> None:
             np.array([x * side, y, z]) + place + rng.normal(0, 2, 3)
             for x, y, z in ((38.0, 22, 70), (35, -2, 42), (56, 6, 40))
         )
-        thick = rng.uniform(6.0, 7.5)
+        thick = rng.uniform(9.0, 10.5)
         gland = tube(points, np.stack([apex, medial]), [thick, thick - 0.5])
         gland = union(gland, tube(points, np.stack([apex, lateral]), [thick, thick - 0.5]), blend_mm=4)
         _paint_outside(canvas, gland - 4, patient.hu["fat"])

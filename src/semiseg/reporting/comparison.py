@@ -18,7 +18,7 @@ from semiseg.scoring.comparison import Comparison, compare_summaries
 from semiseg.scoring.statistics import Interval, PairedDifference, is_range
 from semiseg.scoring.summary import METRICS, CaseScores, Metric, Summary
 
-_EFFORT = ("Steps", "Training time", "Budget", "Seed")
+_EFFORT = ("Weights from", "Steps", "Training time", "Budget", "Seed")
 
 
 def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence[str] = ()) -> Path:

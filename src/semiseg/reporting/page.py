@@ -171,6 +171,8 @@ def facts(data: RunData) -> list[tuple[str, str]]:
             found.append(("Network", student))
         else:
             found += [("Teacher network", teacher), ("Student network", student)]
+    if weights := data.setting("train.weights"):
+        found.append(("Weights from", Path(str(weights)).name))
     if data.metrics:
         last = data.metrics[-1]
         found.append(("Steps", count(int(last["step"]))))
