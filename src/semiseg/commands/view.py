@@ -33,7 +33,7 @@ class View:
 
     def execute(self) -> int:
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
-            raise ConfigError(f"the pages need {missing[0]}, which is not installed: pip install 'semiseg[view]'")
+            raise ConfigError(f"the pages need {missing[0]}, which is not installed: pip install '.[view]'")
         from semiseg.view.command import serve
         from semiseg.view.server import STATIC
 
