@@ -192,7 +192,7 @@ export function casePage(where: Where): Page {
   async function third(): Promise<void> {
     if (!stage || !found || stopped) return;
     const wanted = stage.arrangement === "3d" || (stage.arrangement === "all" && drawnBy === "card");
-    const layer = found.layers.find((one) => one.name === found!.reviewed_layer && isShown(one)) ?? found.layers.find((one) => one.kind === "label" && one.name !== "difference" && !one.name.startsWith("round") && isShown(one));
+    const layer = found.layers.find((one) => [found!.reviewed_layer, "prediction"].includes(one.name) && isShown(one)) ?? found.layers.find((one) => one.kind === "label" && one.name !== "difference" && !one.name.startsWith("round") && isShown(one));
     if (!webgl) return void fill(stage.third, el("p", { class: "wait" }, "3D needs WebGL2, which this browser does not offer here."));
     if (!wanted && !turning) return void fill(stage.third, el("button", { class: "button", onclick: () => arrange("3d") }, "Show in 3D ", key("X")));
     if (!layer) return void fill(stage.third, el("p", { class: "wait" }, "Choose a label to see it in 3D."));
@@ -204,9 +204,10 @@ export function casePage(where: Where): Page {
     if (stopped || of3d !== wish) return;
     if (!turning) {
       const canvas = el("canvas", {});
-      fill(stage.third, canvas, el("span", { class: "caption" }, "3D"));
+      fill(stage.third, canvas, el("span", { class: "caption" }));
       turning = new Made(canvas, [0, 0, 0]);
     }
+    stage.third.querySelector(".caption")!.textContent = layer.title;
     await turning.show(solid, hidden ? new Map() : coloursOf(layer));
     root.dataset.third = "ready";
   }
@@ -332,6 +333,7 @@ export function casePage(where: Where): Page {
           el("span", { class: "grow" }),
           index < 9 ? key(String(index + 1)) : null),
       ),
+      found!.layers.some((layer) => layer.kind === "map" && isShown(layer)) ? el("div", { class: "legend" }, el("span", {}, "feedback: negative", el("i", { class: "ramp" }), "positive")) : null,
       isShownName("difference") ? el("div", { class: "legend" }, ...DIFFERENCE.map(([, text, rgb]) => el("span", {}, swatch(`rgb(${rgb.join()})`), text))) : null,
     );
   }

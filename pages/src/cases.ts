@@ -283,7 +283,8 @@ export function casesPage(where: Where): Page {
 
   function tellChosen(): void {
     exporting.hidden = chosen.size === 0;
-    fill(exporting, `Export ${chosen.size} for correction `, key("E"));
+    fill(exporting, `Export ${chosen.size} `, key("E"));
+    exporting.title = "For correction by ITK-SNAP or 3D Slicer";
   }
 
   async function exportChosen(): Promise<void> {

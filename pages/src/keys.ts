@@ -37,7 +37,7 @@ function down(event: KeyboardEvent): void {
     return;
   }
   if (document.querySelector("dialog[open]") && name !== "?") return;
-  const onControl = event.target instanceof HTMLElement && event.target.matches("button, a, input, summary, label, [tabindex]");
+  const onControl = event.target instanceof HTMLElement && event.target.matches("button, a, input, summary, label, [tabindex='0']");
   if (onControl && (name === "enter" || name === "space")) return; // they press what has the focus
   const found = bindings.find((one) => one.keys.includes(name)) ?? common.find((one) => one.keys.includes(name));
   if (!found) {

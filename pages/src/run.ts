@@ -140,11 +140,11 @@ export function runPage(): Page {
     const plot = new uPlot(
       {
         width: Math.max(300, card.clientWidth - 48),
-        height: 220,
+        height: 200,
         legend: { show: false },
         cursor: { y: false, points: { size: 7 } },
         scales: { x: { time: false }, ...(curve.share ? { y: { range: (_plot, low, high) => [Math.min(0, low), Math.max(1, high)] as [number, number] } } : {}) },
-        axes: [axis(), { ...axis(), size: 52 }],
+        axes: [{ ...axis(), size: 28 }, { ...axis(), size: 52 }],
         series: [{}, ...keys.map(([, label], index) => ({ label, stroke: colour(`series-${(index % 7) + 1}`), width: 1.8, spanGaps: true, points: { show: data[0].length < 30 } }))],
         hooks: { setCursor: [showValues], setData: [showValues], ready: [showValues] },
       },
@@ -163,7 +163,7 @@ export function runPage(): Page {
   const sizes = new ResizeObserver(() => {
     for (const { plot } of plots.values()) {
       const width = Math.max(300, (plot.root.parentElement?.clientWidth ?? 348) - 48);
-      if (width !== plot.width) plot.setSize({ width, height: 220 });
+      if (width !== plot.width) plot.setSize({ width, height: 200 });
     }
   });
   sizes.observe(curves);

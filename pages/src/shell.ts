@@ -108,22 +108,18 @@ export function complain(error: unknown): void {
 function showHelp(): void {
   const table = (title: string, all: Binding[]) => {
     const rows = all.filter((row) => row.shown !== "");
-    return rows.length
-      ? [
-          el("h3", {}, title),
-          el("dl", {}, ...rows.flatMap((row) => [
-            el("dt", {}, ...(row.shown ?? row.keys[0]!).split(" ").map((part) => (part === "or" || part === "…" ? ` ${part} ` : key(part)))),
-            el("dd", {}, row.says),
-          ])),
-        ]
-      : [];
+    const shown = (row: Binding) =>
+      el("div", { class: "binding" },
+        el("span", {}, ...(row.shown ?? row.keys[0]!).split(" ").map((part) => (part === "or" || part === "…" ? ` ${part} ` : key(part)))),
+        el("span", {}, row.says));
+    return rows.length ? [el("h3", {}, title), el("div", { class: rows.length > 12 ? "bindings many" : "bindings" }, ...rows.map(shown))] : [];
   };
   const { page, common } = allBindings();
   fill(
     help,
     el("h2", {}, "Keys"),
     el("div", { class: "columns" }, el("div", {}, ...table("On this page", page)), el("div", {}, ...table("Everywhere", common))),
-    el("form", { method: "dialog" }, el("button", { class: "button" }, "Close")),
+    el("form", { method: "dialog" }, el("button", { class: "button", autofocus: true }, "Close")),
   );
   help.showModal();
 }
