@@ -1,5 +1,6 @@
-"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, which needs Node 20; an sdist brings the bundle
-along, so that a wheel that is built of it needs none."""
+"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, which needs Node 20.
+
+An sdist brings the bundle along, so that a wheel that is built of it needs none."""
 
 from __future__ import annotations
 
