@@ -445,6 +445,7 @@ export function casePage(where: Where): Page {
       found = await detailsOf(id);
       if (!stopped) {
         panelDecision();
+        panelLayers();
         panelOrgans();
       }
     } catch (error) {
@@ -538,6 +539,7 @@ export function casePage(where: Where): Page {
     { keys: ["n"], shown: "N", says: "Next case of the list", press: () => void toCase(1) },
     { keys: ["b"], shown: "B", says: "Case before", press: () => void toCase(-1) },
     { keys: ["e"], shown: "E", says: "Export for correction", press: () => void exportIt() },
+    { keys: ["i"], shown: "I", says: "Bring back a correction", press: () => found && bringBack() },
     { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list", press: () => go(`cases${list.query ? `?${list.query}` : ""}`) },
   ]);
   if (!list.ids.length) void loadMore().then(() => found && void ahead(), () => {});
