@@ -41,6 +41,17 @@ def test_the_list_is_sorted_and_paged(served: Served) -> None:
     assert ids(served, role="test") == []
 
 
+def test_rows_are_kept_until_something_changes(served: Served) -> None:
+    table = served.pages.table
+    served.decide("case_2", "accept")  # makes the file, by which the folder has changed
+    before = table.rows()
+    assert table.rows() is before
+    served.decide("case_1", "accept")
+    after = table.rows()
+    assert after is not before
+    assert [a is b for a, b in zip(after, before, strict=True)].count(False) == 1
+
+
 def test_what_is_odd_is_found(served: Served) -> None:
     assert ids(served, filter="missing") == ["case_3"]
     assert ids(served, filter="outlier") == ["case_5"]

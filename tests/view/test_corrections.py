@@ -103,9 +103,9 @@ def test_a_label_that_does_not_fit_is_refused(served: Served, run: Path, id: str
         file.write_bytes(b"no NIfTI file")
     elif wrong == "unchanged":
         shutil.copy(run / "pseudo_labels" / f"{id}.nii.gz", file)
-    elif wrong == "bomb":  # a few kilobytes that claim to be gigabytes
+    elif wrong == "bomb":  # a small file that becomes large
         write_label(
-            file, np.zeros((1200, 1200, 600), dtype=np.uint8), Grid((1200, 1200, 600), (1, 1, 1), np.eye(4), (1, 1, 1))
+            file, np.zeros((400, 600, 600), dtype=np.uint8), Grid((400, 600, 600), (1, 1, 1), np.eye(4), (1, 1, 1))
         )
     else:
         (tmp_path / "mended.exe").write_bytes(b"MZ")

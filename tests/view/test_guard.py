@@ -12,7 +12,7 @@ import pytest
 from view_server import TOKEN, Served, label_maps, save_label, serving
 
 from semiseg.decisions import read_decisions
-from semiseg.view import server
+from semiseg.view import deciding
 from semiseg.view.command import bound_socket
 
 
@@ -181,7 +181,7 @@ def test_every_answer_says_what_a_page_may_load(served: Served) -> None:
 def test_too_large_a_body_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     large = b'{"case": "' + b"a" * (1 << 20) + b'"}'
     assert ask(served, "POST", "/api/decisions", large, **JSON)[0] == 413
-    monkeypatch.setattr(server, "MOST_UPLOAD_BYTES", 10_000)
+    monkeypatch.setattr(deciding, "MOST_UPLOAD_BYTES", 10_000)
     form = {"case": "case_1"}
     files = {"label": ("label.nii", b"a" * 20_000)}
     assert served.client.post("/api/corrections", data=form, files=files).status_code == 413

@@ -120,6 +120,18 @@ def test_a_run_that_has_just_begun_is_shown(run: Path) -> None:
         assert served.json("/api/run")["state"] == "not_begun"
 
 
+def test_a_labelled_case_of_folds_has_the_prediction_of_the_network_that_has_not_seen_it(run: Path) -> None:
+    shutil.copytree(run, run / "fold_0", ignore=shutil.ignore_patterns("store"))
+    with serving(run) as served:
+        labelled = served.json("/api/cases", role="labelled")["rows"][0]["id"]
+        case = served.pages.source.contents().cases[labelled]
+        assert case.reference is not None
+        (run / "fold_0" / "predictions").mkdir()
+        shutil.copy(case.reference, run / "fold_0" / "predictions" / f"{labelled}.nii.gz")
+        layers = [layer["name"] for layer in served.json(f"/api/cases/{labelled}")["layers"]]
+        assert layers == ["scan", "reference", "prediction", "difference"]
+
+
 def test_looking_does_not_keep_a_run_from_being_trained(run: Path) -> None:
     with serving(run) as served:
         for _ in range(5):

@@ -17,7 +17,8 @@ from semiseg.io.grid import Grid
 from semiseg.io.scans import write_label
 from semiseg.types import AnyArray
 from semiseg.view.command import bound_socket, server
-from semiseg.view.server import Pages, make_app
+from semiseg.view.server import make_app
+from semiseg.view.shared import Pages
 from semiseg.view.source import open_source
 
 TOKEN = "the-token-of-a-test"

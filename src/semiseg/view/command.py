@@ -12,7 +12,8 @@ import uvicorn
 
 from semiseg.errors import ConfigError
 from semiseg.view.guard import new_token
-from semiseg.view.server import Pages, make_app
+from semiseg.view.server import make_app
+from semiseg.view.shared import Pages
 from semiseg.view.source import open_source
 from semiseg.words import printable
 

@@ -16,6 +16,7 @@ from semiseg.io.store import open_case
 from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.overlays import PLANES, SOFT_TISSUE_HU, Plane
 from semiseg.types import Shape
+from semiseg.view.contents import Fresh, ViewCase, state_of
 from semiseg.view.measures import Measurer, Measures, OrganMeasures, centre
 from semiseg.view.pictures import (
     DIFFERENCE_RGB,
@@ -27,7 +28,7 @@ from semiseg.view.pictures import (
     png,
     side_by_side,
 )
-from semiseg.view.source import Fresh, Layer, Source, ViewCase, state_of
+from semiseg.view.source import Layer, Source
 from semiseg.view.volumes import ByteCache, Volume, Volumes, on_plan
 
 STRIP_PIXELS = (1200, 320)

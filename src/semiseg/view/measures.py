@@ -20,7 +20,8 @@ from semiseg.files import append_jsonl, read_jsonl
 from semiseg.geometry import triple
 from semiseg.io.scans import read_label
 from semiseg.types import BoolArray, LabelArray, Shape, Spacing
-from semiseg.view.source import Source, State, ViewCase, state_of
+from semiseg.view.contents import State, ViewCase, state_of
+from semiseg.view.source import Source
 
 FILE = "measures.jsonl"
 ODD_DEVIATIONS = 3.5

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from semiseg.decisions import Decision, DecisionLog, Key, of_organ, standing
+from semiseg.view.contents import Contents, doubt_of
 from semiseg.view.measures import Measurer, Measures, Usual, usual_among
-from semiseg.view.source import Contents, Source, doubt_of
+from semiseg.view.source import Source
 
 Sort = Literal["id", "score", "doubt", "volume", "fragments", "decision"]
 Filter = Literal["missing", "outlier", "fragments", "undecided", "accept", "set_aside", "label", "unsure", "stale"]

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from semiseg.methods.timeline import Timeline
 from semiseg.notices import read_notices
 from semiseg.rows import read_metrics, read_rounds
+from semiseg.run_folder import fold_runs
 from semiseg.settings import read_settings
 from semiseg.training.progress import SHOWN
 from semiseg.training.settled import read_settled
-from semiseg.view.source import Fresh, runs_of
+from semiseg.view.contents import Fresh
 
 State = Literal["running", "stopped", "finished", "not_begun"]
 _LOG_LINES = 20
@@ -30,7 +31,7 @@ class Training:
 
     def now(self, after: int) -> dict[str, Any]:
         """The state, and the rows of steps after one. Of a run with folds: of the fold that is trained, or was last."""
-        folds = runs_of(self._run)
+        folds = fold_runs(self._run) or [self._run]
         run = next((fold for fold in reversed(folds) if (fold / "metrics.jsonl").is_file()), folds[0])
         rows = self._metrics(run)
         settings = read_settings(run / "run.toml").train

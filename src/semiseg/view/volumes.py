@@ -18,7 +18,8 @@ from semiseg.io.nifti import header_bytes
 from semiseg.io.scans import RawChannel, read_grid, read_label, read_scan
 from semiseg.io.store import open_labels, read_case_meta
 from semiseg.types import AnyArray, DoubleArray, LabelArray, Shape
-from semiseg.view.source import Layer, Source, ViewCase, state_of
+from semiseg.view.contents import ViewCase, state_of
+from semiseg.view.source import Layer, Source
 
 V = TypeVar("V")
 CACHE_BYTES = 128 << 20

@@ -1,0 +1,172 @@
+"""What a run or a folder holds: its cases, organs and scores, read anew where files change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from semiseg.data.plan import read_plan
+from semiseg.data.roles import read_run_cases
+from semiseg.errors import DataError
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import scan_files, stem
+from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts.folders import read_object
+from semiseg.io.layouts.labels import parse_labels
+from semiseg.io.layouts.plain import labels_found
+from semiseg.io.modality import is_ct
+from semiseg.rows import Doubt, read_ranking
+from semiseg.scoring.summary import read_summary
+
+T = TypeVar("T")
+State = tuple[tuple[int, int], ...]
+TRUE = ("labelled", "validation", "test")
+"""Roles of a run whose labels are references; those of others are a model's, or were accepted by a person."""
+_NAMED_BY = 12
+"""So many label maps of a folder that names no organs are read for their values."""
+
+
+def state_of(*paths: Path) -> State:
+    """Size and time of files, by which a change is noticed."""
+    found = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError:
+            found.append((-1, -1))
+        else:
+            found.append((stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+class Fresh(Generic[T]):
+    """What is made from files, made anew when one of them changes."""
+
+    def __init__(self, make: Callable[[], T], *paths: Path) -> None:
+        self._make, self._paths = make, paths
+        self._kept: tuple[State, T] | None = None
+
+    def __call__(self) -> T:
+        state = state_of(*self._paths)
+        kept = self._kept
+        if kept is None or kept[0] != state:
+            kept = self._kept = (state, self._make())
+        return kept[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCase:
+    """A case. role: of a run, or `train` and `test` of a folder. reference: its true label map, where it has one."""
+
+    id: str
+    role: str
+    images: tuple[Path, ...] = ()
+    reference: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """The cases by id, in order. scheme: None where no organ is known yet. scores: Dice by case and organ."""
+
+    name: str
+    cases: dict[str, ViewCase]
+    scheme: LabelScheme | None
+    channels: tuple[str, ...]
+    scores: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    doubts: dict[str, Doubt] = field(default_factory=dict)
+
+    @cached_property
+    def organs(self) -> dict[int, str]:
+        return self.scheme.organs if self.scheme else {}
+
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """The organs' label values as text, by name."""
+        return {name: str(value) for value, name in self.organs.items()}
+
+    @property
+    def is_ct(self) -> bool:
+        return bool(self.channels) and is_ct(self.channels[0])
+
+
+def run_contents(run: Path) -> Fresh[Contents]:
+    cases, plan, summary, ranking = (run / name for name in ("cases.jsonl", "plan.toml", "summary.json", "ranking.csv"))
+
+    def make() -> Contents:
+        known = read_plan(plan) if plan.is_file() else None
+        listed = read_run_cases(cases) if cases.is_file() else []
+        scores = read_summary(summary)["cases"] if summary.is_file() else []
+        return Contents(
+            name=run.resolve().name,
+            cases={
+                case.id: ViewCase(
+                    id=case.id,
+                    role=case.role,
+                    images=tuple(map(Path, case.images)),
+                    reference=Path(case.label) if case.label and case.role in TRUE else None,
+                )
+                for case in listed
+            },
+            scheme=known.labels if known else None,
+            channels=known.channels if known else (),
+            scores={case["id"]: {organ: found["dice"] for organ, found in case["organs"].items()} for case in scores},
+            doubts={doubt["id"]: doubt for doubt in read_ranking(run)} if ranking.is_file() else {},
+        )
+
+    return Fresh(make, cases, plan, summary, ranking)
+
+
+def folder_contents(folder: Path) -> Fresh[Contents]:
+    def make() -> Contents:
+        try:
+            dataset = read_dataset(folder)
+        except DataError:
+            files = scan_files(folder)
+            if not files or (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
+                raise
+            return _label_maps(folder, files)
+        scheme = dataset.labels
+        return Contents(
+            name=dataset.name,
+            cases={
+                case.id: ViewCase(id=case.id, role=case.split, images=case.images, reference=case.label)
+                for case in dataset.cases
+            },
+            scheme=scheme,
+            channels=dataset.channels,
+        )
+
+    return Fresh(make, folder, *(folder / name for name in _FOLDERS_OF_DATASETS))
+
+
+_FOLDERS_OF_DATASETS = ("dataset.json", "imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUn", "images", "labels")
+
+
+def _label_maps(folder: Path, files: Sequence[Path]) -> Contents:
+    """A folder of label maps alone; their organs are named by a file beside them, or are the values of some."""
+    return Contents(
+        name=folder.resolve().name,
+        cases={stem(file): ViewCase(id=stem(file), role="label", reference=file) for file in files},
+        scheme=_scheme_beside(folder) or labels_found(folder, list(files[:_NAMED_BY])),
+        channels=(),
+    )
+
+
+def _scheme_beside(folder: Path) -> LabelScheme | None:
+    for file in (folder / "dataset.json", folder / "labels.json"):
+        if file.is_file():
+            value: Any = read_object(file)
+            return parse_labels(value.get("labels", value) if isinstance(value, dict) else value, file)
+    return None
+
+
+def doubt_of(doubt: Doubt | None) -> float | None:
+    """One number: disagreement, or entropy where a run has one network alone."""
+    if doubt is None:
+        return None
+    value = doubt["entropy"] if math.isnan(doubt["disagreement"]) else doubt["disagreement"]
+    return value if math.isfinite(value) else None
