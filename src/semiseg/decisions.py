@@ -21,6 +21,8 @@ from semiseg.files import append_jsonl, read_jsonl
 from semiseg.tables import first_problem
 
 FILE = "decisions.jsonl"
+_PATIENCE_SECONDS = 20.0
+"""For another who is writing."""
 Verdict = Literal["accept", "set_aside", "label", "unsure"]
 Key = tuple[str, str | None]
 """A case, and an organ or all of them."""
@@ -95,7 +97,7 @@ class DecisionLog:
         """Raises `DataError` where the file is damaged."""
         self.path = path
         self.lines: list[Decision] = []
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE_SECONDS)
         self._seen = (-1, -1)
         self.refresh()
 

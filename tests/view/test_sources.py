@@ -132,6 +132,19 @@ def test_a_labelled_case_of_folds_has_the_prediction_of_the_network_that_has_not
         assert layers == ["scan", "reference", "prediction", "difference"]
 
 
+def test_a_folder_that_cannot_be_written_is_shown_all_the_same(run: Path) -> None:
+    (run / "view").write_text("a file where a folder is to be", encoding="utf-8")
+    with serving(run) as served:
+        id = served.json("/api/review")["queue"][0]
+        assert served.json(f"/api/cases/{id}")["organs"][0]["volume_ml"] > 0
+        assert served.json("/api/cases", search=id)["rows"][0]["volume_ml"] > 0
+        assert served.get(f"/api/cases/{id}/thumbnail.png").status_code == 200
+        (run / "decisions.jsonl").mkdir()
+        answer = served.decide(id, "accept")
+        assert answer.status_code in (422, 500)
+        assert "decisions.jsonl" in answer.json()["error"]
+
+
 def test_looking_does_not_keep_a_run_from_being_trained(run: Path) -> None:
     with serving(run) as served:
         for _ in range(5):

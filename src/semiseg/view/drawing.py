@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -133,7 +134,7 @@ class Drawing:
                 fit=(THUMBNAIL_PIXELS, THUMBNAIL_PIXELS),
             )
         )
-        with atomic_file(file) as temporary:
+        with suppress(OSError), atomic_file(file) as temporary:  # where it cannot be written it is drawn each time
             temporary.write_bytes(found)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,7 +235,7 @@ class Measurer:
             found = Measures(
                 sha256=digest, shape_zyx=grid.shape_zyx, spacing_mm=grid.spacing_mm, doubtful=doubtful, organs=organs
             )
-            with self._writing:
+            with self._writing, suppress(OSError):  # a folder that cannot be written: then it is measured each time
                 self._by_hash[digest] = found
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 append_jsonl(self._path, dict(found))
@@ -248,9 +249,10 @@ class Measurer:
             for row in rows:
                 one = _MEASURES.validate_python(row)
                 self._by_hash[one["sha256"]] = one
-        except (DataError, ValidationError):  # of another version, or damaged: it is made again
+        except (DataError, ValidationError, OSError):  # of another version, or damaged: it is made again
             self._by_hash = {}
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     def _work(self) -> None:
         """Go round the cases for as long as the server runs: labels come, and change."""

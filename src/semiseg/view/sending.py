@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from semiseg.files import why_not_written
 from semiseg.view.volumes import Volume
 from semiseg.words import printable
 
@@ -81,8 +82,9 @@ async def refused(_: Request, error: Exception) -> Response:
 
 
 async def unreadable(_: Request, error: Exception) -> Response:
-    reason = error.strerror if isinstance(error, OSError) else None
-    return JSONResponse({"error": f"A file cannot be read or written ({reason or type(error).__name__})."}, 500)
+    assert isinstance(error, OSError)
+    named = why_not_written(error) if error.filename else f"a file cannot be read or written ({error.strerror})."
+    return JSONResponse({"error": printable(named)}, 500)
 
 
 async def too_large(_: Request, __: Exception) -> Response:
