@@ -121,9 +121,7 @@ class LabelExport:
         if not isinstance(logits, np.ndarray):
             self._add_on_device(logits)
             return
-        self._rows.last_as(
-            lambda last: last if isinstance(last.logits, np.ndarray) else self._source(last.logits.cpu().numpy())
-        )
+        self._rows.last_as(self._in_main_memory)
         with ThreadPoolExecutor(self._rows.threads) as pool:
             for start in range(0, logits.shape[1], ROWS_AT_ONCE):
                 part = logits[:, start : start + ROWS_AT_ONCE]

@@ -22,13 +22,12 @@ from semiseg.io.store import OpenCase, StoredCase, open_case
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.engines.torch_engine import TorchEngine, torch_engine
-from semiseg.prediction.export import largest_class
 from semiseg.prediction.model import load_model
 from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
 from semiseg.rows import Doubt
 from semiseg.training.checkpoint import load_latest
-from semiseg.training.scan_labels import mean_dice, scan_logits
+from semiseg.training.scan_labels import labels_of, mean_dice, scan_logits
 from semiseg.training.session import Session
 from semiseg.types import DoubleArray
 from semiseg.words import as_text_cell
@@ -63,20 +62,21 @@ def case_and_slices(case: OpenCase, first: Engine, second: Engine | None, plan: 
     entropy = counted = 0.0
     rows = [scan_logits(case, engine, Window(patch=plan.patch)) for engine in (first, second) if engine]
     for mine, *others in zip(*rows, strict=True):
-        other = others[0] if others else mine
-        p = torch.softmax(torch.from_numpy(mine).double(), dim=0).numpy()
-        doubtful = p[0] < BACKGROUND
-        of_voxels = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=0) * doubtful
-        entropy += float(of_voxels.sum())
-        counted += float(doubtful.sum())
-        a, b = largest_class(mine), largest_class(other)
+        a, b = labels_of(mine), labels_of(others[0] if others else mine)
         overlap += np.bincount(a[a == b].ravel(), minlength=classes)
         counts = [np.bincount(labels.ravel(), minlength=classes) for labels in (a, b)]
         voxels += counts[0]
         sizes += counts[0] + counts[1]
-        doubt = np.where(a == b, of_voxels / math.log(max(2, classes)), 1.0)
+        log_p = torch.log_softmax(torch.as_tensor(mine), dim=0)  # where the logits are
+        p = log_p.exp()
+        doubtful = p[0] < BACKGROUND
+        of_voxels = -(p * log_p).sum(0) * doubtful
+        entropy += float(of_voxels.sum(dtype=torch.float64))
+        counted += float(doubtful.sum())
+        doubt = of_voxels / math.log(max(2, classes))
+        doubt = torch.where(torch.from_numpy(a == b).to(doubt.device), doubt, torch.ones_like(doubt))
         for sums, axes in zip(along, ((1, 2), (0, 2), (0, 1)), strict=True):
-            sums.append(doubt.sum(axis=axes))
+            sums.append(doubt.sum(axes, dtype=torch.float64).cpu().numpy())
     return Doubt(
         id=case.meta.id,
         entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,

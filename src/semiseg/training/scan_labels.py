@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -184,18 +185,28 @@ def scan_tile(shape: Shape, plan: Plan) -> Shape:
 
 def scan_labels(case: OpenCase, engine: Engine, window: Window) -> LabelArray:
     """The label map `(Z, Y, X)`, uint8 (uint16 for more than 256 classes), that a network gives to a stored case."""
-    parts = scan_logits(case, engine, window)
-    return np.concatenate([largest_class(logits).astype(np.min_scalar_type(len(logits) - 1)) for logits in parts])
+    return np.concatenate([labels_of(rows) for rows in scan_logits(case, engine, window)])
 
 
-def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[FloatArray]:
-    """A network's logits `(K, rows, Y, X)` of a stored case, a few rows at a time."""
+def scan_logits(case: OpenCase, engine: Engine, window: Window) -> Iterator[Any]:
+    """A network's logits `(K, rows, Y, X)` of a stored case, a few rows at a time: an array, or a tensor on the device
+    where they were blended there."""
     _, high, wide = case.meta.shape_zyx
 
     def read(start: int, stop: int) -> FloatArray:
         return case.read_image(Box((start, 0, 0), (stop, high, wide)))
 
-    return blended_rows(read, case.meta.shape_zyx, engine, window)
+    return blended_rows(read, case.meta.shape_zyx, engine, replace(window, rows_stay=True))
+
+
+def labels_of(rows: Any) -> LabelArray:
+    """The largest class of logits `(K, rows, Y, X)`, the first of equals, uint8 (uint16 for more than 256). Of a
+    tensor it is found on its device, and labels alone come back."""
+    kind = np.min_scalar_type(len(rows) - 1)
+    if isinstance(rows, np.ndarray):
+        return largest_class(rows).astype(kind)
+    found = rows.argmax(0).to(torch.uint8 if len(rows) <= 256 else torch.int32)
+    return np.asarray(found.cpu().numpy().astype(kind, copy=False))
 
 
 def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, list[Shape]]:

@@ -61,7 +61,9 @@ def _rows(case: OpenCase, engine: Engine, plan: Plan, device: torch.device) -> I
     for blended in scan_logits(case, engine, window):
         for first in range(0, blended.shape[1], ROWS):
             rows = blended[:, first : first + ROWS]
+            if isinstance(rows, np.ndarray):
+                rows = to_device(rows, device)
             stop = start + rows.shape[1]
             labels = case.read_label(Box((start, 0, 0), (stop, high, wide))).astype(np.int64)
-            yield to_device(labels, device)[None], to_device(rows, device)[None]
+            yield to_device(labels, device)[None], rows.to(device)[None]
             start = stop
