@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.store import StoredCase, write_case
-from semiseg.types import FloatArray
+from semiseg.prediction.engines.torch_blend import DeviceBlend
+from semiseg.prediction.window import Window
+from semiseg.types import FloatArray, Shape
 
 CLASSES = 3
 NETWORK = NetworkPlan(features=(4, 6), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
@@ -27,9 +30,18 @@ class Reader:
         return (4 * (np.rint(tiles) == classes)).astype(np.float32)
 
 
-@pytest.fixture
-def engine() -> Reader:
-    return Reader()
+class ReaderThatBlends(Reader):
+    """Blends where it computes, as torch does on a GPU: rows come as tensors."""
+
+    def blend(self, window: Window, size: Shape) -> DeviceBlend:
+        cpu = torch.device("cpu")
+        return DeviceBlend(lambda tiles: torch.from_numpy(self.run(tiles.numpy())), cpu, CLASSES, window, size)
+
+
+@pytest.fixture(params=[Reader, ReaderThatBlends])
+def engine(request: pytest.FixtureRequest) -> Reader:
+    found: Reader = request.param()
+    return found
 
 
 @pytest.fixture
