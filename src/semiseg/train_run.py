@@ -172,4 +172,5 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
         train=settings.train,
         device=device,
         tries_threads=tries_threads,
+        distils=bool(settings.data.teacher),
     )

@@ -43,8 +43,8 @@ class SamplingSettings:
     """Share of the labelled patches that must hold a voxel of a class drawn evenly from those that are
     labelled; 0.5 is what nnU-Net's 0.33 comes to at its usual batch of 2."""
     accepted_share: float = 0.5
-    """Largest share of the labelled patches that are cut from cases whose labels a network made and a person accepted;
-    below it they are drawn as often as others."""
+    """Largest share of the labelled patches that are cut from cases whose labels a program made: those that a person
+    accepted, and those of `data.teacher_labels`. Below it they are drawn as often as others."""
     cache_gb: float = 2.0
     """Memory for decompressed cases in gigabytes (1e9 bytes), which saves most of the reading time of small
     data sets; cases beyond it are read patch by patch."""
@@ -76,8 +76,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Reviewed:
-    """Labelled cases of which some were accepted in a review. share: of patches that are cut from the accepted ones.
-    scarce: cases of whose label more than half is ignored."""
+    """Labelled cases of which a program labelled some. share: of patches that are cut from these, `accepted`. scarce:
+    cases of whose label more than half is ignored."""
 
     others: Part
     accepted: Part
@@ -86,7 +86,7 @@ class Reviewed:
 
 
 def reviewed_cases(cases: Sequence[StoredCase], accepted: Collection[str], settings: SamplingSettings) -> Reviewed:
-    """How labelled cases are drawn of which these, by id, were accepted."""
+    """How labelled cases are drawn of which a program labelled these, by id."""
     others, those = Part([], {}), Part([], {})
     scarce = set()
     for index, case in enumerate(cases):
@@ -122,14 +122,16 @@ def labelled_patch(
     seen as often as common ones; the others are uniform over cases and over the places in the volume, since the network
     has to learn the empty parts too.
 
-    reviewed: where not all labels are a person's own. Then it is drawn first whether the case is an accepted one, and a
-    patch of a label that is mostly ignored always lies on a class, since it would be empty elsewhere.
+    reviewed: where not all labels are a person's own. Then each batch has its share of accepted ones, since a batch of
+    labels that leave something open would pull the network to what they name. A patch of a label that is mostly ignored
+    always lies on a class: it would be empty elsewhere.
     """
     generator = draw.generator("patch/labelled")
     among: Sequence[int] = range(len(cases))
     if reviewed is not None:
         part = reviewed.others
-        if reviewed.accepted.cases and draw.generator("whether accepted").random() < reviewed.share:
+        turned = draw.step * batch + (draw.sample + draw.step) % batch  # or it would be those with foreground
+        if reviewed.accepted.cases and is_forced(turned, reviewed.share):
             part = reviewed.accepted
         among, holders = part.cases, part.holders
     if holders and is_forced(draw.step * batch + draw.sample, settings.foreground_fraction):
@@ -173,7 +175,7 @@ def unlabelled_patch(
 
 
 def is_forced(index: int, fraction: float) -> bool:
-    """Whether the labelled sample of this global index must hold foreground.
+    """Whether the sample of this global index is one of a share, such as those that must hold foreground.
 
     Spread as evenly as can be: among any n samples in a row, the number of forced ones is within 1 of n * fraction.
     """

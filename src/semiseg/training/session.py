@@ -59,6 +59,8 @@ class Session:
     device: torch.device
     tries_threads: bool = False
     """Whether another number of threads may be tried where the pace collapses."""
+    distils: bool = False
+    """Whether a model of our own labelled the taught cases."""
 
     @property
     def place(self) -> Place:
@@ -108,10 +110,12 @@ class Session:
 
     @property
     def _accepted(self) -> list[str] | None:
-        """Ids of the accepted cases; None in a run whose labels are all a person's own."""
+        """Ids of the cases that a program labelled; None in a run whose labels are all a person's own. What a teacher
+        labelled to be distilled is learnt from as own labels are."""
         if not of_role(self.cases, *WITH_LABELS[1:]):
             return None
-        return [case.id for case in of_role(self.cases, "accepted")]
+        roles: tuple[Role, ...] = ("accepted",) if self.distils else ("accepted", "taught")
+        return [case.id for case in of_role(self.cases, *roles)]
 
     @property
     def _histograms(self) -> tuple[float, tuple[int, ...]] | None:
