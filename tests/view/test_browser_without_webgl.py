@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_browser import PLANES, slice_of, three_orientations
+from test_browser import PLANES, orientations, slice_of
 from test_orientation import SHAPE
 from view_browser import Browser, browser, colourful, drawn, far, open_case, picture
 from view_server import Served, serving
@@ -23,8 +23,8 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("three")
-    with serving(three_orientations(folder / "data"), decisions=folder / "decisions.jsonl") as found:
+    folder = tmp_path_factory.mktemp("data")
+    with serving(orientations(folder / "data"), decisions=folder / "decisions.jsonl") as found:
         yield found
 
 
@@ -94,4 +94,4 @@ def test_a_decision_stands_in_the_list(chromium: Browser, served: Served, tmp_pa
         page.keyboard.press("Backspace")
         page.wait_for_selector(".case-card .badge.set_aside")
         page.keyboard.press("z")  # nothing is undone where Z is no key
-        assert [row["decision"] for row in served.json("/api/cases")["rows"]] == ["set_aside", None, None]
+        assert [row["decision"] for row in served.json("/api/cases")["rows"]] == ["set_aside", None, None, None]
