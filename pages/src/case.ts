@@ -6,7 +6,7 @@ import { setBindings, type Binding } from "./keys";
 import { frameOf, parseNifti, type Frame, type Triple, type Volume } from "./nifti";
 import { GlPainter, webGl } from "./paint_gl";
 import { PngPainter } from "./paint_png";
-import { complain, go, hashOfCase, info, toast, type Page, type Where } from "./shell";
+import { complain, go, hashOfCase, info, origin, toast, type Page, type Where } from "./shell";
 import { PLANES, Stage, type Arrangement, type Look, type Plane, type Rgb, type Shown } from "./stage";
 import { badge, VERDICTS } from "./verdicts";
 import type { Turning } from "./volume3d";
@@ -85,6 +85,7 @@ export function casePage(where: Where): Page {
     if (stopped) return;
     recent.splice(0, recent.length, ...[id, ...recent.filter((one) => one !== id)].slice(0, KEPT));
     choice.visible ??= new Set([found.reviewed_layer ?? "prediction", "prediction", ...(found.reviewed_layer === "reference" ? ["reference"] : [])]);
+    if (info.modality !== "ct") choice.window = null; // each scan has intensities of its own
     panel();
     const frame = await prepare(found);
     if (stopped) return;
@@ -295,7 +296,7 @@ export function casePage(where: Where): Page {
     const of = found!;
     fill(
       title,
-      el("a", { href: `#/cases${list.query ? `?${list.query}` : ""}`, class: "back", title: "All cases (Backspace)" }, "← Cases"),
+      el("a", { href: `#/${origin}`, class: "back", title: "Back (Backspace)" }, origin.startsWith("review") ? "← Review" : "← Cases"),
       el("h1", { title: of.id }, of.id),
       el("p", { class: "note" }, `${words(of.role)} · ${[...of.shape_zyx].reverse().join(" × ")} · ${[...of.spacing_mm].reverse().map((mm) => mm.toFixed(2)).join(" × ")} mm · ${of.orientation}`),
     );
@@ -540,7 +541,7 @@ export function casePage(where: Where): Page {
     { keys: ["b"], shown: "B", says: "Case before", press: () => void toCase(-1) },
     { keys: ["e"], shown: "E", says: "Export for correction", press: () => void exportIt() },
     { keys: ["i"], shown: "I", says: "Bring back a correction", press: () => found && bringBack() },
-    { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list", press: () => go(`cases${list.query ? `?${list.query}` : ""}`) },
+    { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list, or to the review", press: () => go(origin) },
   ]);
   if (!list.ids.length) void loadMore().then(() => found && void ahead(), () => {});
   return {

@@ -33,6 +33,7 @@ export async function loadMore(): Promise<void> {
 }
 
 const chosen = new Set<string>();
+let opened = "";
 
 export function casesPage(where: Where): Page {
   const given = (name: string, usual = "") => where.query.get(name) ?? usual;
@@ -100,6 +101,8 @@ export function casesPage(where: Where): Page {
     offset = 0;
     total = Number.POSITIVE_INFINITY;
     rows.clear();
+    const place = list.query === address() ? list.ids.indexOf(opened) : -1;
+    back = place < 0 ? PIECE : PIECE * Math.ceil((place + 1) / PIECE);
     Object.assign(list, { query: address(), ids: [], total });
     direction.textContent = wanted.descending === "1" ? "↓" : "↑";
     direction.title = `${wanted.descending === "1" ? "Largest" : "Smallest"} first (D)`;
@@ -109,12 +112,13 @@ export function casesPage(where: Where): Page {
   }
 
   let loading = false;
+  let back = PIECE;
   async function next(first = false): Promise<void> {
     if ((loading && !first) || stopped || offset >= total) return;
     loading = true;
     const mine = turn;
     try {
-      const found = await get<CaseList>(`/api/cases?${address()}&offset=${offset}&limit=${PIECE}`);
+      const found = await get<CaseList>(`/api/cases?${address()}&offset=${offset}&limit=${first ? back : PIECE}`);
       if (mine !== turn || stopped) return;
       if (first) fill(body, container());
       total = found.rows.length ? found.total : offset;
@@ -124,7 +128,11 @@ export function casesPage(where: Where): Page {
       list.total = total;
       body.querySelector(".items")?.append(...found.rows.map(wanted.as === "grid" ? card : line));
       tell(found);
-      if (first) body.scrollTop = 0;
+      if (first && rows.has(opened)) {
+        const card = body.querySelector<HTMLElement>(`[data-number="${numberOf(opened)}"]`);
+        card?.focus({ preventScroll: true });
+        card?.scrollIntoView({ block: "center" });
+      }
     } catch (error) {
       if (mine === turn) complain(error);
     } finally {
@@ -215,6 +223,7 @@ export function casesPage(where: Where): Page {
   }
 
   function open(id: string): void {
+    opened = id;
     note(`cases?${address()}`);
     go(hashOfCase(id));
   }
@@ -230,7 +239,7 @@ export function casesPage(where: Where): Page {
   function card(row: CaseRow): HTMLElement {
     return el(
       "a",
-      { class: "case-card", href: `#/${hashOfCase(row.id)}`, "data-number": numberOf(row.id), "data-id": row.id },
+      { class: "case-card", href: `#/${hashOfCase(row.id)}`, onclick: () => void (opened = row.id), "data-number": numberOf(row.id), "data-id": row.id },
       el("div", { class: "thumb" }, thumbnail(row.id, 192), badge(row.decision, row.stale), box(row)),
       el("div", { class: "id", title: row.id }, row.id),
       el("div", { class: "role" }, words(row.role), row.corrected ? " · corrected" : ""),

@@ -3,7 +3,7 @@ import uPlot from "uplot";
 import { get, type Progress } from "./api";
 import { count, duration, el, fill, fixed } from "./dom";
 import { setBindings } from "./keys";
-import { complain, go, info, isDark, type Page } from "./shell";
+import { complain, go, info, isDark, offer, type Page } from "./shell";
 
 interface Curve { title: string; note: string; keys: (names: string[]) => [string, string][]; share?: boolean }
 const named = (pairs: Record<string, string>) => (names: string[]): [string, string][] =>
@@ -72,6 +72,10 @@ export function runPage(): Page {
   }
 
   function show(found: Progress): void {
+    if (found.report && !info.pages.report) {
+      info.pages.report = true;
+      offer();
+    }
     state.textContent = STATES[found.state];
     const total = found.total;
     const share = found.state === "finished" ? 1 : total ? Math.min(1, found.step / total) : 0;

@@ -25,13 +25,21 @@ const body = el("main", { id: "page", tabindex: "-1" });
 const passing = el("div", { class: "toasts", role: "status", "aria-live": "polite" });
 const help = el("dialog", { class: "help", "aria-label": "Keys" });
 let current: Page | null = null;
+let links: HTMLAnchorElement[] = [];
+
+/** Where a case was opened from: the list as it was sorted, or the review. */
+export let origin = "cases";
+
+/** Shows the pages that there are: a report may come while one looks. */
+export function offer(): void {
+  for (const link of links) link.hidden = !info.pages[link.dataset.page as PageName];
+}
 
 export function start(given: Info, makers: Record<PageName, MakePage>): void {
   info = given;
   document.title = `${info.name} · semiseg`;
-  const links = PAGES.filter((page) => info.pages[page.name] !== false).map((page) =>
-    el("a", { href: `#/${page.name}`, "data-page": page.name, title: `${page.title} (${page.shown})` }, page.title),
-  );
+  links = PAGES.map((page) => el("a", { href: `#/${page.name}`, "data-page": page.name, title: `${page.title} (${page.shown})` }, page.title));
+  offer();
   const header = el(
     "header",
     { class: "shell" },
@@ -45,8 +53,8 @@ export function start(given: Info, makers: Record<PageName, MakePage>): void {
   document.body.replaceChildren(header, body, passing, help);
   help.addEventListener("click", (event) => event.target === help && help.close());
   setCommon([
-    ...PAGES.filter((page) => info.pages[page.name] !== false).map((page): Binding => ({
-      keys: [page.key], shown: page.shown, says: `Page “${page.title}”`, press: () => go(page.name),
+    ...PAGES.map((page): Binding => ({
+      keys: [page.key], shown: page.shown, says: `Page “${page.title}”`, press: () => info.pages[page.name] && go(page.name),
     })),
     { keys: ["shift+d"], shown: "Shift D", says: "Light or dark", press: switchTheme },
     { keys: ["?", "shift+?"], shown: "?", says: "These keys", press: () => (help.open ? help.close() : showHelp()) },
@@ -57,6 +65,7 @@ export function start(given: Info, makers: Record<PageName, MakePage>): void {
     const name = (PAGES.find((page) => page.name === parts[0])?.name ?? home()) as PageName;
     current?.dispose?.();
     setBindings([]);
+    if (name !== "cases" || !parts[1]) origin = location.hash.replace(/^#\/?/, "") || name;
     for (const link of links) {
       if (link.dataset.page === name) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
@@ -89,6 +98,7 @@ export function go(path: string): void {
 
 /** Changes the address without leaving the page. */
 export function note(path: string): void {
+  origin = path;
   history.replaceState(null, "", `#/${path}`);
 }
 

@@ -87,11 +87,15 @@ def test_wheel_keys_and_clicks_move(chromium: Browser, served: Served) -> None:
 
 
 def test_a_decision_stands_in_the_list(chromium: Browser, served: Served, tmp_path: Path) -> None:
-    with chromium.page(served) as page:
-        open_case(page, "LAS")
+    with chromium.page(served, "cases") as page:
+        page.wait_for_selector(".case-card")
+        page.keyboard.press("Enter")  # the first one
+        page.wait_for_selector("[data-ready]")
         page.keyboard.press("s")
         page.wait_for_selector(".decision .badge.set_aside")
         page.keyboard.press("Backspace")
         page.wait_for_selector(".case-card .badge.set_aside")
+        page.wait_for_selector(".case-card:focus")
+        assert page.evaluate("() => document.activeElement.dataset.id") == "LAS", "where one left the list"
         page.keyboard.press("z")  # nothing is undone where Z is no key
         assert [row["decision"] for row in served.json("/api/cases")["rows"]] == ["set_aside", None, None, None]
