@@ -1,6 +1,8 @@
-"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, which needs Node 20.
+"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, where Node 20 is at hand.
 
-An sdist brings the bundle along, so that a wheel that is built of it needs none."""
+Without it the package is built without them, and `semiseg view` says how to get them: all else works. An sdist brings
+the bundle along, so that a wheel that is built of it needs no Node.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,16 @@ class Pages(BuildHookInterface):  # type: ignore[type-arg]
         root = Path(self.root)
         if not (root / "pages").is_dir() or (root / "PKG-INFO").is_file():
             return  # an image that predicts alone, or an sdist
-        build(root)
+        try:
+            build(root)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.app.display_warning(f"Built without the pages of `semiseg view`, which need Node 20: {error}")
 
 
 def build(root: Path) -> None:
-    """Install what package-lock.json names, check the types, bundle. Raises `SystemExit` where there is no Node."""
+    """Install what package-lock.json names, check the types, bundle. Raises `OSError` where there is no Node."""
     npm = shutil.which("npm")
     if npm is None:
-        raise SystemExit("The pages of `semiseg view` are bundled by Node 20 or newer, whose npm was not found.")
+        raise FileNotFoundError("npm was not found")
     for command in (["ci", "--ignore-scripts"], ["run", "--silent", "check"], ["run", "--silent", "build"]):
         subprocess.run([npm, *command], cwd=root / "pages", check=True)
