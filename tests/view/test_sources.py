@@ -56,6 +56,19 @@ def test_a_folder_of_label_maps_without_names_is_shown(tmp_path: Path) -> None:
             assert served.client.get(f"/api/cases/one/{picture}").status_code == 200
 
 
+def test_a_dataset_is_read_again_where_scans_come_and_not_where_decisions_do(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for number in range(2):
+        save_scan(data / "images" / f"case_{number}.nii.gz", np.ones((4, 5, 6), dtype=np.int16), np.eye(4))
+        save_label(data / "labels" / f"case_{number}.nii.gz", np.ones((4, 5, 6), dtype=np.uint8))
+    with serving(data) as served:
+        before = served.pages.source.contents()
+        assert served.decide("case_0", "accept").status_code == 200
+        assert served.pages.source.contents() is before
+        save_scan(data / "images" / "case_2.nii.gz", np.ones((4, 5, 6), dtype=np.int16), np.eye(4))
+        assert [row["id"] for row in served.json("/api/cases")["rows"]] == ["case_0", "case_1", "case_2"]
+
+
 @pytest.mark.parametrize("make", ["missing", "file", "empty", "strange"])
 def test_what_is_nothing_to_look_at_is_said(tmp_path: Path, make: str) -> None:
     folder = tmp_path / "folder"

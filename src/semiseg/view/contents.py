@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,17 +44,22 @@ def state_of(*paths: Path) -> State:
 
 
 class Fresh(Generic[T]):
-    """What is made from files, made anew when one of them changes."""
+    """What is made from files, made anew when one of them changes. also: further files and folders that what was made
+    is of."""
 
-    def __init__(self, make: Callable[[], T], *paths: Path) -> None:
-        self._make, self._paths = make, paths
-        self._kept: tuple[State, T] | None = None
+    def __init__(
+        self, make: Callable[[], T], *paths: Path, also: Callable[[T], Collection[Path]] = lambda made: ()
+    ) -> None:
+        self._make, self._paths, self._also = make, paths, also
+        self._kept: tuple[State, T, tuple[Path, ...]] | None = None
 
     def __call__(self) -> T:
-        state = state_of(*self._paths)
         kept = self._kept
-        if kept is None or kept[0] != state:
-            kept = self._kept = (state, self._make())
+        if kept is None or kept[0] != state_of(*self._paths, *kept[2]):
+            before = state_of(*self._paths)
+            made = self._make()
+            also = tuple(self._also(made))
+            kept = self._kept = ((*before, *state_of(*also)), made, also)
         return kept[1]
 
 
@@ -140,10 +145,11 @@ def folder_contents(folder: Path) -> Fresh[Contents]:
             channels=dataset.channels,
         )
 
-    return Fresh(make, folder, *(folder / name for name in _FOLDERS_OF_DATASETS))
+    def folders(made: Contents) -> set[Path]:
+        files = [file for case in made.cases.values() for file in (*case.images, case.reference) if file]
+        return {file.parent for file in files}
 
-
-_FOLDERS_OF_DATASETS = ("dataset.json", "imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUn", "images", "labels")
+    return Fresh(make, folder / "dataset.json", folder / "labels.json", also=folders)
 
 
 def _label_maps(folder: Path, files: Sequence[Path]) -> Contents:
