@@ -70,6 +70,7 @@ _FOLDERS = (
     "teacher_labels",
     "tests",
     "validation",
+    "view",
 )
 
 

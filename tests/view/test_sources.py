@@ -87,8 +87,12 @@ def test_decisions_cannot_be_a_folder(label_folder: Path, tmp_path: Path) -> Non
         open_source(label_folder, decisions=tmp_path)
 
 
-def test_a_run_with_a_link_that_leads_out_is_refused(run: Path, tmp_path: Path) -> None:
-    (run / "decisions.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+@pytest.mark.parametrize(
+    "name", ["decisions.jsonl", "view/measures.jsonl", "corrections/one.nii.gz", "export/one.nii.gz"]
+)
+def test_a_run_with_a_link_that_leads_out_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="link"):
         open_source(run)
 
