@@ -118,6 +118,7 @@ export function casePage(where: Where): Page {
     if (webgl) {
       const first = of.layers.find((layer) => layer.kind === "image") ?? of.layers[0];
       if (!first) throw new Error("This case has nothing to show.");
+      for (const layer of shownLayers()) volumeOf(layer, abort.signal).catch(() => {}); // said where it is waited for
       const frame = frameOf(await volumeOf(first, abort.signal));
       if (stopped) return frame;
       try {

@@ -35,7 +35,6 @@ export class GlPainter implements Painter {
   private programs = new Map<string, { program: WebGLProgram; at: (name: string) => WebGLUniformLocation | null }>();
   private textures = new Map<string, Texture>();
   private palette: WebGLTexture;
-  private last: { views: View[]; look: Look } | null = null;
 
   constructor(private frame: Frame) {
     this.element = el("canvas", { class: "painted" });
@@ -76,11 +75,9 @@ export class GlPainter implements Painter {
       limit: voxels instanceof Float32Array ? limitOf(voxels) : 1,
       float: voxels instanceof Float32Array,
     });
-    if (this.last) this.paint(this.last.views, this.last.look);
   }
 
   paint(views: View[], look: Look): void {
-    this.last = { views, look };
     const { gl } = this;
     const ratio = window.devicePixelRatio || 1;
     const box = this.element.getBoundingClientRect();
@@ -171,7 +168,6 @@ export class GlPainter implements Painter {
   dispose(): void {
     for (const { texture } of this.textures.values()) this.gl.deleteTexture(texture);
     this.textures.clear();
-    this.last = null;
     this.gl.getExtension("WEBGL_lose_context")?.loseContext();
   }
 }
