@@ -62,20 +62,21 @@ class Table:
         self._source, self._measurer, self._log = source, measurer, log
         self._lock = threading.Lock()
         self._usual: tuple[float, int, Usual] | None = None
-        self._stand: tuple[int, ByCase] = (-1, {})
+        self._stand: tuple[list[Decision], int, ByCase] = ([], 0, {})
         self._rows: dict[str, tuple[tuple[object, ...], list[Row]]] = {}
         self._undecided: dict[str, tuple[Contents, Usual, dict[str, tuple[Measures | None, bool, Row]]]] = {}
         self._decided: dict[tuple[str, str], tuple[Row, tuple[object, ...], Row]] = {}
 
     def stand(self) -> ByCase:
         """The decisions that stand, by case."""
-        count = len(self._log.lines)
-        if self._stand[0] != count:
+        lines = self._log.lines
+        count = len(lines)
+        if self._stand[0] is not lines or self._stand[1] != count:
             found: ByCase = {}
-            for key, line in standing(self._log.lines[:count]).items():
+            for key, line in standing(lines[:count]).items():
                 found.setdefault(key[0], {})[key] = line
-            self._stand = (count, found)
-        return self._stand[1]
+            self._stand = (lines, count, found)
+        return self._stand[2]
 
     def rows(self, organ: str = "") -> list[Row]:
         """All cases in the order of ids, to be left as they are. organ: the one whose score, volume and decision are
