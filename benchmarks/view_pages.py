@@ -88,7 +88,9 @@ def case_times(page: Page, address: str, repeats: int) -> dict[str, float]:
     """Seconds and milliseconds of one browser on the CT."""
     base = address.split("/?")[0]
     page.goto(address)
-    page.wait_for_selector("header.shell")
+    page.wait_for_selector(".case-card")
+    while not page.evaluate("() => [...document.querySelectorAll('.thumb img')].every(it => it.naturalWidth)"):
+        page.wait_for_timeout(100)  # thumbnails: the server has read the first scan, and forgotten it since
     began = time.perf_counter()
     page.goto(f"{base}/#/cases/ct_0")
     page.wait_for_selector("[data-ready]")

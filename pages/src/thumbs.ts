@@ -1,9 +1,9 @@
-// Thumbnails, three at a time and only those in sight: a browser has six connections to a server, and answers that are
+// Thumbnails, two at a time and only those in sight: a browser has six connections to a server, and answers that are
 // waited for must not stand behind pictures.
 import { ofCase } from "./api";
 import { el } from "./dom";
 
-const AT_ONCE = 3;
+const AT_ONCE = 2;
 const waiting: HTMLImageElement[] = [];
 let loading = 0;
 
