@@ -15,6 +15,7 @@ from torch import Tensor
 from semiseg.augment.settings import TURNED_PROBABILITY, Augmentation, AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
+from semiseg.data.roles import Role, RunCase
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import TrainingError
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
@@ -123,3 +124,15 @@ def test_memory_that_does_not_suffice_shows_in_the_rehearsal(session: Callable[.
         TrainingError, match=r"no memory left on cpu for a batch of 2 patches of \(4, 4, 4\): lower plan"
     ):
         rehearse(session(failing, name="mpl"))
+
+
+def test_labels_of_programs_have_a_share_of_their_own_but_not_those_that_are_distilled(
+    session: Callable[..., Watched],
+) -> None:
+    roles: tuple[Role, ...] = ("labelled", "corrected", "accepted", "taught", "unlabelled")
+    cases = [RunCase(id=role, images=(), label=None, split="train", role=role) for role in roles]
+    every = replace(session(), cases=cases)
+    assert every.labelled_by_programs == ["accepted", "taught"]
+    assert replace(every, distils=True).labelled_by_programs == ["accepted"]
+    assert replace(every, cases=[cases[0], cases[4]]).labelled_by_programs is None  # as without a review
+    assert replace(every, cases=cases[:2]).labelled_by_programs == []

@@ -99,7 +99,7 @@ class Session:
             seed=self.train.seed,
             settings=self.sampling,
             histograms=self._histograms,
-            accepted=self._accepted,
+            accepted=self.labelled_by_programs,
             rank=rank(),
             world=size(),
             index=read_index(self.run / "store"),
@@ -109,7 +109,7 @@ class Session:
         return TrainingData(source, labelled, unlabelled, validation, labels)
 
     @property
-    def _accepted(self) -> list[str] | None:
+    def labelled_by_programs(self) -> list[str] | None:
         """Ids of the cases that a program labelled; None in a run whose labels are all a person's own. What a teacher
         labelled to be distilled is learnt from as own labels are."""
         if not of_role(self.cases, *WITH_LABELS[1:]):
