@@ -1,7 +1,7 @@
-"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, where Node 20 is at hand.
+"""Bundles the pages of `semiseg view` when a wheel or an sdist is built, which needs Node 20.
 
-Without it the package is built without them, and `semiseg view` says how to get them: all else works. An sdist brings
-the bundle along, so that a wheel that is built of it needs no Node.
+An sdist brings the bundle along, so that a wheel that is built of it needs no Node. A wheel that is built of a clone
+without Node goes without the pages, and says so: `pip install .` is how predicting is installed, too.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ class Pages(BuildHookInterface):  # type: ignore[type-arg]
         root = Path(self.root)
         if not (root / "pages").is_dir() or (root / "PKG-INFO").is_file():
             return  # an image that predicts alone, or an sdist
-        try:
-            build(root)
-        except (OSError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"Built without the pages of `semiseg view`, which need Node 20: {error}")
+        if missing := build(root):
+            if self.target_name == "sdist":
+                raise SystemExit(missing)
+            if not (root / BUNDLE / "index.html").is_file():
+                self.app.display_warning(f"Built without the pages of `semiseg view`. {missing}")
 
 
-def build(root: Path) -> None:
-    """Install what package-lock.json names, check the types, bundle. Raises `OSError` where there is no Node."""
+def build(root: Path) -> str:
+    """Install what package-lock.json names, check the types, bundle. Returns why it cannot be done here, or nothing."""
     npm = shutil.which("npm")
     if npm is None:
-        raise FileNotFoundError("npm was not found")
-    for command in (["ci", "--ignore-scripts"], ["run", "--silent", "check"], ["run", "--silent", "build"]):
-        subprocess.run([npm, *command], cwd=root / "pages", check=True)
+        return "They are bundled by Node 20 or newer, whose npm was not found."
+    if subprocess.run([npm, "ci", "--ignore-scripts"], cwd=root / "pages", check=False).returncode:
+        return "npm could not fetch the packages that bundle them."
+    for step in ("check", "build"):
+        subprocess.run([npm, "run", "--silent", step], cwd=root / "pages", check=True)
+    return ""

@@ -17,6 +17,8 @@ export interface Info {
   reviewer: string;
   roles: string[];
   doubts: boolean;
+  /** Whether cases are handed out and taken back: of runs. */
+  corrections: boolean;
 }
 
 export interface Progress {

@@ -384,7 +384,7 @@ export function casePage(where: Where): Page {
           el("td", { class: "mark" }, one?.decision && one.decision !== of.decision ? badge(one.decision, one.stale) : null),
         );
       }))),
-      el("div", { class: "buttons" },
+      info.corrections && el("div", { class: "buttons" },
         el("button", { class: "button small", onclick: () => void exportIt() }, "Export for correction"),
         el("button", { class: "button small", onclick: () => bringBack() }, of.corrected ? "Correct again …" : "Bring back a correction …")),
     );
@@ -540,8 +540,10 @@ export function casePage(where: Where): Page {
     { keys: ["z"], shown: "Z", says: "Undo the last decision", press: () => void undo() },
     { keys: ["n"], shown: "N", says: "Next case of the list", press: () => void toCase(1) },
     { keys: ["b"], shown: "B", says: "Case before", press: () => void toCase(-1) },
-    { keys: ["e"], shown: "E", says: "Export for correction", press: () => void exportIt() },
-    { keys: ["i"], shown: "I", says: "Bring back a correction", press: () => found && bringBack() },
+    ...(info.corrections ? [
+      { keys: ["e"], shown: "E", says: "Export for correction", press: () => void exportIt() },
+      { keys: ["i"], shown: "I", says: "Bring back a correction", press: () => found && bringBack() },
+    ] : []),
     { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list, or to the review", press: () => go(origin) },
   ]);
   if (!list.ids.length) void loadMore().then(() => found && void ahead(), () => {});

@@ -240,7 +240,7 @@ export function casesPage(where: Where): Page {
     return el(
       "a",
       { class: "case-card", href: `#/${hashOfCase(row.id)}`, onclick: () => void (opened = row.id), "data-number": numberOf(row.id), "data-id": row.id },
-      el("div", { class: "thumb" }, thumbnail(row.id, 192), badge(row.decision, row.stale), box(row)),
+      el("div", { class: "thumb" }, thumbnail(row.id, 192), badge(row.decision, row.stale), info.corrections && box(row)),
       el("div", { class: "id", title: row.id }, row.id),
       el("div", { class: "role" }, words(row.role), row.corrected ? " · corrected" : ""),
       factsLine(row),
@@ -251,7 +251,7 @@ export function casesPage(where: Where): Page {
     return el(
       "tr",
       { tabindex: "0", "data-number": numberOf(row.id), "data-id": row.id, onclick: () => open(row.id) },
-      el("td", { class: "choose" }, box(row)),
+      el("td", { class: "choose" }, info.corrections && box(row)),
       el("td", { class: "id" }, el("span", {}, thumbnail(row.id, 40), row.id)),
       el("td", {}, words(row.role), row.corrected ? " · corrected" : ""),
       el("td", { class: "number" }, fixed(row.score, 3)),
@@ -337,8 +337,10 @@ export function casesPage(where: Where): Page {
     { keys: ["s"], shown: "S", says: "Sort by the next thing", press: () => cycle(sort) },
     { keys: ["d"], shown: "D", says: "Largest or smallest first", press: turnAround },
     { keys: ["t"], shown: "T", says: "Grid or list", press: changeLayout },
-    { keys: ["x"], shown: "X", says: "Choose for export", press: chooseFocused },
-    { keys: ["e"], shown: "E", says: "Export the chosen for correction", press: () => void exportChosen() },
+    ...(info.corrections ? [
+      { keys: ["x"], shown: "X", says: "Choose for export", press: chooseFocused },
+      { keys: ["e"], shown: "E", says: "Export the chosen for correction", press: () => void exportChosen() },
+    ] : []),
   ]);
 
   function openFocused(): void {

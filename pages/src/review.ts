@@ -63,7 +63,7 @@ export function reviewPage(where: Where): Page {
     el("button", { class: "button small", onclick: () => changeStyle() }, "Outline or fill ", key("O")),
     el("button", { class: "button small", onclick: () => open() }, "Open the case ", key("Enter")),
     el("span", { class: "grow" }),
-    el("button", { class: "button small", onclick: () => void exportThem() }, "Export what is to be labelled ", key("E")));
+    info.corrections && el("button", { class: "button small", onclick: () => void exportThem() }, "Export what is to be labelled ", key("E")));
   const root = el("div", { class: "review" }, head, heading, framed, buttons, others, el("div", { class: "under" }, facts, el("section", { class: "card" }, el("h3", {}, "Just decided"), past), tally));
 
   function bar(): void {
@@ -315,7 +315,7 @@ export function reviewPage(where: Where): Page {
     { keys: ["3"], shown: "", says: "", press: () => change({ order: "stratified" }) },
     { keys: ["."], shown: ", or .", says: "Organ by organ, all at once again", press: () => stepOrgan(1) },
     { keys: [","], shown: "", says: "", press: () => stepOrgan(-1) },
-    { keys: ["e"], shown: "E", says: "Export what is to be labelled", press: () => void exportThem() },
+    ...(info.corrections ? [{ keys: ["e"], shown: "E", says: "Export what is to be labelled", press: () => void exportThem() }] : []),
   ]);
   fill(heading, el("h1", {}, "Loading the queue …"));
   bar();
