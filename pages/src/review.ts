@@ -11,7 +11,7 @@ const ORDERS = ["doubt", "random", "stratified"] as const;
 type Order = (typeof ORDERS)[number];
 const AHEAD = 3;
 const ASK_AFTER = 8;
-const PANELS = ["axial", "coronal", "sagittal", "axial, most doubtful"];
+const PANELS = ["axial", "coronal", "sagittal", "most doubtful"];
 const LETTERS = [["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"], ["R", "L", "A", "P"]];
 
 interface Item {
