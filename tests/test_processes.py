@@ -88,7 +88,8 @@ def test_ctrl_c_is_not_heard_by_workers(early: bool) -> None:
             assert parent.stdout.readline() == "one\n"
         os.killpg(parent.pid, signal.SIGINT)
         out, err = parent.communicate(timeout=120)
-    assert (out, err) == ("stopped\n", "")
+    # The first takes 0.01 s, so that it may be done when the signal comes.
+    assert (out.removeprefix("one\n") if early else out, err) == ("stopped\n", "")
 
 
 def _power(case: int) -> int:

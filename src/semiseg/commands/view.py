@@ -39,7 +39,8 @@ class View:
 
         if not (STATIC / "index.html").is_file():
             raise ConfigError(
-                f"{STATIC}: the pages are not built. Build them with `make pages` (needs Node 20) and install again, or install a wheel."
+                f"{STATIC}: the pages are not built. Build them with `make pages` (needs Node 20) and install again, "
+                "or install a wheel."
             )
         serve(
             self.folder,

@@ -7,7 +7,8 @@ import io
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
@@ -32,17 +33,22 @@ def measure_command(command: Sequence[str], output: Path, *, gpu: int = 0) -> tu
     except OSError as error:
         raise ConfigError(f"{output}: cannot be made ({error.strerror}). Name another folder with --output.") from None
     began = time.perf_counter()
-    try:
-        process = subprocess.Popen(list(command))
-    except OSError as error:
-        raise ConfigError(f"{command[0]}: cannot be started ({error.strerror}). Check the name after `--`.") from None
-    sampler = Sampler(process.pid, gpu=gpu)
-    sampler.start()
-    try:
-        code = _wait(process)
-    finally:
-        seconds = time.perf_counter() - began
-        sampler.stop()
+    with _handing_on() as running:
+        try:
+            process = subprocess.Popen(list(command))
+        except OSError as error:
+            raise ConfigError(
+                f"{command[0]}: cannot be started ({error.strerror}). Check the name after `--`."
+            ) from None
+        running.append(process)
+        sampler = Sampler(process.pid, gpu=gpu)
+        sampler.start()
+        try:
+            code = process.wait()
+        finally:
+            seconds = time.perf_counter() - began
+            sampler.stop()
+    code = code if code >= 0 else 128 - code  # as a shell gives it
     summary = {"command": list(command), "exit_code": code} | summarise(sampler.samples, seconds)
     write_text(output / "samples.csv", as_csv(sampler.samples))
     write_json(output / "summary.json", summary)
@@ -51,21 +57,27 @@ def measure_command(command: Sequence[str], output: Path, *, gpu: int = 0) -> tu
     return code, summary
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code as a shell gives it; Ctrl-C is the command's to answer, which is of the same group, and what else
-    would end this process is handed on to it."""
+@contextmanager
+def _handing_on() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Within, what would end this process is handed on to the processes in the list; Ctrl-C reaches them by itself, as
+    they are of the same group, and is theirs to answer."""
+    running: list[subprocess.Popen[bytes]] = []
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if not running:
+            raise SystemExit(128 + number)
+        if number != signal.SIGINT:
+            running[0].send_signal(number)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
-    before |= {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # Before the command is started: it may be told to end at once. It inherits no handler, but what nohup ignores.
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in ends if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, hand_on) for number in heard}
     try:
-        code = process.wait()
+        yield running
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
 
 
 def as_csv(samples: Sequence[Sample]) -> str:
