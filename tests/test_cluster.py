@@ -91,12 +91,13 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
 
 
 @pytest.fixture
-def cluster(started: Started, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(started: Started, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setattr("semiseg.processes._workers_asked", [])
     monkeypatch.setattr(cases, "_clusters", [])
     opened = started.open()
     cases.use_cluster(opened)
-    return opened
+    yield opened
+    opened._client.close()  # its thread would call for the scheduler for ever, in the tests that follow
 
 
 def power(case: int) -> tuple[int, int]:
