@@ -19,7 +19,7 @@ from semiseg.cases import map_cases
 from semiseg.cluster import Cluster
 from semiseg.errors import ConfigError, DataError
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of sockets that Dask closes when it is collected
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -87,17 +87,18 @@ class Started:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     found = Started(tmp_path_factory.mktemp("cluster"))
     yield found
+    for client in list(distributed.Client._instances):
+        client.close()  # its thread would call for the scheduler for ever, in the tests that follow
     found.stop()
 
 
 @pytest.fixture
-def cluster(started: Started, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(started: Started, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr("semiseg.processes._workers_asked", [])
     monkeypatch.setattr(cases, "_clusters", [])
     opened = started.open()
     cases.use_cluster(opened)
-    yield opened
-    opened._client.close()  # its thread would call for the scheduler for ever, in the tests that follow
+    return opened
 
 
 def power(case: int) -> tuple[int, int]:
