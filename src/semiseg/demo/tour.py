@@ -115,4 +115,5 @@ def run_demo(
     console.print(f"\nDone in {minutes:.1f} minutes. Open these in a browser:")
     for path in (page, *(run / "report.html" for run in folders)):
         console.print(f"  {path}", highlight=False)
+    console.print(f"\nLook at every case:\n  semiseg view {folder / MPL}", highlight=False)
     return page
