@@ -10,7 +10,7 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The main job on generated scans: about 4 minutes on one core; leaves semiseg-demo/report.html.
+# The main job on generated scans: 3 to 5 minutes on one core; leaves semiseg-demo/report.html.
 demo: .venv/installed
 	$(BIN)/semiseg demo semiseg-demo
 
