@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 
 from plans import PLAN
+from semiseg.data.plan import Plan
 from semiseg.errors import DataError
-from semiseg.io.store import StoredCase, open_case, write_case
+from semiseg.io.store import OpenCase, StoredCase, open_case, write_case
+from semiseg.prediction.engines.base import Engine
 from semiseg.rows import Doubt, read_ranking
-from semiseg.training.ranking import case_and_slices, case_doubt, doubts, ranked, write_ranking
+from semiseg.training.ranking import case_and_slices, doubts, ranked, write_ranking
 from semiseg.types import FloatArray
 
 SMALL = replace(PLAN, patch=(4, 4, 4))
 SHAPE = (10, 6, 5)
+
+
+def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> Doubt:
+    return case_and_slices(case, first, second, plan)[0]
 
 
 class Thresholds:

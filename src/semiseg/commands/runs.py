@@ -12,7 +12,7 @@ import tyro
 from semiseg.commands.arguments import Computes, Quiet, RunArguments, WorksOnCases, say, settings_of, show_scores
 from semiseg.errors import ConfigError
 from semiseg.processes import asked_ranks, is_first_rank
-from semiseg.words import printable
+from semiseg.words import counted, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class Correct:
             if self.labels or self.slices:
                 raise ConfigError("--export hands labels out: leave LABELS and --slices out.")
             folder = export_cases(self.run, self.export, self.output)
-            print(f"{folder}: {len(self.export)} cases. Its README.txt says what to do.")
+            print(f"{folder}: {counted(len(self.export), 'case')}. Its README.txt says what to do.")
             return 0
         if self.labels is None:
             raise ConfigError("name the folder of the labels that you mended, or --export IDS to hand some out.")

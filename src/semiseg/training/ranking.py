@@ -46,15 +46,11 @@ class SliceDoubt(TypedDict):
     sagittal: list[float]
 
 
-def case_doubt(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> Doubt:
-    """The doubt of one stored case; `first` is the network whose labels count, `second` the one that may contradict."""
-    return case_and_slices(case, first, second, plan)[0]
-
-
 def case_and_slices(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> tuple[Doubt, SliceDoubt]:
-    """The same, and the doubt of its slices.
+    """The doubt of one stored case and of its slices; `first` is the network whose labels count, `second` the one that
+    may contradict.
 
-    Both networks roll over the scan together, so that neither's logits are ever whole in memory.
+    Both roll over the scan together, so that neither's logits are ever whole in memory.
     """
     classes = plan.labels.count
     along: tuple[list[DoubleArray], ...] = ([], [], [])
