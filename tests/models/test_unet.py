@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from semiseg.data.plan import NetworkPlan
 from semiseg.models.build import build_network, count_parameters, in_channels_last
@@ -27,6 +28,26 @@ def small(seed: int = 0, plan: NetworkPlan = SMALL) -> UNet3d:
 
 def image(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_a_single_patch_is_convolved_as_it_is_among_others(learning: bool) -> None:
+    """oneDNN convolves both, so the numbers are the same, bit for bit; torch would choose another kernel for one."""
+    torch.manual_seed(0)
+    layer = Conv3d(3, 4, 3, padding=1, bias=False).train(learning)
+    alone, pair = image(1, 3, 6, 8, 10), image(1, 3, 6, 8, 10).repeat(2, 1, 1, 1, 1)
+    with torch.set_grad_enabled(learning):
+        got, wanted = layer(alone), layer(pair)
+        assert torch.equal(got, wanted[:1])
+    if learning:
+        got.square().sum().backward()
+        weight, layer.weight.grad = layer.weight.grad, None
+        wanted.square().sum().backward()
+        assert weight is not None
+        assert layer.weight.grad is not None
+        torch.testing.assert_close(2 * weight, layer.weight.grad, rtol=1e-5, atol=1e-3)  # sums of 480 float32 products
+    tangent = torch.func.jvp(layer.train(), (alone,), (alone,))[1]
+    torch.testing.assert_close(tangent, functional.conv3d(alone, layer.weight, padding=1))
 
 
 @pytest.mark.parametrize(

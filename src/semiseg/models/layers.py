@@ -15,6 +15,8 @@ from torch.nn import functional
 from semiseg.data.plan import NetworkPlan
 from semiseg.world import size, total
 
+_LEFT_BY_ONEDNN = 20_480
+
 
 class Network(nn.Module):
     """What methods and engines are given: `(B, C, D, H, W)` images to `(B, K, D, H, W)` logits of the same size."""
@@ -74,7 +76,11 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 
 class Conv3d(nn.Conv3d):
-    """Convolution whose bfloat16 gradient can be trusted on a CPU.
+    """Convolution that is fast for a single patch on a CPU, and whose bfloat16 gradient can be trusted there.
+
+    torch leaves oneDNN for one float32 patch of at most 20,480 channels x depth x height (`use_mkldnn` in its
+    Convolution.cpp), and is up to 12 times as slow then. So a single patch is given to oneDNN by name where a network
+    predicts, and with a patch of zeros beside it where it learns.
 
     oneDNN's kernel for the gradient of the weights in bfloat16 leaves part of it unwritten where the map is no deeper
     than the padding on both sides (a 3 x 3 x 3 kernel on a map of depth 2): what comes back is what was in memory, NaN
@@ -86,7 +92,25 @@ class Conv3d(nn.Conv3d):
         if input.is_cpu and 1 < input.shape[2] <= 2 * int(self.padding[0]) and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.float())
-        return super().forward(input)
+        if not self._left_by_onednn(input):
+            return super().forward(input)
+        if self.training or torch.is_grad_enabled():  # the operator below has no forward derivative
+            return super().forward(torch.cat([input, torch.zeros_like(input)]))[:1]
+        alone: Tensor = torch.ops.aten.mkldnn_convolution(
+            input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
+        return alone
+
+    def _left_by_onednn(self, input: Tensor) -> bool:
+        return (
+            input.is_cpu
+            and len(input) == 1
+            and input.shape[1] * input.shape[2] * input.shape[3] <= _LEFT_BY_ONEDNN
+            and input.dtype == self.weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export())
+            and torch._C._has_mkldnn
+        )
 
 
 @contextmanager
