@@ -53,6 +53,7 @@ class Waiting:
 STEPS: dict[str, Waiting] = {
     "supervised": Waiting(1, 1, 4),
     "pseudo_rounds": Waiting(1, 1, 9),
+    "masked": Waiting(1, 1, 4),
     "pseudo_label": Waiting(1, 1, 4),
     "mpl": Waiting(4, 4, 19),
     "mpl scalar": Waiting(3, 3, 14),

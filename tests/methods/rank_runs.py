@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from semiseg.methods.copy_paste import CopyPaste
 from semiseg.methods.cross_pseudo import CrossPseudo
 from semiseg.methods.feedback import dense_feedback
 from semiseg.methods.learner import StudentMethod
+from semiseg.methods.masked import Masked
 from semiseg.methods.mean_teacher import MeanTeacher
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.phases import Phases
@@ -41,6 +43,7 @@ SEEDS = {"student": 1, "partner": 2, "teacher": 3}
 KINDS: dict[str, tuple[type[StudentMethod[Any]], dict[str, object]]] = {
     "supervised": (Supervised, {}),
     "pseudo_rounds": (PseudoRounds, {"rounds": 2}),
+    "masked": (Masked, {}),
     "pseudo_label": (PseudoLabel, {}),
     "pseudo_label of patches": (PseudoLabel, {"label_scope": "patch"}),
     "mpl": (MetaPseudoLabels, {"teacher_every": 2}),
@@ -71,7 +74,8 @@ def trained(kind: str, batch: int, ignore: int | None, precision: str) -> dict[s
     mpl.dense_feedback = partial(dense_feedback, derivative="forward" if kind == "mpl forward" else "central")
     settings = method_settings(kind.split()[0], optimiser=OptimiserSettings(learning_rate=0.01), **given)
     networks = {name: tiny_unet(SEEDS[name], dtype) for name in cls.learner_names}
-    method = cls(networks, settings, Phases.of_steps(2, STEPS, STEPS), ignore=ignore)
+    phases = replace(Phases.of_steps(2, STEPS, STEPS), pretrain=2 / STEPS if kind == "masked" else 0.0)
+    method = cls(networks, settings, phases, ignore=ignore)
     share = batch // size()
     own = slice(first_sample(share), first_sample(share) + share)
     first: dict[str, Tensor] = {}

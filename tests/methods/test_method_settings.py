@@ -42,7 +42,7 @@ from semiseg.randomness import Draw
 from semiseg.settings import settings_from
 from semiseg.tables import flattened
 
-NAMES = ("supervised", "pseudo_rounds", "pseudo_label", "mpl", "mean_teacher", "cross_pseudo", "copy_paste")
+NAMES = ("supervised", "pseudo_rounds", "masked", "pseudo_label", "mpl", "mean_teacher", "cross_pseudo", "copy_paste")
 
 
 def keys_of(name: str) -> dict[str, Any]:
@@ -98,7 +98,10 @@ def test_a_method_refuses_the_keys_of_others_and_names_who_has_them(name: str) -
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"name": "magic"}, "S: method.name = 'magic': choose one of supervised, pseudo_rounds, pseudo_label, mpl, "),
+        (
+            {"name": "magic"},
+            "S: method.name = 'magic': choose one of supervised, pseudo_rounds, masked, pseudo_label, ",
+        ),
         ({"name": 5}, "S: method.name = 5: choose one of "),
         ({"name": "mpl", "label_scope": "scan"}, "S: unknown key method.label_scope: mpl does not use it, "),
         ({"learning_rate": 0.1}, "S: unknown key method.learning_rate. Did you mean method.optimiser.learning_rate?"),
@@ -124,6 +127,7 @@ def test_a_table_may_be_empty_and_is_no_value(table: str) -> None:
     [
         ("optimiser.momentum", NAMES),
         ("phases.warmup", NAMES[1:]),
+        ("phases.pretrain", ("pseudo_rounds", "masked")),
         ("label_scope", ("pseudo_label",)),
         ("label_scans", ("pseudo_rounds", "pseudo_label")),
         ("unlabelled_weight", ("mean_teacher", "cross_pseudo", "copy_paste")),
@@ -146,6 +150,8 @@ BAD_FOR_ALL: list[tuple[str, object, str]] = [
     ("optimiser.learning_rate", 1e10, "method.optimiser.learning_rate = 10000000000.0"),
     ("optimiser.momentum", 1.0, "method.optimiser.momentum = 1.0: give a number from 0 to below 1"),
     ("optimiser.momentum", -0.1, "method.optimiser.momentum = -0.1"),
+    ("phases.pretrain", 1.0, "method.phases.pretrain = 1.0: give a number from 0 to below 1"),
+    ("phases.pretrain", -0.1, "method.phases.pretrain = -0.1"),
     ("phases.warmup", 1.5, "method.phases.warmup = 1.5: give a number from 0 to 1"),
     ("phases.warmup", -0.5, "method.phases.warmup = -0.5"),
     ("phases.finetune", 1.5, "method.phases.finetune = 1.5"),

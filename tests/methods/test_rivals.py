@@ -25,6 +25,7 @@ from semiseg.methods.build import build_method
 from semiseg.methods.copy_paste import BOX_EDGE, CopyPaste, largest_components, mixed_both_ways
 from semiseg.methods.cross_pseudo import CrossPseudo
 from semiseg.methods.learner import StudentMethod, label_images, ramp_up
+from semiseg.methods.masked import Masked
 from semiseg.methods.mean_teacher import MeanTeacher, certainty_limit, masked_mse
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.optimiser import NamedOptimiser, gradients_of
@@ -43,6 +44,7 @@ RIVALS = ["mean_teacher", "cross_pseudo", "copy_paste", "pseudo_rounds"]
 KINDS: dict[str, type[StudentMethod[Any]]] = {
     "supervised": Supervised,
     "pseudo_rounds": PseudoRounds,
+    "masked": Masked,
     "pseudo_label": PseudoLabel,
     "mpl": MetaPseudoLabels,
     "mean_teacher": MeanTeacher,
@@ -135,6 +137,7 @@ def test_they_are_built_from_plan_and_settings(name: str) -> None:
         ("mean_teacher", "student", None),
         ("copy_paste", "student", None),
         ("cross_pseudo", "partner_average", "partner"),
+        ("masked", "student", None),
         ("pseudo_rounds", "teacher", "teacher"),
         ("pseudo_label", "teacher_average", "teacher"),
         ("mpl", "teacher_average", "teacher"),

@@ -130,6 +130,19 @@ def test_phases_of_a_run() -> None:
     assert [phases.name(step) for step in range(10)] == ["warmup"] * 3 + ["train"] * 5 + ["finetune"] * 2
 
 
+def test_the_shares_of_phases_are_of_what_follows_the_pre_training() -> None:
+    settings = method_settings("pseudo_rounds", phases=RoundPhases(pretrain=0.5, warmup=0.4, finetune=0.2))
+    phases = Phases.of(settings, Timeline.of_steps(100))
+    assert (phases.pretrain_stop, phases.warmup_stop, phases.train_stop) == (50, 70, 90)
+    assert [phases.name(step) for step in (0, 49, 50, 70, 90)] == [
+        "pretrain",
+        "pretrain",
+        "warmup",
+        "train",
+        "finetune",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "warmup"),
     [

@@ -43,6 +43,16 @@ def test_poly_starts_anew_for_each_phase_where_asked_to() -> None:
     assert found == pytest.approx(warm_up + training + [0.1 * (1 - step / 4) ** 0.9 for step in range(4)], rel=1e-12)
 
 
+def test_pre_training_decays_on_its_own_and_labels_begin_with_a_rise() -> None:
+    phases = Phases.of(PseudoRoundsSettings(phases=RoundPhases(pretrain=0.2)), Timeline.of_steps(100))
+    one = schedule(phases)
+    assert [one.factor(step) for step in (0, 10, 19)] == pytest.approx([1.0, 0.5**0.9, 0.05**0.9], rel=1e-9)
+    top = 0.95**0.9  # after 4 of the 80 steps
+    assert [one.factor(step) for step in (20, 21, 23, 24)] == pytest.approx([0, top / 4, 3 * top / 4, top], rel=1e-9)
+    assert one.factor(60) == pytest.approx(0.5**0.9)
+    assert [one.begin(step) for step in (0, 19, 20, 21)] == [False, False, True, False]
+
+
 def test_the_rate_falls_by_the_share_of_the_run_where_the_pace_changes() -> None:
     """The first 10 steps take a fifth of the run, and then each a fifth of that: what counts is the time."""
     timeline = Timeline((Stretch(0, 0.0, 0.02), Stretch(10, 0.2, 0.004)))

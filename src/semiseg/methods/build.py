@@ -11,6 +11,7 @@ from semiseg.methods.base import Method
 from semiseg.methods.copy_paste import CopyPaste
 from semiseg.methods.cross_pseudo import CrossPseudo
 from semiseg.methods.learner import StudentMethod
+from semiseg.methods.masked import Masked
 from semiseg.methods.mean_teacher import MeanTeacher
 from semiseg.methods.mpl import MetaPseudoLabels
 from semiseg.methods.phases import Phases
@@ -19,6 +20,7 @@ from semiseg.methods.pseudo_rounds import PseudoRounds
 from semiseg.methods.settings import (
     CopyPasteSettings,
     CrossPseudoSettings,
+    MaskedSettings,
     MeanTeacherSettings,
     MethodSettings,
     MplSettings,
@@ -35,6 +37,7 @@ from semiseg.randomness import Draw
 _METHODS: dict[type[MethodSettings], type[StudentMethod[Any]]] = {
     SupervisedSettings: Supervised,
     PseudoRoundsSettings: PseudoRounds,
+    MaskedSettings: Masked,
     PseudoLabelSettings: PseudoLabel,
     MplSettings: MetaPseudoLabels,
     MeanTeacherSettings: MeanTeacher,

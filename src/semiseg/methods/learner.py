@@ -212,7 +212,7 @@ class StudentMethod(Generic[Settings]):
     def labelled_step(self, labelled: Batch) -> dict[str, Tensor]:
         """A step of every learner on labels alone; metrics are the student's."""
         found = {
-            name: learner.labelled_step(labelled, self.learning_rate_factor) for name, learner in self.learners.items()
+            name: self.learners[name].labelled_step(labelled, self.learning_rate_factor) for name in self.learner_names
         }
         return found["student"]
 
@@ -229,7 +229,7 @@ class StudentMethod(Generic[Settings]):
         shapes = {name: value.shape for name, value in weights.items()}
         fitting = [
             one
-            for one in self.learners.values()
+            for one in (self.learners[name] for name in self.learner_names)
             if {name: value.shape for name, value in one.network.state_dict().items()} == shapes
         ]
         for one in fitting:

@@ -1,22 +1,24 @@
-"""The three parts of a run: teacher warm-up, training, fine-tuning on labels."""
+"""The parts of a run: pre-training without labels, warm-up on labels, training, fine-tuning on labels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from semiseg.errors import ConfigError
 from semiseg.methods.settings import MethodSettings
 from semiseg.methods.timeline import Timeline
 
-PhaseName = Literal["warmup", "train", "finetune"]
+PhaseName = Literal["pretrain", "warmup", "train", "finetune"]
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Warm-up is steps [0, warmup_stop), training [warmup_stop, train_stop), fine-tuning [train_stop, total).
+    """Pre-training is steps [0, pretrain_stop), warm-up [pretrain_stop, warmup_stop), training [warmup_stop,
+    train_stop), fine-tuning [train_stop, total).
 
-    shares: of the run at which training begins and ends. timeline: which step comes at which share.
+    shares: of the run at which training begins and ends. timeline: which step comes at which share. pretrain: the share
+    of the run that pre-training takes.
     """
 
     warmup_stop: int
@@ -24,6 +26,7 @@ class Phases:
     total: int
     shares: tuple[float, float]
     timeline: Timeline
+    pretrain: float = 0.0
 
     @staticmethod
     def of(settings: MethodSettings, timeline: Timeline) -> Phases:
@@ -32,13 +35,17 @@ class Phases:
         Raises `ConfigError` where the warm-up leaves the student no step.
         """
         parts = settings.parts
-        warmup, stop = parts.warmup, 1 - parts.finetune
+        before, after = (
+            settings.pretrained,
+            1 - settings.pretrained,
+        )  # of which the others are shares
+        warmup, stop = before + after * parts.warmup, 1 - after * parts.finetune
         if stop <= warmup:
             raise ConfigError(
                 f"method.phases: warmup = {warmup} and finetune = {parts.finetune} leave no step to learn from "
                 "unlabelled scans in. Lower one of them."
             )
-        phases = Phases.at(timeline, warmup, stop)
+        phases = replace(Phases.at(timeline, warmup, stop), pretrain=before)
         if phases.warmup_stop >= phases.total:
             raise ConfigError(
                 f"method.phases.warmup = {warmup} takes all of the {phases.total} steps: none is left to train the "
@@ -59,7 +66,14 @@ class Phases:
             warmup_stop, train_stop, total, (warmup_stop / total, train_stop / total), Timeline.of_steps(total)
         )
 
+    @property
+    def pretrain_stop(self) -> int:
+        """The first step after the pre-training."""
+        return self.timeline.step_at(self.pretrain)
+
     def name(self, step: int) -> PhaseName:
+        if step < self.pretrain_stop:
+            return "pretrain"
         if step < self.warmup_stop:
             return "warmup"
         return "train" if step < self.train_stop else "finetune"

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
-from semiseg.methods.learner import StudentMethod
 from semiseg.methods.phases import Phases
+from semiseg.methods.pretraining import PretrainedMethod
 from semiseg.methods.settings import PseudoRoundsSettings
 from semiseg.models.layers import Network
 from semiseg.randomness import Draw
@@ -48,7 +48,7 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[in
         if step - (starts[-1] if starts else 0) >= shortest:
             starts.append(step)
     starts = starts or possible[-1:]
-    snapshots = [phases.timeline.step_at(SNAPSHOT * phases.shares[0]), *possible]
+    snapshots = [phases.timeline.step_at(phases.pretrain + SNAPSHOT * (begin - phases.pretrain)), *possible]
     return tuple(starts), tuple(step for step in snapshots if step not in starts)
 
 
@@ -59,7 +59,7 @@ def _end(phases: Phases) -> float:
     return min(end, 1 - LABELS_AT_THE_END) if begin < 1 - LABELS_AT_THE_END else end
 
 
-class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
+class PseudoRounds(PretrainedMethod[PseudoRoundsSettings]):
     """A student, the state of it that labels in this round, and the one before."""
 
     pseudo_loss: ClassVar[str] = "pseudo_loss"
@@ -83,9 +83,9 @@ class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
         """`round_starts` of this run."""
         return round_starts(self.phases, self.settings.rounds, self.shortest_round)
 
-    def needs_unlabelled(self, step: int) -> bool:
-        """As `Method.needs_unlabelled`."""
-        return super().needs_unlabelled(step) and self._starts[0] <= step < self.turns[1]
+    def learns_from_unlabelled(self, step: int) -> bool:
+        """As `PretrainedMethod.learns_from_unlabelled`."""
+        return super().learns_from_unlabelled(step) and self._starts[0] <= step < self.turns[1]
 
     @property
     def turns(self) -> Sequence[int]:
@@ -98,11 +98,14 @@ class PseudoRounds(StudentMethod[PseudoRoundsSettings]):
         return self._starts
 
     def scan_labellers(self, step: int) -> Sequence[str]:
-        """As `Method.scan_labellers`; before the first step of a round the student is not its teacher yet."""
+        """As `Method.scan_labellers`: none while it is pre-trained; before the first step of a round the student is not
+        its teacher yet."""
+        if step < self._starts[0]:
+            return ()
         return (self.evaluated, "teacher") if step in self._starts else ("teacher", "teacher_before")
 
-    def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
-        """As `Method.step`."""
+    def learn(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
+        """As `PretrainedMethod.learn`."""
         starts, snapshots = self._cuts
         if draw.step in starts:
             self._teachers["teacher_before"].load_state_dict(self._teachers["teacher"].state_dict())

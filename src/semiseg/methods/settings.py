@@ -55,6 +55,20 @@ class PhaseSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedPhases(PhaseSettings):
+    """Phases of methods that can begin with pre-training."""
+
+    pretrain: float = 0.0
+    """Share of the run, at its beginning, in which the network learns to fill in hidden blocks of unlabelled scans. The
+    other shares are of the run after it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.pretrain < 1:
+            raise ConfigError(f"method.phases.pretrain = {self.pretrain}: give a number from 0 to below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodSettings:
     """What section `[method]` holds for every method."""
 
@@ -74,6 +88,11 @@ class MethodSettings:
     def parts(self) -> PhaseSettings:
         """The phases; a method without any trains in one."""
         return PhaseSettings()
+
+    @property
+    def pretrained(self) -> float:
+        """Share of the run that pre-training takes."""
+        return self.parts.pretrain if isinstance(self.parts, PretrainedPhases) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +121,7 @@ class SemiSupervisedSettings(MethodSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundPhases(PhaseSettings):
+class RoundPhases(PretrainedPhases):
     """Phases of pseudo_rounds."""
 
     warmup: float = 0.3
@@ -128,6 +147,24 @@ class PseudoRoundsSettings(SemiSupervisedSettings):
         if self.rounds < 1:
             raise ConfigError(f"method.rounds = {self.rounds}: give 1 or more.")
         _refuse_negative(self, "label_scans")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPhases(PretrainedPhases):
+    """Phases of masked."""
+
+    pretrain: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSettings(SemiSupervisedSettings):
+    """Self-supervised pre-training on unlabelled scans, then labels alone: no pseudo-labels."""
+
+    name: Literal["masked"] = "masked"
+    phases: MaskedPhases = field(default_factory=MaskedPhases)
+    """Pre-training, then labels."""
+
+    title: ClassVar[str] = "pre-training by hidden blocks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +301,7 @@ def add_settings(kind: type[MethodSettings]) -> None:
 for _kind in (
     SupervisedSettings,
     PseudoRoundsSettings,
+    MaskedSettings,
     PseudoLabelSettings,
     MplSettings,
     MeanTeacherSettings,

@@ -65,7 +65,7 @@ LOSSES = {
     "student on pseudo-labels": "pseudo_loss",
     "student on labelled scans": "student_labelled_loss",
 }
-PHASES = {"warmup": "warm-up", "finetune": "fine-tuning"}
+PHASES = {"pretrain": "pre-training", "warmup": "warm-up", "finetune": "fine-tuning"}
 """The phases that are shaded; the main phase `train` is not."""
 _MAX_POINTS = 800
 

@@ -104,7 +104,15 @@ class Feed:
         where the labels are not to be trusted. Else, where `refresh_steps` asks for it, its labeller predicts some
         scans in between, into `locations`.
         """
-        cuts = {start, stop, phases.warmup_stop, phases.train_stop, *self.method.turns, *self.method.labelling_steps}
+        cuts = {
+            start,
+            stop,
+            phases.pretrain_stop,
+            phases.warmup_stop,
+            phases.train_stop,
+            *self.method.turns,
+            *self.method.labelling_steps,
+        }
         labels_scans = bool(self.method.labelling_steps)
         refreshes: set[int] = set()
         if self.settings.refresh_steps and self.data.unlabelled and not labels_scans:
@@ -115,7 +123,7 @@ class Feed:
             self._round_of = start
         for begin, end in pairwise(sorted(cut for cut in cuts | refreshes if start <= cut <= stop)):
             unlabelled = self.method.needs_unlabelled(begin) and bool(self.data.unlabelled)
-            if unlabelled and labels_scans:
+            if unlabelled and self.method.scan_labellers(begin):
                 unlabelled = self._with_labels(begin)
             if unlabelled and self.method.labeller and begin in refreshes:
                 self._refresh(begin, phases)

@@ -12,6 +12,9 @@ POLY_POWER = 0.9
 PLATEAU_PATIENCE, PLATEAU_FACTOR, PLATEAU_SMOOTHING = 30, 0.2, 0.93
 """Of the paper's schedule: epochs without a better smoothed loss, what the rate is multiplied by then, and the decay an
 epoch of the moving average of the loss."""
+RISE = 0.05
+"""Share of what follows a pre-training, in which the learning rate rises from zero: the new last layer knows nothing,
+and would undo what the others have learnt."""
 FINETUNE_RATE = 0.1
 """Learning rate at the beginning of the fine-tuning, as a fraction of the first."""
 
@@ -23,6 +26,7 @@ class Schedule:
     With `method.phases.restart_rate` the warm-up decays on its own too, and training starts anew. A plateau is looked
     for in each phase by itself, since each has another loss. The plateau's memory is in `state`, which a checkpoint
     keeps.
+    Pre-training decays on its own, too, and what comes after it begins with a linear rise.
     phases: as they are laid down now; the loop gives others at checkpoints.
     """
 
@@ -36,19 +40,24 @@ class Schedule:
     def factor(self, step: int) -> float:
         """Fraction of the first learning rate for a step."""
         done, (warmup, stop) = self.phases.timeline.share(step), self.phases.shares
+        begin = self.phases.pretrain
+        if step < self.phases.pretrain_stop:
+            return _poly(done, 0.0, begin)
+        if begin and done < (risen := begin + RISE * (stop - begin)):
+            return _poly(risen, begin, stop) * (done - begin) / (risen - begin)
         if step >= self.phases.train_stop:
             return FINETUNE_RATE * _poly(done, stop, 1.0)
         if self.settings.schedule == "plateau":
             return self.state["factor"]
         if not self.restart_rate or not self.phases.warmup_stop:
-            return _poly(done, 0.0, stop)
+            return _poly(done, begin, stop)
         if step < self.phases.warmup_stop:
-            return _poly(done, 0.0, warmup)
+            return _poly(done, begin, warmup)
         return self.restart_rate * _poly(done, warmup, stop)
 
     def begin(self, step: int) -> bool:
         """To be told before each step; true if a new phase begins, in which nothing that was seen before counts."""
-        if step == 0 or step not in (self.phases.warmup_stop, self.phases.train_stop):
+        if step == 0 or step not in (self.phases.pretrain_stop, self.phases.warmup_stop, self.phases.train_stop):
             return False
         self.state |= {"smoothed": math.inf, "best": math.inf, "waited": 0.0}
         if step == self.phases.warmup_stop and self.restart_rate:
