@@ -97,22 +97,23 @@ class PretrainedMethod(StudentMethod[Settings]):
 
     def needs_unlabelled(self, step: int) -> bool:
         """As `Method.needs_unlabelled`."""
-        return self._is_pretraining(step) or self.learns_from_unlabelled(step)
+        return self.is_pretraining(step) or self.learns_from_unlabelled(step)
 
     def judged(self, step: int) -> Judged:
         """As `Method.judged`."""
         judged = super().judged(step)
-        return Judged(judged.network, "reconstruction_loss") if self._is_pretraining(step) else judged
+        return Judged(judged.network, "reconstruction_loss") if self.is_pretraining(step) else judged
 
     def step(self, labelled: Batch, unlabelled: UnlabelledBatch | None, draw: Draw) -> dict[str, Tensor]:
         """As `Method.step`."""
-        if self._is_pretraining(draw.step):
+        if self.is_pretraining(draw.step):
             return self._fill_in(labelled.images if unlabelled is None else unlabelled.weak, draw)
         if self.settings.pretrained and draw.step == self.phases.pretrain_stop:
             self._hand_over()
         return self.learn(labelled, unlabelled, draw)
 
-    def _is_pretraining(self, step: int) -> bool:
+    def is_pretraining(self, step: int) -> bool:
+        """Whether a step fills in."""
         return step < self.phases.pretrain_stop
 
     def _fill_in(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:

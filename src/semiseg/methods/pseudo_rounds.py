@@ -100,7 +100,7 @@ class PseudoRounds(PretrainedMethod[PseudoRoundsSettings]):
     def scan_labellers(self, step: int) -> Sequence[str]:
         """As `Method.scan_labellers`: none while it is pre-trained; before the first step of a round the student is not
         its teacher yet."""
-        if step < self._starts[0]:
+        if self.is_pretraining(step):
             return ()
         return (self.evaluated, "teacher") if step in self._starts else ("teacher", "teacher_before")
 

@@ -12,6 +12,7 @@ from semiseg.training.pace import Pace
 
 SHOWN = {
     "labelled_loss": "loss",
+    "reconstruction_loss": "filling in",
     "pseudo_loss": "pseudo",
     "student_labelled_loss": "student",
     "feedback": "feedback",
