@@ -312,10 +312,10 @@ def test_a_dataset_is_no_run_folder(semiseg_command: Command, phantoms: Path, ti
 def test_what_is_set_aside_is_named(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:
     data = shutil.copytree(phantoms, tmp_path / "data")
     (data / "imagesUn" / "gone_0000.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
-    (data / "imagesUn" / "other.nrrd").touch()
+    (data / "imagesUn" / "other.mgz").touch()
     answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
     assert answer.code == 0
-    for name in ("gone_0000.nii.gz: a link to", "other.nrrd: .nrrd is not read yet"):
+    for name in ("gone_0000.nii.gz: a link to", "other.mgz: .mgz is not read yet"):
         assert name in answer.err
     assert semiseg_command("check", data).code == 1
 
@@ -405,7 +405,10 @@ def test_prediction_without_scans(semiseg_command: Command, trained: Path, tmp_p
     (tmp_path / "empty").mkdir()
     out = ["--output", tmp_path / "out"]
     refused(semiseg_command("predict", trained, tmp_path / "none", *out), "none: there is no such file or folder")
-    refused(semiseg_command("predict", trained, tmp_path / "empty", *out), "no .nii or .nii.gz file")
+    refused(
+        semiseg_command("predict", trained, tmp_path / "empty", *out),
+        "no .nii.gz, .nii, .nrrd, .nhdr, .mha or .mhd file",
+    )
 
 
 def test_a_device_that_is_not_there(semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path) -> None:

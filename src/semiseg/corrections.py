@@ -31,9 +31,9 @@ from semiseg.decisions import label_sha256
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import atomic_file, write_json, write_text
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import NIFTI_ENDINGS, label_map, scan_files, stem
+from semiseg.io.file_kinds import ending, label_map, scans_by_stem, stem
 from semiseg.io.grid import Grid
-from semiseg.io.scans import read_grid, read_label, write_label
+from semiseg.io.scans import files_of, read_grid, read_label, write_label, write_scan
 from semiseg.run_folder import refuse_links
 from semiseg.words import counted, shortened
 
@@ -117,8 +117,8 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
         images = [Path(image) for image in cases[id].images]
         for number, image in enumerate(images):
             channel = f"_{number}" if len(images) > 1 else ""
-            ending = next(end for end in NIFTI_ENDINGS if image.name.lower().endswith(end))
-            _copy(image, folder / f"{id}_scan{channel}{ending}")
+            kept = ending(image) if len(files_of([image])) == 1 else ""
+            _copy(image, folder / f"{id}_scan{channel}{kept or '.nii.gz'}")
         assert label is not None  # refused above
         _copy(label, label_map(folder, id))
     write_text(folder / ITK_SNAP_FILE, itk_snap_labels(plan.labels))
@@ -128,9 +128,14 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
 
 
 def _copy(source: Path, target: Path) -> None:
-    if not target.exists():
-        with atomic_file(target) as temporary:
-            shutil.copyfile(source, temporary)
+    """Byte by byte where that is the same format in one file."""
+    if target.exists():
+        return
+    if ending(source) != ending(target) or len(files_of([source])) > 1:
+        write_scan(target, source)
+        return
+    with atomic_file(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _readme(run: Path, folder: Path) -> str:
@@ -193,7 +198,7 @@ def import_folder(
     if folder.is_file():
         files = {case or stem(folder): folder}
     elif folder.is_dir():
-        found = {stem(file): file for file in scan_files(folder)}
+        found = scans_by_stem(folder)
         files = {id: file for id, file in found.items() if id in cases or not _SCAN.fullmatch(id)}
         if case:
             files = {id: file for id, file in files.items() if id == case}
@@ -252,7 +257,7 @@ def take_back(
     chosen = _chosen(slices, changed, grid, file)
     if chosen is not None and target.is_file():
         chosen = _together(note.slices, chosen, file)
-    sha256 = note.source_sha256 or (None if before is None else label_sha256(before))
+    sha256 = note.source_sha256 or (None if before is None else label_sha256(*files_of([before])))
     write_label(target, label, grid, image)
     write_json(corrections / f"{case}.json", asdict(CorrectionNote(slices=chosen, source_sha256=sha256)))
     return Taken(case=case, changed_voxels=int(np.count_nonzero(changed)), slices=chosen)

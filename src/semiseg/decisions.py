@@ -83,11 +83,14 @@ def of_organ(stand: Mapping[Key, Decision], case: str, organ: str) -> Decision |
     return max(found, key=lambda line: line["number"], default=None)
 
 
-def label_sha256(path: Path) -> str:
-    """The hash by which a label is judged: SHA-256 of the file, hexadecimal. Files that semiseg writes are the same
-    where their voxels are."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def label_sha256(*paths: Path) -> str:
+    """The hash by which a label is judged: SHA-256 of its file, hexadecimal, or of its files one after another. Files
+    that semiseg writes are the same where their voxels are."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 class DecisionLog:

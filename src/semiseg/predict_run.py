@@ -12,7 +12,7 @@ from semiseg.console import bar
 from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
-from semiseg.io.file_kinds import is_nifti
+from semiseg.io.file_kinds import is_scan
 from semiseg.prediction.engine_choice import choose_engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
 from semiseg.prediction.foreign import foreign_text
@@ -44,7 +44,7 @@ def predict(
     settings, output = settings or PredictSettings(), Path(output)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     scans = find_scans(paths, output=output, say=None if quiet else partial(print, file=sys.stderr))
-    if is_nifti(output):
+    if is_scan(output):
         if len(scans) > 1:
             raise ConfigError(
                 f"--output {output}: names one file, but there are {len(scans)} scans to predict. Name a folder."
@@ -108,7 +108,7 @@ def predict_into(
     if settings.max_memory:
         room_for_two = check_budget(scans, loaded, engine, settings, workers=1 if by_cluster() else side_by_side)
     with bar("predicting", quiet) as advance:
-        if is_nifti(output):
+        if is_scan(output):
             outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
         else:
             advance(0, len(scans), "")

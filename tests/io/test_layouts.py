@@ -125,7 +125,7 @@ def test_what_is_not_read_as_a_scan_is_a_problem(tmp_path: Path) -> None:
     scans(tmp_path / "imagesUn" / "batch2", "g_0000")
     scans(tmp_path / "imagests", "h_0000")
     for name in "ijklmno":
-        (tmp_path / "imagesUn" / f"{name}_0000.mha").touch()
+        (tmp_path / "imagesUn" / f"{name}_0000.mgz").touch()
     (tmp_path / "imagesUn" / "dicom").mkdir()
     for name in "ab":
         (tmp_path / "imagesUn" / "dicom" / name).write_bytes(bytes(128) + b"DICM")
@@ -138,15 +138,15 @@ def test_what_is_not_read_as_a_scan_is_a_problem(tmp_path: Path) -> None:
         "imagests",
         "imagesUn/batch2",
         "imagesUn/dicom",
-        "imagesUn/i_0000.mha",
+        "imagesUn/i_0000.mgz",
         "imagesTr/k_0000.nii.gz",
     }
     assert "spelt imagesTs" in problems["imagests"]
     assert "DICOM, which is not read yet. Convert it to NIfTI first" in problems["imagesUn/dicom"]
     assert "gone.nii.gz, which is not there" in problems["imagesTr/k_0000.nii.gz"]
-    assert problems["imagesUn/i_0000.mha"] == (
-        ".mha is not read yet. Convert it to .nii.gz. The same with 6 others: j_0000.mha, k_0000.mha, l_0000.mha, "
-        "m_0000.mha, n_0000.mha and 1 more."
+    assert problems["imagesUn/i_0000.mgz"] == (
+        ".mgz is not read yet. Convert it to .nii.gz. The same with 6 others: j_0000.mgz, k_0000.mgz, l_0000.mgz, "
+        "m_0000.mgz, n_0000.mgz and 1 more."
     )
     assert remarks_on(dataset) == []
 
@@ -191,13 +191,13 @@ def test_other_folders_of_scans_are_named(tmp_path: Path, layout: str) -> None:
         scans(tmp_path, "images/a", "labels/a")
         describe(tmp_path)
     scans(tmp_path, "more/deeper/x", "loose")
-    (tmp_path / "more" / "y.nrrd").touch()
+    (tmp_path / "more" / "y.mgz").touch()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "list.txt").touch()
     remarks = {file.name: (severity, text) for severity, file, text in remarks_on(read_dataset(tmp_path))}
     assert set(remarks) == {tmp_path.name, "more"}
     assert "1 scan beside the folders, not read: loose.nii.gz" in remarks[tmp_path.name][1]
-    assert "not read, though it holds 1 NIfTI file, 1 .nrrd file" in remarks["more"][1]
+    assert "not read, though it holds 1 NIfTI file, 1 .mgz file" in remarks["more"][1]
     assert {severity for severity, _ in remarks.values()} == {"warning"}
 
 
@@ -307,7 +307,7 @@ def test_label_lists_that_cannot_be_used_are_refused(tmp_path: Path, labels: obj
         {"labels": {"background": 0, "whole tumour": [1, 2], "core": 2}},
         {"labels": {"background": 0, "a": 1}, "regions_class_order": [1]},
         {"file_ending": ".png"},
-        {"file_ending": ".mha"},
+        {"file_ending": ".gipl"},
     ],
 )
 def test_regions_and_other_formats_are_refused(tmp_path: Path, entries: dict[str, Any]) -> None:
@@ -436,7 +436,7 @@ def test_an_msd_image_that_is_listed_twice_is_a_problem(tmp_path: Path) -> None:
     assert any("already that of" in text for _, text in dataset.problems)
 
 
-@pytest.mark.parametrize("image", ["../outside.nii.gz", "/etc/passwd.nii.gz", "imagesTr/s_001.mha", 7, None])
+@pytest.mark.parametrize("image", ["../outside.nii.gz", "/etc/passwd.nii.gz", "imagesTr/s_001.mgz", 7, None])
 def test_msd_paths_that_lead_elsewhere_are_refused(tmp_path: Path, image: object) -> None:
     good = {"image": "imagesTr/s_001.nii.gz", "label": "labelsTr/s_001.nii.gz"}
     decathlon(tmp_path, training=[good, {"image": image}])

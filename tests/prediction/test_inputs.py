@@ -52,7 +52,7 @@ def test_numbers_that_are_names_and_no_channels(tmp_path: Path) -> None:
         (("a.nii", "a.nii.gz"), r"a\.nii\.gz: .*a\.nii is channel 0 of a too"),
         (("a.nii.gz", "a_0000.nii.gz"), r"is channel 0 of a too"),
         (("a_0003.nii.gz", "a_0003_0000.nii.gz"), r"has the id a_0003 too"),
-        (("notes.txt",), r"no \.nii or \.nii\.gz file in this folder"),
+        (("notes.txt",), r"no \.nii\.gz, .* or \.mhd file in this folder"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
@@ -93,14 +93,14 @@ def test_label_maps_and_predictions_in_sub_folders_are_no_scans(tmp_path: Path) 
 
 
 def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
-    touch(tmp_path, "a.nii.gz", "a.json", "b.nrrd", "c.png", "d.zip", *(f"e{n}.mha" for n in range(4)))
+    touch(tmp_path, "a.nii.gz", "a.json", "b.mgz", "c.png", "d.zip", *(f"e{n}.mnc" for n in range(4)))
     touch(tmp_path / "series")
     for name in ("IM1", "IM2"):
         (tmp_path / "series" / name).write_bytes(bytes(128) + b"DICM")
     (tmp_path / "lost.nii.gz").symlink_to(tmp_path / "gone")
     said: list[str] = []
     assert [scan.id for scan in find_scans([tmp_path], say=said.append)] == ["a"]
-    assert said[0] == f"{tmp_path / 'b.nrrd'}: .nrrd is not read yet. Convert it to .nii.gz."
+    assert said[0] == f"{tmp_path / 'b.mgz'}: .mgz is not read yet. Convert it to .nii.gz."
     assert len(said) == 6
     assert said[5] == "4 more files or folders are not read either."
 

@@ -35,7 +35,7 @@ from semiseg.files import (
 )
 from semiseg.geometry import triple
 from semiseg.io.dataset import Case
-from semiseg.io.scans import RawVolume, read_scan
+from semiseg.io.scans import RawVolume, files_of, read_scan
 from semiseg.io.store import CASE_FILES, Places, StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
@@ -214,7 +214,7 @@ class _Seen:
 
 
 def _sources(case: Case) -> list[Path]:
-    return [*case.images, *([case.label] if case.label else [])]
+    return files_of([*case.images, *([case.label] if case.label else [])])
 
 
 def _stamps(case: Case, store_folder: Path) -> dict[str, list[int]] | None:

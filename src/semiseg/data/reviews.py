@@ -25,7 +25,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import atomic_file, read_json, write_json
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import label_map
-from semiseg.io.scans import read_grid, write_label
+from semiseg.io.scans import files_of, read_grid, write_label
 from semiseg.tables import first_problem
 from semiseg.types import LabelArray
 from semiseg.words import counted, shortened
@@ -244,7 +244,7 @@ class _Composer:
     @cached_property
     def own(self) -> str | None:
         """The hash of the dataset's label."""
-        return None if self.case.label is None else label_sha256(Path(self.case.label))
+        return None if self.case.label is None else label_sha256(*files_of([Path(self.case.label)]))
 
     def result(self) -> ReviewedCase | None:
         """None where nothing is to be changed."""
@@ -277,7 +277,7 @@ class _Composer:
         if judged is None:
             self.stale = self.case.label is None  # a label that a person made since needs no decision on another
             return None
-        sha = label_sha256(judged)
+        sha = label_sha256(*files_of([judged]))
         self.stale = any(line["label_sha256"] != sha for line in decisions)
         verdicts = {
             v: line["decision"] for v, line in lines.items() if line is not None and line["label_sha256"] == sha
@@ -301,7 +301,7 @@ class _Composer:
             files = [Path(self.case.label)]
         else:
             files = [label_map(self.source.folder / name, self.case.id) for name in _JUDGED]
-        return next((file for file in files if file.is_file() and label_sha256(file) == sha256), None)
+        return next((file for file in files if file.is_file() and label_sha256(*files_of([file])) == sha256), None)
 
     def _before(self) -> ReviewedCase | None:
         """As it was in the run that was reviewed, unless its own label has changed since."""

@@ -20,7 +20,7 @@ from semiseg.data.roles import RunCase
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json, read_toml
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import NIFTI_ENDINGS, label_map, scan_files, stem, visible
+from semiseg.io.file_kinds import label_map, scan_files, scan_named, stem, visible
 from semiseg.io.grid import Grid
 from semiseg.io.scans import read_grid, read_label, write_label
 from semiseg.types import BoolArray, LabelArray
@@ -146,8 +146,8 @@ def taught_by_others(
 
 def _files(folder: Path, case: str) -> list[Path]:
     """The label map of a case, or its masks."""
-    whole = [file for ending in NIFTI_ENDINGS if (file := folder / f"{case}{ending}").is_file()]
-    return whole[:1] or scan_files(folder / case)
+    whole = scan_named(folder, case)
+    return [whole] if whole else scan_files(folder / case)
 
 
 def _take_over(case: RunCase, teacher: Teacher, output: Path) -> str | None:

@@ -10,33 +10,55 @@ from typing import Literal
 
 from semiseg.words import counted
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
-"""Of files that are read, in any letter case."""
+FormatName = Literal["NIfTI", "NRRD", "MetaImage"]
+_ENDINGS: dict[str, FormatName] = {
+    ".nii.gz": "NIfTI", ".nii": "NIfTI", ".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage", ".mhd": "MetaImage",
+}  # fmt: skip
+"""Of files that are read, in any letter case. Of two files of one name the ending that stands first here counts."""
+_DETACHED = (".nhdr", ".mhd")
+"""Headers whose voxels are in a file beside them."""
+ENDINGS_TEXT = ".nii.gz, .nii, .nrrd, .nhdr, .mha or .mhd"
 FLAT_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _OTHER_VOLUMES = (
-    ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk", ".npy",
-    ".npz", ".h5", ".hdf5", ".mat",
+    ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk", ".npy", ".npz", ".h5", ".hdf5", ".mat",
 )  # fmt: skip
+_BESIDE_HEADERS = (".raw", ".zraw", ".raw.gz", ".raw.bz2")
+"""Voxels that belong to the `.mhd` or `.nhdr` beside them, which is named."""
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".gz")
 _NO_SCANS = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".xls", ".md", ".toml", ".yaml", ".yml", ".xml", ".html",
-    ".pdf", ".docx", ".log", ".py", ".sh", ".bval", ".bvec", ".raw", ".zraw", ".ini", ".db", ".license",
+    ".pdf", ".docx", ".log", ".py", ".sh", ".bval", ".bvec", ".ini", ".db", ".license", *_BESIDE_HEADERS,
 )  # fmt: skip
-"""Files that nobody takes for a scan; `.raw` belongs to the `.mhd` beside it, which is named."""
+"""Files that nobody takes for a scan."""
 
-Kind = Literal["nifti", "dicom", "volume", "archive", "picture", "other", "none"]
+Kind = Literal["scan", "dicom", "volume", "archive", "picture", "other", "none"]
 TO_NIFTI = "Convert it to NIfTI first, with dcm2niix for example."
 
 
-def is_nifti(path: str | Path) -> bool:
-    """Whether the name ends with `.nii` or `.nii.gz`, in any letter case."""
-    return str(path).lower().endswith(NIFTI_ENDINGS)
+def ending(path: str | Path) -> str:
+    """How the name of a file that is read ends, in small letters, such as `.nii.gz`; empty for other files."""
+    name = str(path).lower()
+    return next((ending for ending in _ENDINGS if name.endswith(ending)), "")
+
+
+def format_of(path: str | Path) -> FormatName | None:
+    """The format of a file that is read, by its name."""
+    return _ENDINGS.get(ending(path))
+
+
+def is_scan(path: str | Path) -> bool:
+    """Whether a file of this name is read."""
+    return format_of(path) is not None
+
+
+def is_written(path: str | Path) -> bool:
+    """Whether a file of this name can be written: all that are read, but for headers whose voxels are elsewhere."""
+    return is_scan(path) and ending(path) not in _DETACHED
 
 
 def stem(path: Path) -> str:
-    """The file's name without `.nii` or `.nii.gz` in any letter case; the name itself where it has another ending."""
-    ending = next((ending for ending in NIFTI_ENDINGS if path.name.lower().endswith(ending)), "")
-    return path.name[: len(path.name) - len(ending)]
+    """The file's name without the ending of its format, in any letter case; the name itself where it has another."""
+    return path.name[: len(path.name) - len(ending(path))]
 
 
 def label_map(folder: Path, case: str) -> Path:
@@ -45,8 +67,8 @@ def label_map(folder: Path, case: str) -> Path:
 
 
 def probability_map(label: Path) -> Path:
-    """Where class probabilities go, beside a label map."""
-    return label.with_name(f"{stem(label)}{PROBABILITIES}.nii.gz")
+    """Where class probabilities go, beside a label map: a file of the same format."""
+    return label.with_name(f"{stem(label)}{PROBABILITIES}{'.nii.gz' if ending(label) == '.nii' else ending(label)}")
 
 
 PROBABILITIES = "_probabilities"
@@ -55,17 +77,17 @@ PROBABILITIES = "_probabilities"
 def kind_of(path: Path) -> Kind:
     """What a file is; `none` for text, tables and the like, which are passed over everywhere."""
     name = path.name.lower()
-    if is_nifti(name):
-        return "nifti"
+    if is_scan(name):
+        return "scan"
     if name.endswith(_OTHER_VOLUMES):
         return "volume"
     if name.endswith((".dcm", ".ima")) or _has_dicom_mark(path):
         return "dicom"
+    if name.endswith(_NO_SCANS) or name in ("readme", "license", "dicomdir", "version"):
+        return "none"
     if name.endswith(_ARCHIVES):
         return "archive"
-    if name.endswith(FLAT_ENDINGS):
-        return "picture"
-    return "none" if name.endswith(_NO_SCANS) or name in ("readme", "license", "dicomdir", "version") else "other"
+    return "picture" if name.endswith(FLAT_ENDINGS) else "other"
 
 
 def _has_dicom_mark(path: Path) -> bool:
@@ -89,8 +111,8 @@ def why_unread(path: Path) -> str | None:
         "dicom": f"DICOM is not read yet. {TO_NIFTI}",
         "volume": f"{path.suffix} is not read yet. Convert it to .nii.gz.",
         "archive": "an archive is not read. Unpack it.",
-        "picture": "a 2D picture is not read: scans are 3D .nii.gz or .nii.",
-        "other": "not read: scans are .nii.gz or .nii. Convert it if it is a scan.",
+        "picture": "a 2D picture is not read: scans are 3D (.nii.gz, for example).",
+        "other": f"not read: scans are {ENDINGS_TEXT}. Convert it if it is a scan.",
     }
     return reasons.get(kind_of(path))
 
@@ -116,16 +138,35 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
 
 
 def scan_files(folder: Path, *, deep: bool = False) -> list[Path]:
-    """NIfTI files in order of their names, none without a folder."""
-    return [file for file in visible(folder, deep=deep) if is_nifti(file.name) and file.is_file()]
+    """Files that are read, in order of their names, none without a folder."""
+    return [file for file in visible(folder, deep=deep) if is_scan(file.name) and file.is_file()]
+
+
+def scans_by_stem(folder: Path) -> dict[str, Path]:
+    """The same by their names without endings, in order of names. Where there are several of one name, NIfTI counts
+    before NRRD, and that before MetaImage."""
+    order, found = list(_ENDINGS), dict[str, Path]()
+    for file in sorted(scan_files(folder), key=lambda file: (stem(file), order.index(ending(file)))):
+        found.setdefault(stem(file), file)
+    return found
+
+
+def scan_named(folder: Path, name: str) -> Path | None:
+    """The file that is read of this name without its ending (in small letters); of several as `scans_by_stem`."""
+    return next((file for ending in _ENDINGS if (file := folder / f"{name}{ending}").is_file()), None)
 
 
 def what_it_holds(folder: Path) -> str:
-    """What of scans lies in a folder and its sub-folders: `3 NIfTI files, 1 .nrrd file`; empty for nothing of them."""
+    """What of scans lies in a folder and its sub-folders: `3 NIfTI files, 1 .mgz file`; empty for nothing of them."""
     found: dict[str, int] = {}
     for file in visible(folder, deep=True):
         kind = kind_of(file)
-        name = {"nifti": "NIfTI", "dicom": "DICOM", "volume": file.suffix}.get(kind)
+        name = format_of(file) or {"dicom": "DICOM", "volume": file.suffix}.get(kind)
         if name:
             found[name] = found.get(name, 0) + 1
     return ", ".join(counted(count, f"{name} file") for name, count in found.items())
+
+
+def is_read(holds: str) -> bool:
+    """Whether a folder of which `what_it_holds` says this has scans that are read."""
+    return any(name in holds for name in _ENDINGS.values())

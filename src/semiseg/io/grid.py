@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from semiseg.geometry import canonical_affine, orientation_name, stored_axes, triple
+from semiseg.errors import DataError
+from semiseg.geometry import canonical_affine, canonical_grid, orientation_name, stored_axes, triple
 from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
 _POSITION_TOLERANCE_MM = 0.01
 """So far apart the corners of two grids may lie: what other programs leave when they round an affine."""
 _DIRECTION_TOLERANCE_MM = 1e-3
+_LARGEST_MM = 1e6
+"""No scan lies a kilometre off: larger numbers are a damaged header."""
+_LARGEST_VOXEL_MM, _SMALLEST_VOXEL_MM = 1e3, 1e-6
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,48 @@ class Grid:
         axes = stored_axes(self.affine) or (0, 1, 2)
         turned = [axis for axis in range(3) if float(mine[:, axis] @ theirs[:, axis]) < 0]
         return sorted("XYZ"[axes[axis]] for axis in turned)
+
+
+def checked_grid(
+    path: Path,
+    shape: Sequence[int],
+    affine: DoubleArray,
+    *,
+    stored_mm: Sequence[float],
+    voxel_bytes: int,
+    doubts: tuple[str, ...] = (),
+    source: str = "the header's geometry",
+) -> Grid:
+    """The grid that a file's header tells. shape: stored, `(X, Y, Z)` or `(X, Y, Z, C)`. source: of the affine.
+
+    Raises `DataError` for what is not 3D or 4D, has no voxels, or an affine that no scan has.
+    """
+    shape = tuple(shape)
+    if len(shape) not in (3, 4):
+        raise DataError(f"{path}: {len(shape)}D ({shape}), but a 3D scan is expected.")
+    if min(shape) < 1:
+        raise DataError(f"{path}: the header gives the shape {shape}, which holds no voxels. Restore the file.")
+    if not _invertible(affine):
+        raise DataError(f"{path}: the affine is singular or not finite. Repair {source}.")
+    shape_zyx, spacing_mm = canonical_grid(affine, triple(shape[:3]))
+    if not _SMALLEST_VOXEL_MM <= min(spacing_mm) <= max(spacing_mm) <= _LARGEST_VOXEL_MM:
+        raise DataError(f"{path}: voxels of {numbers_text(spacing_mm)} mm (Z, Y, X) are no scan's. Repair {source}.")
+    return Grid(
+        shape_zyx,
+        spacing_mm,
+        affine,
+        stored_mm=triple(map(float, stored_mm)),
+        channels=shape[3] if len(shape) == 4 else 1,
+        voxel_bytes=voxel_bytes,
+        doubts=doubts,
+    )
+
+
+def _invertible(affine: DoubleArray) -> bool:
+    """Whether every stored axis has a direction of its own; also false for what overflows when squared."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > _LARGEST_MM:
+        return False
+    return abs(float(np.linalg.det(affine[:3, :3]))) >= 1e-12 and stored_axes(affine) is not None
 
 
 def numbers_text(values: Sequence[float] | AnyArray) -> str:

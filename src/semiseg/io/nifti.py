@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +14,16 @@ from nibabel.spatialimages import HeaderDataError
 
 from semiseg.errors import DataError
 from semiseg.files import atomic_file
-from semiseg.geometry import canonical_grid, stored_axes, triple
-from semiseg.io.file_kinds import NIFTI_ENDINGS, is_nifti, why_unread
-from semiseg.io.grid import Grid, numbers_text
+from semiseg.io.file_kinds import ending, format_of, why_unread
+from semiseg.io.grid import Grid, checked_grid
 from semiseg.io.gzip_files import DAMAGED, open_gzip, write_gzip
-from semiseg.types import AnyArray, DoubleArray
+from semiseg.io.voxels import StoredVoxels, fill, first_line, why_damaged
+from semiseg.types import AnyArray
 
-_LARGEST_MM = 1e6
-"""No scan lies a kilometre off: larger numbers are a damaged header."""
-_LARGEST_VOXEL_MM, _SMALLEST_VOXEL_MM = 1e3, 1e-6
 _MOST_INFLATED = 1040
 """No byte of a gzip file becomes more than 1,032 (RFC 1951: two bits for 258 bytes)."""
 _BLOCK_BYTES = 1 << 22
 _UNREADABLE: tuple[type[Exception], ...] = (*DAMAGED, ImageFileError, HeaderDataError, ValueError, OverflowError)
-
-
-@dataclass(frozen=True)
-class StoredVoxels:
-    """What a file stores, `(X, Y, Z)` or `(X, Y, Z, C)` in its own order of axes; values: `stored * slope + inter`."""
-
-    stored: AnyArray
-    grid: Grid
-    slope: float = 1.0
-    inter: float = 0.0
 
 
 def read_grid(path: Path) -> Grid:
@@ -75,9 +60,14 @@ def read_some(path: Path, channel: int, most_bytes: int) -> tuple[AnyArray, int]
     return part.ravel(), slices * plane
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """As `Format.files`."""
+    return (path,)
+
+
 def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
     """As `Format.write`; NIfTI-2 beside a NIfTI-2 file."""
-    header = open_nifti(like).header.copy() if like and is_nifti(like) else _header(grid)
+    header = open_nifti(like).header.copy() if like else _header(grid)
     header.set_data_shape(stored.shape)
     header.set_data_dtype(stored.dtype)
     header.set_slope_inter(1, 0)
@@ -118,13 +108,13 @@ def open_nifti(path: Path) -> Any:
     if path.exists() and not path.is_file():  # which a pipe would be waited for, for ever
         raise DataError(f"{path}: no file, but a folder, a pipe or a device. Name a .nii.gz or .nii file.")
     try:
-        image = nib.load(path) if path.name.endswith(NIFTI_ENDINGS) or not is_nifti(path) else _load_as_nifti(path)
+        image = nib.load(path) if path.name.endswith(ending(path)) else _load_as_nifti(path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file.") from None
     except _UNREADABLE as error:
-        if not is_nifti(path) and path.is_file() and (why := why_unread(path)):
+        if format_of(path) is None and path.is_file() and (why := why_unread(path)):
             raise DataError(f"{path}: {why}") from None
-        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}). Restore or remove it.") from None
+        raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}). Restore or remove it.") from None
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
         raise DataError(f"{path}: {why_unread(path) or 'not NIfTI. Convert it to .nii.gz.'}")
     _check_size(image, path)
@@ -158,28 +148,14 @@ def _load_as_nifti(path: Path) -> Any:
 
 
 def _grid(image: Any, path: Path) -> Grid:
-    shape = tuple(int(n) for n in image.shape)
-    if len(shape) not in (3, 4):
-        raise DataError(f"{path}: {len(shape)}D ({shape}), but a 3D scan is expected.")
-    if min(shape) < 1:
-        raise DataError(f"{path}: the header gives the shape {shape}, which holds no voxels. Restore the file.")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not _invertible(affine):
-        raise DataError(f"{path}: the affine is singular or not finite. Repair the header's sform or qform.")
-    shape_zyx, spacing_mm = canonical_grid(affine, triple(shape[:3]))
-    if not _SMALLEST_VOXEL_MM <= min(spacing_mm) <= max(spacing_mm) <= _LARGEST_VOXEL_MM:
-        raise DataError(
-            f"{path}: voxels of {numbers_text(spacing_mm)} mm (Z, Y, X) are no scan's. Repair the header's sform or "
-            "qform."
-        )
-    return Grid(
-        shape_zyx,
-        spacing_mm,
-        affine,
-        stored_mm=triple(map(float, image.header.get_zooms()[:3])),
-        channels=shape[3] if len(shape) == 4 else 1,
+    return checked_grid(
+        path,
+        tuple(int(n) for n in image.shape),
+        np.asarray(image.affine, dtype=np.float64),
+        stored_mm=image.header.get_zooms()[:3],
         voxel_bytes=image.dataobj.dtype.itemsize,
         doubts=_doubts(image.header),
+        source="the header's sform or qform",
     )
 
 
@@ -199,13 +175,6 @@ def _doubts(header: Any) -> tuple[str, ...]:
     return ()
 
 
-def _invertible(affine: DoubleArray) -> bool:
-    """Whether every stored axis has a direction of its own; also false for what overflows when squared."""
-    if not np.isfinite(affine).all() or np.abs(affine).max() > _LARGEST_MM:
-        return False
-    return abs(float(np.linalg.det(affine[:3, :3]))) >= 1e-12 and stored_axes(affine) is not None
-
-
 def _read_stored(image: Any, path: Path) -> AnyArray:
     """The voxels as the file stores them, without the header's slope.
 
@@ -219,9 +188,7 @@ def _read_stored(image: Any, path: Path) -> AnyArray:
         shape = tuple(int(n) for n in image.shape)
         raise DataError(f"{path}: the header claims {shape} voxels, more than memory can hold. Restore it.") from None
     except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: the voxels cannot be read ({_first_line(error)}); the file is damaged or truncated."
-        ) from None
+        raise DataError(f"{path}: {why_damaged(error)}") from None
     if raw.dtype.kind not in "iufb":
         raise DataError(f"{path}: voxels of type {raw.dtype} are not numbers of one channel. Convert them.")
     return raw
@@ -230,25 +197,9 @@ def _read_stored(image: Any, path: Path) -> AnyArray:
 def _inflated(proxy: Any, path: Path) -> AnyArray:
     """The voxels of a gzip file that is read to its end: nibabel stops at the last voxel, before the checksum."""
     voxels: AnyArray = np.empty(math.prod(proxy.shape), dtype=proxy.dtype)
-    target = voxels.view(np.uint8)
-    try:
-        with open_gzip(path) as stream:
-            stream.seek(proxy.offset)
-            filled = 0
-            while filled < target.size:
-                block = stream.read(min(_BLOCK_BYTES, target.size - filled))
-                if not block:
-                    raise EOFError(f"{filled:,} of {target.size:,} bytes of voxels are there")
-                target[filled : filled + len(block)] = np.frombuffer(block, np.uint8)
-                filled += len(block)
-            while stream.read(_BLOCK_BYTES):
-                pass
-    except gzip.BadGzipFile as error:  # isal finds it with the last voxel, zlib after it
-        if not any(word in str(error) for word in ("CRC", "length")):
-            raise
-        raise ValueError(f"they do not fit the checksum at the end of the file: {error}") from None
+    with open_gzip(path) as stream:
+        stream.seek(proxy.offset)
+        fill(voxels, stream)
+        while stream.read(_BLOCK_BYTES):
+            pass
     return voxels.reshape(proxy.shape, order=proxy.order)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,9 +14,10 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.geometry import from_canonical, to_canonical
-from semiseg.io import nifti
+from semiseg.io import metaimage, nifti, nrrd
+from semiseg.io.file_kinds import FormatName, format_of, is_written
 from semiseg.io.grid import Grid
-from semiseg.io.nifti import StoredVoxels
+from semiseg.io.voxels import StoredVoxels
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape
 from semiseg.words import counted
 
@@ -47,13 +48,20 @@ class Format(Protocol):
         """The values of some voxels of a channel, and the bytes that were read for them: at most so many."""
         ...
 
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """All files that a scan is made of, the named one first."""
+        ...
+
     def write(self, path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
-        """Write an array in the order of the grid's stored axes, whole or not at all."""
+        """Write an array in the order of the grid's stored axes, whole or not at all. like: a file of this format."""
         ...
 
 
+_FORMATS: dict[FormatName | None, Format] = {"NIfTI": nifti, "NRRD": nrrd, "MetaImage": metaimage}
+
+
 def _format(path: Path) -> Format:
-    return nifti  # which names files of other formats
+    return _FORMATS.get(format_of(path), nifti)  # which names files of other formats
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,18 @@ def read_some(path: Path, channel: int, most_bytes: int) -> tuple[AnyArray, int]
     """The values of some voxels of a channel, and the bytes that were read for them, at most so many: what tells
     whether they can be Hounsfield units. Raises `DataError` as `read_scan`."""
     return _format(path).read_some(path, channel, most_bytes)
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """All files that scans are made of: the named ones, and those in which a header says that the voxels are. Of a
+    header that cannot be read the named one alone; reading tells."""
+    found: list[Path] = []
+    for path in paths:
+        try:
+            found += _format(path).files(path)
+        except DataError:
+            found.append(path)
+    return found
 
 
 def read_volume(paths: Sequence[Path]) -> Volume:
@@ -222,8 +242,9 @@ def _advice(stored: AnyArray) -> str:
 def write_label(path: Path, label_zyx: LabelArray, grid: Grid, like: Path | None = None) -> None:
     """Write a canonical label map onto a grid, whole or not at all.
 
-    like: a file on this grid. Where its format is the same, all that its header says of the geometry is kept, bit for
-    bit (NIfTI: sform, qform and their codes, units and pixel sizes).
+    path: its ending says the format: that of a file which `is_written`. like: a file on this grid. Where its format is
+    the same, all that its header says of the geometry is kept, bit for bit (NIfTI: sform, qform and their codes, units
+    and pixel sizes).
     """
     kind = np.uint8 if int(label_zyx.max(initial=0)) < 256 else np.uint16
     _write(path, label_zyx.astype(kind, copy=False), grid, like)
@@ -234,5 +255,22 @@ def write_map(path: Path, array_zyx: FloatArray, grid: Grid, like: Path | None =
     _write(path, array_zyx.astype(np.float32, copy=False), grid, like)
 
 
+def write_scan(path: Path, image: Path) -> None:
+    """Write what one file holds into another, in the format of its name: as it is stored, or as float32 where voxels
+    have a slope."""
+    voxels = _format(image).read_voxels(image)
+    stored = voxels.stored
+    if voxels.slope != 1 or voxels.inter != 0:
+        stored = RawChannel(stored, voxels.slope, voxels.inter).values()
+    _write_stored(path, stored, voxels.grid, image)
+
+
 def _write(path: Path, array: AnyArray, grid: Grid, like: Path | None) -> None:
-    _format(path).write(path, from_canonical(array, grid.affine), grid, like)
+    _write_stored(path, from_canonical(array, grid.affine), grid, like)
+
+
+def _write_stored(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
+    if not is_written(path):
+        raise DataError(f"{path}: no file of this name is written. Name it .nii.gz, .nrrd or .mha.")
+    same = like is not None and format_of(like) == format_of(path)
+    _format(path).write(path, stored, grid, like if same else None)

@@ -9,7 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.file_kinds import TO_NIFTI, is_nifti, kind_of, stem, visible, what_it_holds, why_unread
+from semiseg.io.file_kinds import (
+    ENDINGS_TEXT,
+    TO_NIFTI,
+    is_read,
+    is_scan,
+    kind_of,
+    stem,
+    visible,
+    what_it_holds,
+    why_unread,
+)
 from semiseg.words import counted
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
@@ -66,7 +76,7 @@ def find_scans(
 
 
 def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The NIfTI files below a folder, each with the sub-folder's name (empty in the folder itself), and a sentence for
+    """The scans below a folder, each with the sub-folder's name (empty in the folder itself), and a sentence for
     each file and folder that is not read."""
     files: list[tuple[Path, str]] = []
     unread: list[str] = []
@@ -80,7 +90,7 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
         closed = next((folder / part for part in reversed(within) if _why_closed(folder / part)), None)
         if closed is not None:
             skipped[closed] = _why_closed(closed)
-        elif is_nifti(file.name) and file.is_file():
+        elif is_scan(file.name) and file.is_file():
             files.append((file, "_".join(file.relative_to(folder).parts[:-1])))
         elif file.is_symlink() and not file.exists():
             unread.append(f"{file}: not read: a link to {file.readlink()}, which is not there.")
@@ -105,9 +115,9 @@ def _why_closed(folder: Path) -> str:
 def _no_scan(folder: Path, unread: Sequence[str]) -> str:
     """What to say of a folder without a scan."""
     holds = what_it_holds(folder)
-    if holds and "NIfTI" not in holds:
+    if holds and not is_read(holds):
         return f"no scan that is read: {holds}. {TO_NIFTI}"
-    said = "no .nii or .nii.gz file in this folder or below it. Name the folder of the scans."
+    said = f"no {ENDINGS_TEXT} file in this folder or below it. Name the folder of the scans."
     return " ".join([said, *unread[:1]])
 
 

@@ -17,9 +17,9 @@ from semiseg.cases import WAS_KILLED, each_case
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, hash_files, is_full, remove_leftovers, why_not_written
 from semiseg.io.dataset import unusable_id
-from semiseg.io.file_kinds import NIFTI_ENDINGS, PROBABILITIES, label_map, probability_map
+from semiseg.io.file_kinds import PROBABILITIES, ending, is_written, label_map, probability_map
 from semiseg.io.grid import Grid
-from semiseg.io.scans import RawVolume, read_grid, read_scan, write_label, write_map
+from semiseg.io.scans import RawVolume, files_of, read_grid, read_scan, write_label, write_map
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.foreign import is_foreign
 from semiseg.prediction.inputs import Scan
@@ -166,8 +166,8 @@ def _lost(job: tuple[Scan, str | None], output: Path, model: Model, engine: Engi
 
 
 def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings) -> Outcome:
-    """Predict one scan into a file (`.nii.gz` or `.nii`), which is not there yet; nothing else is written, but class
-    probabilities beside it where they are asked for. Raises as `predict_scans`."""
+    """Predict one scan into a file, which is not there yet; nothing else is written, but class probabilities beside it
+    where they are asked for. Raises as `predict_scans`."""
     check_output_file(file, settings)
     file.parent.mkdir(parents=True, exist_ok=True)
     return _Attempt(scan, model, engine, file, settings, None).whole()[0]
@@ -175,8 +175,8 @@ def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settin
 
 def check_output_file(file: Path, settings: PredictSettings) -> None:
     """Raise `ConfigError` where a file to predict into, or that of its probabilities, is there already."""
-    if not file.name.endswith(NIFTI_ENDINGS):
-        raise ConfigError(f"--output {file}: write the ending in small letters, .nii.gz or .nii.")
+    if not is_written(file) or not file.name.endswith(ending(file)):
+        raise ConfigError(f"--output {file}: end the name with .nii.gz, .nii, .nrrd or .mha, in small letters.")
     for target in (file, probability_map(file)) if settings.probabilities else (file,):
         if target.exists():
             raise ConfigError(
@@ -264,7 +264,7 @@ class _Attempt:
         no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
         made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
         salt = f"{self._model.hash} {made_by} {model_steps(self._model, settings)}"
-        self._key = hash_files(self._scan.images, salt=salt)
+        self._key = hash_files(files_of(self._scan.images), salt=salt)
         if self._finished == self._key and target.is_file() and (maps.is_file() or not settings.probabilities):
             self.outcome, self.row = Outcome(self._scan.id, target, reused=True), {}
             return

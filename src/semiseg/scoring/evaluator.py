@@ -15,7 +15,7 @@ from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import scan_files, stem
+from semiseg.io.file_kinds import scans_by_stem
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.scans import read_label
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
@@ -68,9 +68,9 @@ def evaluate_folder(
 ) -> Summary:
     """Score every reference's prediction; write `summary.json` and `summary.csv`, return the summary.
 
-    predictions: folder with `ID.nii.gz` or `ID.nii`. references: a folder of label maps named `ID.nii.gz`, or
-    the cases themselves. output: folder for the summary, by default that of the predictions. workers: processes;
-    1 scores in this one.
+    predictions: folder with `ID.nii.gz`, or another format. references: a folder of label maps of the same names, or
+    the cases themselves. output: folder for the summary, by default that of the predictions. workers: processes; 1
+    scores in this one.
 
     Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
     is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
@@ -140,13 +140,13 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pa
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
-        cases: Sequence[Reference] = [(stem(path), path, None) for path in scan_files(references)]
+        cases: Sequence[Reference] = [(name, path, None) for name, path in scans_by_stem(references).items()]
         origin = str(references)
     else:
         cases, origin = references, "the case list"
     if not cases:
-        raise DataError(f"{origin}: no reference label maps to score against. Give a folder of .nii.gz label maps.")
-    there = {stem(path): path for path in scan_files(predictions)}  # where both are, a.nii.gz comes after a.nii
+        raise DataError(f"{origin}: no reference label maps to score against. Give a folder of label maps.")
+    there = scans_by_stem(predictions)
     found = [(case, reference, there.get(case), image) for case, reference, image in cases]
     missing = [case for case, _, prediction, _ in found if prediction is None]
     if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,13 @@ from semiseg.data.plan import read_plan
 from semiseg.data.roles import read_run_cases
 from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import scan_files, stem
+from semiseg.io.file_kinds import scans_by_stem
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.folders import read_object
 from semiseg.io.layouts.labels import parse_labels
 from semiseg.io.layouts.plain import labels_found
 from semiseg.io.modality import is_ct
+from semiseg.io.scans import files_of
 from semiseg.rows import Doubt, read_ranking
 from semiseg.scoring.summary import read_summary
 
@@ -31,9 +32,9 @@ _NAMED_BY = 12
 
 
 def state_of(*paths: Path) -> State:
-    """Size and time of files, by which a change is noticed."""
+    """Size and time of files, by which a change is noticed; of scans also of the files that their headers name."""
     found = []
-    for path in paths:
+    for path in files_of(paths):
         try:
             stat = path.stat()
         except OSError:
@@ -130,7 +131,7 @@ def folder_contents(folder: Path) -> Fresh[Contents]:
         try:
             dataset = read_dataset(folder)
         except DataError:
-            files = scan_files(folder)
+            files = scans_by_stem(folder)
             if not files or (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
                 raise
             return _label_maps(folder, files)
@@ -152,12 +153,12 @@ def folder_contents(folder: Path) -> Fresh[Contents]:
     return Fresh(make, folder / "dataset.json", folder / "labels.json", also=folders)
 
 
-def _label_maps(folder: Path, files: Sequence[Path]) -> Contents:
+def _label_maps(folder: Path, files: Mapping[str, Path]) -> Contents:
     """A folder of label maps alone; their organs are named by a file beside them, or are the values of some."""
     return Contents(
         name=folder.resolve().name,
-        cases={stem(file): ViewCase(id=stem(file), role="label", reference=file) for file in files},
-        scheme=_scheme_beside(folder) or labels_found(folder, list(files[:_NAMED_BY])),
+        cases={id: ViewCase(id=id, role="label", reference=file) for id, file in files.items()},
+        scheme=_scheme_beside(folder) or labels_found(folder, list(files.values())[:_NAMED_BY]),
         channels=(),
     )
 

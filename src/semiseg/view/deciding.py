@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from semiseg.corrections import AskedSlices, Taken, export_cases, import_correction
 from semiseg.decisions import Verdict
 from semiseg.errors import DataError
+from semiseg.io.file_kinds import ending
 from semiseg.io.scans import read_grid
 from semiseg.view.asking import organ_name
 from semiseg.view.contents import ViewCase
@@ -90,10 +91,10 @@ async def take_correction(pages: Pages, request: Request) -> Response:
         if upload is None or isinstance(upload, str):
             raise HTTPException(400, "label: send the corrected label map as a file.")
         run, slices = _corrected_run(pages), _slices(form.get("axis"), form.get("indices"))
-        # A name of ours: that of the sender is no path. Only its ending says whether it is compressed.
-        ending = ".nii.gz" if (upload.filename or "").lower().endswith(".gz") else ".nii"
+        # A name of ours: that of the sender is no path. Only its ending says which format it is.
+        kept = ending(upload.filename or "") or ".nii.gz"
         with TemporaryDirectory(prefix="semiseg-") as folder:
-            path = Path(folder) / f"label{ending}"
+            path = Path(folder) / f"label{kept}"
             with path.open("wb") as file:
                 while piece := await upload.read(_PIECE):
                     await run_sync(file.write, piece)

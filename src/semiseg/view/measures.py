@@ -19,7 +19,7 @@ from semiseg.decisions import label_sha256
 from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.geometry import triple
-from semiseg.io.scans import read_label
+from semiseg.io.scans import files_of, read_label
 from semiseg.types import BoolArray, LabelArray, Shape, Spacing
 from semiseg.view.contents import State, ViewCase, state_of
 from semiseg.view.source import Source
@@ -188,7 +188,7 @@ class Measurer:
         state = state_of(path)
         known = self._hashes.get(path)
         if known is None or known[0] != state:
-            known = (state, label_sha256(path))
+            known = (state, label_sha256(*files_of([path])))
             with self._lock:
                 self._hashes[path] = known
                 self.version += 1

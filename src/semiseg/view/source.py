@@ -11,7 +11,7 @@ from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, REVIEWED_LABELS, TE
 from semiseg.decisions import FILE as DECISIONS
 from semiseg.errors import ConfigError
 from semiseg.files import cache_folder
-from semiseg.io.file_kinds import scan_files, stem
+from semiseg.io.file_kinds import scans_by_stem
 from semiseg.io.layouts import refuse_no_folder
 from semiseg.run_folder import fold_runs, refuse_links
 from semiseg.view.contents import Contents, Fresh, ViewCase, folder_contents, run_contents
@@ -59,7 +59,7 @@ class Source:
 
     def _listing(self, folder: Path) -> dict[str, Path]:
         if folder not in self._listings:
-            self._listings[folder] = Fresh(lambda: {stem(file): file for file in scan_files(folder)}, folder)
+            self._listings[folder] = Fresh(lambda: scans_by_stem(folder), folder)
         return self._listings[folder]()
 
     def reviewed(self, case: ViewCase) -> tuple[Path, str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.file_kinds import TO_NIFTI, scan_files, stem, what_it_holds
+from semiseg.io.file_kinds import ENDINGS_TEXT, TO_NIFTI, is_read, scan_files, stem, what_it_holds
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
 from semiseg.io.layouts.folders import CHANNEL, TRAINING, Found, read_object, train_order, unique_cases
 from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
@@ -56,7 +56,7 @@ def read_dataset(
     cases = unique_cases(found.cases, problems)
     if not cases:
         reasons = f" First problem: {problems[0][0]}: {problems[0][1]}" if problems else ""
-        raise DataError(f"{root}: read as {layout}, but it holds no usable scan (.nii.gz or .nii).{reasons}")
+        raise DataError(f"{root}: read as {layout}, but it holds no usable scan ({ENDINGS_TEXT}).{reasons}")
     _refuse_flat(cases)
     training = [case for case in cases if case.split == "train"] or cases
     channels, of_channels = name_channels(found.channels, training, root, modality)
@@ -97,7 +97,7 @@ def detect_layout(root: Path) -> str:
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
     there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
     holds = what_it_holds(root)
-    unread = f" It holds {holds}. {TO_NIFTI}" if holds and "NIfTI" not in holds else ""
+    unread = f" It holds {holds}. {TO_NIFTI}" if holds and not is_read(holds) else ""
     raise DataError(f"{root}: no known layout. Looked for {_LOOKED_FOR}; found {there}.{unread}")
 
 

@@ -30,7 +30,7 @@ def is_flare22(root: Path) -> bool:
 
 
 def read_flare22(root: Path) -> Found:
-    """Read every NIfTI file below `root`; with the challenge's labels and pairs."""
+    """Read every scan below `root`; with the challenge's labels and pairs."""
     problems: Problems = []
     images: dict[tuple[str, str], Path] = {}
     references: dict[tuple[str, str], Path] = {}

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.files import read_json
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split, unusable_id
-from semiseg.io.file_kinds import TO_NIFTI, kind_of, scan_files, stem, visible, what_it_holds, why_unread
+from semiseg.io.file_kinds import TO_NIFTI, is_read, kind_of, scan_files, stem, visible, what_it_holds, why_unread
 from semiseg.words import counted, shortened
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUn", "imagesTs"
@@ -42,7 +42,7 @@ class Found:
 
 
 def by_stem(files: Iterable[Path], problems: Problems) -> dict[str, Path]:
-    """Name to file; `a.nii` beside `a.nii.gz` is a problem, and the first is kept."""
+    """Name to file; `a.nii` beside `a.nii.gz` or `a.nrrd` is a problem, and the first is kept."""
     found: dict[str, Path] = {}
     for file in files:
         keep_first(found, stem(file), file, problems)
@@ -91,13 +91,13 @@ def note_files(files: Iterable[Path], problems: Problems, remarks: list[Remark])
 def _why_not_looked_into(folder: Path) -> str | None:
     """Why a folder in a folder of scans is not read, where it holds scans of any format."""
     holds = what_it_holds(folder)
-    if "NIfTI" in holds:
+    if is_read(holds):
         return "a folder in the folder of scans: it is not looked into. Move its scans up."
     return f"a folder of {' and '.join(formats_of(holds))}, which is not read yet. {TO_NIFTI}" if holds else None
 
 
 def formats_of(holds: str) -> list[str]:
-    """`DICOM`, `.nrrd`: the formats alone of what `what_it_holds` says."""
+    """`DICOM`, `.mgz`: the formats alone of what `what_it_holds` says."""
     return [part.split()[1] for part in holds.split(", ")]
 
 
@@ -112,7 +112,7 @@ def note_other_folders(root: Path, read: Collection[str], remarks: list[Remark])
 
     read: names of the sub-folders that are.
     """
-    loose = [entry for entry in visible(root) if entry.is_file() and kind_of(entry) in ("nifti", "dicom", "volume")]
+    loose = [entry for entry in visible(root) if entry.is_file() and kind_of(entry) in ("scan", "dicom", "volume")]
     if loose:
         names = shortened([file.name for file in loose])
         text = f"{counted(len(loose), 'scan')} beside the folders, not read: {names}. Move what is meant into a folder."
@@ -225,15 +225,15 @@ def train_order(root: Path, cases: Iterable[Case], problems: Problems) -> tuple[
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Raise `UnsupportedError` if a folder holds pictures or other volume formats and no NIfTI file."""
+    """Raise `UnsupportedError` if a folder holds pictures or other volume formats and no file that is read."""
     if not folder.is_dir() or scan_files(folder):
         return
     for file in visible(folder):
         if file.is_dir():
-            if (holds := what_it_holds(file)) and "NIfTI" not in holds:
+            if (holds := what_it_holds(file)) and not is_read(holds):
                 raise UnsupportedError(f"{file}: {_why_not_looked_into(file)}")
         elif kind_of(file) == "picture":
-            raise UnsupportedError(f"{file}: 2D images are not supported. semiseg segments 3D scans in .nii.gz.")
+            raise UnsupportedError(f"{file}: 2D images are not supported. semiseg segments 3D scans (.nii.gz, say).")
         elif kind_of(file) in ("dicom", "volume", "archive"):
             raise UnsupportedError(f"{file}: {why_unread(file)}")
 

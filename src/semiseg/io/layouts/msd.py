@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, Remark, Split
-from semiseg.io.file_kinds import is_nifti, scan_files, stem
+from semiseg.io.file_kinds import ENDINGS_TEXT, is_scan, scan_files, scan_named, stem
 from semiseg.io.layouts.folders import (
     TEST,
     TEST_LABELS,
@@ -61,7 +61,7 @@ def _listed(root: Path, entries: object, split: Split, key: str, problems: Probl
         image = _inside(root, parts.get("image"), file, key)
         label = _inside(root, parts["label"], file, key) if parts.get("label") is not None else None
         if split == "test" and label is None:
-            label = next((f for f in scan_files(root / TEST_LABELS) if stem(f) == stem(image)), None)
+            label = scan_named(root / TEST_LABELS, stem(image))
         if label is not None and not label.is_file():
             text = f"{key} lists this label, but there is no such file. Restore it, or edit the list."
             problems.append((label, text))
@@ -74,9 +74,9 @@ def _listed(root: Path, entries: object, split: Split, key: str, problems: Probl
 
 
 def _inside(root: Path, entry: object, file: Path, key: str) -> Path:
-    """The path of an entry; raises `DataError` for what is no NIfTI name or leads out of the folder."""
-    if not isinstance(entry, str) or not is_nifti(entry):
-        raise DataError(f"{file}: {key}: {entry!r} is no path of a .nii.gz or .nii file. Correct the entry.")
+    """The path of an entry; raises `DataError` for what is no name of a scan or leads out of the folder."""
+    if not isinstance(entry, str) or not is_scan(entry):
+        raise DataError(f"{file}: {key}: {entry!r} is no path of a {ENDINGS_TEXT} file. Correct the entry.")
     if Path(entry).is_absolute() or ".." in Path(entry).parts:
         raise DataError(f"{file}: {key}: {entry} lies outside of the dataset's folder. Use paths within it.")
     return root / entry

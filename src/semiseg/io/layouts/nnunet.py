@@ -10,7 +10,7 @@ from typing import Any
 
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.io.dataset import LabelScheme, Remark
-from semiseg.io.file_kinds import NIFTI_ENDINGS
+from semiseg.io.file_kinds import ENDINGS_TEXT, is_scan
 from semiseg.io.layouts.folders import (
     TEST,
     TEST_LABELS,
@@ -84,5 +84,5 @@ def dataset_channels(description: dict[str, Any], file: Path) -> tuple[str, ...]
 
 def _refuse_endings(description: dict[str, Any], file: Path) -> None:
     ending = description.get("file_ending", ".nii.gz")
-    if str(ending).lower() not in NIFTI_ENDINGS:
-        raise UnsupportedError(f"{file}: file_ending {ending!r} is not supported: semiseg reads 3D .nii.gz and .nii.")
+    if not is_scan(str(ending)):
+        raise UnsupportedError(f"{file}: file_ending {ending!r} is not supported: scans are 3D {ENDINGS_TEXT}.")

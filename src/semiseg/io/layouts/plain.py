@@ -13,7 +13,7 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split
-from semiseg.io.file_kinds import scan_files
+from semiseg.io.file_kinds import ENDINGS_TEXT, scan_files
 from semiseg.io.layouts.folders import (
     CHANNEL,
     TEST,
@@ -122,7 +122,7 @@ def labels_found(folder: Path, files: list[Path], *, remedy: str = "Renumber the
         others = f" Of {len(files)} label files {len(errors)} cannot be used." if len(files) > 1 else ""
         raise DataError(f"{errors[0]}{others}")
     if not found:
-        what = "no label file has a voxel above 0" if files else "no .nii.gz or .nii file of a scan is there"
+        what = "no label file has a voxel above 0" if files else f"no {ENDINGS_TEXT} file of a scan is there"
         raise DataError(f"{folder}: {what}. Put label maps there.")
     if 2 * len(found) < found[-1]:
         shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
