@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 
 from semiseg.corrections import (
     AskedSlices,
@@ -22,11 +24,11 @@ from semiseg.corrections import (
 )
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan, write_plan
 from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, Slices, read_note
-from semiseg.data.roles import RunCase, write_run_cases
+from semiseg.data.roles import RunCase, read_run_cases, write_run_cases
 from semiseg.decisions import label_sha256
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.scans import read_label
+from semiseg.io.scans import read_label, read_scan, write_scan
 
 LABELS = LabelScheme(names={0: "background", 1: "liver", 2: 'left "big" kidney'})
 SHAPE = (6, 8, 10)
@@ -92,6 +94,31 @@ def test_a_case_goes_out_and_comes_back_as_it_was_mended(run: Path) -> None:
     assert current_label(run, RunCase(id="a", images=("x",), label=None, split="train", role="unlabelled")) == (
         run / CORRECTIONS / "a.nii.gz"
     )
+
+
+def test_scans_and_labels_of_other_formats_go_out_and_come_back(run: Path, tmp_path: Path) -> None:
+    """A scan in one file goes out as it is, one whose voxels are elsewhere as NIfTI; labels come back in any format."""
+    images, cases = run.parent / "images", read_run_cases(run / "cases.jsonl")
+    for case, name in zip(cases, ("a.mha", "b.mhd"), strict=True):
+        SimpleITK.WriteImage(SimpleITK.ReadImage(case.images[0]), str(images / name))
+    own = images / "own.nrrd"
+    write_scan(own, run / PSEUDO_LABELS / "b.nii.gz")
+    (run / PSEUDO_LABELS / "b.nii.gz").unlink()
+    files = (str(images / "a.mha"),), (str(images / "b.mhd"),)
+    now = [replace(case, images=found) for case, found in zip(cases, files, strict=True)]
+    write_run_cases(run / "cases.jsonl", [now[0], replace(now[1], label=str(own), role="labelled")])
+    folder = export_cases(run, ["a", "b"])
+    assert (folder / "a_scan.mha").read_bytes() == (images / "a.mha").read_bytes()
+    assert np.array_equal(read_scan([folder / "b_scan.nii.gz"]).channels[0].stored, np.zeros(SHAPE))
+    assert np.array_equal(read_label(folder / "b.nii.gz")[0], read_label(own)[0])
+    for name, ending in (("a", ".nrrd"), ("b", ".mha")):
+        mend(folder / f"{name}.nii.gz", slice(2, 4), 2)
+        write_scan(folder / f"{name}{ending}", folder / f"{name}.nii.gz")
+        (folder / f"{name}.nii.gz").unlink()
+    taken, refused = import_folder(run, folder)
+    assert (refused, [one.case for one in taken]) == ([], ["a", "b"])
+    assert (read_label(run / CORRECTIONS / "b.nii.gz")[0][2:4] == 2).all()
+    assert read_note(run / CORRECTIONS, "b").source_sha256 == label_sha256(own)
 
 
 def test_slices_are_those_that_are_named_or_that_changed_and_add_up(run: Path) -> None:

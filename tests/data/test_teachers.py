@@ -13,7 +13,7 @@ from semiseg.data.roles import RunCase
 from semiseg.data.teachers import open_teacher, taught_by_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.scans import read_label
+from semiseg.io.scans import read_label, write_scan
 
 LABELS = LabelScheme(names={0: "background", 1: "liver", 2: "left_kidney", 3: "spleen"})
 SHAPE = (4, 5, 6)
@@ -63,6 +63,19 @@ def test_predictions_of_nnunet_by_the_names_that_it_writes(cases: list[RunCase],
     found = taught(cases, folder)
     assert [case.role for case in found] == ["labelled", "taught", "unlabelled"]  # a has its own label
     assert rows(found[1]) == [3, 1, 2, 0]  # all organs are known, and so is the background
+
+
+def test_labels_of_other_formats(cases: list[RunCase], tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    for name in ("b.nii.gz", "c/liver.nii.gz", "c/spleen.nii.gz"):
+        save(tmp_path / "nifti" / name, striped(1, 0, 3, 0))
+        target = folder / name.replace(".nii.gz", ".mha" if name.startswith("b") else ".nrrd")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_scan(target, tmp_path / "nifti" / name)
+    (folder / "names.toml").write_text("liver = 1\nspleen = 3")
+    assert rows(taught(cases[:2], folder)[1]) == [1, 4, 3, 4]
+    (folder / "names.toml").write_text('liver = "liver"')
+    assert rows(taught([cases[2]], folder)[0]) == [1, 4, 1, 4]
 
 
 def test_totalsegmentators_folders_by_a_map_of_names(cases: list[RunCase], tmp_path: Path) -> None:

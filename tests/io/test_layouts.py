@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Dataset, LabelScheme, Remark
@@ -25,6 +26,13 @@ def scan(file: Path, array: np.ndarray | None = None) -> None:
     """A tiny NIfTI file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8) if array is None else array, np.eye(4)), file)
+
+
+def in_format(root: Path, *names: str) -> None:
+    """Tiny scans, each in the format of its name; detached headers with their voxels beside them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.uint8)), str(root / name), True)
 
 
 def scans(root: Path, *names: str) -> None:
@@ -57,6 +65,36 @@ def kidneys(root: Path) -> Path:
     scans(root / "imagesTs", "e_0000", "f_0000")
     scans(root / "labelsTs", "e")
     return root
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_every_layout_reads_every_format(tmp_path: Path, ending: str) -> None:
+    nnunet, msd, flare22, plain = (tmp_path / name for name in ("nnunet", "msd", "flare22", "plain"))
+    describe(nnunet, file_ending=ending)
+    in_format(nnunet, f"imagesTr/a_0000{ending}", f"labelsTr/a{ending}", f"imagesUn/d_0000{ending}")
+    describe(
+        msd, training=[{"image": f"imagesTr/a{ending}", "label": f"labelsTr/a{ending}"}], test=[f"imagesTs/t{ending}"]
+    )
+    in_format(msd, f"imagesTr/a{ending}", f"labelsTr/a{ending}", f"imagesUn/d{ending}", f"imagesTs/t{ending}")
+    in_format(msd, f"labelsTs/t{ending}")
+    in_format(flare22, f"x/FLARE22_Tr_0001_0000{ending}", f"y/FLARE22_Tr_0001{ending}", f"z/Case_00001_0000{ending}")
+    in_format(plain, f"images/a{ending}", "labels/a.nii.gz", f"unlabelled/d{ending}")
+    (plain / "labels.json").write_text(json.dumps(LABELS))
+    for root in (nnunet, msd, flare22, plain):
+        dataset = read_dataset(root)
+        assert dataset.layout == root.name
+        assert len(ids(dataset, labelled=True)) == len(ids(dataset, labelled=False)) == 1
+        assert ids(dataset, "test", labelled=True) == (["t"] if root == msd else [])
+        assert dataset.problems == ()
+        assert remarks_on(dataset) == []  # the voxels beside headers are passed over
+
+
+def test_one_scan_in_two_formats_is_one_case(tmp_path: Path) -> None:
+    kidneys(tmp_path)
+    in_format(tmp_path, "imagesTr/a_0000.mha")
+    dataset = read_dataset(tmp_path)
+    assert ids(dataset, labelled=True) == ["a", "b"]
+    assert [text.split(str(tmp_path))[0] for _, text in dataset.problems] == ["the same id as "]
 
 
 def test_nnunet(tmp_path: Path) -> None:

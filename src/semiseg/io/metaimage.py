@@ -35,7 +35,6 @@ _TYPES = {
 }  # fmt: skip
 _NAMES = {code: name for name, code in reversed(_TYPES.items())}
 _LAST = "elementdatafile"
-_FIELD = re.compile(r"(\w+)\s*[=:]\s*(.*)")
 _GEOMETRY = {
     "TransformMatrix": ("transformmatrix", "rotation", "orientation"),
     "Offset": ("offset", "position", "origin"),
@@ -44,6 +43,11 @@ _GEOMETRY = {
     "ElementSpacing": ("elementspacing", "elementsize"),
 }
 """Fields by the names that are written, with those under which they are found."""
+_FIELDS = {
+    "objecttype", "ndims", "dimsize", "elementtype", "elementnumberofchannels", "binarydata", "compresseddata",
+    "binarydatabyteordermsb", "elementbyteordermsb", "headersize", _LAST,
+    *(name for names in _GEOMETRY.values() for name in names),
+}  # fmt: skip
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UPRIGHT = 0.9
 _OPPOSITE = str.maketrans("RLAPIS", "LRPASI")
@@ -164,22 +168,20 @@ def _place(path: Path) -> Place:
 
 
 def _read(path: Path) -> tuple[dict[str, str], int]:
-    """The fields, by names in small letters, and where they end."""
+    """The fields that say something of the voxels, by names in small letters, and where they end; others pass."""
     fields: dict[str, str] = {}
     with opened_header(path) as file:
         if not re.match(rb"\s*\w+\s*[=:]", file.read(200)):
             raise DataError(f"{path}: not a MetaImage file. Restore or remove it.")
         file.seek(0)
-        for number, line in enumerate(header_lines(file, path), start=1):
-            if not line:
+        for line in header_lines(file, path):
+            name, *value = re.split("[=:]", line, maxsplit=1)
+            name = name.strip().lower()
+            if name not in _FIELDS:
                 continue
-            match = _FIELD.fullmatch(line)
-            if match is None:
-                raise DataError(f"{path}: line {number} of the header is no field. Restore the file.")
-            name = match[1].lower()
             if name in fields:
                 raise DataError(f"{path}: the header has {shown(name)} twice. Restore the file.")
-            fields[name] = match[2].strip()
+            fields[name] = value[0].strip() if value else ""
             if name == _LAST:
                 return fields, file.tell()
     raise DataError(f"{path}: not a MetaImage file, which names an ElementDataFile. Restore or remove it.")

@@ -124,7 +124,7 @@ def read_some(place: Place, channel: int, most_bytes: int) -> tuple[AnyArray, in
     if axis is not None and not channels_last:
         part = values.reshape((*whole[:-1], slices), order="F")
         values = part.take(min(channel, shape[axis] - 1), axis=axis)
-    return values.ravel(), slices * unit
+    return values.ravel(order="F"), slices * unit
 
 
 @contextmanager
