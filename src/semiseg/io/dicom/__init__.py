@@ -1,0 +1,1 @@
+"""DICOM: series in folders and zips, as scans. Needs the extra `dicom`."""

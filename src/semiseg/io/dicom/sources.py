@@ -1,0 +1,113 @@
+"""Where DICOM files lie: in a folder at any depth, in a zip, or alone. Nothing of a zip is ever unpacked to disk."""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from semiseg.errors import DataError
+from semiseg.io.file_kinds import visible
+
+MOST_MEMBERS = 1_000_000
+MOST_BYTES = 1 << 30
+"""No slice and no multi-frame file in a zip inflates to more."""
+MOST_INFLATED = 100
+"""No scan is packed better, but for small files and empty slices: a zip that claims more is a bomb."""
+_SMALL_BYTES = 1 << 28
+_DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+def is_zip(path: Path) -> bool:
+    return path.name.lower().endswith(".zip") and path.is_file()
+
+
+def files_of(place: Path) -> list[Path]:
+    """All files of a folder, a zip (`scans.zip/inner/name`) or of a file alone, in order of paths; hidden ones and
+    `DICOMDIR` are left out. Raises `DataError` for a zip that is damaged or not safe."""
+    if is_zip(place):
+        return [place / member.filename for member in _members(place)]
+    found = visible(place, deep=True) if place.is_dir() else [place]
+    return [file for file in found if file.name.upper() != "DICOMDIR"]
+
+
+@contextmanager
+def opener(place: Path) -> Iterator[Callable[[Path], IO[bytes]]]:
+    """A function that opens a file of `files_of(place)`; one in a zip is inflated in memory as far as it is read."""
+    if not is_zip(place):
+        yield lambda file: file.open("rb")
+        return
+    try:
+        with zipfile.ZipFile(place) as zipped:
+            yield lambda file: io.BufferedReader(_Counted(zipped.open(file.relative_to(place).as_posix()), file))
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{place}: not a readable zip ({type(error).__name__}). Restore it.") from None
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[IO[bytes]]:
+    """One file of `files_of`, open for reading."""
+    place = file if file.exists() else next((folder for folder in file.parents if folder.is_file()), file)
+    with opener(place) as open_file, open_file(file) as stream:
+        yield stream
+
+
+class _Counted(io.RawIOBase):
+    """A member of a zip that can be read forwards, and backwards as zipfile does it, but not without end."""
+
+    def __init__(self, stream: IO[bytes], file: Path) -> None:
+        self._stream, self._file = stream, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, target: object) -> int:
+        view = memoryview(target)  # type: ignore[arg-type]
+        data = self._stream.read(len(view))
+        view[: len(data)] = data
+        if self._stream.tell() > MOST_BYTES:
+            raise DataError(f"{self._file}: it inflates to more than {MOST_BYTES >> 20} MiB. Unpack the zip.")
+        return len(data)
+
+
+def _members(archive: Path) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = zipped.infolist()
+    except _DAMAGED as error:
+        raise DataError(f"{archive}: not a readable zip ({type(error).__name__}). Restore it.") from None
+    if len(members) > MOST_MEMBERS:
+        raise DataError(f"{archive}: {len(members):,} files in one zip. Unpack it.")
+    claimed = sum(member.file_size for member in members)
+    if claimed > max(_SMALL_BYTES, MOST_INFLATED * archive.stat().st_size):
+        raise DataError(
+            f"{archive}: {archive.stat().st_size:,} bytes that claim to inflate to {claimed:,}: no scans are packed "
+            "like that. Unpack it where that is safe."
+        )
+    kept = []
+    for member in members:
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{archive}: a member's path leads out of the zip. Pack it anew.")
+        if member.flag_bits & 1:
+            raise DataError(f"{archive}: it is encrypted. Unpack it.")
+        linked = stat.S_ISLNK(member.external_attr >> 16)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+        plain = str(path) == member.filename
+        if plain and not (member.is_dir() or linked or hidden or path.name.upper() == "DICOMDIR"):
+            kept.append(member)
+    return sorted(kept, key=lambda member: member.filename)
