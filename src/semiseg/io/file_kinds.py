@@ -81,7 +81,7 @@ def kind_of(path: Path) -> Kind:
         return "scan"
     if name.endswith(_OTHER_VOLUMES):
         return "volume"
-    if name.endswith((".dcm", ".ima")) or _has_dicom_mark(path):
+    if is_dicom_name(path) or has_dicom_mark(path):
         return "dicom"
     if name.endswith(_NO_SCANS) or name in ("readme", "license", "dicomdir", "version"):
         return "none"
@@ -90,7 +90,12 @@ def kind_of(path: Path) -> Kind:
     return "picture" if name.endswith(FLAT_ENDINGS) else "other"
 
 
-def _has_dicom_mark(path: Path) -> bool:
+def is_dicom_name(path: Path) -> bool:
+    """Whether the name is that of a DICOM file; most have no ending at all."""
+    return path.name.lower().endswith((".dcm", ".ima"))
+
+
+def has_dicom_mark(path: Path) -> bool:
     """Whether `DICM` stands at byte 128, as in DICOM files, which often have no ending."""
     if not path.is_file():  # which a pipe would be waited for, for ever
         return False

@@ -5,6 +5,7 @@ Nothing that names a patient is read: the tags are those of `_TAGS`.
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ _TAGS = [
 ]  # fmt: skip
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_PLAIN = {
+    (True, True): "1.2.840.10008.1.2",
+    (False, True): "1.2.840.10008.1.2.1",
+    (False, False): "1.2.840.10008.1.2.2",
+}
+_VOXELS = 0x7FE00010
 _MOST_INFLATED_BYTES = 1 << 30
 MOST_FRAMES = 100_000
 
@@ -81,6 +88,7 @@ class Unread:
 
     file: Path
     why: str
+    modality: str = ""
 
 
 def slices_of(place: Path) -> Iterator[Slice | Unread]:
@@ -91,13 +99,24 @@ def slices_of(place: Path) -> Iterator[Slice | Unread]:
                 with open_file(file) as stream:
                     yield from _slices(file, stream)
             except OSError as error:
-                yield Unread(file, f"it cannot be read ({error.strerror or type(error).__name__})")
+                yield Unread(file, f"Cannot be read ({error.strerror or type(error).__name__}).")
 
 
-def read_dataset(stream: IO[bytes], *, pixels: bool = False, tags: list[str] | None = None) -> Any | None:
-    """pydicom's data set of a file; None for what is no DICOM file, or a directory of a medium.
+@dataclass(frozen=True)
+class Opened:
+    """A DICOM file: its data set up to the voxels, at whose element the stream then stands. encoded: whether types of
+    values are implicit, and whether numbers are little endian."""
 
-    pixels: the voxels, too. tags: only these (with the voxels). Raises what pydicom raises for damaged ones.
+    dataset: Any
+    stream: IO[bytes]
+    syntax: str
+    encoded: tuple[bool, bool]
+
+
+def read_header(stream: IO[bytes], tags: list[str]) -> Opened | None:
+    """What a file says of these tags; None for what is no DICOM file.
+
+    Raises whatever pydicom raises for damaged ones, of which no text is to be shown: it may quote values.
     """
     pydicom = library()
     start = stream.read(132)
@@ -105,44 +124,49 @@ def read_dataset(stream: IO[bytes], *, pixels: bool = False, tags: list[str] | N
     if not marked and start[:2] not in (b"\x08\x00", b"\x02\x00"):
         return None
     stream.seek(0)
-    wanted = None if tags is None else [*tags, *(["PixelData"] if pixels else [])]
-    read = {"stop_before_pixels": not pixels, "specific_tags": wanted, "force": not marked}
-    if not marked:
-        return pydicom.dcmread(stream, **read)
-    meta = pydicom.filereader.read_preamble(stream, force=False) and pydicom.filereader._read_file_meta_info(stream)
-    if meta.get("TransferSyntaxUID") != _DEFLATED:
+    if marked:
+        pydicom.filereader.read_preamble(stream, False)
+        meta = pydicom.filereader._read_file_meta_info(stream)
+        if meta.get("TransferSyntaxUID") == _DEFLATED:
+            return _inflated(stream, meta, tags)
         stream.seek(0)
-        return pydicom.dcmread(stream, **read)
+    dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=not marked)
+    encoded: tuple[bool, bool] = dataset.original_encoding
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")) or _PLAIN[encoded]
+    return Opened(dataset, stream, syntax, encoded)
+
+
+def _inflated(stream: IO[bytes], meta: Any, tags: list[str]) -> Opened:
+    """A file whose data set is deflated as a whole, inflated in memory up to a limit."""
+    pydicom = library()
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(stream.read(), _MOST_INFLATED_BYTES)
+    data = io.BytesIO(inflater.decompress(stream.read(), _MOST_INFLATED_BYTES))
     if inflater.unconsumed_tail:
-        raise ValueError("it inflates to more than is allowed")
+        raise ValueError
+    wanted = [pydicom.tag.Tag(tag) for tag in tags]
     dataset = pydicom.filereader.read_dataset(
-        pydicom.filebase.DicomBytesIO(inflated),
-        False,
-        True,
-        specific_tags=wanted and [pydicom.tag.Tag(t) for t in wanted],
+        data, False, True, stop_when=lambda tag, *_: tag == _VOXELS, specific_tags=wanted
     )
     dataset.file_meta = meta
-    return dataset
+    return Opened(dataset, data, _DEFLATED, (False, True))
 
 
 def _slices(file: Path, stream: IO[bytes]) -> Iterable[Slice | Unread]:
     try:
-        dataset = read_dataset(stream, tags=_TAGS)
-        if dataset is None or _text(dataset, "SOPClassUID") == _DIRECTORY:
+        opened = read_header(stream, _TAGS)
+        if opened is None or _text(opened.dataset, "SOPClassUID") == _DIRECTORY:
             return []
-        return _from_dataset(file, dataset)
+        return _from_dataset(file, opened.dataset, opened.syntax)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
-        return [Unread(file, f"its header is damaged ({type(error).__name__})")]
+        return [Unread(file, f"Damaged header ({type(error).__name__}). Restore or remove the file.")]
 
 
-def _from_dataset(file: Path, dataset: Any) -> list[Slice | Unread]:
+def _from_dataset(file: Path, dataset: Any, syntax: str) -> list[Slice | Unread]:
     modality = _text(dataset, "Modality") or "?"
     if "Rows" not in dataset or "Columns" not in dataset:
-        return [Unread(file, f"{modality} without an image")]
+        return [Unread(file, "No image.", modality)]
     photometric = _text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
     allocated = _number(dataset, "BitsAllocated", 16)
     stored = _number(dataset, "BitsStored", allocated)
@@ -155,11 +179,11 @@ def _from_dataset(file: Path, dataset: Any) -> list[Slice | Unread]:
         signed=_number(dataset, "PixelRepresentation", 0) == 1,
         samples=_number(dataset, "SamplesPerPixel", 1),
         photometric=photometric,
-        syntax=str(getattr(dataset, "file_meta", {}).get("TransferSyntaxUID", "")),
+        syntax=syntax,
     )
     count = max(1, _number(dataset, "NumberOfFrames", 1))
     if count > MOST_FRAMES:
-        return [Unread(file, f"it claims {count:,} frames")]
+        return [Unread(file, f"{file.name}: claims {count:,} frames. Restore the file.", modality)]
     whole = {
         "uid": _text(dataset, "SeriesInstanceUID"),
         "instance": _text(dataset, "SOPInstanceUID") or str(dataset.file_meta.get("MediaStorageSOPInstanceUID", "")),
@@ -172,7 +196,11 @@ def _from_dataset(file: Path, dataset: Any) -> list[Slice | Unread]:
     if count == 1 and shared is None and not per_frame:
         return [_slice(file, 0, 1, _whole_or_none(dataset, "InstanceNumber"), whole, [dataset], flat=True)]
     if per_frame and len(per_frame) != count:
-        return [Unread(file, f"it claims {count} frames and describes {len(per_frame)}")]
+        return [
+            Unread(
+                file, f"{file.name}: claims {count} frames and describes {len(per_frame)}. Restore the file.", modality
+            )
+        ]
     groups = per_frame or [None] * count
     return [_slice(file, k, count, k + 1, whole, [group, shared, dataset]) for k, group in enumerate(groups)]
 
