@@ -60,6 +60,8 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 class _Counted(io.RawIOBase):
     """A member of a zip that can be read forwards, and backwards as zipfile does it, but not without end."""
 
+    name = ""  # which pydicom asks for
+
     def __init__(self, stream: IO[bytes], file: Path) -> None:
         self._stream, self._file = stream, file
 
