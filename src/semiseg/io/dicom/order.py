@@ -11,8 +11,6 @@ from semiseg.io.dicom.headers import Slice
 from semiseg.types import DoubleArray
 from semiseg.words import counted
 
-PLACE_MM, PLACE_SHARE = 0.06, 0.01
-"""So far off its place a slice may lie: scanners that round positions to 0.1 mm leave 0.05; or 1 % of the spacing."""
 _SAME_MM = 1e-2
 """Slices that lie so close have one place."""
 TILT_PIXELS = 0.25
@@ -66,6 +64,11 @@ def in_plane(ordered: Sequence[Slice]) -> DoubleArray:
     return np.asarray((moved - moved[0]) @ along.T / np.array([spacing[1], spacing[0]]))
 
 
+def place_tolerance_mm(step_mm: float) -> float:
+    """So far off its place a slice may lie: scanners that round positions to 0.1 mm leave almost as much."""
+    return max(min(0.1, 0.2 * step_mm), 0.01 * step_mm)
+
+
 def fault_of(ordered: Sequence[Slice]) -> Fault | None:
     """The first thing that is wrong with the places of slices that are in their order."""
     if len(ordered) == 1:
@@ -109,7 +112,7 @@ def _tilt(ordered: Sequence[Slice], at: DoubleArray, moved: DoubleArray) -> Faul
 
 def _uneven(ordered: Sequence[Slice], at: DoubleArray, steps: DoubleArray) -> Fault | None:
     usual = float(np.median(steps))
-    tolerance = max(PLACE_MM, PLACE_SHARE * usual)
+    tolerance = place_tolerance_mm(usual)
     even = at[0] + np.arange(len(at)) * (at[-1] - at[0]) / (len(at) - 1)
     off = np.abs(at - even)
     if off.max() <= tolerance:

@@ -17,7 +17,7 @@ from pathlib import Path
 from semiseg.errors import DataError
 from semiseg.io.dicom.series import Series, Unusable, find_series, hashed
 from semiseg.io.dicom.sources import files_of, is_zip
-from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_nifti, visible
+from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan, visible
 from semiseg.words import counted
 
 _NAME = re.compile(r"series-(?P<id>[0-9a-f]{12})(\.(?P<within>[0-9a-f]{8}))?(?P<resampled>-resampled)?")
@@ -42,7 +42,7 @@ def place_of(path: Path) -> Place | None:
     """What a path names, None where that is no DICOM."""
     if (match := _NAME.fullmatch(path.name)) and not path.exists():
         return Place(path.parent, match["id"], match["within"] or "", bool(match["resampled"]))
-    if is_nifti(path):
+    if is_scan(path):
         return None
     if path.is_dir() or is_zip(path) or (path.is_file() and (is_dicom_name(path) or has_dicom_mark(path))):
         return Place(path)
@@ -178,11 +178,6 @@ def stamp_of(path: Path) -> tuple[int, int]:
     folder = _folder_of(place)
     stats = [file.stat() for file in ([folder] if is_zip(folder) else files_of(folder))]
     return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
-
-
-def files_behind(path: Path) -> list[Path]:
-    """The files of the series that a path names, each once, in the order of slices."""
-    return list(dict.fromkeys(series_of(path).files))
 
 
 def _found(place: Place) -> list[Series | Unusable]:

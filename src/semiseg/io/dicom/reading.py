@@ -16,10 +16,10 @@ from semiseg.geometry import triple
 from semiseg.io.dicom.headers import Slice, read_header
 from semiseg.io.dicom.library import library, quiet_gdcm
 from semiseg.io.dicom.places import series_of
-from semiseg.io.dicom.sources import opener
+from semiseg.io.dicom.sources import archive_of, opener
 from semiseg.io.dicom.values import Form, form_of, rescaled, stored_dtype, used_bits, widened
 from semiseg.io.grid import Grid
-from semiseg.io.nifti import StoredVoxels
+from semiseg.io.voxels import StoredVoxels
 from semiseg.types import AnyArray
 
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
@@ -84,6 +84,13 @@ def read_some(path: Path, channel: int, most_bytes: int) -> tuple[AnyArray, int]
     return np.concatenate([plane.ravel() for plane in values]), count * plane_bytes
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """As `Format.files`: those of the series, in the order of slices; a zip itself, since nothing is unpacked."""
+    series = series_of(path)
+    found = dict.fromkeys(series.files)
+    return tuple(dict.fromkeys(file if file.exists() else archive_of(file) for file in found))
+
+
 def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
     """As `Format.write`: scans are not written as DICOM."""
     raise DataError(f"{path}: label maps are not written as DICOM slices. Name a .nii.gz file.")
@@ -91,8 +98,7 @@ def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
 
 def _planes(path: Path, slices: Sequence[Slice], form: Form) -> Iterator[AnyArray]:
     """What the form holds of each slice, `(rows, columns)`, in order; frames of one file in one go."""
-    place = next((folder for folder in (path, *path.parents) if folder.exists()), path)
-    with opener(place) as open_file:
+    with opener(archive_of(slices[0].file)) as open_file:
         for file, group in groupby(slices, key=lambda found: found.file):
             frames = list(group)
             with _named(path, file, frames), open_file(file) as stream:

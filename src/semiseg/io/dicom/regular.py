@@ -10,7 +10,7 @@ import numpy as np
 
 from semiseg.geometry import triple
 from semiseg.io.dicom.headers import Slice
-from semiseg.io.dicom.order import PLACE_MM, PLACE_SHARE, TILT_PIXELS, heights, in_plane
+from semiseg.io.dicom.order import TILT_PIXELS, heights, in_plane, place_tolerance_mm
 from semiseg.types import AnyArray, DoubleArray, FloatArray
 
 Plane = Callable[[int], AnyArray]
@@ -111,7 +111,7 @@ def made_regular(ordered: Sequence[Slice]) -> tuple[Regular, DoubleArray, float]
     count = max(2, round((at[-1] - at[0]) / usual) + 1)
     step_mm = float(at[-1] - at[0]) / (count - 1)
     place = (at - at[0]) / step_mm
-    near = np.abs(place - np.rint(place)) * step_mm <= max(PLACE_MM, PLACE_SHARE * step_mm)
+    near = np.abs(place - np.rint(place)) * step_mm <= place_tolerance_mm(step_mm)
     place = np.where(near, np.rint(place), place)
     least = moved.min(axis=0)
     moved = moved - least

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Series:
     modality: str
     files: tuple[Path, ...]
     frames: tuple[int, ...]
-    grid: Grid
+    grid: Grid = field(compare=False)
     id: str = ""
     slices: tuple[Slice, ...] = ()
     regular: Regular | None = None

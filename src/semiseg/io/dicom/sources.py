@@ -52,9 +52,13 @@ def opener(place: Path) -> Iterator[Callable[[Path], IO[bytes]]]:
 @contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
     """One file of `files_of`, open for reading."""
-    place = file if file.exists() else next((folder for folder in file.parents if folder.is_file()), file)
-    with opener(place) as open_file, open_file(file) as stream:
+    with opener(archive_of(file)) as open_file, open_file(file) as stream:
         yield stream
+
+
+def archive_of(file: Path) -> Path:
+    """The zip that a file lies in, or the file itself."""
+    return file if file.exists() else next((above for above in file.parents if above.is_file()), file)
 
 
 class _Counted(io.RawIOBase):

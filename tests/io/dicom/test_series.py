@@ -1,0 +1,302 @@
+"""Which images are a volume, what is said of those that are none, and the regular grid that is made of tilted ones."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+
+from pydicom.uid import generate_uid  # noqa: E402
+
+from dicom_series import AXIAL, TAGS_OF_A_PATIENT, positions_along, random_voxels, write_enhanced, write_series  # noqa: E402
+from semiseg.errors import DataError  # noqa: E402
+from semiseg.io.dicom.places import choose, path_of, place_of, series_of, stamp_of  # noqa: E402
+from semiseg.io.dicom.reading import read_voxels  # noqa: E402
+from semiseg.io.dicom.series import Series, Unusable, find_series, hashed  # noqa: E402
+
+SHAPE = (12, 10, 14)
+
+
+def why(folder: Path) -> str:
+    """The one sentence on a folder that holds no volume; no patient is in it."""
+    found = find_series(folder)
+    assert len(found) == 1
+    assert isinstance(found[0], Unusable)
+    assert not any(tag in found[0].why for tag in TAGS_OF_A_PATIENT)
+    return found[0].why
+
+
+def series(folder: Path, *, resample: bool = False) -> Series:
+    (found,) = find_series(folder, resample=resample)
+    assert isinstance(found, Series), found
+    return found
+
+
+def tilted_positions(count: int, degrees: float, step_mm: float = 4.0) -> list[tuple[float, ...]]:
+    """Of slices in the plane of a gantry tilted about the left-right axis, while the table moves straight."""
+    return [(-100.0, -80.0 + k * step_mm * np.sin(np.radians(degrees)), k * step_mm) for k in range(count)]
+
+
+def tilted_direction(degrees: float) -> tuple[float, ...]:
+    angle = np.radians(degrees)
+    return (1.0, 0.0, 0.0, 0.0, float(np.cos(angle)), float(np.sin(angle)))
+
+
+def straight_table(count: int, step_mm: float) -> list[tuple[float, ...]]:
+    return [(-100.0, -80.0, k * step_mm) for k in range(count)]
+
+
+def test_a_series_lies_in_any_nesting_beside_other_files(tmp_path: Path) -> None:
+    uid = generate_uid()
+    files = write_series(tmp_path / "a", random_voxels(SHAPE), uid=uid)
+    for number, file in enumerate(files[::2]):
+        (tmp_path / "b" / str(number)).mkdir(parents=True)
+        shutil.move(file, tmp_path / "b" / str(number) / file.name)
+    (tmp_path / "notes.txt").write_text("Wolperdinger")
+    (tmp_path / "picture").write_bytes(b"\x89PNG" + bytes(300))
+    (tmp_path / ".hidden").write_bytes(b"\0" * 128 + b"DICM")
+    found = series(tmp_path)
+    assert found.grid.shape_zyx == SHAPE
+    assert found.id == hashed(uid)
+    assert list(found.grid.stored_mm) == pytest.approx([0.7, 0.8, 2.5])
+
+
+def test_localizers_in_the_series_and_beside_it_are_left_out_and_said(tmp_path: Path) -> None:
+    uid = generate_uid()
+    write_series(tmp_path, random_voxels(SHAPE), uid=uid)
+    scout = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+    write_series(
+        tmp_path,
+        random_voxels((1, 10, 14)),
+        uid=uid,
+        orientation=scout,
+        marks=("ORIGINAL", "PRIMARY", "LOCALIZER"),
+        seed=1,
+    )
+    usable, left_out = sorted(find_series(tmp_path), key=lambda one: isinstance(one, Unusable))
+    assert isinstance(usable, Series)
+    assert usable.grid.shape_zyx == SHAPE
+    assert isinstance(left_out, Unusable)
+    assert left_out.why == "Localizer images, left out."
+    assert series_of(tmp_path) == usable
+
+
+def test_derived_images_are_left_out_unless_they_are_asked_for(tmp_path: Path) -> None:
+    write_series(tmp_path, random_voxels(SHAPE), marks=("DERIVED", "SECONDARY", "MPR"), description="Cor MPR")
+    assert why(tmp_path) == "Derived images, left out unless --series names them."
+    found = find_series(tmp_path)
+    assert choose(tmp_path, found) == (
+        "no series that is a volume. Derived images, left out unless --series names them."
+    )
+    (chosen,) = choose(tmp_path, found, "cor mpr")
+    assert isinstance(chosen, Series)
+    assert series_of(path_of(tmp_path, found[0])) == chosen
+
+
+def test_two_series_in_a_folder_are_refused_with_the_list(tmp_path: Path) -> None:
+    first, second = generate_uid(), generate_uid()
+    write_series(tmp_path, random_voxels(SHAPE), uid=first, description="Lunge 1.0 Wolperdinger")
+    write_series(tmp_path, random_voxels((8, 10, 14)), uid=second, description="Abdomen 5.0", seed=1)
+    with pytest.raises(DataError) as refused:
+        series_of(tmp_path)
+    text = str(refused.value)
+    assert "2 series that could be meant" in text
+    assert f"{hashed(first)} (CT, 14 x 10 x 12, 0.7 x 0.8 x 2.5 mm)" in text
+    assert "--series" in text
+    assert "Wolperdinger" not in text
+    found = find_series(tmp_path)
+    for asked in (second, hashed(second), "abdomen"):
+        (chosen,) = choose(tmp_path, found, asked)
+        assert isinstance(chosen, Series)
+        assert chosen.uid == second
+    assert len(choose(tmp_path, found, "all")) == 2
+    assert "no series fits --series spine" in choose(tmp_path, found, "spine")
+    assert "2 series" in choose(tmp_path, found, ".0")
+
+
+def test_two_series_in_folders_of_their_own_are_two_scans(tmp_path: Path) -> None:
+    write_series(tmp_path / "Wolperdinger" / "a", random_voxels(SHAPE))
+    write_series(tmp_path / "Wolperdinger" / "b", random_voxels(SHAPE))
+    found = find_series(tmp_path)
+    chosen = choose(tmp_path, found)
+    assert [one.id for one in chosen if isinstance(one, Series)] == [one.id for one in found]
+    for one in found:
+        path = path_of(tmp_path, one)
+        assert path.parent == tmp_path
+        assert "Wolperdinger" not in path.name
+        assert series_of(path) == one
+        assert place_of(path) is not None
+        assert stamp_of(path)[0] == sum(file.stat().st_size for file in one.files)
+
+
+def test_one_series_of_two_matrices_is_two_volumes(tmp_path: Path) -> None:
+    uid = generate_uid()
+    write_series(tmp_path, random_voxels(SHAPE), uid=uid)
+    write_series(tmp_path, random_voxels((9, 20, 28)), uid=uid, spacing=(0.4, 0.35), seed=1)
+    found = find_series(tmp_path)
+    assert sorted(one.grid.shape_zyx for one in found if isinstance(one, Series)) == [(9, 20, 28), SHAPE]
+    assert len({one.id for one in found}) == 2
+
+
+def test_a_gap_is_refused_with_the_slices_named(tmp_path: Path) -> None:
+    files = write_series(tmp_path, random_voxels(SHAPE))
+    for k in (5, 6):
+        files[k].unlink()
+    assert why(tmp_path) == (
+        f"A gap of 7.5 mm between InstanceNumber 8 ({files[4].name}) and InstanceNumber 5 ({files[7].name}): 2 slices "
+        "are missing. Restore the slices, or add --resample, which makes a regular grid."
+    )
+
+
+def test_uneven_spacing_is_refused_with_the_slice_named(tmp_path: Path) -> None:
+    at = [k * 2.5 for k in range(12)]
+    at[7] += 0.9
+    files = write_series(tmp_path, random_voxels(SHAPE), positions=positions_along(AXIAL, at))
+    assert f"InstanceNumber 5 ({files[7].name}) lies 3.4 mm after" in why(tmp_path)
+    assert "others 2.5 mm: the spacing is uneven" in why(tmp_path)
+
+
+def test_positions_that_are_rounded_are_regular(tmp_path: Path) -> None:
+    at = [round(k * 0.625, 1) for k in range(12)]
+    write_series(tmp_path, random_voxels(SHAPE), positions=positions_along(AXIAL, at))
+    assert series(tmp_path).grid.spacing_mm[0] == pytest.approx(6.9 / 11)
+
+
+def test_duplicates_are_refused_with_the_slice_named(tmp_path: Path) -> None:
+    files = write_series(tmp_path, random_voxels(SHAPE))
+    shutil.copy(files[3], tmp_path / "copy")
+    assert "InstanceNumber 9 (copy) lies where" in why(tmp_path) or "lies where InstanceNumber 9 (copy)" in why(
+        tmp_path
+    )
+    assert "a duplicate" in why(tmp_path)
+    assert series(tmp_path, resample=True).grid.shape_zyx == SHAPE
+
+
+def test_times_are_4d_and_refused(tmp_path: Path) -> None:
+    uid = generate_uid()
+    for seed in range(3):
+        write_series(tmp_path, random_voxels(SHAPE), uid=uid, seed=seed)
+    assert why(tmp_path).startswith("4D: 3 slices at each of 12 places")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda d: setattr(d, "SamplesPerPixel", 3), "Colour images are not read"),
+        (lambda d: setattr(d, "PhotometricInterpretation", "PALETTE COLOR"), "Colour images are not read"),
+        (lambda d: d.pop("ImagePositionPatient"), "no position, orientation or pixel spacing"),
+        (lambda d: setattr(d, "Modality", "SEG"), "A segmentation, no scan."),
+        (lambda d: setattr(d, "RescaleSlope", "0"), "the rescale slope is 0"),
+        (lambda d: setattr(d, "BitsStored", 17), "are not read"),
+        (lambda d: setattr(d, "Rows", 0), "pixels are no slice's"),
+        (lambda d: setattr(d, "ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), "no pair of perpendicular directions"),
+        (lambda d: setattr(d, "PixelSpacing", [0, 0]), "the pixel spacing is no scan's"),
+        (lambda d: d.pop("Rows"), "No image."),
+    ],
+)
+def test_what_is_no_volume_is_said(spoil: Callable[[Any], None], said: str, tmp_path: Path) -> None:
+    for file in write_series(tmp_path, random_voxels((3, 4, 5))):
+        dataset = pydicom.dcmread(file)
+        spoil(dataset)
+        dataset.save_as(file)
+    assert said in why(tmp_path)
+
+
+def test_one_slice_is_no_volume(tmp_path: Path) -> None:
+    write_series(tmp_path, random_voxels((1, 4, 5)))
+    assert why(tmp_path) == "One slice alone is no volume."
+
+
+def test_frames_without_positions_are_no_volume(tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "a.dcm", random_voxels((3, 4, 5)))
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.save_as(tmp_path / "a.dcm")
+    assert "frames without positions of their own" in why(tmp_path)
+
+
+def test_a_series_without_uids_is_one(tmp_path: Path) -> None:
+    write_series(tmp_path, random_voxels(SHAPE), uid=" ", SOPInstanceUID="")
+    assert len(series(tmp_path).id) == 12
+
+
+def test_tilt_is_refused_with_the_angle_and_the_slice(tmp_path: Path) -> None:
+    files = write_series(
+        tmp_path, random_voxels(SHAPE), orientation=tilted_direction(20), positions=straight_table(12, 4.0)
+    )
+    assert why(tmp_path).startswith(
+        f"Tilted by 20.0 degrees (a gantry tilt): InstanceNumber 1 ({files[-1].name}) lies 15.05 mm beside "
+        f"InstanceNumber 12 ({files[0].name}) in its plane."
+    )
+
+
+def ball(points_mm: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Two organs of a phantom at points (LPS, millimetres), smooth at their borders: values of a CT."""
+    big = 30.0 - np.linalg.norm(points_mm - np.array([0.0, 0.0, 60.0]), axis=-1)
+    small = 14.0 - np.linalg.norm(points_mm - np.array([45.0, 20.0, 80.0]), axis=-1)
+    return np.clip(np.maximum(big, small), -1, 1) * 500
+
+
+def slice_points(
+    position: tuple[float, ...], orientation: tuple[float, ...], rows: int, columns: int, mm: float
+) -> Any:
+    along = np.array(orientation)
+    down, across = np.meshgrid(np.arange(rows) * mm, np.arange(columns) * mm, indexing="ij")
+    return np.array(position) + across[..., None] * along[:3] + down[..., None] * along[3:]
+
+
+@pytest.mark.parametrize("degrees", [-25.0, 12.0])
+def test_a_tilted_phantom_is_made_regular_and_its_labels_return_to_its_slices(degrees: float, tmp_path: Path) -> None:
+    orientation, positions = tilted_direction(degrees), straight_table(40, 3.0)
+    planes = [ball(slice_points(position, orientation, 160, 200, 1.0)) for position in positions]
+    write_series(
+        tmp_path,
+        np.rint(planes).astype(np.int16),
+        orientation=orientation,
+        positions=positions,
+        spacing=(1.0, 1.0),
+        intercepts=[0.0],
+    )
+    found = series(tmp_path, resample=True)
+    path = path_of(tmp_path, found, resample=True)
+    assert path.name.endswith("-resampled")
+    voxels = read_voxels(path)
+    columns = voxels.grid.affine[:3, :3]
+    assert np.allclose(columns.T @ columns, np.diag(np.square(voxels.grid.stored_mm)))  # nothing is sheared any more
+    indices = np.stack(np.meshgrid(*map(np.arange, voxels.stored.shape), indexing="ij"), axis=-1)
+    points = (indices @ columns.T + voxels.grid.affine[:3, 3]) * [-1, -1, 1]
+    expected = ball(points)
+    covered = voxels.stored > voxels.stored.min()
+    assert np.abs(voxels.stored - expected)[covered].mean() < 3
+    label = (voxels.stored > 0).astype(np.uint8)  # as a perfect network would
+    back = series_of(path).on_source(label)
+    assert back.shape == (200, 160, 40)
+    truth = (np.array(planes) > 0).transpose(2, 1, 0)
+    dice = 2 * np.count_nonzero(truth & (back == 1)) / (np.count_nonzero(truth) + np.count_nonzero(back))
+    assert dice >= 0.98
+
+
+def test_gaps_and_uneven_slices_are_filled_between_their_neighbours(tmp_path: Path) -> None:
+    at = [0.0, 2.0, 4.0, 10.0, 12.0, 13.0, 16.0, 18.0]
+    ramp = np.array([np.full((4, 5), place * 10) for place in at]).astype(np.int16)
+    write_series(tmp_path, ramp, positions=positions_along(AXIAL, at), intercepts=[0.0])
+    assert "A gap of 6 mm" in why(tmp_path)
+    found = series(tmp_path, resample=True)
+    voxels = read_voxels(path_of(tmp_path, found, resample=True))
+    assert voxels.stored[0, 0].tolist() == [place * 10 for place in range(0, 20, 2)]
+    label = np.zeros(voxels.stored.shape, np.uint8)
+    label[..., 5:7] = 1
+    assert found.on_source(label)[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
+
+
+def test_a_regular_series_is_the_same_with_resample(tmp_path: Path) -> None:
+    write_series(tmp_path, random_voxels(SHAPE))
+    with_it, without = series(tmp_path, resample=True), series(tmp_path)
+    assert with_it == without
+    assert path_of(tmp_path, with_it, resample=True) == path_of(tmp_path, without)
