@@ -149,7 +149,7 @@ def _readme(run: Path, folder: Path) -> str:
 
 def colours(labels: LabelScheme) -> dict[int, tuple[int, int, int]]:
     """A colour for each organ, the same for the same list; grey for the ignore value."""
-    from semiseg.reporting.figures import organ_colours
+    from semiseg.io.colours import organ_colours
 
     found = organ_colours(list(labels.organs.values()))
     rgb = {value: _rgb(found[name]) for value, name in labels.organs.items()}

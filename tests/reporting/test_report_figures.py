@@ -5,14 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semiseg.reporting.figures import (
-    ORGAN_COLOURS,
-    SERIES,
-    learning_curves,
-    organ_colours,
-    running_mean,
-    series_key,
-)
+from semiseg.io.colours import ORGAN_COLOURS, organ_colours
+from semiseg.reporting.figures import SERIES, learning_curves, running_mean, series_key
 
 
 def test_a_running_mean_keeps_constants_and_is_the_mean_inside() -> None:

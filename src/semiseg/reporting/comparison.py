@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from semiseg.errors import DataError
 from semiseg.files import write_text
-from semiseg.reporting.figures import organ_colours
+from semiseg.io.colours import organ_colours
 from semiseg.reporting.numbers import NOTHING, value
 from semiseg.reporting.page import METRIC_NAMES, facts, load_template, method_name, trained_on
 from semiseg.reporting.pictures import DrawnCase, image_path, mean_dice, one_slice

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,6 @@ from matplotlib.ticker import MaxNLocator
 
 from semiseg.scoring.summary import CaseScores, Metric, organ_values
 from semiseg.types import DoubleArray
-
-ORGAN_COLOURS = (
-    "#56b4e9", "#f2a33a", "#3cc8a0", "#f08cc6", "#f0e442", "#f2704f", "#8fa8ff",
-    "#b5d35c", "#c9a1f0", "#99e6ff", "#d9b38c", "#ff9da7", "#4fd1d9",
-)  # fmt: skip
-"""Bright enough for lines on a grey scan; the first seven are told apart by every kind of colour vision."""
 
 INK, MUTED, LINE, SHADE, PAGE = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = tuple(f"#0600{n:02x}" for n in range(1, 8))
@@ -79,11 +73,6 @@ class Curve:
     legend: tuple[tuple[str, str], ...]
     svg: str
     wide: bool = False
-
-
-def organ_colours(organs: Iterable[str]) -> dict[str, str]:
-    """A colour for each organ, the same in every picture of a report; more than 13 organs share colours."""
-    return {organ: ORGAN_COLOURS[n % len(ORGAN_COLOURS)] for n, organ in enumerate(organs)}
 
 
 def words(name: str) -> str:

@@ -16,7 +16,7 @@ from contourpy import contour_generator
 from PIL import Image
 
 from semiseg.geometry import Box, bounding_box
-from semiseg.reporting.figures import organ_colours
+from semiseg.io.colours import organ_colours
 from semiseg.types import AnyArray, DoubleArray, LabelArray, Shape, Spacing
 
 Plane = Literal["axial", "coronal", "sagittal"]

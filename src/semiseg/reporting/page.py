@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from semiseg.data.roles import WITH_LABELS
 from semiseg.files import write_text
+from semiseg.io.colours import organ_colours
 from semiseg.methods.settings import known_kind
-from semiseg.reporting.figures import Curve, learning_curves, organ_colours, organ_plot, words
+from semiseg.reporting.figures import Curve, learning_curves, organ_plot, words
 from semiseg.reporting.numbers import count, duration, ends, interval, spread, value
 from semiseg.reporting.overlays import NEGATIVE_RGB, POSITIVE_RGB
 from semiseg.reporting.pictures import case_pictures, feedback_pictures, mean_dice, ranked

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from semiseg.errors import DataError
+from semiseg.io.colours import organ_colours
 from semiseg.io.scans import read_label, read_volume
-from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.numbers import value
 from semiseg.reporting.overlays import Panel, case_panels, feedback_panels, method_panels
 from semiseg.reporting.run_data import RunData

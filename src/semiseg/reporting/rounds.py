@@ -10,8 +10,8 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.geometry import Box
+from semiseg.io.colours import organ_colours
 from semiseg.io.store import open_case, open_labels
-from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.numbers import value
 from semiseg.reporting.overlays import label_panels
 from semiseg.reporting.pictures import Picture, spread_out

@@ -11,10 +11,10 @@ from semiseg.data.plan import ChannelNormalisation, read_plan
 from semiseg.errors import DataError
 from semiseg.files import atomic_file, digest_of, read_json
 from semiseg.geometry import Box, triple
+from semiseg.io.colours import organ_colours
 from semiseg.io.grid import Grid
 from semiseg.io.scans import RawChannel, read_grid
 from semiseg.io.store import open_case
-from semiseg.reporting.figures import organ_colours
 from semiseg.reporting.overlays import PLANES, SOFT_TISSUE_HU, Plane
 from semiseg.types import Shape
 from semiseg.view.contents import Fresh, ViewCase, state_of

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from semiseg.reporting.figures import organ_colours
+from semiseg.io.colours import organ_colours
 from semiseg.reporting.overlays import PLANES
 from semiseg.view.asking import number, one_of, organ_name, whole_number
 from semiseg.view.contents import doubt_of
