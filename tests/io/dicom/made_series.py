@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from semiseg.geometry import canonical_grid
+from semiseg.geometry import canonical_grid, to_canonical
 from semiseg.io.dicom.series import Series, find_series
 from semiseg.io.grid import Grid
 
@@ -114,3 +118,23 @@ def reversed_series(series: Series) -> Series:
     shape, spacing = canonical_grid(affine, (first.columns, first.rows, count))
     grid = Grid(shape, spacing, affine, series.grid.stored_mm)
     return replace(series, files=series.files[::-1], frames=series.frames[::-1], slices=series.slices[::-1], grid=grid)
+
+
+def tool(name: str) -> str:
+    """A program of a wheel beside this Python, or of the system; skips the test where there is none."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def canonical(planes: np.ndarray, series: Series) -> np.ndarray:
+    return to_canonical(planes.transpose(2, 1, 0), series.grid.affine)
+
+
+def errors_of(path: Path) -> list[str]:
+    """What dciodvfy has against a file."""
+    done = subprocess.run([tool("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert any("Segmentation" in line or "RTStructureSet" in line for line in lines)
+    return [line for line in lines if line.startswith("Error")]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,9 +11,8 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
-from made_series import PATIENT, axis_orientations, oblique, reversed_series, write_series
+from made_series import PATIENT, axis_orientations, canonical, errors_of, oblique, reversed_series, tool, write_series
 
-from semiseg.geometry import to_canonical
 from semiseg.io.dicom.derived import MadeBy
 from semiseg.io.dicom.segmentation import write_segmentation
 from semiseg.io.dicom.series import Series, find_series
@@ -25,24 +22,12 @@ MADE_BY = MadeBy(model="ab" * 32)
 SHAPE = (5, 7, 9)
 
 
-def tool(name: str) -> str:
-    """A program of a wheel beside this Python, or of the system; skips the test where there is none."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
 def some_labels(seed: int = 0) -> np.ndarray:
     """Noise of labels 0 to 3 and 5 in the middle slices, `(slices, rows, columns)`: no voxel is like its neighbour."""
     labels = np.random.default_rng(seed).choice([0, 1, 2, 3, 5], SHAPE).astype(np.uint8)
     labels[0] = 0
     labels[3, labels[3] == 2] = 0
     return labels
-
-
-def canonical(planes: np.ndarray, series: Series) -> np.ndarray:
-    return to_canonical(planes.transpose(2, 1, 0), series.grid.affine)
 
 
 def written(
@@ -101,14 +86,6 @@ def placed(array: np.ndarray, affine: np.ndarray, values: dict[int, int], series
     assert np.abs(places[:, :3] - np.c_[i, j, k]).max() < 1e-3
     found[k, j, i] = [values[int(array[tuple(voxel)])] for voxel in voxels]
     return found
-
-
-def errors_of(path: Path) -> list[str]:
-    """What dciodvfy has against a file."""
-    done = subprocess.run([tool("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).splitlines()
-    assert any("Segmentation" in line or "RTStructureSet" in line for line in lines)
-    return [line for line in lines if line.startswith("Error")]
 
 
 @pytest.mark.parametrize("number", range(48))

@@ -1,0 +1,184 @@
+"""DICOM structure sets (RTSTRUCT): outlines of organs in the planes of the source series' slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ImageColor
+
+from semiseg.io.colours import organ_colours
+from semiseg.io.dicom.codes import Code, coded
+from semiseg.io.dicom.contours import outlines
+from semiseg.io.dicom.derived import (
+    MOST_LABEL,
+    MadeBy,
+    Source,
+    copy_identity,
+    equip,
+    no_words_of_patients,
+    planes_of,
+    read_source,
+    save,
+    values_of,
+)
+from semiseg.io.dicom.headers import Slice
+from semiseg.io.dicom.library import library
+from semiseg.io.dicom.series import Series
+from semiseg.types import AnyArray, DoubleArray, LabelArray
+
+_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
+_CONTOUR_DATA = 0x30060050
+_SERIES_NUMBER = 9002
+
+
+def write_rtstruct(
+    path: Path, label_zyx: LabelArray, series: Series, organs: Mapping[int, str], made_by: MadeBy
+) -> bool:
+    """Write a label map of a series as an RTSTRUCT with a region for each organ that is found; false, and no file,
+    where none is.
+
+    Outlines run along the edges of voxels, in the plane of each slice; holes are kept by keyholes
+    (`semiseg.io.dicom.contours`). Raises `DataError` where the source's files are gone.
+    """
+    values = values_of(label_zyx, organs)
+    if not values:
+        return False
+    source = read_source(series)
+    planes = planes_of(label_zyx, series)
+    with no_words_of_patients():
+        made = _head(source, made_by)
+        colours = organ_colours(organs.values())
+        contours: dict[int, list[Any]] = {value: [] for value in values}
+        for plane, one in zip(planes, series.slices, strict=True):
+            for value in values:
+                contours[value] += _contours(plane == value, one, source, len(contours[value]))
+        made.StructureSetROISequence = [_region(value, organs[value], source) for value in values]
+        made.ROIContourSequence = [_outlined(value, contours[value], colours[organs[value]]) for value in values]
+        made.RTROIObservationsSequence = [_observed(value, organs[value]) for value in values]
+        save(made, path, implicit=True)  # where the length of a contour has 32 bits; explicitly it would have 16
+    return True
+
+
+def _dataset(**values: Any) -> Any:
+    made = library().Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def _head(source: Source, made_by: MadeBy) -> Any:
+    uid = library().uid
+    made = _dataset(SOPClassUID=_CLASS, SOPInstanceUID=uid.generate_uid(), SeriesInstanceUID=uid.generate_uid())
+    made.file_meta = library().dataset.FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    copy_identity(source, made)
+    made.Modality, made.OperatorsName = "RTSTRUCT", ""
+    made.FrameOfReferenceUID = source.frame_of_reference_uid
+    made.PositionReferenceIndicator = source.head.get("PositionReferenceIndicator") or ""
+    equip(made, made_by, description="Structures by semiseg", number=_SERIES_NUMBER)
+    made.StructureSetLabel, made.StructureSetName = "semiseg", f"by semiseg, model {made_by.model[:12]}"
+    made.StructureSetDate, made.StructureSetTime = made.SeriesDate, made.SeriesTime
+    made.ApprovalStatus = "UNAPPROVED"
+    images = [_reference(one, source) for one in source.series.slices]
+    if source.is_multiframe:
+        images = [
+            _dataset(
+                ReferencedSOPClassUID=source.class_uid, ReferencedSOPInstanceUID=images[0].ReferencedSOPInstanceUID
+            )
+        ]
+    series = _dataset(SeriesInstanceUID=source.series_uid, ContourImageSequence=images)
+    study = _dataset(
+        ReferencedSOPClassUID=_STUDY_CLASS,
+        ReferencedSOPInstanceUID=source.study_uid,
+        RTReferencedSeriesSequence=[series],
+    )
+    made.ReferencedFrameOfReferenceSequence = [
+        _dataset(FrameOfReferenceUID=source.frame_of_reference_uid, RTReferencedStudySequence=[study])
+    ]
+    return made
+
+
+def _reference(one: Slice, source: Source) -> Any:
+    made = _dataset(ReferencedSOPClassUID=source.class_uid, ReferencedSOPInstanceUID=one.instance)
+    if source.is_multiframe:
+        made.ReferencedFrameNumber = one.frame + 1
+    return made
+
+
+def _contours(mask: AnyArray, one: Slice, source: Source, before: int) -> list[Any]:
+    """The contours of a slice. before: how many the organ has already."""
+    found = []
+    for number, polygon in enumerate(outlines(mask), start=before + 1):
+        polygon = _begun_well(polygon, one)
+        contour = _dataset(
+            ContourImageSequence=[_reference(one, source)],
+            ContourGeometricType="CLOSED_PLANAR",
+            NumberOfContourPoints=len(polygon),
+            ContourNumber=number,
+        )
+        # As bytes: a number of pydicom's takes 500 bytes of memory. Which kind they are is not written (implicit VR).
+        contour.add_new(_CONTOUR_DATA, "UN", _text(_places(polygon, one)))
+        found.append(contour)
+    return found
+
+
+def _begun_well(polygon: DoubleArray, one: Slice) -> DoubleArray:
+    """The same polygon from another corner where the last one would differ from the first in z alone: plastimatch takes
+    it for the first again, and leaves it out."""
+    along = np.array(one.orientation).reshape(2, 3)
+    flat = np.hypot(along[:, 0], along[:, 1])
+    closing = polygon[0] != polygon[-1]
+    return polygon if flat[closing].max() >= flat.max() else np.roll(polygon, 1, axis=0)
+
+
+def _places(polygon: DoubleArray, one: Slice) -> DoubleArray:
+    """Points `(columns, rows)` of a slice in millimetres (LPS)."""
+    assert one.position is not None
+    assert one.orientation is not None
+    assert one.spacing is not None
+    along = np.array(one.orientation).reshape(2, 3)
+    return np.asarray(one.position + polygon * one.spacing[::-1] @ along)
+
+
+def _text(places: DoubleArray) -> bytes:
+    """Numbers to 0.1 µm, with a space at the end where their count of characters is odd."""
+    numbers = (np.round(places, 4) + 0.0).ravel().tolist()
+    text = "\\".join(map("%.4f".__mod__, numbers))
+    return (text + " " * (len(text) % 2)).encode("ascii")
+
+
+def _region(value: int, name: str, source: Source) -> Any:
+    return _dataset(
+        ROINumber=value,
+        ReferencedFrameOfReferenceUID=source.frame_of_reference_uid,
+        ROIName=name[:MOST_LABEL],
+        ROIGenerationAlgorithm="AUTOMATIC",
+    )
+
+
+def _outlined(value: int, contours: list[Any], colour: str) -> Any:
+    rgb = list(ImageColor.getrgb(colour)[:3])
+    return _dataset(ROIDisplayColor=rgb, ContourSequence=contours, ReferencedROINumber=value)
+
+
+def _observed(value: int, name: str) -> Any:
+    what = coded(name)
+    kind = _code(what.kind)
+    if what.modifiers:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [_code(modifier) for modifier in what.modifiers]
+    return _dataset(
+        ObservationNumber=value,
+        ReferencedROINumber=value,
+        SegmentedPropertyCategoryCodeSequence=[_code(what.category)],
+        RTROIIdentificationCodeSequence=[kind],
+        RTROIInterpretedType="ORGAN" if what.known and not what.region else "",
+        ROIInterpreter="",
+    )
+
+
+def _code(code: Code) -> Any:
+    return _dataset(CodeValue=code.value, CodingSchemeDesignator="SCT", CodeMeaning=code.meaning)
