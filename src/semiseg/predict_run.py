@@ -12,15 +12,22 @@ from semiseg.console import bar
 from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
-from semiseg.io.file_kinds import is_scan
 from semiseg.prediction.engine_choice import choose_engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
 from semiseg.prediction.foreign import foreign_text
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.memory import check_budget
 from semiseg.prediction.model import Model, load_model
+from semiseg.prediction.outputs import (
+    LABELS_ALONE,
+    Outputs,
+    Picture,
+    check_formats,
+    is_output_file,
+    uncoded_text,
+)
 from semiseg.prediction.scans import Outcome, check_output_file, predict_scan_to, predict_scans
-from semiseg.prediction.settings import PredictSettings
+from semiseg.prediction.settings import OutputFormat, PredictSettings
 from semiseg.processes import workers
 from semiseg.run_folder import fold_runs, prepared_settings, trained_models
 from semiseg.types import AnyPath
@@ -33,10 +40,16 @@ def predict(
     *,
     ensemble: AnyPath | Sequence[AnyPath] = (),
     settings: PredictSettings | None = None,
+    formats: Sequence[OutputFormat] = (),
+    statistics: bool = False,
+    preview: bool = False,
     quiet: bool = False,
 ) -> list[Outcome]:
     """Predict scans (files and folders with their sub-folders) into the folder `output`, each in its own grid; a bad
     scan does not stop the rest. One scan may also go into a file, `output="seg.nii.gz"`, which must not be there yet.
+
+    formats: of the label maps, by default NIfTI; those of DICOM (`dicom-seg`, `dicom-labelmap`, `rtstruct`) are for
+    scans that are series of DICOM. statistics: also volumes and means, as CSV and JSON. preview: also a picture a scan.
 
     What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
     the same plan, whose logits are averaged with the first's. A run with folds is the average of its folds.
@@ -44,18 +57,25 @@ def predict(
     settings, output = settings or PredictSettings(), Path(output)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     scans = find_scans(paths, output=output, say=None if quiet else partial(print, file=sys.stderr))
-    if is_scan(output):
+    outputs = Outputs(formats=tuple(formats), statistics=statistics, picture=_picture() if preview else None)
+    if is_output_file(output):
         if len(scans) > 1:
             raise ConfigError(
                 f"--output {output}: names one file, but there are {len(scans)} scans to predict. Name a folder."
             )
-        check_output_file(output, settings)
+        check_output_file(output, settings, outputs)
     members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
     folder = model.folder if isinstance(model, Model) else Path(model)
     first, *others = [
         one for given in (folder, *members) for one in (trained_models(given) if fold_runs(given) else [given])
     ]
-    return predict_into(first, scans, output, settings, ensemble=others, quiet=quiet)
+    return predict_into(first, scans, output, settings, outputs=outputs, ensemble=others, quiet=quiet)
+
+
+def _picture() -> Picture:
+    from semiseg.reporting.preview import preview_png
+
+    return preview_png
 
 
 def predict_test_cases(run: AnyPath, *, quiet: bool = False) -> list[Outcome]:
@@ -90,12 +110,16 @@ def predict_into(
     output: Path,
     settings: PredictSettings,
     *,
+    outputs: Outputs = LABELS_ALONE,
     ensemble: Sequence[Path] = (),
     quiet: bool,
 ) -> list[Outcome]:
     """Predict with the average of models; says what was chosen."""
+    check_formats(scans, outputs.of_dicom)
     members = [load_model(folder) for folder in (model, *ensemble)]
     loaded = joined(members) if ensemble else members[0]
+    if outputs.of_dicom and not quiet and (text := uncoded_text(list(loaded.plan.labels.organs.values()))):
+        print(text, file=sys.stderr)
     engines = [
         choose_engine(member, scans, output, settings, say=lambda text: None if quiet else print(text))
         for member in members
@@ -108,8 +132,8 @@ def predict_into(
     if settings.max_memory:
         room_for_two = check_budget(scans, loaded, engine, settings, workers=1 if by_cluster() else side_by_side)
     with bar("predicting", quiet) as advance:
-        if is_scan(output):
-            outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings)]
+        if is_output_file(output):
+            outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings, outputs)]
         else:
             advance(0, len(scans), "")
             outcomes = predict_scans(
@@ -118,10 +142,14 @@ def predict_into(
                 engine,
                 output,
                 settings,
+                outputs=outputs,
                 workers=side_by_side,
                 overlapping=room_for_two,
                 progress=advance,
             )
+    if not quiet:
+        for outcome in outcomes:
+            print(*outcome.notes, sep="\n", end="\n" * bool(outcome.notes), file=sys.stderr)
     if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
         print(foreign_text(foreign, loaded.plan), file=sys.stderr)
     return outcomes

@@ -41,6 +41,8 @@ class PredictionRow(TypedDict):
     key: NotRequired[str]
     seconds: NotRequired[float]
     error: NotRequired[str]
+    statistics: NotRequired[list[dict[str, Any]]]
+    nothing_found: NotRequired[bool]
 
 
 class NoticeRow(TypedDict):

@@ -11,7 +11,7 @@ import tyro
 
 from semiseg.commands.arguments import Computes, Quiet, WorksOnCases, say, show_scores
 from semiseg.errors import ConfigError
-from semiseg.prediction.settings import EngineName, Precision, PredictSettings
+from semiseg.prediction.settings import EngineName, OutputFormat, Precision, PredictSettings
 from semiseg.words import counted, printable
 
 
@@ -53,6 +53,14 @@ class Predict(WorksOnCases):
     """Do not average over mirrored tiles: half of the time for each mirrored axis, and a little worse."""
     probabilities: Quiet = False
     """Also write class probabilities."""
+    format: tuple[OutputFormat, ...] = ()
+    """Of the label maps, one or several: nifti (the default), nrrd, mha; of DICOM series also dicom-seg, dicom-labelmap
+    (fewer programs read it) and rtstruct. These carry the patient's name and number."""
+    statistics: Quiet = False
+    """Also write statistics.csv and .json: for each scan and organ the volume in ml, the mean value, and whether the
+    scan's border cuts it."""
+    preview: Quiet = False
+    """Also write ID_preview.png, three planes of each scan with outlines."""
     quiet: Quiet = False
     """Print results and errors only."""
 
@@ -75,10 +83,11 @@ class Predict(WorksOnCases):
             probabilities=self.probabilities,
         )
         if self.unlabelled:
-            if self.inputs or self.output or self.ensemble or self.probabilities:
+            beside = self.probabilities or self.format or self.statistics or self.preview
+            if self.inputs or self.output or self.ensemble or beside:
                 raise ConfigError(
-                    "--unlabelled: scans, folder and form are the run's. Leave scans, --output, --ensemble and "
-                    "--probabilities out."
+                    "--unlabelled: scans, folder and form are the run's. Leave scans, --output, --ensemble, --format, "
+                    "--statistics, --preview and --probabilities out."
                 )
             output = self.model / PSEUDO_LABELS
             outcomes = predict_run.predict_unlabelled(self.model, settings=settings, quiet=self.quiet)
@@ -87,7 +96,15 @@ class Predict(WorksOnCases):
         else:
             output = self.output
             outcomes = predict_run.predict(
-                self.model, self.inputs, output, ensemble=self.ensemble, settings=settings, quiet=self.quiet
+                self.model,
+                self.inputs,
+                output,
+                ensemble=self.ensemble,
+                settings=settings,
+                formats=self.format,
+                statistics=self.statistics,
+                preview=self.preview,
+                quiet=self.quiet,
             )
         failed = [outcome for outcome in outcomes if outcome.error]
         reused = sum(outcome.reused for outcome in outcomes)

@@ -15,18 +15,32 @@ from typing import Any
 
 from semiseg.cases import WAS_KILLED, each_case
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import append_jsonl, hash_files, is_full, remove_leftovers, why_not_written
+from semiseg.files import append_jsonl, atomic_file, hash_files, is_full, remove_leftovers, why_not_written
 from semiseg.io.dataset import unusable_id
-from semiseg.io.file_kinds import PROBABILITIES, ending, is_written, label_map, probability_map
+from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
 from semiseg.io.grid import Grid
-from semiseg.io.scans import RawVolume, files_of, read_grid, read_scan, write_label, write_map
+from semiseg.io.scans import RawVolume, files_of, read_grid, read_label, read_scan, write_map
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.foreign import is_foreign
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
+from semiseg.prediction.outputs import (
+    LABELS_ALONE,
+    STATISTICS,
+    Outputs,
+    Targets,
+    Written,
+    all_targets_in,
+    check_formats,
+    statistics_stem,
+    targets_in,
+    targets_of_file,
+    write_labels,
+)
 from semiseg.prediction.predictor import model_steps, predict_labels
 from semiseg.prediction.settings import PredictSettings
-from semiseg.rows import read_predictions
+from semiseg.prediction.statistics import organ_rows, take_census, write_statistics
+from semiseg.rows import PredictionRow, read_predictions
 from semiseg.types import FloatArray, LabelArray
 from semiseg.words import printable
 
@@ -36,7 +50,8 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class Outcome:
     """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
-    values are not those of the model's modality (MR for a CT model, CT for another)."""
+    values are not those of the model's modality (MR for a CT model, CT for another). notes: what a person is to know of
+    its files, each as a sentence."""
 
     id: str
     output: Path
@@ -44,6 +59,7 @@ class Outcome:
     reused: bool = False
     error: str | None = None
     foreign: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def predict_scans(
@@ -53,12 +69,13 @@ def predict_scans(
     output: Path,
     settings: PredictSettings,
     *,
+    outputs: Outputs = LABELS_ALONE,
     workers: int = 1,
     overlapping: bool = True,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Predict all scans into `output/ID.nii.gz`; `output/predictions.jsonl` says how each went, unless its name is one
-    that no file can have.
+    """Predict all scans into `output/ID.nii.gz`, or files of other formats; `output/predictions.jsonl` says how each
+    went, unless its name is one that no file can have.
 
     A scan whose output was made from the same files by the same model and settings is not done again. A scan that
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
@@ -67,7 +84,7 @@ def predict_scans(
     thread of it reads the next scan and writes the last one meanwhile. progress: called with (done, of how many, the
     id of the last).
     """
-    _check_outputs(scans, output, settings)
+    _check_outputs(scans, output, settings, outputs)
     output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(output, alone=False)  # others may be predicting into it
     log = output / "predictions.jsonl"
@@ -75,7 +92,7 @@ def predict_scans(
         raise ConfigError(f"{log}: a link, and what is behind it would be written to. Name another folder.")
     if not log.exists():
         log.touch()  # from here on the folder is known as one of predictions
-    finished = {row["id"]: row.get("key") for row in read_predictions(output) if "error" not in row}
+    finished = {row["id"]: row for row in read_predictions(output) if "error" not in row}
     outcomes: dict[int, Outcome] = {}
 
     def done(index: int, outcome: Outcome, row: dict[str, Any]) -> None:
@@ -85,26 +102,35 @@ def predict_scans(
         if progress:
             progress(len(outcomes), len(scans), scans[index].id)
 
-    begin = partial(_begun, model=model, engine=engine, output=output, settings=settings)
+    begin = partial(_begun, model=model, engine=engine, output=output, settings=settings, outputs=outputs)
     jobs = [(scan, finished.get(scan.id)) for scan in scans]
     if overlapping and workers == 1 and len(jobs) > 1:
         _overlap(jobs, begin, done)
     else:
-        lost = partial(_lost, output=output, model=model, engine=engine)
+        lost = partial(_lost, output=output, model=model, engine=engine, outputs=outputs)
         alone = partial(_one_alone, begin=begin)
         for index, found in each_case(alone, jobs, workers=workers, lost=lost, whole=True):
             done(index, *found)
+    if outputs.statistics:
+        rows = {row["id"]: row for row in read_predictions(output) if "error" not in row}
+        write_statistics(
+            output / STATISTICS, {id: rows[id]["statistics"] for id in sorted(rows) if "statistics" in rows[id]}
+        )
     return [outcomes[index] for index in range(len(scans))]
 
 
-_Job = tuple[Scan, str | None]
-"""A scan, and the key of what there is of it."""
+_Job = tuple[Scan, PredictionRow | None]
+"""A scan, and what was said of it when it was predicted before."""
 
 
-def _begun(job: _Job, model: Model, engine: Engine, output: Path, settings: PredictSettings) -> _Attempt:
+def _begun(
+    job: _Job, model: Model, engine: Engine, output: Path, settings: PredictSettings, outputs: Outputs
+) -> _Attempt:
     """An attempt at a scan, of which nothing is read yet."""
     scan, finished = job
-    attempt = _Attempt(scan, model, engine, label_map(output, scan.id), settings, finished)
+    targets = targets_in(output, scan.id, outputs, probabilities=settings.probabilities)
+    attempt = _Attempt(scan, model, engine, targets, settings, outputs, finished)
+    attempt.may_be_there = all_targets_in(output, scan.id)
     if why := unusable_id(scan.id):
         error = f"{printable(str(scan.images[0]))}: {why}"
         attempt.outcome, attempt.row = Outcome(printable(scan.id), output, error=error), {}
@@ -158,49 +184,68 @@ def _overlap(
             reading.cancel()
 
 
-def _lost(job: tuple[Scan, str | None], output: Path, model: Model, engine: Engine) -> tuple[Outcome, dict[str, Any]]:
+def _lost(job: _Job, output: Path, model: Model, engine: Engine, outputs: Outputs) -> tuple[Outcome, dict[str, Any]]:
     scan = job[0]
     text = f"{scan.images[0]}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
-    target = label_map(output, scan.id)
+    target = targets_in(output, scan.id, outputs, probabilities=False).first
     return Outcome(scan.id, target, error=text), _row(scan, target, model, engine) | {"error": text}
 
 
-def predict_scan_to(scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings) -> Outcome:
-    """Predict one scan into a file, which is not there yet; nothing else is written, but class probabilities beside it
-    where they are asked for. Raises as `predict_scans`."""
-    check_output_file(file, settings)
+def predict_scan_to(
+    scan: Scan, model: Model, engine: Engine, file: Path, settings: PredictSettings, outputs: Outputs = LABELS_ALONE
+) -> Outcome:
+    """Predict one scan into a file, which is not there yet; nothing else is written, but what is asked for besides,
+    beside it. Raises as `predict_scans`."""
+    targets = check_output_file(file, settings, outputs)
+    check_formats([scan], tuple(targets.labels))
     file.parent.mkdir(parents=True, exist_ok=True)
-    return _Attempt(scan, model, engine, file, settings, None).whole()[0]
+    outcome, row = _Attempt(scan, model, engine, targets, settings, outputs, None).whole()
+    if outputs.statistics and not outcome.error:
+        write_statistics(statistics_stem(file), {scan.id: row["statistics"]})
+    return outcome
 
 
-def check_output_file(file: Path, settings: PredictSettings) -> None:
-    """Raise `ConfigError` where a file to predict into, or that of its probabilities, is there already."""
-    if not is_written(file) or not file.name.endswith(ending(file)):
-        raise ConfigError(f"--output {file}: end the name with .nii.gz, .nii, .nrrd or .mha, in small letters.")
-    for target in (file, probability_map(file)) if settings.probabilities else (file,):
+def check_output_file(file: Path, settings: PredictSettings, outputs: Outputs) -> Targets:
+    """The files of a scan whose label map is to be `file`. Raises `ConfigError` where one is there already."""
+    targets = targets_of_file(file, outputs, probabilities=settings.probabilities)
+    tables = [statistics_stem(file).with_name(f"{statistics_stem(file).name}{end}") for end in (".csv", ".json")]
+    for target in [*targets.all, *(tables if outputs.statistics else [])]:
         if target.exists():
             raise ConfigError(
                 f"{target}: is there already, and a file that is named is never overwritten. Name another, remove it, "
                 "or name a folder: there finished scans are known again."
             )
+    return targets
 
 
 class _Attempt:
     """A scan on its way: read, predicted, written. What goes wrong with it is its outcome; a full disk is raised."""
 
     def __init__(
-        self, scan: Scan, model: Model, engine: Engine, target: Path, settings: PredictSettings, finished: str | None
+        self,
+        scan: Scan,
+        model: Model,
+        engine: Engine,
+        targets: Targets,
+        settings: PredictSettings,
+        outputs: Outputs,
+        finished: PredictionRow | None,
     ) -> None:
-        """finished: the key of what was predicted of this scan before, if it was."""
-        self._scan, self._model, self._engine, self._target = scan, model, engine, target
-        self._settings, self._finished = settings, finished
-        self.row = _row(scan, target, model, engine)
+        """finished: what was said of this scan when it was predicted before, if it was."""
+        self._scan, self._model, self._engine, self._targets = scan, model, engine, targets
+        self._settings, self._outputs, self._finished = settings, outputs, finished
+        self._target = targets.first
+        self.may_be_there: list[Path] = []
+        """Files that go where they are of something else."""
+        self.row = _row(scan, self._target, model, engine)
         """For the log; empty where nothing new is to be said."""
         self.outcome: Outcome | None = None
         self.lacked_memory = False
         self._seconds, self._key, self._foreign = 0.0, "", False
         self._volume: RawVolume | None = None
+        self._known: LabelArray | None = None
         self._made: tuple[LabelArray, FloatArray | None] | None = None
+        self._preview: bytes | None = None
         self._grid: Grid | None = None
 
     def whole(self) -> tuple[Outcome, dict[str, Any]]:
@@ -259,42 +304,90 @@ class _Attempt:
         self.row |= {"error": text}
 
     def _read(self) -> None:
-        engine, settings, target = self._engine, self._settings, self._target
-        maps = probability_map(target)
+        engine, settings = self._engine, self._settings
         no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
         made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
         salt = f"{self._model.hash} {made_by} {model_steps(self._model, settings)}"
         self._key = hash_files(files_of(self._scan.images), salt=salt)
-        if self._finished == self._key and target.is_file() and (maps.is_file() or not settings.probabilities):
-            self.outcome, self.row = Outcome(self._scan.id, target, reused=True), {}
+        before = self._finished
+        if before is None or before.get("key") != self._key:
+            for old in [*self._targets.all, *self.may_be_there]:
+                old.unlink(missing_ok=True)
+        elif not (lacking := self._lacking(before)):
+            self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True), {}
             return
-        for old in (target, maps):
-            old.unlink(missing_ok=True)
+        else:
+            self._known = self._labels_from_before(lacking)
+            self.row |= {name: before[name] for name in ("statistics", "nothing_found") if name in before}
         self._volume = read_scan(self._scan.images)
         self._grid = self._volume.grid
+
+    def _lacking(self, before: PredictionRow) -> list[Path]:
+        """What is asked for and not there."""
+        of_dicom = [self._targets.labels[one] for one in self._outputs.of_dicom if one in self._targets.labels]
+        lacking = [
+            file
+            for file in self._targets.all
+            if not file.is_file() and not (before.get("nothing_found") and file in of_dicom)
+        ]
+        return lacking or [self._target] * (self._outputs.statistics and "statistics" not in before)
+
+    def _labels_from_before(self, lacking: list[Path]) -> LabelArray | None:
+        """The label map where one is there in a format that can be read, and no probabilities are asked for anew."""
+        if self._targets.probabilities in lacking:
+            return None
+        known = (file for file in self.may_be_there if is_written(file) and not stem(file).endswith(PROBABILITIES))
+        file = next((file for file in known if file.is_file()), None)
+        return None if file is None else read_label(file)[0]
 
     def _predict(self) -> None:
         assert self._volume is not None
         channels, images = self._volume.channels, self._scan.images
+        spacing_mm, plan = self._volume.grid.spacing_mm, self._model.plan
         try:
-            self._made = predict_labels(
-                channels, self._volume.grid.spacing_mm, self._model, self._engine, self._settings
-            )
+            if self._known is None:
+                self._made = predict_labels(channels, spacing_mm, self._model, self._engine, self._settings)
+            else:
+                self._made = self._known, None
         except DataError as error:
             several = " Files of one name with numbers from _0000 on count as channels of one scan."
             raise DataError(f"{images[0]}: {error}{several if len(images) > 1 else ''}") from None
-        self._foreign = is_foreign(channels, self._model.plan)
+        self._foreign = is_foreign(channels, plan)
+        if self._outputs.needs_scan:
+            labels = self._made[0]
+            census = take_census(labels, channels, plan.labels.count)
+            if self._outputs.statistics:
+                self.row["statistics"] = organ_rows(census, spacing_mm, plan)
+            if self._outputs.picture:
+                self._preview = self._outputs.picture(channels[0], labels, spacing_mm, census, plan)
 
     def _write(self) -> None:
         assert self._made is not None
         assert self._grid is not None
-        started, (labels, maps) = time.perf_counter(), self._made
-        if maps is not None:
-            write_map(probability_map(self._target), maps, self._grid, self._scan.images[0])
-        write_label(self._target, labels, self._grid, self._scan.images[0])
+        started, (labels, maps), targets = time.perf_counter(), self._made, self._targets
+        if maps is not None and targets.probabilities:
+            write_map(targets.probabilities, maps, self._grid, self._scan.images[0])
+        if self._preview is not None and targets.preview:
+            with atomic_file(targets.preview) as temporary:
+                temporary.write_bytes(self._preview)
+        organs = self._model.plan.labels.organs
+        written = write_labels(targets, labels, self._grid, self._scan.images[0], organs, self._model.hash)
         seconds = self._seconds + time.perf_counter() - started
-        self.outcome = Outcome(self._scan.id, self._target, seconds, foreign=self._foreign)
+        self.outcome = Outcome(
+            self._scan.id, self._target, seconds, foreign=self._foreign, notes=_notes(written, self._scan.id)
+        )
         self.row |= {"key": self._key, "seconds": round(seconds, 3)}
+        if written.empty:
+            self.row["nothing_found"] = True
+
+
+def _notes(written: Written, id: str) -> tuple[str, ...]:
+    notes = []
+    if written.empty:
+        notes.append(f"{id}: no organ was found, so there is no DICOM file of it.")
+    if written.new_study:
+        notes.append(f"{id}: its files have no StudyInstanceUID, so what was made of them is in a study of its own.")
+    return tuple(notes)
 
 
 def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, Any]:
@@ -302,8 +395,9 @@ def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, An
     return {"id": scan.id, "output": target.name} | made_by
 
 
-def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSettings) -> None:
+def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSettings, outputs: Outputs) -> None:
     """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here."""
+    check_formats(scans, outputs.in_folder)
     inputs = {file.resolve() for scan in scans for file in scan.images}
     begun_here = (output / "predictions.jsonl").exists()
     ids = {scan.id for scan in scans}
@@ -313,8 +407,7 @@ def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSetting
             f"{both[0]}: the label map of this scan would be the probabilities of another. Rename one of them."
         )
     for scan in scans:
-        target = label_map(output, scan.id)
-        for file in (target, probability_map(target)):
+        for file in all_targets_in(output, scan.id):
             if file.resolve() in inputs:
                 raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
             if file.exists() and not begun_here:

@@ -10,6 +10,7 @@ from semiseg.prediction.byte_sizes import parse_bytes
 
 EngineName = Literal["auto", "torch", "openvino", "onnx"]
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
+OutputFormat = Literal["nifti", "nrrd", "mha", "dicom-seg", "dicom-labelmap", "rtstruct"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,14 +160,17 @@ def contour_path(mask: AnyArray, spacing_mm: tuple[float, float]) -> str:
     mask: bool `(rows, columns)`. spacing_mm: of rows and columns. The top left corner of the first voxel is
     (0, 0); an empty mask gives an empty string.
     """
+    lines = contour_lines(mask, spacing_mm)
+    return "".join("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points[:-1]) + "Z" for points in lines)
+
+
+def contour_lines(mask: AnyArray, spacing_mm: tuple[float, float]) -> list[DoubleArray]:
+    """The same as closed lines of points `(x, y)`; none for an empty mask."""
     if not mask.any():
-        return ""
+        return []
     padded = np.pad(mask.astype(np.float64), 1)  # so that an organ cut by the picture's edge is closed
-    pieces = []
-    for line in contour_generator(z=padded).lines(0.5):
-        points = (np.asarray(line) - 0.5) * (spacing_mm[1], spacing_mm[0])
-        pieces.append("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points[:-1]) + "Z")
-    return "".join(pieces)
+    scale = (spacing_mm[1], spacing_mm[0])
+    return [np.asarray((np.asarray(line) - 0.5) * scale) for line in contour_generator(z=padded).lines(0.5)]
 
 
 def case_panels(

@@ -12,7 +12,7 @@ import pytest
 from made_series import PATIENT, axis_orientations, canonical, errors_of, oblique, reversed_series, tool, write_series
 from matplotlib.path import Path as Polygon
 
-from semiseg.io.dicom.derived import MadeBy
+from semiseg.io.dicom.derived import MadeBy, read_source
 from semiseg.io.dicom.rtstruct import write_rtstruct
 from semiseg.io.dicom.series import Series
 
@@ -37,13 +37,19 @@ def organs() -> np.ndarray:
     return labels
 
 
+def write(path: Path, planes: np.ndarray, series: Series) -> bool:
+    """Labels `(slices, rows, columns)`."""
+    label = canonical(planes, series)
+    return write_rtstruct(path, label, read_source(series), ORGANS, MADE_BY)
+
+
 def written(
     folder: Path, directions: np.ndarray, *, turned: bool = False, enhanced: bool = False
 ) -> tuple[Path, Series, np.ndarray]:
     series = write_series(folder / "in", np.zeros(organs().shape), directions, SPACING, enhanced=enhanced)
     series = reversed_series(series) if turned else series
     path = folder / "structures.dcm"
-    assert write_rtstruct(path, canonical(organs(), series), series, ORGANS, MADE_BY)
+    assert write(path, organs(), series)
     return path, series, organs()
 
 
@@ -152,15 +158,15 @@ def test_what_it_says(tmp_path: Path) -> None:
 def test_no_organ_makes_no_file(tmp_path: Path) -> None:
     series = write_series(tmp_path / "in", np.zeros((2, 3, 4)))
     path = tmp_path / "a.dcm"
-    assert not write_rtstruct(path, canonical(np.zeros((2, 3, 4), np.uint8), series), series, ORGANS, MADE_BY)
+    assert not write(path, np.zeros((2, 3, 4), np.uint8), series)
     assert not path.exists()
 
 
 def test_an_outline_may_be_longer_than_64_kilobytes(tmp_path: Path) -> None:
     """Which is all that a text of numbers may have where its kind is written beside it."""
-    noise = np.random.default_rng(0).random((1, 130, 130)) < 0.8
+    noise = np.random.default_rng(0).random((2, 130, 130)) < 0.8
     series = write_series(tmp_path / "in", noise.astype(int))
-    assert write_rtstruct(tmp_path / "a.dcm", canonical(noise.astype(np.uint8), series), series, ORGANS, MADE_BY)
+    assert write(tmp_path / "a.dcm", noise.astype(np.uint8), series)
     (region,) = pydicom.dcmread(tmp_path / "a.dcm").ROIContourSequence
     longest = max(region.ContourSequence, key=lambda one: int(one.NumberOfContourPoints))
     assert longest.NumberOfContourPoints * 3 * 7 > 65536

@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from made_series import PATIENT, axis_orientations, canonical, errors_of, oblique, reversed_series, tool, write_series
 
-from semiseg.io.dicom.derived import MadeBy
+from semiseg.io.dicom.derived import MadeBy, read_source
 from semiseg.io.dicom.segmentation import write_segmentation
 from semiseg.io.dicom.series import Series, find_series
 
@@ -30,6 +30,12 @@ def some_labels(seed: int = 0) -> np.ndarray:
     return labels
 
 
+def write(path: Path, planes: np.ndarray, series: Series, *, labelmap: bool = False) -> bool:
+    """Labels `(slices, rows, columns)`."""
+    label = canonical(planes, series)
+    return write_segmentation(path, label, read_source(series), ORGANS, MADE_BY, labelmap=labelmap)
+
+
 def written(
     folder: Path, directions: np.ndarray, *, turned: bool = False, labelmap: bool = False, enhanced: bool = False
 ) -> tuple[Path, Series, np.ndarray]:
@@ -37,7 +43,7 @@ def written(
     series = write_series(folder / "in", np.zeros(SHAPE), directions, enhanced=enhanced)
     series = reversed_series(series) if turned else series
     planes, path = some_labels(), folder / "seg.dcm"
-    assert write_segmentation(path, canonical(planes, series), series, ORGANS, MADE_BY, labelmap=labelmap)
+    assert write(path, planes, series, labelmap=labelmap)
     return path, series, planes
 
 
@@ -146,7 +152,7 @@ def test_a_frame_without_a_voxel_is_not_there(tmp_path: Path) -> None:
 def test_no_organ_makes_no_file(tmp_path: Path) -> None:
     series = write_series(tmp_path / "in", np.zeros(SHAPE))
     path = tmp_path / "seg.dcm"
-    assert not write_segmentation(path, canonical(np.zeros(SHAPE, np.uint8), series), series, ORGANS, MADE_BY)
+    assert not write(path, np.zeros(SHAPE, np.uint8), series)
     assert not path.exists()
 
 
@@ -163,7 +169,7 @@ def test_a_source_without_identity_has_a_study_all_the_same(tmp_path: Path) -> N
     assert isinstance(series, Series)
     studies = set()
     for name in ("a.dcm", "b.dcm"):
-        assert write_segmentation(tmp_path / name, canonical(some_labels(), series), series, ORGANS, MADE_BY)
+        assert write(tmp_path / name, some_labels(), series)
         seg = pydicom.dcmread(tmp_path / name)
         studies.add(seg.StudyInstanceUID)
         assert seg.PatientName == ""
@@ -186,7 +192,7 @@ def test_a_patients_name_is_in_no_warning(tmp_path: Path, capfd: pytest.CaptureF
     assert isinstance(series, Series)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert write_segmentation(tmp_path / "a.dcm", canonical(some_labels(), series), series, ORGANS, MADE_BY)
+        assert write(tmp_path / "a.dcm", some_labels(), series)
     out, err = capfd.readouterr()
     assert not out + err
     assert not caught

@@ -18,7 +18,7 @@ import numpy as np
 from semiseg.errors import DataError
 from semiseg.files import atomic_file
 from semiseg.geometry import from_canonical
-from semiseg.io.dicom.headers import read_dataset
+from semiseg.io.dicom.headers import read_header
 from semiseg.io.dicom.library import library
 from semiseg.io.dicom.series import Series
 from semiseg.io.dicom.sources import opened
@@ -39,6 +39,10 @@ _MUST_STAND = (
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 """Type 2: empty where the source has none."""
+_TAGS = (
+    *_PATIENT, *_STUDY, "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator",
+    "SliceThickness", "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+)  # fmt: skip
 MOST_LABEL = 64
 """Characters of a name (VR LO)."""
 
@@ -65,8 +69,13 @@ class Source:
     frame_of_reference_uid: str
 
     @property
+    def knows_its_study(self) -> bool:
+        """Whether the files have a StudyInstanceUID; otherwise what is made of them is in a study of its own."""
+        return bool(self.head.get("StudyInstanceUID"))
+
+    @property
     def is_multiframe(self) -> bool:
-        return self.series.slices[0].frames > 1 or "PerFrameFunctionalGroupsSequence" in self.head
+        return self.series.slices[0].frames > 1
 
 
 def read_source(series: Series) -> Source:
@@ -74,11 +83,12 @@ def read_source(series: Series) -> Source:
     file = series.files[0]
     try:
         with opened(file) as stream:
-            head = read_dataset(stream)
+            found = read_header(stream, list(_TAGS))
     except Exception as error:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
         raise DataError(f"{file}: cannot be read any more ({type(error).__name__}). Restore it.") from None
-    if head is None:
+    if found is None:
         raise DataError(f"{file}: no longer a DICOM file. Restore it.")
+    head = found.dataset
     instance = series.slices[0].instance
     meta = getattr(head, "file_meta", {})
 
@@ -112,12 +122,12 @@ def copy_identity(source: Source, target: Any) -> None:
 
 
 def planes_of(label_zyx: LabelArray, series: Series) -> AnyArray:
-    """A label map of a series as its slices are stored, `(slices, rows, columns)`; a view."""
-    stored = from_canonical(label_zyx, series.grid.affine).transpose(2, 1, 0)
+    """A label map of a series on the slices of its files, `(slices, rows, columns)`; a view where it can be."""
+    planes = series.on_source(from_canonical(label_zyx, series.grid.affine)).transpose(2, 1, 0)
     first = series.slices[0].pixels
-    if stored.shape != (len(series.slices), first.rows, first.columns):
-        raise ValueError(f"a label map of {stored.shape} for {len(series.slices)} x {first.rows} x {first.columns}")
-    return stored
+    if planes.shape != (len(series.slices), first.rows, first.columns):
+        raise ValueError(f"a label map of {planes.shape} for {len(series.slices)} x {first.rows} x {first.columns}")
+    return planes
 
 
 def values_of(label_zyx: LabelArray, organs: Mapping[int, str]) -> list[int]:

@@ -20,13 +20,11 @@ from semiseg.io.dicom.derived import (
     equip,
     no_words_of_patients,
     planes_of,
-    read_source,
     save,
     values_of,
 )
 from semiseg.io.dicom.headers import Slice
 from semiseg.io.dicom.library import library
-from semiseg.io.dicom.series import Series
 from semiseg.types import AnyArray, DoubleArray, LabelArray
 
 _CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -36,18 +34,18 @@ _SERIES_NUMBER = 9002
 
 
 def write_rtstruct(
-    path: Path, label_zyx: LabelArray, series: Series, organs: Mapping[int, str], made_by: MadeBy
+    path: Path, label_zyx: LabelArray, source: Source, organs: Mapping[int, str], made_by: MadeBy
 ) -> bool:
     """Write a label map of a series as an RTSTRUCT with a region for each organ that is found; false, and no file,
     where none is.
 
     Outlines run along the edges of voxels, in the plane of each slice; holes are kept by keyholes
-    (`semiseg.io.dicom.contours`). Raises `DataError` where the source's files are gone.
+    (`semiseg.io.dicom.contours`).
     """
     values = values_of(label_zyx, organs)
     if not values:
         return False
-    source = read_source(series)
+    series = source.series
     planes = planes_of(label_zyx, series)
     with no_words_of_patients():
         made = _head(source, made_by)

@@ -21,12 +21,10 @@ from semiseg.io.dicom.derived import (
     equip,
     no_words_of_patients,
     planes_of,
-    read_source,
     save,
     values_of,
 )
 from semiseg.io.dicom.library import library
-from semiseg.io.dicom.series import Series
 from semiseg.types import LabelArray
 
 _SERIES_NUMBER = 9001
@@ -45,7 +43,7 @@ def require_highdicom() -> None:
 def write_segmentation(
     path: Path,
     label_zyx: LabelArray,
-    series: Series,
+    source: Source,
     organs: Mapping[int, str],
     made_by: MadeBy,
     *,
@@ -55,13 +53,13 @@ def write_segmentation(
     none is (a SEG without a segment is none).
 
     Binary, a frame for each organ and slice that holds it; labelmap: one frame for each slice with the label's values,
-    which fewer programs read (DICOM 2024d). Not compressed. Raises `DataError` where the source's files are gone.
+    which fewer programs read (DICOM 2024d). Not compressed.
     """
     require_highdicom()
     values = values_of(label_zyx, organs)
     if not values:
         return False
-    source = read_source(series)
+    series = source.series
     planes = planes_of(label_zyx, series)
     numbers = values if labelmap else list(range(1, len(values) + 1))
     if numbers != values:
