@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.prediction.engine_choice import choose_engine
+from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
 from semiseg.prediction.foreign import foreign_text
 from semiseg.prediction.inputs import Scan, find_scans
@@ -116,15 +118,9 @@ def predict_into(
 ) -> list[Outcome]:
     """Predict with the average of models; says what was chosen."""
     check_formats(scans, outputs.of_dicom)
-    members = [load_model(folder) for folder in (model, *ensemble)]
-    loaded = joined(members) if ensemble else members[0]
+    loaded, engine = _opened((model, *ensemble), scans, output, settings, lambda text: None if quiet else print(text))
     if outputs.of_dicom and not quiet and (text := uncoded_text(list(loaded.plan.labels.organs.values()))):
         print(text, file=sys.stderr)
-    engines = [
-        choose_engine(member, scans, output, settings, say=lambda text: None if quiet else print(text))
-        for member in members
-    ]
-    engine = EnsembleEngine(engines) if ensemble else engines[0]
     side_by_side = workers(1)
     if side_by_side > 1 and settings.max_gpu_memory:
         raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
@@ -153,3 +149,42 @@ def predict_into(
     if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
         print(foreign_text(foreign, loaded.plan), file=sys.stderr)
     return outcomes
+
+
+def _opened(
+    models: Sequence[Path], scans: Sequence[Scan], output: Path, settings: PredictSettings, say: Callable[[str], None]
+) -> tuple[Model, Engine]:
+    """The model, or the average of several, and what computes it."""
+    members = [load_model(folder) for folder in models]
+    engines = [choose_engine(member, scans, output, settings, say=say) for member in members]
+    return (joined(members), EnsembleEngine(engines)) if len(members) > 1 else (members[0], engines[0])
+
+
+class OnRequest:
+    """A model folder or a run that waits for scans: what a server predicts with, one scan at a time."""
+
+    def __init__(
+        self,
+        model: Path,
+        scans: Sequence[Scan],
+        folder: Path,
+        *,
+        settings: PredictSettings,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """scans: those that may be asked for, some of which the engine is checked on. folder: for what comes of them.
+        say: told of what takes time. Raises as `predict`."""
+        models = trained_models(model) if (model / "run.toml").is_file() else [model]
+        self._settings = replace(settings, probabilities=False)
+        self._model, self._engine = _opened(models, scans, folder / PSEUDO_LABELS, self._settings, say)
+        self.hash = self._model.hash
+
+    def __call__(self, scan: Scan, output: Path) -> Path:
+        """The label map of a scan in a folder, made now unless the same was made before. Raises `DataError` where there
+        can be none."""
+        if self._settings.max_memory:
+            check_budget([scan], self._model, self._engine, self._settings, workers=1)
+        (outcome,) = predict_scans([scan], self._model, self._engine, output, self._settings)
+        if outcome.error:
+            raise DataError(outcome.error.replace(str(scan.images[0]), "The scan"))
+        return outcome.output

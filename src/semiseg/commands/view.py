@@ -32,8 +32,7 @@ class View:
     """Who decides: by default the user's name on this machine."""
 
     def execute(self) -> int:
-        if missing := [name for name in _NEEDED if find_spec(name) is None]:
-            raise ConfigError(f"the pages need {missing[0]}, which is not installed: pip install '.[view]'")
+        refuse_missing("the pages need")
         from semiseg.view.command import serve
         from semiseg.view.server import STATIC
 
@@ -51,3 +50,9 @@ class View:
             reviewer=self.reviewer,
         )
         return 0
+
+
+def refuse_missing(what: str) -> None:
+    """Raise `ConfigError` where the packages of a server are not installed."""
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ConfigError(f"{what} {missing[0]}, which is not installed: pip install '.[view]'")

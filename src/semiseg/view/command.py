@@ -71,16 +71,18 @@ def server(app: object) -> uvicorn.Server:
     )
 
 
-def bound_socket(port: int) -> socket.socket:
-    """A socket of this machine alone."""
+def bound_socket(port: int, host: str = ADDRESS) -> socket.socket:
+    """A socket of this machine alone, unless a host is named. Raises `ConfigError` where there is none."""
     # With its protocol named asyncio sends small answers at once; otherwise each waits 40 ms for an acknowledgement.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((ADDRESS, port))
+        listening.bind((host, port))
         listening.listen(128)  # a browser that is faster than the server waits
     except (OSError, OverflowError) as error:
         listening.close()
+        if host != ADDRESS:
+            raise ConfigError(f"--host {host}, --port {port}: cannot be used ({error}).") from None
         raise ConfigError(f"--port {port}: cannot be used ({error}). Give another, or 0 for a free one.") from None
     return listening
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
+from collections.abc import Mapping
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -37,6 +38,34 @@ class TooLargeError(Exception):
     """More bytes came than are taken."""
 
 
+def with_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """The answer with these headers besides those of every answer, and kept nowhere unless it says otherwise."""
+
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            sent = MutableHeaders(scope=message)
+            for name, value in {**_HEADERS, **headers}.items():
+                sent[name] = value
+            sent.setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return guarded
+
+
+async def answered(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Have the routes answer; a mistake of ours is printed, since uvicorn is told to be silent (`command.server`)."""
+    try:
+        await app(scope, receive, send)
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+def is_token(given: str, token: str) -> bool:
+    """In a time that tells nothing."""
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
 class Guard:
     """Middleware around all routes. A request that is refused reaches none of them."""
 
@@ -55,16 +84,13 @@ class Guard:
 
         began = time.perf_counter()
 
-        async def guarded(message: Message) -> None:
+        async def timed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Server-Timing"] = f"answer;dur={1000 * (time.perf_counter() - began):.1f}"
-                for name, value in _HEADERS.items():
-                    headers[name] = value
-                headers["Content-Security-Policy"] = _REPORT if scope["path"] == "/report" else _PAGE
-                headers.setdefault("Cache-Control", "no-store")
+                took = f"answer;dur={1000 * (time.perf_counter() - began):.1f}"
+                MutableHeaders(scope=message)["Server-Timing"] = took
             await send(message)
 
+        guarded = with_headers(timed, {"Content-Security-Policy": _REPORT if scope["path"] == "/report" else _PAGE})
         refusal = self._refusal(scope)
         if refusal is None and self._is_entrance(scope):
             response = RedirectResponse("/", status_code=303)
@@ -77,11 +103,7 @@ class Guard:
             status, sentence = refusal
             await JSONResponse({"error": sentence}, status)(scope, receive, guarded)
         else:
-            try:
-                await self._app(scope, receive, guarded)
-            except Exception:
-                traceback.print_exc()  # a mistake of ours; uvicorn is told to be silent (`command.server`)
-                raise
+            await answered(self._app, scope, receive, guarded)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
@@ -100,13 +122,10 @@ class Guard:
         if scope["path"] != "/" or scope["method"] != "GET":
             return False
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        return self._is_token(given)
+        return is_token(given, self._token)
 
     def _has_cookie(self, scope: Scope) -> bool:
-        return self._is_token(HTTPConnection(scope).cookies.get(self._cookie, ""))
-
-    def _is_token(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self._token.encode())
+        return is_token(HTTPConnection(scope).cookies.get(self._cookie, ""), self._token)
 
 
 def new_token() -> str:
