@@ -23,6 +23,8 @@ from semiseg.types import AnyArray
 _MOST_INFLATED = 1040
 """No byte of a gzip file becomes more than 1,032 (RFC 1951: two bits for 258 bytes)."""
 _BLOCK_BYTES = 1 << 22
+_MOST_BESIDE = 1 << 26
+"""So many decompressed bytes are read before the voxels, and after them."""
 _UNREADABLE: tuple[type[Exception], ...] = (*DAMAGED, ImageFileError, HeaderDataError, ValueError, OverflowError)
 
 
@@ -198,8 +200,13 @@ def _inflated(proxy: Any, path: Path) -> AnyArray:
     """The voxels of a gzip file that is read to its end: nibabel stops at the last voxel, before the checksum."""
     voxels: AnyArray = np.empty(math.prod(proxy.shape), dtype=proxy.dtype)
     with open_gzip(path) as stream:
+        if proxy.offset > _MOST_BESIDE:
+            raise ValueError(f"they begin at byte {proxy.offset:,}, after a longer header than any scan's")
         stream.seek(proxy.offset)
         fill(voxels, stream)
-        while stream.read(_BLOCK_BYTES):
-            pass
+        after = 0
+        while block := stream.read(_BLOCK_BYTES):  # a small file may become terabytes
+            after += len(block)
+            if after > _MOST_BESIDE:
+                raise ValueError("there are many more than the header claims")
     return voxels.reshape(proxy.shape, order=proxy.order)

@@ -42,6 +42,7 @@ _TO_RAS: dict[str, tuple[float, float, float]] = {
 _NO_PATIENT = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 _SPATIAL = ("domain", "space")
 _CHANNELS = ("list", "vector", "scalar", "stub", "point", "none", "???")
+_MOST_SKIPPED = 1 << 26
 _VECTOR = re.compile(r"none|\(([^()]*)\)")
 _GEOMETRY = ("space", "space directions", "space origin")
 
@@ -313,4 +314,6 @@ def _data(header: _Header, path: Path, encoding: Encoding) -> tuple[Path, int | 
         return file, None, 0
     if (found := counts(skip)) is None or len(found) != 1:
         raise DataError(f"{path}: the byte skip {shown(skip)} is no number from 0 on. Restore the header.")
+    if found[0] > _MOST_SKIPPED:
+        raise DataError(f"{path}: the byte skip {shown(skip)} is longer than any header. Restore the file.")
     return (file, start, found[0]) if encoding in ("gzip", "bzip2") else (file, start + found[0], 0)

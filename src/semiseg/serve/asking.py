@@ -11,11 +11,9 @@ from anyio.to_thread import run_sync
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from semiseg.io.file_kinds import NIFTI_ENDINGS
+from semiseg.io.file_kinds import ending, is_written
 from semiseg.view.guard import MOST_BODY_BYTES, TooLargeError, limited
 
-ENDINGS = (*NIFTI_ENDINGS, ".nrrd")
-"""Of files that Slicer reads and writes."""
 _PIECE = 1 << 20
 
 
@@ -49,10 +47,9 @@ def _ending(name: str) -> str:
             "A .seg.nrrd file holds a part of the grid alone. Choose .nii.gz in Slicer: Edit, Application Settings, "
             "MONAI Label, File Extension.",
         )
-    found = next((ending for ending in ENDINGS if name.endswith(ending)), None)
-    if found is None:
-        raise HTTPException(400, f"label: send a file that ends with one of {', '.join(ENDINGS)}.")
-    return found
+    if not is_written(name):
+        raise HTTPException(400, "label: send a file that ends with .nii.gz, .nii, .nrrd or .mha.")
+    return ending(name)
 
 
 def _object(given: object) -> dict[str, Any]:

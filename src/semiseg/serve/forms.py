@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import json
 import secrets
-from io import BytesIO
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import nrrd
 import numpy as np
 from starlette.responses import Response
 
 from semiseg.geometry import from_canonical
+from semiseg.io import nrrd
 from semiseg.io.grid import Grid
 from semiseg.types import LabelArray
-
-_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def label_nrrd(label: LabelArray, grid: Grid, *, compressed: bool) -> bytes:
     """A canonical label map as an NRRD file in the order of its scan's stored axes, 8 bits a voxel where that suffices.
-    Slices ascend along columns × rows, as DICOM viewers sort them (they read the voxels, and no header)."""
+    Slices ascend along row × column, as DICOM viewers sort them (OHIF's reads the voxels, and no directions)."""
     stored, affine = from_canonical(label, grid.affine), grid.affine.copy()
     if np.linalg.det(affine[:3, :3]) < 0:
         affine[:3, 3] += affine[:3, 2] * (stored.shape[2] - 1)
         affine[:3, 2] *= -1
         stored = stored[:, :, ::-1]
-    lps = _TO_LPS @ affine
-    header = {
-        "space": "left-posterior-superior",
-        "space directions": lps[:3, :3].T,  # a row for each axis
-        "space origin": lps[:3, 3],
-        "kinds": ["domain"] * 3,
-        "encoding": "gzip" if compressed else "raw",
-    }
     kind = np.uint8 if int(label.max(initial=0)) < 256 else np.uint16
-    file = BytesIO()
-    nrrd.write(file, stored.astype(kind), header, index_order="F", compression_level=1)
-    return file.getvalue()
+    with TemporaryDirectory(prefix="semiseg-") as folder:
+        file = Path(folder) / "label.nrrd"
+        nrrd.write(file, stored.astype(kind, copy=False), replace(grid, affine=affine), None, compressed=compressed)
+        return file.read_bytes()
 
 
 def parts_response(params: dict[str, Any], file: bytes) -> Response:

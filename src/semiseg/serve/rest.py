@@ -21,9 +21,10 @@ from starlette.routing import Route
 from semiseg.data.partial import ignore_value
 from semiseg.data.reviews import REVIEWED_LABELS
 from semiseg.errors import DataError, SemisegError
+from semiseg.io.file_kinds import ending, is_written
 from semiseg.io.layouts.labels import IGNORE
-from semiseg.io.scans import read_grid, read_label
-from semiseg.serve.asking import ENDINGS, read_form
+from semiseg.io.scans import files_of, read_grid, read_label
+from semiseg.serve.asking import read_form
 from semiseg.serve.forms import label_nrrd, parts_response
 from semiseg.serve.queue import Queue
 from semiseg.serve.saving import most_bytes, save, segment_names
@@ -108,7 +109,7 @@ class Rest:
         names = {name: value for value, name in self.work.scheme.organs.items()}
         if file.parent.name == REVIEWED_LABELS:  # of which a part may not be known
             names[IGNORE] = ignore_value(self.work.scheme)
-        return {"ext": ".nii.gz", "info": {"params": {"label_names": names}}}
+        return {"ext": ending(file), "info": {"params": {"label_names": names}}}
 
     # --- Scans and labels go out
 
@@ -158,8 +159,14 @@ class Rest:
             raise HTTPException(404, "There is no such label here.")
         if misfit := read_grid(file).misfit(read_grid(case.images[0]), "Nothing is resampled here."):
             raise DataError(f"The label is not on the grid of its scan: {misfit}")
-        headers = {"Content-Disposition": 'attachment; filename="label.nii.gz"'}
-        return Response(file.read_bytes(), headers=headers, media_type="application/octet-stream")
+        kind, content = ending(file), b""
+        if _is_one_file(file):
+            content = file.read_bytes()
+        else:
+            label, grid = read_label(file)
+            kind, content = ".nrrd", label_nrrd(label, grid, compressed=True)
+        headers = {"Content-Disposition": f'attachment; filename="label{kind}"'}
+        return Response(content, headers=headers, media_type="application/octet-stream")
 
     # --- A model labels
 
@@ -218,19 +225,16 @@ _NO_SCANS = "This server labels the scans of its folder, and takes no others. Pu
 
 def _ending(case: ViewCase) -> str:
     """Of the file that a client gets."""
-    if not _goes_as_it_is(case):
-        return ".nii"
-    name = case.images[0].name.lower()
-    return next(ending for ending in ENDINGS if name.endswith(ending))
+    return ending(case.images[0]) if _goes_as_it_is(case) else ".nii"
 
 
 def _goes_as_it_is(case: ViewCase) -> bool:
-    """Whether the scan is one file that clients read; of several channels the first is sent."""
-    return (
-        len(case.images) == 1
-        and case.images[0].name.lower().endswith(ENDINGS)
-        and read_grid(case.images[0]).channels == 1
-    )
+    """Whether the scan is one file of one channel, which Slicer reads; of others the first channel is sent as NIfTI."""
+    return len(case.images) == 1 and _is_one_file(case.images[0]) and read_grid(case.images[0]).channels == 1
+
+
+def _is_one_file(path: Path) -> bool:
+    return is_written(path) and len(files_of([path])) == 1
 
 
 def _as_nrrd(file: Path, compressed: bool) -> bytes:
