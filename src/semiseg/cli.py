@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import tyro
 
 from semiseg.cases import use_cluster
-from semiseg.commands import models, runs, serve, stores, studies, view
+from semiseg.commands import models, runs, serve, sharing, stores, studies, view
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
 from semiseg.processes import ask_for_workers, asked_ranks, limit_threads, stop_with_starter
@@ -41,6 +41,8 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "serve": serve.Serve,
     "postprocess": runs.Postprocess,
     "export": models.Export,
+    "push": sharing.Push,
+    "pull": sharing.Pull,
     "store": stores.Store,
     "measure": models.Measure,
     "demo": models.Demo,

@@ -29,3 +29,7 @@ class ModelError(SemisegError):
 
 class TrainingError(SemisegError):
     """Training had to stop: a non-finite loss, or no memory left on the device."""
+
+
+class SharingError(SemisegError):
+    """A model hub cannot be reached, or refuses what was asked for."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiseg.console import bar
+from semiseg.data.case_hashes import hashed_ids
 from semiseg.data.labels import read_checked_label
 from semiseg.data.plan import Plan, read_plan
 from semiseg.data.reviews import DOUBT
@@ -103,7 +104,7 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
         ]
         chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
         for fold in folds:
-            write_steps(fold / "model", chosen)
+            write_steps(fold / "model", _without_names(chosen, fold))
         return chosen
     if not of_role(read_run_cases(run / "cases.jsonl"), "validation"):
         raise DataError(
@@ -117,8 +118,13 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
         plan.labels.organs,
         ignore=plan.labels.ignore,
     )
-    write_steps(run / "model", chosen)
+    write_steps(run / "model", _without_names(chosen, run))
     return chosen
+
+
+def _without_names(chosen: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What is kept in a model's folder, which others may get."""
+    return chosen | {"cases": hashed_ids(run, chosen["cases"])}
 
 
 def _pairs(run: Path, role: Role, output: Path, plan: Plan, settings: PredictSettings, *, quiet: bool) -> list[Pair]:

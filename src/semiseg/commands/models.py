@@ -187,20 +187,35 @@ class Compare(Computes):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Computes):
-    """Write a trained model as a file that other programs read, with its card and plan."""
+    """Write a trained model as a file that other programs read, or as a folder for others, with its card and plan."""
 
     model: tyro.conf.Positional[Path]
     """Model folder, or a run that was trained."""
-    to: Literal["onnx", "openvino", "torch"]
-    """Form: an ONNX graph, OpenVINO's model.xml and model.bin, or an exported torch program."""
+    to: Literal["onnx", "openvino", "torch", "model", "monai"]
+    """Form: an ONNX graph; OpenVINO's model.xml and model.bin; an exported torch program; the model itself, with a
+    README, as `semiseg push` sends it; or a MONAI bundle."""
     output: Path
     """Folder for it."""
+    license: str = ""
+    """Of the model, by the hub's name, such as apache-2.0: for `--to model`. By default none is stated."""
 
     def execute(self) -> int:
         from semiseg.prediction.exchange import export_model
         from semiseg.prediction.model import load_model
 
-        print(export_model(load_model(self.model), self.to, self.output))
+        if self.license and self.to != "model":
+            raise ConfigError(f"--license is stated by --to model, not by --to {self.to}.")
+        model = load_model(self.model)
+        if self.to == "model":
+            from semiseg.sharing.folder import export_folder
+
+            print(export_folder(model, self.output, license=self.license))
+        elif self.to == "monai":
+            from semiseg.sharing.monai_bundle import export_bundle
+
+            print(export_bundle(model, self.output))
+        else:
+            print(export_model(model, self.to, self.output))
         return 0
 
 

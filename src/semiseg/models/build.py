@@ -48,6 +48,15 @@ def build_network(plan: NetworkPlan, *, channels: int, classes: int, seed: int) 
     return network
 
 
+def shapes_of(plan: NetworkPlan, *, channels: int, classes: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every part of a network's state, by name, without memory for them; raises `ConfigError` for a kind
+    that is not known."""
+    refuse_unknown_kind(plan.kind)
+    with torch.device("meta"):
+        state = _KINDS[plan.kind](channels=channels, classes=classes, plan=plan).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable numbers."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

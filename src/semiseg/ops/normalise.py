@@ -9,7 +9,7 @@ import numpy as np
 
 from semiseg.types import FloatArray
 
-_SMALLEST_DEVIATION = 1e-8
+SMALLEST_DEVIATION = 1e-8
 DARK_SHARE = 0.1
 
 
@@ -20,13 +20,13 @@ def normalise_ct(image: FloatArray, *, low: float, high: float, mean: float, dev
     """
     clipped = np.clip(image, np.float32(low), np.float32(high)).astype(np.float32, copy=False)
     clipped -= np.float32(mean)
-    clipped /= np.float32(max(deviation, _SMALLEST_DEVIATION))
+    clipped /= np.float32(max(deviation, SMALLEST_DEVIATION))
     return clipped
 
 
 def normalise_zscore(image: FloatArray, *, mean: float, deviation: float) -> FloatArray:
     """`(image - mean) / deviation`, float32, any shape; the two are the scan's (`mean_and_deviation`)."""
-    return ((image - np.float32(mean)) / np.float32(max(deviation, _SMALLEST_DEVIATION))).astype(np.float32)
+    return ((image - np.float32(mean)) / np.float32(max(deviation, SMALLEST_DEVIATION))).astype(np.float32)
 
 
 def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]], above: float = -inf) -> tuple[float, float]:

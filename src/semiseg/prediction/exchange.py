@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from semiseg.data.plan import write_plan
 from semiseg.errors import ConfigError, DataError
@@ -14,6 +16,13 @@ from semiseg.prediction.model import Model, load_model
 Form = Literal["onnx", "openvino", "torch"]
 _FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 _MADE = (*_FILES.values(), "model.bin", "plan.toml", "card.json")
+_FOR_OTHERS = (
+    *("format", "role", "classes", "channels", "parameters", "weights_sha256", "plan_sha256"),
+    *("method", "network", "steps", "seed", "mirror_axes", "dataset", "torch", "intended_use"),
+    *("corrected_cases", "accepted_cases", "taught_cases", "unlabelled_cases"),
+)
+"""Of a model's card; what is not known here stays on this machine."""
+_HASHED = re.compile(r"[0-9a-f]{16}")
 
 
 def export_model(model: Model | str | Path, form: Form, output: str | Path) -> Path:
@@ -27,7 +36,7 @@ def export_model(model: Model | str | Path, form: Form, output: str | Path) -> P
     model, output = model if isinstance(model, Model) else load_model(model), Path(output)
     if not is_installed(form):
         raise ConfigError(f"--to {form} needs more than is installed: pip install '.[{form}]'.")
-    if output.exists() and not _is_export(output):
+    if output.exists() and not is_export(output, _FILES):
         raise ConfigError(f"{output}: is there already, and is no exported model. Name a new folder.")
     name = _FILES[form]
     with atomic_folder(output, made=_MADE) as temporary:
@@ -36,16 +45,27 @@ def export_model(model: Model | str | Path, form: Form, output: str | Path) -> P
         tiles = {"tiles": ["N", len(model.plan.channels), *model.plan.patch]}
         logits = {"logits": ["N", model.plan.labels.count, *model.plan.patch]}
         facts = {"file": name, "form": form, "inputs": tiles, "outputs": logits, "model_hash": model.hash}
-        write_json(temporary / "card.json", model.card | facts)
+        write_json(temporary / "card.json", card_for_others(model) | facts)
     return output / name
 
 
-def _is_export(folder: Path) -> bool:
-    """Whether an earlier export lies there, to be replaced; a model folder has a card too, of another form."""
+def is_export(folder: Path, forms: Collection[str]) -> bool:
+    """Whether an earlier export in one of these forms lies there, to be replaced; a model folder has a card, too."""
     try:
-        return "form" in read_json(folder / "card.json")
-    except (DataError, TypeError, NotADirectoryError):
+        return read_json(folder / "card.json").get("form") in forms
+    except (DataError, TypeError, AttributeError, NotADirectoryError):
         return False
+
+
+def card_for_others(model: Model) -> dict[str, Any]:
+    """What of a model's card leaves this machine with it."""
+    card = {key: value for key, value in model.card.items() if key in _FOR_OTHERS}
+    return card | {"labelled_cases": hashes_alone(model.card.get("labelled_cases"))}
+
+
+def hashes_alone(ids: object) -> list[str]:
+    """Those of the ids that are hashes, as all of ours are (`semiseg.data.case_hashes`)."""
+    return [id for id in ids if isinstance(id, str) and _HASHED.fullmatch(id)] if isinstance(ids, list) else []
 
 
 def _write(model: Model, form: Form, file: Path) -> None:
@@ -55,7 +75,10 @@ def _write(model: Model, form: Form, file: Path) -> None:
         from semiseg.prediction.engines.torch_engine import load_network
 
         tile = torch.zeros(1, len(model.plan.channels), *model.plan.patch)
-        torch.export.save(torch.export.export(load_network(model), (tile,)), file)
+        program = torch.export.export(load_network(model), (tile,))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        torch.export.save(program, file)
         return
     from semiseg.prediction.engines.onnx_file import onnx_bytes
 

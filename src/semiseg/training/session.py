@@ -16,6 +16,7 @@ import torch.utils.deterministic
 
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
+from semiseg.data.case_hashes import hashed_ids
 from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
 from semiseg.data.readers import fitting_readers
@@ -253,7 +254,7 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
         "seed": session.train.seed,
         "mirror_axes": list(session.place.augment.mirror_axes),
         "dataset": session.plan.dataset,
-        "labelled_cases": [case.id for case in of_role(session.cases, "labelled")],
+        "labelled_cases": hashed_ids(session.run, (case.id for case in of_role(session.cases, "labelled"))),
         **{f"{role}_cases": len(of_role(session.cases, role)) for role in WITH_LABELS[1:]},
         "unlabelled_cases": len(data.unlabelled),
         "torch": torch.__version__,

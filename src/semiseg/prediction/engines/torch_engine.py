@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from semiseg.errors import ModelError, TrainingError
-from semiseg.models.build import build_network, in_channels_last
+from semiseg.models.build import build_network, in_channels_last, shapes_of
 from semiseg.models.layers import Network
 from semiseg.prediction.device import limit_gpu_memory
 from semiseg.prediction.engines.torch_blend import DeviceBlend, device_blend_bytes
@@ -136,13 +136,18 @@ class TorchEngine:
 
 def load_network(model: Model) -> Network:
     """The model's network, for prediction; raises `ModelError` where its weights do not fit its plan."""
-    plan = model.plan
-    network = build_network(model.sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
+    plan, sizes = model.plan, {"channels": len(model.plan.channels), "classes": model.plan.labels.count}
+    weights = model.weights()
     try:
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in model.weights().items()})
-    except RuntimeError as error:
+        # Before there is memory for it: a plan may ask for any.
+        fits = shapes_of(model.sizes, **sizes) == {name: value.shape for name, value in weights.items()}
+    except RuntimeError:  # more than can be counted
+        fits = False
+    if not fits:
         file = model.folder / "weights.safetensors"
-        raise ModelError(f"{file}: does not fit plan.toml ({error}). Copy the folder again.") from None
+        raise ModelError(f"{file}: does not fit plan.toml. Copy the folder again.")
+    network = build_network(model.sizes, channels=len(plan.channels), classes=plan.labels.count, seed=0)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     return network.eval()
 
 

@@ -1,0 +1,1 @@
+"""Models for others: a folder with a README, a model hub, a MONAI bundle."""
