@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from view_server import Served, save_label, serving
 
 from semiseg.decisions import DecisionLog, read_decisions
 from semiseg.io.scans import read_label
+from semiseg.view.contents import ViewCase
 from semiseg.view.measures import FILE
 
 
@@ -157,6 +160,25 @@ def test_pictures_are_not_sent_twice(served: Served) -> None:
         assert (again.status_code, again.content) == (304, b"")
     assert len(list((served.pages.source.cache / "thumbnails").iterdir())) == 1
     assert (served.pages.source.cache / FILE).is_file()
+
+
+def test_thumbnails_keep_no_case_waiting(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the thumbnails of a list are made, however many, the case that somebody opens is answered."""
+    going_on = threading.Event()
+
+    def slow(case: ViewCase) -> bytes:
+        assert going_on.wait(60)
+        return b""
+
+    monkeypatch.setattr(served.pages.drawing, "thumbnail", slow)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(served.get, f"/api/cases/case_{number}/thumbnail.png") for number in range(4)]
+        try:
+            assert served.get("/api/cases/case_5/slice.png").status_code == 200  # the client gives up after 30 s
+            assert not any(one.done() for one in waiting)
+        finally:
+            going_on.set()
+        assert [one.result().status_code for one in waiting] == [200] * 4
 
 
 def test_a_strip_shows_and_hides_the_label(served: Served) -> None:

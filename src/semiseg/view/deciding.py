@@ -99,7 +99,7 @@ async def take_correction(pages: Pages, request: Request) -> Response:
                 while piece := await upload.read(_PIECE):
                     await run_sync(file.write, piece)
 
-            taken = await run_sync(_imported, run, case, path, slices, limiter=pages.heavy)
+            taken = await run_sync(_imported, run, case, path, slices, limiter=pages.limiter())
     if taken is None:
         raise HTTPException(422, "This label is as it was handed out. Where it is right as it is, accept it.")
     return JSONResponse(asdict(taken))

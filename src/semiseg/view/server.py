@@ -27,9 +27,9 @@ STATIC = Path(__file__).with_name("static")
 def make_app(pages: Pages, *, token: str, port: int) -> Starlette:
     """The application of a run or a folder."""
 
-    def heavy(answer: Callable[[Pages, Request], Response]) -> Any:
+    def heavy(answer: Callable[[Pages, Request], Response], kind: str = "case") -> Any:
         async def endpoint(request: Request) -> Response:
-            return await run_sync(answer, pages, request, limiter=pages.heavy)
+            return await run_sync(answer, pages, request, limiter=pages.limiter(kind))
 
         return endpoint
 
@@ -58,7 +58,7 @@ def make_app(pages: Pages, *, token: str, port: int) -> Starlette:
         Route("/api/cases/{id}", light(showing.case)),
         Route("/api/cases/{id}/layers/{name}.nii", heavy(showing.layer)),
         Route("/api/cases/{id}/slice.png", heavy(showing.drawn_slice)),
-        Route("/api/cases/{id}/thumbnail.png", heavy(showing.thumbnail)),
+        Route("/api/cases/{id}/thumbnail.png", heavy(showing.thumbnail, "thumbnails")),
         Route("/api/cases/{id}/strip.png", heavy(showing.strip)),
         Route("/api/review", light(showing.review_queue)),
         Route("/api/decisions", posted(deciding.decide), methods=["POST"]),

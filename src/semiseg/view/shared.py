@@ -17,8 +17,9 @@ from semiseg.view.table import Table
 from semiseg.view.training import Training
 from semiseg.view.volumes import Volumes
 
-_AT_ONCE = 2
-"""Answers that read volumes or draw, at a time."""
+_AT_ONCE = {"case": 2, "thumbnails": 1}
+"""Answers that read volumes or draw, at a time: of the case that is looked at, and of those in the list, which must not
+keep it waiting."""
 
 
 class Pages:
@@ -34,7 +35,7 @@ class Pages:
         self.volumes = Volumes(source)
         self.drawing = Drawing(source, self.volumes, self.measurer)
         self.training = Training(source.folder) if source.kind == "run" else None
-        self._heavy: CapacityLimiter | None = None
+        self._limiters: dict[str, CapacityLimiter] = {}
 
     def start(self) -> None:
         self.measurer.start()
@@ -42,12 +43,11 @@ class Pages:
     def stop(self) -> None:
         self.measurer.stop()
 
-    @property
-    def heavy(self) -> CapacityLimiter:
+    def limiter(self, kind: str = "case") -> CapacityLimiter:
         """Of threads that read and draw; made within the event loop that uses it."""
-        if self._heavy is None:
-            self._heavy = CapacityLimiter(_AT_ONCE)
-        return self._heavy
+        if kind not in self._limiters:
+            self._limiters[kind] = CapacityLimiter(_AT_ONCE[kind])
+        return self._limiters[kind]
 
     def case(self, request: Request) -> ViewCase:
         return self.known(request.path_params["id"])
