@@ -34,11 +34,6 @@ def one_hot(labels: Tensor, classes: int, *, dtype: torch.dtype = torch.float32)
     return (labels[:, None] == values).to(dtype)
 
 
-def dice_per_class(target: Tensor, p: Tensor, weight: Tensor | None = None, *, semimetric: bool = False) -> Tensor:
-    """Soft Dice of each class, background included: `(K,)`. semimetric: as in `pseudo_label_loss`."""
-    return _dice(total(_dice_sums(target, p, weight, semimetric=semimetric)))
-
-
 def supervised_loss(labels: Tensor, logits: Tensor, ignore: int | None = None) -> Tensor:
     """Cross-entropy + Dice of logits `(B, K, D, H, W)` against a label map `(B, D, H, W)`.
 

@@ -125,54 +125,18 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         raise ConfigError(f"data.exclude = {settings.exclude}: names every labelled training case. Take some off.")
     held_back = set(listed[max(0, len(listed) - settings.development) :]) if settings.development else set[str]()
     if settings.label_list:
-        named = _known_ids(settings.label_list, "label_list", dataset)
-        if out := [case for case in named if case in excluded]:
-            raise ConfigError(
-                f"data.label_list = {settings.label_list}: {out[0]} is also in data.exclude. Take it off one of them."
-            )
-        with_labels = set(listed)
-        if unlabelled := [case for case in named if case not in with_labels]:
-            raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
-        if both := [case for case in named if case in held_back]:
-            raise ConfigError(
-                f"data.label_list = {settings.label_list}: {both[0]} is one of the {settings.development} cases that "
-                "data.development holds back. Take it off."
-            )
-        if not named:
-            raise ConfigError(f"data.label_list = {settings.label_list}: names no case.")
-        order = named
+        order = _named_labels(dataset, settings, listed=set(listed), excluded=excluded, held_back=held_back)
     else:
         drawn = everyone
         if settings.label_seed is not None:
             drawn = _shuffled(everyone, settings.label_seed, "label budget")
         left_out = held_back | excluded
         order = [case for case in drawn if case not in left_out]
-    if listed and not order:
-        raise ConfigError(
-            f"data.development = {settings.development} takes all of {counted(len(listed), 'labelled training case')}."
-        )
-    if not order:
-        raise DataError(f"{dataset.root}: no training case has a label, but at least one is needed. Add labels.")
-    if settings.labelled is not None and settings.labelled > len(order):
-        besides = f" besides the {settings.development} of data.development" if settings.development else ""
-        have = counted(len(order), "training case has", "training cases have")
-        raise ConfigError(f"data.labelled = {settings.labelled}, but only {have} a label{besides}.")
-    kept = order[: settings.labelled]
-    if settings.folds:
-        if len(kept) < settings.folds:
-            raise ConfigError(
-                f"data.folds = {settings.folds}, but only {counted(len(kept), 'case is', 'cases are')} labelled. "
-                "Give fewer folds."
-            )
-        if settings.fold is not None:
-            held_back = set(fold_parts(kept, settings.folds)[settings.fold])
-            kept = [case for case in kept if case not in held_back]
-    held_out: set[str] = set()
-    if validation_fraction > 0 and len(kept) >= FEWEST_TO_VALIDATE:
-        count = min(max(1, round(validation_fraction * len(kept))), len(kept) - 1)
-        generator = Draw(seed=seed).generator("validation cases")
-        held_out = {kept[i] for i in generator.choice(len(kept), count, replace=False)}
-
+    kept = _within_budget(dataset, settings, order, listed=len(listed))
+    if settings.fold is not None:
+        held_back = set(fold_parts(kept, settings.folds)[settings.fold])
+        kept = [case for case in kept if case not in held_back]
+    held_out = _held_out(kept, validation_fraction, seed)
     learnt_from = set(kept)
 
     def role(case: Case) -> Role:
@@ -188,6 +152,58 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
         for case in dataset.cases
         if not (held_back if case.split == "test" else case.id in excluded)
     ]
+
+
+def _named_labels(
+    dataset: Dataset, settings: DataSettings, *, listed: set[str], excluded: set[str], held_back: set[str]
+) -> list[str]:
+    """The cases of `label_list`, in its order; listed: those with a label that may be learnt from."""
+    named = _known_ids(settings.label_list, "label_list", dataset)
+    if out := [case for case in named if case in excluded]:
+        raise ConfigError(
+            f"data.label_list = {settings.label_list}: {out[0]} is also in data.exclude. Take it off one of them."
+        )
+    if unlabelled := [case for case in named if case not in listed]:
+        raise ConfigError(f"data.label_list = {settings.label_list}: {unlabelled[0]} has no label. Take it off.")
+    if both := [case for case in named if case in held_back]:
+        raise ConfigError(
+            f"data.label_list = {settings.label_list}: {both[0]} is one of the {settings.development} cases that "
+            "data.development holds back. Take it off."
+        )
+    if not named:
+        raise ConfigError(f"data.label_list = {settings.label_list}: names no case.")
+    return named
+
+
+def _within_budget(dataset: Dataset, settings: DataSettings, order: list[str], *, listed: int) -> list[str]:
+    """The first of the cases, as many as are to be labelled; enough for the folds. listed: how many cases
+    have a label that was not excluded."""
+    if listed and not order:
+        raise ConfigError(
+            f"data.development = {settings.development} takes all of {counted(listed, 'labelled training case')}."
+        )
+    if not order:
+        raise DataError(f"{dataset.root}: no training case has a label, but at least one is needed. Add labels.")
+    if settings.labelled is not None and settings.labelled > len(order):
+        besides = f" besides the {settings.development} of data.development" if settings.development else ""
+        have = counted(len(order), "training case has", "training cases have")
+        raise ConfigError(f"data.labelled = {settings.labelled}, but only {have} a label{besides}.")
+    kept = order[: settings.labelled]
+    if len(kept) < settings.folds:
+        raise ConfigError(
+            f"data.folds = {settings.folds}, but only {counted(len(kept), 'case is', 'cases are')} labelled. "
+            "Give fewer folds."
+        )
+    return kept
+
+
+def _held_out(kept: list[str], validation_fraction: float, seed: int) -> set[str]:
+    """The labelled cases that are validated on."""
+    if validation_fraction <= 0 or len(kept) < FEWEST_TO_VALIDATE:
+        return set()
+    count = min(max(1, round(validation_fraction * len(kept))), len(kept) - 1)
+    generator = Draw(seed=seed).generator("validation cases")
+    return {kept[i] for i in generator.choice(len(kept), count, replace=False)}
 
 
 def fold_parts(ids: Sequence[str], folds: int) -> list[list[str]]:
