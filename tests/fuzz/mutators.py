@@ -52,6 +52,30 @@ def in_the_header(content: bytes, generator: np.random.Generator) -> bytes:
     return bytes(damaged)
 
 
+HEADER_WORDS = (
+    b"0", b"-1", b"3", b"99999999999999999999", b"1e400", b"nan", b"none", b"(1,2", b"LIST", b"../x", b"/dev/zero",
+    b"gzip", b"raw", b"ascii", b"bzip2", b"True", b"False", b"MET_DOUBLE", b"double", b"LOCAL", b"time", b"RGB-color",
+    b"", b"9" * 5000,
+)  # fmt: skip
+
+
+def in_the_text(content: bytes, generator: np.random.Generator) -> bytes:
+    """A word of a text header, or a line of it, which is gone or comes twice."""
+    end = content.find(b"\n\n") if content.startswith(b"NRRD") else content.find(b"\nElementDataFile")
+    lines = content[: end + 1].split(b"\n") if end > 0 else content.split(b"\n")[:-1]
+    rest = content[len(b"\n".join(lines)) :]
+    index, what = int(generator.integers(len(lines))), generator.random()
+    if what < 0.1:
+        del lines[index]
+    elif what < 0.2:
+        lines.insert(index, lines[index])
+    else:
+        words = lines[index].split(b" ")
+        words[int(generator.integers(len(words)))] = HEADER_WORDS[int(generator.integers(len(HEADER_WORDS)))]
+        lines[index] = b" ".join(words)
+    return b"\n".join(lines) + rest
+
+
 BYTES: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (flip, cut, overwrite, double)
 
 
@@ -81,6 +105,8 @@ def damaged(path: Path, content: bytes, generator: np.random.Generator) -> bytes
         return _strange_text(kind, content, generator)
     if kind == ".nii" and generator.random() < 0.5:
         return in_the_header(content, generator)
+    if kind in (".nrrd", ".nhdr", ".mha", ".mhd") and generator.random() < 0.7:
+        return in_the_text(content, generator)
     mutate = BYTES[int(generator.integers(len(BYTES)))]
     return mutate(content, generator)
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import SimpleITK
 
 from semiseg import workflows
 from semiseg.cli import main
 from semiseg.data.roles import read_run_cases
 from semiseg.geometry import Box
 from semiseg.io.layouts import read_dataset
-from semiseg.io.scans import read_label, read_volume
+from semiseg.io.scans import read_label, read_some, read_volume
 from semiseg.io.store import check_files, open_case
 from semiseg.prediction.engines.torch_engine import load_network
 from semiseg.prediction.model import load_model
@@ -51,6 +52,15 @@ def _label(folder: Path) -> bytes:
 
 def _uncompressed(folder: Path) -> bytes:
     return read_volume([folder / "scan.nii"]).array.tobytes()
+
+
+def _reader(name: str) -> Callable[[Path], bytes]:
+    def read(folder: Path) -> bytes:
+        some, _ = read_some(folder / name, 0, 1000)
+        volume = read_volume([folder / name])
+        return volume.array.tobytes() + volume.grid.affine.tobytes() + some.tobytes()
+
+    return read
 
 
 def _model(folder: Path) -> str:
@@ -107,6 +117,11 @@ def targets(run: Path, data: Path, scratch: Path) -> list[Target]:
     for name in ("scan.nii.gz", "scan.nii"):
         nib.save(scan, scans / name)
     nib.save(label, scans / "label.nii.gz")
+    image = SimpleITK.GetImageFromArray(np.asarray(scan.dataobj))
+    others = ("packed.nrrd", "packed.mha", "plain.nrrd", "plain.mha", "apart.nhdr", "apart.mhd")
+    for name in others:
+        SimpleITK.WriteImage(image, str(scans / name), not name.startswith("plain"))
+    beside = {"apart.nhdr": ("apart.nhdr", "apart.raw.gz"), "apart.mhd": ("apart.mhd", "apart.zraw")}
     case = next(path for path in sorted((run / "store").iterdir()) if (path / "label.b2nd").exists())
     shutil.copytree(case, scratch / "case" / case.name)
     shutil.copytree(run / "checkpoints", scratch / "checkpoints")
@@ -124,6 +139,7 @@ def targets(run: Path, data: Path, scratch: Path) -> list[Target]:
         Target("scan", scans, ("scan.nii.gz",), _arrays, proven=True),
         Target("label map", scans, ("label.nii.gz",), _label, proven=True),
         Target("uncompressed scan", scans, ("scan.nii",), _uncompressed),
+        *(Target(name, scans, beside.get(name, (name,)), _reader(name)) for name in others),
         Target("model", scratch / "model", ("card.json", "plan.toml", "weights.safetensors"), _model),
         Target("stored case", scratch / "case" / case.name, ("case.json", "image.b2nd", "label.b2nd"), _stored,
                proven=True),

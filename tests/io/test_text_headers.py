@@ -404,6 +404,7 @@ REFUSED_META = {
     "header size": (("HeaderSize = -7",), {}, "HeaderSize '-7'"),
     "behind the end": (("HeaderSize = 999999999999",), {}, "damaged or cut off"),
     "singular": (("TransformMatrix = 1 0 0 1 0 0 0 0 1",), {}, "affine is singular"),
+    "no direction": (("TransformMatrix = 1 0 0 0 0 0 0 0 1",), {}, "affine is singular"),
     "few numbers": (("Offset = 1 2",), {}, "Offset is not 3 numbers"),
     "twice": (("Offset = 1 2 3", "Offset = 1 2 3"), {}, "twice"),
     "endless": (("x" * (1 << 20),), {}, "the header does not end"),

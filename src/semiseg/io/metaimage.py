@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,9 @@ def _place(path: Path) -> Place:
         affine,
         stored_mm=np.linalg.norm(affine[:3, :3], axis=0),
         voxel_bytes=dtype.itemsize,
-        doubts=_doubts(fields, affine),
         source="the header's TransformMatrix and ElementSpacing",
     )
+    grid = replace(grid, doubts=_doubts(fields, affine))
     encoding: Encoding = "raw" if _is_true(fields.get("binarydata", "True")) else "text"
     if encoding == "raw" and _is_true(fields.get("compresseddata", "False")):
         encoding = "zlib"
