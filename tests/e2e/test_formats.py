@@ -105,7 +105,7 @@ def test_scans_of_any_format_are_predicted_onto_their_own_grid(
         assert maps.GetNumberOfComponentsPerPixel() == 14
     answer = semiseg_command("predict", runs[1], scans / "as_mhd.mhd", "--output", tmp_path / "seg.mhd", "--quiet")
     assert answer.code == 2
-    assert "end the name with .nii.gz, .nii, .nrrd or .mha" in answer.err
+    assert "end the name with .nii.gz, .nii, .nrrd, .mha or .dcm" in answer.err
 
 
 def test_voxels_of_a_detached_header_that_change_are_predicted_again(

@@ -314,6 +314,8 @@ def _data(header: _Header, path: Path, encoding: Encoding) -> tuple[Path, int | 
         return file, None, 0
     if (found := counts(skip)) is None or len(found) != 1:
         raise DataError(f"{path}: the byte skip {shown(skip)} is no number from 0 on. Restore the header.")
-    if found[0] > _MOST_SKIPPED:
+    if encoding not in ("gzip", "bzip2"):
+        return file, start + found[0], 0
+    if found[0] > _MOST_SKIPPED:  # a small file may become terabytes
         raise DataError(f"{path}: the byte skip {shown(skip)} is longer than any header. Restore the file.")
-    return (file, start, found[0]) if encoding in ("gzip", "bzip2") else (file, start + found[0], 0)
+    return file, start, found[0]

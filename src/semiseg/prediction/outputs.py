@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError
-from semiseg.io.file_kinds import ending, is_written, label_map, probability_map, stem
+from semiseg.io.file_kinds import ending, is_scan, is_written, label_map, probability_map, stem
 from semiseg.io.grid import Grid
 from semiseg.io.scans import RawChannel, write_label
 from semiseg.prediction.inputs import Scan
@@ -132,7 +132,7 @@ def statistics_stem(output: Path) -> Path:
 
 def is_output_file(output: Path) -> bool:
     """Whether a name is that of one file rather than of a folder."""
-    return is_written(output) or output.suffix == ".dcm"
+    return is_scan(output) or output.suffix == ".dcm"
 
 
 def check_formats(scans: Sequence[Scan], formats: Sequence[OutputFormat]) -> None:
