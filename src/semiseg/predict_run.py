@@ -45,6 +45,8 @@ def predict(
     formats: Sequence[OutputFormat] = (),
     statistics: bool = False,
     preview: bool = False,
+    series: str = "",
+    resample: bool = False,
     quiet: bool = False,
 ) -> list[Outcome]:
     """Predict scans (files and folders with their sub-folders) into the folder `output`, each in its own grid; a bad
@@ -54,11 +56,13 @@ def predict(
     scans that are series of DICOM. statistics: also volumes and means, as CSV and JSON. preview: also a picture a scan.
 
     What becomes of each is in its outcome: `.error` says why there is no file at `.output`. ensemble: further models of
-    the same plan, whose logits are averaged with the first's. A run with folds is the average of its folds.
+    the same plan, whose logits are averaged with the first's. A run with folds is the average of its folds. series,
+    resample: which series of DICOM are scans, as in `find_scans`.
     """
     settings, output = settings or PredictSettings(), Path(output)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
-    scans = find_scans(paths, output=output, say=None if quiet else partial(print, file=sys.stderr))
+    say = None if quiet else partial(print, file=sys.stderr)
+    scans = find_scans(paths, output=output, series=series, resample=resample, say=say)
     outputs = Outputs(formats=tuple(formats), statistics=statistics, picture=_picture() if preview else None)
     if is_output_file(output):
         if len(scans) > 1:

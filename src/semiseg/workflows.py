@@ -34,7 +34,10 @@ from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import Dataset, LabelScheme
-from semiseg.io.layouts import read_dataset, refuse_no_folder
+from semiseg.io.dicom.listing import print_series
+from semiseg.io.dicom.series import find_series
+from semiseg.io.layouts import is_heap, read_dataset, refuse_no_folder
+from semiseg.io.layouts.series import SeriesChoice
 from semiseg.io.modality import Modality
 from semiseg.io.store_index import IndexedCases, write_index
 from semiseg.notices import add_notice
@@ -80,21 +83,24 @@ def check(
     layout: str = "auto",
     modality: Modality = "auto",
     minutes: float | None = None,
+    series: str = "",
+    resample: bool = False,
     quiet: bool = False,
 ) -> CheckReport:
     """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict.
 
-    modality: as `data.modality` of a run. minutes: also say which plan so many minutes of training on this machine
-    would get, and why.
+    modality, series, resample: as in section `[data]` of a run. minutes: also say which plan so many minutes of
+    training on this machine would get, and why.
     """
-    dataset = read_dataset(Path(folder), layout=layout, modality=modality)
+    dataset = read_dataset(Path(folder), layout=layout, modality=modality, choice=SeriesChoice(series, resample))
     with bar("checking", quiet) as advance:
         report = check_dataset(dataset, workers=workers(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
         print_check(report)
     if minutes is not None and report.ok:
         settings = RunSettings(
-            data=DataSettings(root=str(folder)), train=TrainSettings(minutes=minutes, threads=usable_cores())
+            data=DataSettings(root=str(folder), series=series, resample=resample),
+            train=TrainSettings(minutes=minutes, threads=usable_cores()),
         )
         cases = assign_roles(dataset, settings.data, validation_fraction=0.0, seed=0)
         with TemporaryDirectory() as scratch:
@@ -103,6 +109,15 @@ def check(
         for reason in plan.reasons:
             print(f"  {reason}")
     return report
+
+
+def list_series(folder: AnyPath, *, series: str = "", resample: bool = False) -> bool | None:
+    """Print the series of DICOM in a folder, a zip or a file that is no dataset; whether one of them can be read, and
+    None where there is no DICOM, or a dataset."""
+    folder = Path(folder)
+    if not is_heap(folder):
+        return None
+    return print_series(folder, find_series(folder, resample=resample), series)
 
 
 def prepare(run: AnyPath, settings: RunSettings, *, verify: bool = False, quiet: bool = False) -> Plan:
@@ -146,6 +161,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
         layout=settings.data.layout,
         mirror_pairs=settings.data.mirror_pairs,
         modality=settings.data.modality,
+        choice=SeriesChoice(settings.data.series, settings.data.resample),
     )
     if not quiet:
         print_remarks(dataset)

@@ -175,12 +175,12 @@ def test_what_is_not_read_as_a_scan_is_a_problem(tmp_path: Path) -> None:
     assert set(problems) == {
         "imagests",
         "imagesUn/batch2",
-        "imagesUn/dicom",
+        "imagesUn",
         "imagesUn/i_0000.mgz",
         "imagesTr/k_0000.nii.gz",
     }
     assert "spelt imagesTs" in problems["imagests"]
-    assert "DICOM, which is not read yet. Convert it to NIfTI first" in problems["imagesUn/dicom"]
+    assert problems["imagesUn"] == "No series that is a volume. No image."
     assert "gone.nii.gz, which is not there" in problems["imagesTr/k_0000.nii.gz"]
     assert problems["imagesUn/i_0000.mgz"] == (
         ".mgz is not read yet. Convert it to .nii.gz. The same with 6 others: j_0000.mgz, k_0000.mgz, l_0000.mgz, "
@@ -257,9 +257,9 @@ def test_a_folder_of_dicom_alone_is_refused_with_the_way_out(tmp_path: Path) -> 
     (tmp_path / "images" / "patient").mkdir(parents=True)
     (tmp_path / "labels").mkdir()
     (tmp_path / "images" / "patient" / "IM1").write_bytes(bytes(128) + b"DICM")
-    with pytest.raises(UnsupportedError, match=r"a folder of DICOM, which is not read yet\. Convert it to NIfTI first"):
+    with pytest.raises(DataError, match=r"images: No series that is a volume\. No image\."):
         read_dataset(tmp_path)
-    with pytest.raises(DataError, match=r"It holds 1 DICOM file\. Convert it to NIfTI first"):
+    with pytest.raises(DataError, match=r"It holds 1 DICOM file: put each scan into images/ \(a folder of its own\)"):
         read_dataset(tmp_path / "images")
 
 

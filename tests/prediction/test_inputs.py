@@ -105,11 +105,9 @@ def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert said[5] == "4 more files or folders are not read either."
 
 
-def test_a_folder_of_dicom_says_how_to_convert_it(tmp_path: Path) -> None:
+def test_a_folder_of_dicom_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
-    with pytest.raises(
-        DataError, match=r"no scan that is read: 1 DICOM file\. Convert it to NIfTI first, with dcm2niix"
-    ):
+    with pytest.raises(DataError, match=r"no series that is a volume\. No image\."):
         find_scans([tmp_path])
 
 

@@ -54,6 +54,12 @@ class RunArguments(WorksOnCases):
     """Keep only so many labels and hide all others; overrides data.labelled."""
     modality: Literal["auto", "ct", "mr"] | None = None
     """What the scans are, where the channel's name and their values should not count; overrides data.modality."""
+    series: str | None = None
+    """Of DICOM, where a folder holds several series: UID, the id or a part of the description that `semiseg check`
+    shows, or all; overrides data.series."""
+    resample: Quiet = False
+    """Of DICOM: make series of tilted, missing or uneven slices regular, which are otherwise left out; overrides
+    data.resample."""
     method: str | None = None
     """Learning method: pseudo_rounds (the default), supervised, pseudo_label, mpl, mean_teacher, cross_pseudo or
     copy_paste; overrides method.name."""
@@ -77,6 +83,8 @@ def settings_of(arguments: RunArguments, *, folds: int | None = None) -> RunSett
         "train.minutes": arguments.minutes,
         "train.threads": arguments.threads or None,
         "data.modality": arguments.modality,
+        "data.series": None if not arguments.series else json.dumps(arguments.series, ensure_ascii=False),
+        "data.resample": "true" if arguments.resample else None,
         "method.name": arguments.method,
     }
     flags = [f"{key}={value}" for key, value in given.items() if value is not None]

@@ -22,13 +22,19 @@ class Predict(WorksOnCases):
     model: tyro.conf.Positional[Path]
     """Model folder, or a run that was trained."""
     inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Scans, and folders of scans with their sub-folders (.nii, .nii.gz; channels as ID_0000, ID_0001)."""
+    """Scans, and folders of scans with their sub-folders (.nii.gz, .nrrd, .mha, and their like; channels as ID_0000,
+    ID_0001); folders and zips of DICOM."""
     output: Path | None = None
     """Folder for ID.nii.gz and predictions.jsonl; of one scan also a file that is not there yet, such as seg.nii.gz."""
     unlabelled: Quiet = False
     """The run's own unlabelled scans, into RUN/pseudo_labels: what `semiseg view RUN` has a person judge."""
     ensemble: tuple[Path, ...] = ()
     """Further models of the same plan (other seeds, say), whose logits are averaged with the first's."""
+    series: str = ""
+    """Of DICOM, where a folder holds several series: UID, the id or a part of the description that `semiseg check`
+    shows, or all."""
+    resample: Quiet = False
+    """Of DICOM: make series of tilted, missing or uneven slices regular, which are otherwise refused."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     engine: EngineName = "auto"
@@ -84,10 +90,10 @@ class Predict(WorksOnCases):
         )
         if self.unlabelled:
             beside = self.probabilities or self.format or self.statistics or self.preview
-            if self.inputs or self.output or self.ensemble or beside:
+            if self.inputs or self.output or self.ensemble or beside or self.series or self.resample:
                 raise ConfigError(
                     "--unlabelled: scans, folder and form are the run's. Leave scans, --output, --ensemble, --format, "
-                    "--statistics, --preview and --probabilities out."
+                    "--statistics, --preview, --probabilities, --series and --resample out."
                 )
             output = self.model / PSEUDO_LABELS
             outcomes = predict_run.predict_unlabelled(self.model, settings=settings, quiet=self.quiet)
@@ -104,6 +110,8 @@ class Predict(WorksOnCases):
                 formats=self.format,
                 statistics=self.statistics,
                 preview=self.preview,
+                series=self.series,
+                resample=self.resample,
                 quiet=self.quiet,
             )
         failed = [outcome for outcome in outcomes if outcome.error]

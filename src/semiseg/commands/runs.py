@@ -20,7 +20,8 @@ class Check(WorksOnCases):
     """Open every file of a dataset folder; say what is there, and what is wrong."""
 
     folder: tyro.conf.Positional[Path]
-    """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/."""
+    """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/. Or a folder or a zip of DICOM, whose series are
+    listed."""
     layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
     """How the folder is laid out."""
     minutes: float | None = None
@@ -28,10 +29,24 @@ class Check(WorksOnCases):
     modality: Literal["auto", "ct", "mr"] = "auto"
     """What the scans are: by default as the channel is called, or by their values where it has no name."""
 
+    series: str = ""
+    """Of DICOM, where a folder holds several series: UID, id or a part of the description, or all."""
+    resample: Quiet = False
+    """Of DICOM: take series of tilted, missing or uneven slices, made regular."""
+
     def execute(self) -> int:
         from semiseg import workflows
 
-        report = workflows.check(self.folder, layout=self.layout, modality=self.modality, minutes=self.minutes)
+        if (listed := workflows.list_series(self.folder, series=self.series, resample=self.resample)) is not None:
+            return 0 if listed else 1
+        report = workflows.check(
+            self.folder,
+            layout=self.layout,
+            modality=self.modality,
+            minutes=self.minutes,
+            series=self.series,
+            resample=self.resample,
+        )
         return 0 if report.ok else 1
 
 

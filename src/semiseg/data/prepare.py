@@ -25,7 +25,6 @@ from semiseg.errors import DataError, SemisegError
 from semiseg.files import (
     append_jsonl,
     digest_of,
-    hash_files,
     is_full,
     read_json,
     read_jsonl,
@@ -35,7 +34,7 @@ from semiseg.files import (
 )
 from semiseg.geometry import triple
 from semiseg.io.dataset import Case
-from semiseg.io.scans import RawVolume, files_of, read_scan
+from semiseg.io.scans import RawVolume, hash_of, read_scan, stamps_of
 from semiseg.io.store import CASE_FILES, Places, StoredCase, check_files, read_case_meta, write_case
 from semiseg.ops.resample import resample_label
 from semiseg.randomness import Draw
@@ -93,7 +92,7 @@ def case_hash(case: Case, plan: Plan) -> str:
     """A hash of the case's file contents and of all in the plan that preparation depends on."""
     recipe = _recipe(plan) | {"labelled": case.label is not None}
     try:
-        return hash_files(_sources(case), salt=json.dumps(recipe, sort_keys=True))
+        return hash_of(_sources(case), salt=json.dumps(recipe, sort_keys=True))
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Restore or remove it.") from None
 
@@ -214,24 +213,26 @@ class _Seen:
 
 
 def _sources(case: Case) -> list[Path]:
-    return files_of([*case.images, *([case.label] if case.label else [])])
+    return [*case.images, *([case.label] if case.label else [])]
 
 
-def _stamps(case: Case, store_folder: Path) -> dict[str, list[int]] | None:
-    """None where a file is missing."""
-    stored = [path for name in CASE_FILES if (path := store_folder / case.id / name).exists()]
+def _stamps(case: Case, store_folder: Path | None) -> dict[str, list[int]] | None:
+    """Of the sources, and of what is stored where a folder is given; None where a source is missing."""
+    files = [store_folder / case.id / name for name in CASE_FILES] if store_folder else []
+    stored = [path for path in files if path.exists()]
     try:
-        return {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in (*_sources(case), *stored)}
-    except OSError:
+        of_stored = {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in stored}
+        return stamps_of(_sources(case)) | of_stored
+    except (OSError, DataError):
         return None
 
 
 def _attempt(case: Case, plan: Plan, store_folder: Path, shared: Path | None) -> PreparedCase:
     try:
-        before = _stamps(case, store_folder)  # of the sources: what changes while they are read is read again next time
+        before = _stamps(case, None)  # what changes while it is read is read again next time
         result = prepare_case(case, plan, store_folder, shared)
         after = _stamps(case, store_folder)
-        unchanged = before and after and all(before[str(file)] == after[str(file)] for file in _sources(case))
+        unchanged = before and after and before.items() <= after.items()
         return replace(result, stamps=after) if unchanged else result
     except SemisegError as error:
         return PreparedCase(id=case.id, error=str(error))

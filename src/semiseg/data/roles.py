@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split, unusable_id
+from semiseg.io.dicom.series import without_uid
 from semiseg.io.file_kinds import label_map
 from semiseg.randomness import Draw
 from semiseg.tables import first_problem, refuse_unknown_keys
@@ -38,6 +39,11 @@ class DataSettings:
     modality: Literal["auto", "ct", "mr"] = "auto"
     """What the scans are: CT is normalised by Hounsfield units, MR scan by scan. auto takes the channel's name in
     dataset.json, and looks at the values of some scans where there is none."""
+    series: str = ""
+    """Which series of DICOM are scans, where a folder holds several: the id or a part of the description that `semiseg
+    check` shows, or all."""
+    resample: bool = False
+    """Make series of DICOM regular whose slices are tilted, missing or uneven: otherwise they are left out."""
     labelled: int | None = None
     """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
     label_seed: int | None = None
@@ -75,6 +81,7 @@ class DataSettings:
     """Pairs of label names that mirroring exchanges; None takes dataset.json's, or left_x with right_x."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "series", without_uid(self.series))
         if self.labelled is not None and self.labelled < 1:
             raise ConfigError(f"data.labelled = {self.labelled}: at least 1 labelled case is needed.")
         if self.label_list and self.label_seed is not None:

@@ -25,6 +25,10 @@ _OTHER_VOLUMES = (
 _BESIDE_HEADERS = (".raw", ".zraw", ".raw.gz", ".raw.bz2")
 """Voxels that belong to the `.mhd` or `.nhdr` beside them, which is named."""
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".gz")
+_FIRST_ELEMENTS = tuple(
+    bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 16), (8, 0), (8, 1), (8, 5), (8, 8), (8, 22))
+)
+"""Of files without a preamble, little endian: (0008,0005), say, for the character set."""
 _NO_SCANS = (
     ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xlsx", ".xls", ".md", ".toml", ".yaml", ".yml", ".xml", ".html",
     ".pdf", ".docx", ".log", ".py", ".sh", ".bval", ".bvec", ".ini", ".db", ".license", *_BESIDE_HEADERS,
@@ -96,15 +100,26 @@ def is_dicom_name(path: Path) -> bool:
 
 
 def has_dicom_mark(path: Path) -> bool:
-    """Whether `DICM` stands at byte 128, as in DICOM files, which often have no ending."""
+    """Whether a file begins as one of DICOM, which often has no ending."""
     if not path.is_file():  # which a pipe would be waited for, for ever
         return False
     try:
         with path.open("rb") as file:
-            file.seek(128)
-            return file.read(4) == b"DICM"
+            return starts_as_dicom(file.read(132))
     except OSError:
         return False
+
+
+def starts_as_dicom(start: bytes) -> bool:
+    """Whether the first 132 bytes are those of a DICOM file: `DICM` at their end, or in old ones a first element."""
+    return start[128:] == b"DICM" or start[:4] in _FIRST_ELEMENTS
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a file in a folder, at any depth, is DICOM by its name or mark; of a zip, whether it is called so."""
+    if folder.is_file():
+        return folder.name.lower().endswith(".zip")
+    return any(kind_of(file) == "dicom" for file in visible(folder, deep=True))
 
 
 def why_unread(path: Path) -> str | None:
@@ -113,9 +128,9 @@ def why_unread(path: Path) -> str | None:
     The file must be there.
     """
     reasons: dict[Kind, str] = {
-        "dicom": f"DICOM is not read yet. {TO_NIFTI}",
+        "dicom": "DICOM is not read here: scans belong into the folder of images, label maps are .nii.gz or .nrrd.",
         "volume": f"{path.suffix} is not read yet. Convert it to .nii.gz.",
-        "archive": "an archive is not read. Unpack it.",
+        "archive": "an archive is not read here (scans may be zips of DICOM). Unpack it.",
         "picture": "a 2D picture is not read: scans are 3D (.nii.gz, for example).",
         "other": f"not read: scans are {ENDINGS_TEXT}. Convert it if it is a scan.",
     }

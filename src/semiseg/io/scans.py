@@ -13,8 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from semiseg.errors import DataError
+from semiseg.files import hash_files
 from semiseg.geometry import from_canonical, to_canonical
 from semiseg.io import metaimage, nifti, nrrd
+from semiseg.io.dicom import reading as dicom
+from semiseg.io.dicom.places import place_of, stamp_of
 from semiseg.io.file_kinds import FormatName, format_of, is_written
 from semiseg.io.grid import Grid
 from semiseg.io.voxels import StoredVoxels
@@ -61,7 +64,9 @@ _FORMATS: dict[FormatName | None, Format] = {"NIfTI": nifti, "NRRD": nrrd, "Meta
 
 
 def _format(path: Path) -> Format:
-    return _FORMATS.get(format_of(path), nifti)  # which names files of other formats
+    if (named := _FORMATS.get(format_of(path))) is not None:
+        return named
+    return nifti if place_of(path) is None else dicom  # NIfTI's names files of other formats
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,26 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
             found += _format(path).files(path)
         except DataError:
             found.append(path)
+    return found
+
+
+def hash_of(paths: Sequence[Path], *, salt: str = "") -> str:
+    """SHA-256 of the contents of all files that scans and label maps are made of, and of `salt`, hexadecimal. Of DICOM
+    it also counts whether the series is made regular."""
+    series = [path for path in paths if _format(path) is dicom]
+    salt = " ".join([salt, *map(dicom.digest_of, series)])
+    return hash_files(files_of([path for path in paths if path not in series]), salt=salt)
+
+
+def stamps_of(paths: Sequence[Path]) -> dict[str, list[int]]:
+    """Size and time of the files that scans and label maps are made of, by their paths; of a series of DICOM those of
+    all that lies in its folder. Raises `OSError` for a missing one."""
+    found: dict[str, list[int]] = {}
+    for path in paths:
+        if _format(path) is dicom:
+            found[str(path)] = list(stamp_of(path))
+        else:
+            found |= {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in files_of([path])}
     return found
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.errors import DataError
+from semiseg.io.dicom.places import EVERY, choose, path_of, place_of
+from semiseg.io.dicom.series import Unusable, find_series
+from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import (
     ENDINGS_TEXT,
     TO_NIFTI,
@@ -39,7 +42,12 @@ class Scan:
 
 
 def find_scans(
-    inputs: Sequence[Path], *, output: Path | None = None, say: Callable[[str], None] | None = None
+    inputs: Sequence[Path],
+    *,
+    output: Path | None = None,
+    series: str = "",
+    resample: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> list[Scan]:
     """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
 
@@ -48,18 +56,35 @@ def find_scans(
     without a gap belong to the names: they are no channels. output: a folder that is not looked into. say: told of each
     file that is not read, the first five.
 
-    Raises `DataError` for no or a missing input, a folder without scans, or two files that claim one channel of one id.
+    A folder, a zip or a file of DICOM gives a scan for each series, whose id is the hash of the SeriesInstanceUID.
+    series: UID, id, part of a description, or `all`, where one folder holds several. resample: also those that lie on
+    no regular grid.
+
+    Raises `DataError` for no or a missing input, a folder without scans, two files that claim one channel of one id,
+    and series of which it is not said which is meant.
     """
     if not inputs:
         raise DataError("no scans: name files, or folders of scans.")
     grouped: defaultdict[str, _Grouped] = defaultdict(dict)  # by sub-folder: channels of a scan lie in one folder
     unread: list[str] = []
+    of_dicom: list[tuple[str, Scan]] = []
     for path in inputs:
+        files: list[tuple[Path, str]] = []
         if path.is_dir():
-            files, not_read = _in_folder(path, output)
+            files, slices, zips, not_read = _in_folder(path, output)
             unread += not_read
-            if not files:
+            alone = not files and bool(slices) + len(zips) == 1
+            if slices:
+                of_dicom += _series(path, slices, series, resample, unread, alone=alone)
+            for archive in zips:
+                of_dicom += _series(archive, None, series, resample, unread, alone=alone)
+            if not files and not slices and not zips:
                 raise DataError(f"{path}: {_no_scan(path, not_read)}")
+        elif not is_scan(path.name) and (place := place_of(path)):
+            if place.id:
+                of_dicom.append(("", Scan(place.id, (path,))))
+            else:
+                of_dicom += _series(path, None, series, resample, unread, alone=True)
         elif path.is_file():
             files = [(path, "")]
         else:
@@ -71,16 +96,44 @@ def find_scans(
             say(text)
         if len(unread) > _SHOWN:
             say(f"{len(unread) - _SHOWN} more files or folders are not read either.")
-    scans = [(sub_folder, scan) for sub_folder, files in grouped.items() for scan in _scans(files)]
-    return _by_id(scans)
+    scans = [(sub_folder, scan) for sub_folder, found in grouped.items() for scan in _scans(found)]
+    return _by_id([*scans, *of_dicom])
 
 
-def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """The scans below a folder, each with the sub-folder's name (empty in the folder itself), and a sentence for
-    each file and folder that is not read."""
+def _series(
+    place: Path, files: list[Path] | None, asked: str, resample: bool, unread: list[str], *, alone: bool
+) -> list[tuple[str, Scan]]:
+    """The series of DICOM of a place, each a scan, and a sentence for each that is none. alone: nothing else is there
+    to be predicted."""
+    try:
+        found = find_series(place, files=files, resample=resample)
+    except DataError as error:
+        if alone:
+            raise
+        unread.append(str(error))
+        return []
+    chosen = choose(place, found, asked)
+    if chosen.several:
+        raise DataError(f"{place}: {chosen.several[0]}")
+    if chosen.why:
+        if alone:
+            raise DataError(f"{place}: {chosen.why}")
+        unread.append(f"{place}: {chosen.why}")
+    elif not asked or asked == EVERY:
+        others = [one for one in found if isinstance(one, Unusable)]
+        alike = Counter(one.why for one in others if one.left_out or not one.id)
+        unread += [f"{path_of(place, one)}: left out: {one.why}" for one in others if one.id and not one.left_out]
+        unread += [f"{place}: {counted(n, 'series', 'series')} left out: {why}" for why, n in alike.items()]
+    return [("", Scan(one.id, (path_of(place, one, resample=resample),))) for one in chosen.series]
+
+
+def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]], list[Path], list[Path], list[str]]:
+    """The scans below a folder, each with the sub-folder's name (empty in the folder itself); the files of DICOM; zips;
+    and a sentence for each file and folder that is not read."""
     files: list[tuple[Path, str]] = []
     unread: list[str] = []
-    series = Counter[Path]()
+    slices: list[Path] = []
+    zips: list[Path] = []
     skipped: dict[Path, str] = {}
     leave_out = None if output is None else output.resolve()
     for file in visible(folder, deep=True):
@@ -95,12 +148,12 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
         elif file.is_symlink() and not file.exists():
             unread.append(f"{file}: not read: a link to {file.readlink()}, which is not there.")
         elif kind_of(file) == "dicom":
-            series[file.parent] += 1
+            slices.append(file)
+        elif is_zip(file):
+            zips.append(file)
         elif why := why_unread(file):
             unread.append(f"{file}: {why}")
-    for place, count in series.items():
-        unread.append(f"{place}: {counted(count, 'DICOM file')}: not read yet. {TO_NIFTI}")
-    return files, [f"{place}: {why}" for place, why in skipped.items()] + unread
+    return files, slices, zips, [f"{place}: {why}" for place, why in skipped.items()] + unread
 
 
 def _why_closed(folder: Path) -> str:
@@ -117,7 +170,7 @@ def _no_scan(folder: Path, unread: Sequence[str]) -> str:
     holds = what_it_holds(folder)
     if holds and not is_read(holds):
         return f"no scan that is read: {holds}. {TO_NIFTI}"
-    said = f"no {ENDINGS_TEXT} file in this folder or below it. Name the folder of the scans."
+    said = f"no DICOM and no {ENDINGS_TEXT} file in this folder or below it. Name the folder of the scans."
     return " ".join([said, *unread[:1]])
 
 

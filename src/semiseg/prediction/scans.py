@@ -15,11 +15,11 @@ from typing import Any
 
 from semiseg.cases import WAS_KILLED, each_case
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import append_jsonl, atomic_file, hash_files, is_full, remove_leftovers, why_not_written
+from semiseg.files import append_jsonl, atomic_file, is_full, remove_leftovers, why_not_written
 from semiseg.io.dataset import unusable_id
 from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
 from semiseg.io.grid import Grid
-from semiseg.io.scans import RawVolume, files_of, read_grid, read_label, read_scan, write_map
+from semiseg.io.scans import RawVolume, hash_of, read_grid, read_label, read_scan, write_map
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.foreign import is_foreign
 from semiseg.prediction.inputs import Scan
@@ -308,7 +308,7 @@ class _Attempt:
         no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
         made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
         salt = f"{self._model.hash} {made_by} {model_steps(self._model, settings)}"
-        self._key = hash_files(files_of(self._scan.images), salt=salt)
+        self._key = hash_of(self._scan.images, salt=salt)
         before = self._finished
         if before is None or before.get("key") != self._key:
             for old in [*self._targets.all, *self.may_be_there]:

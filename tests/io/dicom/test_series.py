@@ -83,19 +83,16 @@ def test_localizers_in_the_series_and_beside_it_are_left_out_and_said(tmp_path: 
     assert isinstance(usable, Series)
     assert usable.grid.shape_zyx == SHAPE
     assert isinstance(left_out, Unusable)
-    assert left_out.why == "Localizer images, left out."
+    assert left_out.why == "Localizer images."
     assert series_of(tmp_path) == usable
 
 
 def test_derived_images_are_left_out_unless_they_are_asked_for(tmp_path: Path) -> None:
     write_series(tmp_path, random_voxels(SHAPE), marks=("DERIVED", "SECONDARY", "MPR"), description="Cor MPR")
-    assert why(tmp_path) == "Derived images, left out unless --series names them."
+    assert why(tmp_path) == "Derived images (reformats, projections), which are read where --series names them alone."
     found = find_series(tmp_path)
-    assert choose(tmp_path, found) == (
-        "no series that is a volume. Derived images, left out unless --series names them."
-    )
-    (chosen,) = choose(tmp_path, found, "cor mpr")
-    assert isinstance(chosen, Series)
+    assert choose(tmp_path, found).why == f"no series that is a volume. {why(tmp_path)}"
+    (chosen,) = choose(tmp_path, found, "cor mpr").series
     assert series_of(path_of(tmp_path, found[0])) == chosen
 
 
@@ -106,26 +103,24 @@ def test_two_series_in_a_folder_are_refused_with_the_list(tmp_path: Path) -> Non
     with pytest.raises(DataError) as refused:
         series_of(tmp_path)
     text = str(refused.value)
-    assert "2 series that could be meant" in text
+    assert "2 series in one folder." in text
     assert f"{hashed(first)} (CT, 14 x 10 x 12, 0.7 x 0.8 x 2.5 mm)" in text
     assert "--series" in text
     assert "Wolperdinger" not in text
     found = find_series(tmp_path)
     for asked in (second, hashed(second), "abdomen"):
-        (chosen,) = choose(tmp_path, found, asked)
-        assert isinstance(chosen, Series)
+        (chosen,) = choose(tmp_path, found, asked).series
         assert chosen.uid == second
-    assert len(choose(tmp_path, found, "all")) == 2
-    assert "no series fits --series spine" in choose(tmp_path, found, "spine")
-    assert "2 series" in choose(tmp_path, found, ".0")
+    assert len(choose(tmp_path, found, "all").series) == 2
+    assert "no series fits --series spine" in choose(tmp_path, found, "spine").why
+    assert "2 series" in choose(tmp_path, found, ".0").several[0]
 
 
 def test_two_series_in_folders_of_their_own_are_two_scans(tmp_path: Path) -> None:
     write_series(tmp_path / "Wolperdinger" / "a", random_voxels(SHAPE))
     write_series(tmp_path / "Wolperdinger" / "b", random_voxels(SHAPE))
     found = find_series(tmp_path)
-    chosen = choose(tmp_path, found)
-    assert [one.id for one in chosen if isinstance(one, Series)] == [one.id for one in found]
+    assert [one.id for one in choose(tmp_path, found).series] == [one.id for one in found]
     for one in found:
         path = path_of(tmp_path, one)
         assert path.parent == tmp_path

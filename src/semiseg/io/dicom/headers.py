@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from semiseg.io.dicom.library import library
 from semiseg.io.dicom.sources import files_of, opener
+from semiseg.io.file_kinds import starts_as_dicom
 
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "InstanceNumber",
@@ -91,10 +92,11 @@ class Unread:
     modality: str = ""
 
 
-def slices_of(place: Path) -> Iterator[Slice | Unread]:
-    """All slices of all files of a folder, a zip or a file. Files that are not DICOM are passed over."""
+def slices_of(place: Path, files: Sequence[Path] | None = None) -> Iterator[Slice | Unread]:
+    """All slices of all files of a folder, a zip or a file, or of these of them. Files that are not DICOM are passed
+    over."""
     with opener(place) as open_file:
-        for file in files_of(place):
+        for file in files_of(place) if files is None else files:
             try:
                 with open_file(file) as stream:
                     yield from _slices(file, stream)
@@ -120,9 +122,9 @@ def read_header(stream: IO[bytes], tags: list[str]) -> Opened | None:
     """
     pydicom = library()
     start = stream.read(132)
-    marked = start[128:132] == b"DICM"
-    if not marked and start[:2] not in (b"\x08\x00", b"\x02\x00"):
+    if not starts_as_dicom(start):
         return None
+    marked = start[128:] == b"DICM"
     stream.seek(0)
     if marked:
         pydicom.filereader.read_preamble(stream, False)

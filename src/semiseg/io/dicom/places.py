@@ -17,10 +17,12 @@ from pathlib import Path
 from semiseg.errors import DataError
 from semiseg.io.dicom.series import Series, Unusable, find_series, hashed
 from semiseg.io.dicom.sources import files_of, is_zip
-from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan, visible
+from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan
 from semiseg.words import counted
 
-_NAME = re.compile(r"series-(?P<id>[0-9a-f]{12})(\.(?P<within>[0-9a-f]{8}))?(?P<resampled>-resampled)?")
+SERIES = "series-"
+"""What the last part of a path begins with that names a series, and no file."""
+_NAME = re.compile(rf"{SERIES}(?P<id>[0-9a-f]{{12}})(\.(?P<within>[0-9a-f]{{8}}))?(?P<resampled>-resampled)?")
 _ENDING = "-resampled"
 EVERY = "all"
 """What `--series` takes for each series that can be used."""
@@ -38,6 +40,16 @@ class Place:
     resample: bool = False
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """series: that are scans. several: a sentence on each folder that holds more than one which could be meant. why:
+    nothing could be chosen at all."""
+
+    series: tuple[Series, ...] = ()
+    several: tuple[str, ...] = ()
+    why: str = ""
+
+
 def place_of(path: Path) -> Place | None:
     """What a path names, None where that is no DICOM."""
     if (match := _NAME.fullmatch(path.name)) and not path.exists():
@@ -49,19 +61,12 @@ def place_of(path: Path) -> Place | None:
     return None
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether a folder, at any depth, or a zip is one of DICOM, by names and marks of its files."""
-    if is_zip(folder):
-        return True
-    return any(is_dicom_name(file) or has_dicom_mark(file) for file in visible(folder, deep=True))
-
-
 def path_of(place: Path, found: Series | Unusable, *, resample: bool = False) -> Path:
     """The path that names a series of a place from here on."""
     common = Path(os.path.commonpath([file.parent for file in found.files])) if place.is_dir() else place
     within = f".{_hash_of(common, place)}" if common != place and common.is_relative_to(place) else ""
     resampled = _ENDING if resample and isinstance(found, Series) and found.regular else ""
-    return place / f"series-{found.id}{within}{resampled}"
+    return place / f"{SERIES}{found.id}{within}{resampled}"
 
 
 def series_of(path: Path) -> Series:
@@ -79,49 +84,61 @@ def series_of(path: Path) -> Series:
         if one.series is None:
             raise DataError(f"{path}: {one.why}")
         return one.series
-    chosen = choose(place.folder, found)
-    if isinstance(chosen, str):
-        raise DataError(f"{path}: {chosen}")
-    return chosen[0]
+    return the_one(path, found)
 
 
-def choose(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> list[Series] | str:
-    """The series of a place that are meant: the only one that can be used, or those that are asked for by id, UID or a
-    part of the description (of each of its folders one, unless `all` or what is asked for names it); or why there is
-    none, as the rest of a sentence with the remedy."""
+def choose(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> Chosen:
+    """The series of a place that are scans: the only one in each of its folders, or those that are asked for by id,
+    UID or a part of the description (again one in each folder, unless it is `all`)."""
+    matching = list(found)
     if asked and asked != EVERY:
         matching = [one for one in found if _is_asked(one, asked)]
         if not matching:
-            return f"no series fits --series {asked}. {listed(found)}"
+            return Chosen(why=f"no series fits --series {asked}. {listed(found)}")
         usable = [series for one in matching if (series := one if isinstance(one, Series) else one.series)]
     else:
-        matching = list(found)
         usable = [one for one in found if isinstance(one, Series)]
     if not usable:
-        return f"no series that is a volume. {_first_reasons(matching)}"
-    if asked != EVERY and (several := _beside_each_other(usable)):
-        count = counted(len(several), "series", "series")
-        return f"{count} that could be meant. {listed(several)} {_say_which(place)}"
-    return usable
+        return Chosen(why=f"no series that is a volume. {_first_reasons(matching)}")
+    if asked == EVERY:
+        return Chosen(tuple(usable))
+    together = _by_folder(usable)
+    remedy = f"Add --series ID, a part of a description (`semiseg check {place}` shows them), or --series all."
+    several = tuple(
+        f"{counted(len(group), 'series', 'series')} in one folder. {listed(group)} {remedy}"
+        for group in together
+        if len(group) > 1
+    )
+    return Chosen(tuple(group[0] for group in together if len(group) == 1), several)
 
 
-def _say_which(place: Path) -> str:
-    return f"Add --series ID, or a part of a description (`semiseg check {place}` shows them), or --series all."
+def the_one(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> Series:
+    """The one series of a place. Raises `DataError` where there is none, or several."""
+    chosen = choose(place, found, asked)
+    if chosen.why or chosen.several:
+        raise DataError(f"{place}: {chosen.why or chosen.several[0]}")
+    if len(chosen.series) > 1:
+        count = counted(len(chosen.series), "series", "series")
+        raise DataError(f"{place}: {count}, but one is wanted. {listed(chosen.series)} Name one with --series ID.")
+    return chosen.series[0]
+
+
+def _by_folder(series: Sequence[Series]) -> list[list[Series]]:
+    """Series in groups, of which each shares a folder with another of its group: a person is to say which is meant."""
+    groups: list[tuple[set[Path], list[Series]]] = []
+    for one in series:
+        folders, group = {file.parent if len(set(one.files)) > 1 else file for file in one.files}, [one]
+        for other in [other for other in groups if other[0] & folders]:
+            groups.remove(other)
+            folders, group = folders | other[0], [*other[1], *group]
+        groups.append((folders, group))
+    return [group for _, group in groups]
 
 
 def _is_asked(one: Series | Unusable, asked: str) -> bool:
     if asked in (one.uid, one.id, hashed(one.uid)):
         return bool(one.id)
     return asked.lower() in one.description.lower()
-
-
-def _beside_each_other(series: Sequence[Series]) -> list[Series]:
-    """Series of which files lie in one folder, so that a person is to say which is meant."""
-    by_folder: dict[Path, list[Series]] = {}
-    for one in series:
-        for folder in {file.parent if len(set(one.files)) > 1 else file for file in one.files}:
-            by_folder.setdefault(folder, []).append(one)
-    return next((found for found in by_folder.values() if len(found) > 1), [])
 
 
 def listed(found: Sequence[Series | Unusable]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,18 @@ def files(path: Path) -> tuple[Path, ...]:
     series = series_of(path)
     found = dict.fromkeys(series.files)
     return tuple(dict.fromkeys(file if file.exists() else archive_of(file) for file in found))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of the contents of a series' files in the order of slices, and of whether it is made regular."""
+    series = series_of(path)
+    digest = hashlib.sha256(b"regular" if series.regular else b"")
+    with opener(archive_of(series.files[0])) as open_file:
+        for file in dict.fromkeys(series.files):
+            with _named(path, file, series.slices), open_file(file) as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())  # type: ignore[arg-type]
+    digest.update(repr(series.frames).encode())
+    return digest.hexdigest()
 
 
 def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:

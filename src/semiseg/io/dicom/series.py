@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,10 @@ MOST_PIXELS = 1 << 26
 _DIRECTION, _SPACING = 1e-3, 1e-3
 """So far the directions and the spacings (a share) of slices of one volume may differ: scanners round them."""
 _RESAMPLE = "Restore the slices, or add --resample, which makes a regular grid."
+_DERIVED = "Derived images (reformats, projections), which are read where --series names them alone."
 _NO_SCANS = {"SEG": "a segmentation", "RTDOSE": "a dose", "RTSTRUCT": "contours", "PR": "a presentation"}
 _INTEGERS = (8, 16, 32)
+_UID = re.compile(r"[0-9]+(\.[0-9]+){4,}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Series:
 @dataclass(frozen=True)
 class Unusable:
     """A series, or files, that are no volume, and why, as a sentence. series: what it is taken for where it is asked
-    for by name (derived images)."""
+    for by name (derived images). left_out: nobody takes it for a scan, so there is nothing to mend."""
 
     uid: str
     description: str
@@ -68,17 +71,21 @@ class Unusable:
     id: str = ""
     slices: tuple[Slice, ...] = ()
     series: Series | None = None
+    left_out: bool = False
 
 
-def find_series(folder: Path, *, resample: bool = False) -> list[Series | Unusable]:
+def find_series(
+    folder: Path, *, files: Sequence[Path] | None = None, resample: bool = False
+) -> list[Series | Unusable]:
     """All series of a folder at any depth, of a zip or of one file, in order of their first files; at the end what is
-    no series. resample: those of gaps, duplicates, uneven spacing and tilt on a regular grid instead of refused.
+    no series. files: look at these of them alone. resample: those of gaps, duplicates, uneven spacing and tilt are
+    made regular instead of refused.
 
     Raises `DataError` for a zip that is damaged or not safe, `ConfigError` where pydicom is missing.
     """
     by_uid: defaultdict[str, list[_Group]] = defaultdict(list)
     unread: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
-    for found in slices_of(folder):
+    for found in slices_of(folder, files):
         if isinstance(found, Unread):
             unread[found.modality, found.why].append(found.file)
             continue
@@ -95,6 +102,11 @@ def find_series(folder: Path, *, resample: bool = False) -> list[Series | Unusab
 def hashed(text: str, length: int = 12) -> str:
     """What stands for a UID in names of files and cases: it tells two apart, and nobody reads the UID off it."""
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def without_uid(asked: str) -> str:
+    """What `--series` was told, a UID as its hash: nothing that is written down is to name a patient's study."""
+    return hashed(asked) if _UID.fullmatch(asked) else asked
 
 
 class _Group:
@@ -136,14 +148,14 @@ class _Group:
             tuple(self.slices),
         )
         if self._kind == "localizer":
-            return replace(unusable, why="Localizer images, left out.")
+            return replace(unusable, why="Localizer images.", left_out=True)
         if why := _why_no_volume(self.slices):
-            return replace(unusable, why=why)
+            return replace(unusable, why=why, left_out=first.modality in _NO_SCANS)
         found = _volume(first, self.slices, id, resample=resample)
         if isinstance(found, str):
             return replace(unusable, why=found)
         if self._kind == "derived":
-            return replace(unusable, why="Derived images, left out unless --series names them.", series=found)
+            return replace(unusable, why=_DERIVED, series=found, left_out=True)
         return found
 
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.file_kinds import ENDINGS_TEXT, TO_NIFTI, is_read, scan_files, stem, what_it_holds
+from semiseg.io.file_kinds import ENDINGS_TEXT, TO_NIFTI, holds_dicom, is_read, scan_files, stem, what_it_holds
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
 from semiseg.io.layouts.folders import CHANNEL, TRAINING, Found, read_object, train_order, unique_cases
 from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
 from semiseg.io.layouts.msd import read_msd
 from semiseg.io.layouts.nnunet import read_nnunet
 from semiseg.io.layouts.plain import IMAGES, LABELS, read_plain
+from semiseg.io.layouts.series import ONLY, SeriesChoice, is_place
 from semiseg.io.modality import Modality, name_channels
 from semiseg.io.scans import read_grid
 
-READERS: dict[str, Callable[[Path], Found]] = {
+READERS: dict[str, Callable[[Path, SeriesChoice], Found]] = {
     "nnunet": read_nnunet,
     "msd": read_msd,
     "flare22": read_flare22,
@@ -36,14 +37,15 @@ def read_dataset(
     layout: str = "auto",
     mirror_pairs: Sequence[tuple[str, str]] | None = None,
     modality: Modality = "auto",
+    choice: SeriesChoice = ONLY,
 ) -> Dataset:
     """What the folder holds. Few voxels are read: those that tell CT from MR, and by the plain layout whole labels to
     count classes that nobody named.
 
     layout: `auto` looks; or `nnunet`, `msd`, `flare22`, `plain`. mirror_pairs: names of classes that are each other's
     mirror image; None takes the dataset's own `mirror_pairs`, or pairs names that differ by left and right.
-    modality: `ct` or `mr`, where names and values do not count. An image without a label is an unlabelled case; what
-    cannot be used is left out and listed in `Dataset.problems`.
+    modality: `ct` or `mr`, where names and values do not count. choice: which series of DICOM are scans. An image
+    without a label is an unlabelled case; what cannot be used is left out and listed in `Dataset.problems`.
 
     Raises `DataError` where no layout fits or no scan is found, `UnsupportedError` for regions, 2D and other formats.
     """
@@ -51,12 +53,12 @@ def read_dataset(
         raise ConfigError(f"layout = {layout!r} is not known. Choose auto, {', '.join(READERS)}.")
     refuse_no_folder(root)
     layout = detect_layout(root) if layout == "auto" else layout
-    found = READERS[layout](root)
+    found = READERS[layout](root, choice)
     problems = list(found.problems)
     cases = unique_cases(found.cases, problems)
     if not cases:
         reasons = f" First problem: {problems[0][0]}: {problems[0][1]}" if problems else ""
-        raise DataError(f"{root}: read as {layout}, but it holds no usable scan ({ENDINGS_TEXT}).{reasons}")
+        raise DataError(f"{root}: read as {layout}, but it holds no usable scan ({ENDINGS_TEXT}, or DICOM).{reasons}")
     _refuse_flat(cases)
     training = [case for case in cases if case.split == "train"] or cases
     channels, of_channels = name_channels(found.channels, training, root, modality)
@@ -71,6 +73,17 @@ def read_dataset(
         problems=tuple(problems),
         remarks=(*of_channels, *found.remarks),
     )
+
+
+def is_heap(root: Path) -> bool:
+    """Whether a path names DICOM, and no dataset."""
+    if not root.is_dir():
+        return root.is_file() and is_place(root)
+    try:
+        detect_layout(root)
+    except DataError:
+        return holds_dicom(root)
+    return False
 
 
 def refuse_no_folder(root: Path) -> None:
@@ -98,6 +111,8 @@ def detect_layout(root: Path) -> str:
     there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
     holds = what_it_holds(root)
     unread = f" It holds {holds}. {TO_NIFTI}" if holds and not is_read(holds) else ""
+    if "DICOM" in holds:
+        unread = f" It holds {holds}: put each scan into images/ (a folder of its own), and its label into labels/."
     raise DataError(f"{root}: no known layout. Looked for {_LOOKED_FOR}; found {there}.{unread}")
 
 

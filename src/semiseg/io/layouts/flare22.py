@@ -17,7 +17,8 @@ from pathlib import Path
 from semiseg.io.dataset import Case, Remark
 from semiseg.io.file_kinds import scan_files, stem, visible
 from semiseg.io.flare22_labels import FLARE22_LABELS
-from semiseg.io.layouts.folders import Found, Problems, keep_first, note_files
+from semiseg.io.layouts.folders import Found, Problems, keep_first, note_files, unlabelled_folders, unlabelled_series
+from semiseg.io.layouts.series import SeriesChoice, is_place
 
 _IMAGE_ENDING = "_0000"
 _MEASURED = re.compile(r"(flare(20)?22[_-]?)?(tuning|valid|test)", re.IGNORECASE)
@@ -29,7 +30,7 @@ def is_flare22(root: Path) -> bool:
     return any(_SIGN.fullmatch(stem(file)) for file in scan_files(root, deep=True))
 
 
-def read_flare22(root: Path) -> Found:
+def read_flare22(root: Path, choice: SeriesChoice) -> Found:
     """Read every scan below `root`; with the challenge's labels and pairs."""
     problems: Problems = []
     images: dict[tuple[str, str], Path] = {}
@@ -44,7 +45,13 @@ def read_flare22(root: Path) -> Found:
         else:
             keep_first(references, (stage, name), file, problems)
     remarks: list[Remark] = []
-    note_files(visible(root, deep=True), problems, remarks)
+    heaps = [root / folder for folder in unlabelled_folders(root)]
+    others = (
+        file
+        for file in visible(root, deep=True)
+        if not (any(heap in file.parents for heap in heaps) and is_place(file))
+    )
+    note_files(others, problems, remarks)
     for key, file in references.items():
         if key not in images:
             text = f"a label without an image: there is no {key[1]}_0000.nii.gz. Add the scan, or move the label away."
@@ -53,7 +60,7 @@ def read_flare22(root: Path) -> Found:
         name="FLARE22",
         channels=("CT",),
         labels=FLARE22_LABELS,
-        cases=_cases(images, references),
+        cases=_cases(images, references) + unlabelled_series(root, choice, problems, remarks),
         problems=problems,
         remarks=remarks,
     )

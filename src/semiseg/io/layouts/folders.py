@@ -14,6 +14,7 @@ from semiseg.errors import DataError, UnsupportedError
 from semiseg.files import read_json
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split, unusable_id
 from semiseg.io.file_kinds import TO_NIFTI, is_read, kind_of, scan_files, stem, visible, what_it_holds, why_unread
+from semiseg.io.layouts.series import SeriesChoice, dicom_places, is_place, series_by_id
 from semiseg.words import counted, shortened
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUn", "imagesTs"
@@ -62,14 +63,14 @@ def unlabelled_folders(root: Path) -> list[str]:
     return found or [UNLABELLED]
 
 
-def note_unread(folder: Path, problems: Problems, remarks: list[Remark]) -> None:
+def note_unread(folder: Path, problems: Problems, remarks: list[Remark], *, dicom: bool = False) -> None:
     """Add what lies in a folder of scans and is not read as one: whoever put it there thinks it is.
 
-    One line for all of a kind. Volumes and folders of them are problems, other files remarks.
+    One line for all of a kind. Volumes and folders of them are problems, other files remarks. dicom: is read there.
     """
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         problems.append((folder, "may not be read. Change its permissions."))
-    note_files(visible(folder), problems, remarks)
+    note_files([entry for entry in visible(folder) if not (dicom and is_place(entry))], problems, remarks)
 
 
 def note_files(files: Iterable[Path], problems: Problems, remarks: list[Remark]) -> None:
@@ -93,7 +94,7 @@ def _why_not_looked_into(folder: Path) -> str | None:
     holds = what_it_holds(folder)
     if is_read(holds):
         return "a folder in the folder of scans: it is not looked into. Move its scans up."
-    return f"a folder of {' and '.join(formats_of(holds))}, which is not read yet. {TO_NIFTI}" if holds else None
+    return f"a folder of {' and '.join(formats_of(holds))}, which is not read here. {TO_NIFTI}" if holds else None
 
 
 def formats_of(holds: str) -> list[str]:
@@ -146,13 +147,18 @@ def folder_cases(
     labels: str | None,
     split: Split,
     channels: tuple[str, ...],
+    choice: SeriesChoice,
     problems: Problems,
     remarks: list[Remark],
 ) -> list[Case]:
     """The cases of one pair of folders in nnU-Net's naming; what does not fit is set aside as a problem."""
-    for folder in (images, labels) if labels else (images,):
-        note_unread(root / folder, problems, remarks)
+    note_unread(root / images, problems, remarks, dicom=True)
+    if labels:
+        note_unread(root / labels, problems, remarks)
     grouped: dict[str, dict[int, Path]] = {}
+    label_files = by_stem(scan_files(root / labels), problems) if labels else {}
+    for name, series in series_by_id(root / images, label_files, choice, problems, remarks).items():
+        grouped[name] = {0: series}
     for name, file in by_stem(scan_files(root / images), problems).items():
         match = CHANNEL.fullmatch(name)
         if match is None:
@@ -160,8 +166,16 @@ def folder_cases(
             problems.append((file, text))
             continue
         grouped.setdefault(match["id"], {})[int(match["channel"])] = file
-    label_files = by_stem(scan_files(root / labels), problems) if labels else {}
     return pair_up(grouped, label_files, split, channels, problems)
+
+
+def unlabelled_series(root: Path, choice: SeriesChoice, problems: Problems, remarks: list[Remark]) -> list[Case]:
+    """The series of DICOM in the folders of unlabelled scans, as cases."""
+    return [
+        Case(id=name, images=(path,), label=None)
+        for folder in unlabelled_folders(root)
+        for name, path in series_by_id(root / folder, (), choice, problems, remarks).items()
+    ]
 
 
 def pair_up(
@@ -225,8 +239,8 @@ def train_order(root: Path, cases: Iterable[Case], problems: Problems) -> tuple[
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Raise `UnsupportedError` if a folder holds pictures or other volume formats and no file that is read."""
-    if not folder.is_dir() or scan_files(folder):
+    """Raise `UnsupportedError` if a folder holds pictures or other volume formats, and nothing that is read."""
+    if not folder.is_dir() or scan_files(folder) or dicom_places(folder):
         return
     for file in visible(folder):
         if file.is_dir():

@@ -20,11 +20,13 @@ from semiseg.io.layouts.folders import (
     note_unread,
     read_object,
     unlabelled_folders,
+    unlabelled_series,
 )
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
+from semiseg.io.layouts.series import SeriesChoice
 
 
-def read_msd(root: Path) -> Found:
+def read_msd(root: Path, choice: SeriesChoice) -> Found:
     """Read the listed files, and scans in imagesTr/ and imagesUn/ that are not listed as unlabelled cases."""
     file = root / "dataset.json"
     description = read_object(file)
@@ -32,10 +34,11 @@ def read_msd(root: Path) -> Found:
     remarks: list[Remark] = []
     folders = [TRAINING, TRAINING_LABELS, *unlabelled_folders(root), TEST, TEST_LABELS]
     for folder in folders:
-        note_unread(root / folder, problems, remarks)
+        note_unread(root / folder, problems, remarks, dicom=folder in unlabelled_folders(root))
     cases = _listed(root, description.get("training", []), "train", "training", problems)
     cases += _listed(root, description.get("test", []), "test", "test", problems)
     cases += _unlisted(root, cases, problems)
+    cases += unlabelled_series(root, choice, problems, remarks)
     used = [path for case in cases for path in (*case.images, case.label) if path is not None]
     note_other_folders(root, folders + [path.relative_to(root).parts[0] for path in used], remarks)
     note_training_count(description, file, cases, remarks)

@@ -26,9 +26,10 @@ from semiseg.io.layouts.folders import (
     unlabelled_folders,
 )
 from semiseg.io.layouts.labels import parse_channels, parse_labels
+from semiseg.io.layouts.series import SeriesChoice
 
 
-def read_nnunet(root: Path) -> Found:
+def read_nnunet(root: Path, choice: SeriesChoice) -> Found:
     """Read the folder."""
     file = root / "dataset.json"
     description = read_object(file)
@@ -46,10 +47,10 @@ def read_nnunet(root: Path) -> Found:
         if meant and entry.is_dir():
             problems.append((entry, f"not read: the folder's name is spelt {meant}. Rename it."))
             known.append(entry.name)
-    cases = folder_cases(root, TRAINING, TRAINING_LABELS, "train", channels, problems, remarks)
+    cases = folder_cases(root, TRAINING, TRAINING_LABELS, "train", channels, choice, problems, remarks)
     for folder in unlabelled:
-        cases += folder_cases(root, folder, None, "train", channels, problems, remarks)
-    cases += folder_cases(root, TEST, TEST_LABELS, "test", channels, problems, remarks)
+        cases += folder_cases(root, folder, None, "train", channels, choice, problems, remarks)
+    cases += folder_cases(root, TEST, TEST_LABELS, "test", channels, choice, problems, remarks)
     note_other_folders(root, [*known, *unlabelled], remarks)
     note_training_count(description, file, cases, remarks)
     return Found(

@@ -21,6 +21,7 @@ from semiseg.io.layouts.folders import (
     Found,
     Problems,
     by_stem,
+    keep_first,
     note_other_folders,
     note_training_count,
     note_unread,
@@ -31,13 +32,14 @@ from semiseg.io.layouts.folders import (
 )
 from semiseg.io.layouts.labels import parse_labels, unknown_names
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
+from semiseg.io.layouts.series import SeriesChoice, series_by_id
 from semiseg.io.modality import UNKNOWN_CHANNEL
 from semiseg.io.scans import read_label
 
 IMAGES, LABELS = "images", "labels"
 
 
-def read_plain(root: Path) -> Found:
+def read_plain(root: Path, choice: SeriesChoice) -> Found:
     """Read the folders."""
     refuse_other_files(root / IMAGES)
     file = root / "dataset.json"
@@ -51,10 +53,14 @@ def read_plain(root: Path) -> Found:
     ]
     files: list[tuple[Split, dict[str, Path], dict[str, Path]]] = []
     for images, label_folder, split in folders:
-        for folder in (images, label_folder) if label_folder else (images,):
-            note_unread(root / folder, problems, remarks)
+        note_unread(root / images, problems, remarks, dicom=True)
+        if label_folder:
+            note_unread(root / label_folder, problems, remarks)
         references = by_stem(scan_files(root / label_folder), problems) if label_folder else {}
-        files.append((split, by_stem(scan_files(root / images), problems), references))
+        scans = by_stem(scan_files(root / images), problems)
+        for name, series in series_by_id(root / images, references, choice, problems, remarks).items():
+            keep_first(scans, name, series, problems)
+        files.append((split, scans, references))
     # Four digits at the end are a channel, unless a label anywhere has the very same name.
     numbered = not any(CHANNEL.fullmatch(name) for _, found, labelled in files for name in found.keys() & labelled)
     groups = [(split, _by_channel(found, numbered=numbered), references) for split, found, references in files]
@@ -65,6 +71,8 @@ def read_plain(root: Path) -> Found:
     read = [folder for images, label_folder, _ in folders for folder in (images, label_folder) if folder]
     note_other_folders(root, read, remarks)
     note_training_count(description, file, cases, remarks)
+    if not cases and problems:
+        raise DataError(f"{problems[0][0]}: {problems[0][1]}")
     named = _labels(root, description, cases)
     if list(named.names.values()) == list(unknown_names(named.organs).values()):
         text = f'The classes have no names. Name them in {root / "labels.json"}, such as {{"liver": 1}}.'

@@ -1,0 +1,95 @@
+"""Series of DICOM as the scans of a dataset's folder: a folder, a zip or an enhanced file for each case, or a heap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.errors import DataError
+from semiseg.io.dataset import Remark
+from semiseg.io.dicom.places import Chosen, choose, path_of, the_one
+from semiseg.io.dicom.series import Series, Unusable, find_series
+from semiseg.io.dicom.sources import is_zip
+from semiseg.io.file_kinds import holds_dicom, kind_of, visible
+from semiseg.words import counted
+
+Problems = list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class SeriesChoice:
+    """Which series of DICOM are scans. series: UID, id, part of a description, or `all`; empty takes the only one of a
+    folder. resample: those that lie on no regular grid, too."""
+
+    series: str = ""
+    resample: bool = False
+
+
+ONLY = SeriesChoice()
+
+
+def dicom_places(folder: Path) -> list[Path]:
+    """What of a folder of scans holds DICOM: sub-folders, zips, and files."""
+    return [entry for entry in visible(folder) if is_place(entry)]
+
+
+def is_place(entry: Path) -> bool:
+    """Whether something in a folder of scans is read as DICOM."""
+    if entry.is_dir() or is_zip(entry):
+        return holds_dicom(entry)
+    return entry.is_file() and kind_of(entry) == "dicom"
+
+
+def series_by_id(
+    folder: Path, labels: Collection[str], choice: SeriesChoice, problems: Problems, remarks: list[Remark]
+) -> dict[str, Path]:
+    """The series in a folder of scans, by case. What is called as a label holds that case; all others are named by the
+    hash of their UID. Loose files and folders that no label is called as are looked through together: a series may be
+    spread over them.
+    """
+    found: dict[str, Path] = {}
+    left_out: Counter[str] = Counter()
+    heap: list[Path] = []
+
+    def add(place: Path, files: list[Path] | None, name: str | None = None) -> None:
+        try:
+            there = find_series(place, files=files, resample=choice.resample)
+            chosen = choose(place, there, choice.series) if name is None else _alone(place, there, choice.series)
+        except DataError as error:
+            problems.append((place, str(error)))
+            return
+        problems.extend((place, text[:1].upper() + text[1:]) for text in (chosen.why, *chosen.several) if text)
+        for series in chosen.series:
+            path = path_of(place, series, resample=choice.resample)
+            if (first := found.setdefault(name or series.id, path)) != path:
+                problems.append((path, f"the same series as {first}. Keep one of the two."))
+        for one in there if chosen.series else ():
+            if isinstance(one, Unusable) and one.series not in chosen.series:
+                if one.left_out or not one.id or choice.series:
+                    left_out[one.why] += 1
+                else:
+                    problems.append((path_of(place, one), one.why))
+
+    for place in dicom_places(folder):
+        if case_name(place) in labels:
+            add(place, None, case_name(place))
+        elif is_zip(place):
+            add(place, None)
+        else:
+            heap += visible(place, deep=True) if place.is_dir() else [place]
+    if heap:
+        add(folder, heap)
+    for why, count in left_out.items():
+        remarks.append(("note", folder, f"{counted(count, 'DICOM series', 'DICOM series')} left out: {why}"))
+    return found
+
+
+def _alone(place: Path, found: Sequence[Series | Unusable], asked: str) -> Chosen:
+    return Chosen((the_one(place, found, asked),))
+
+
+def case_name(place: Path) -> str:
+    """What a folder, a zip or a file is called as a case."""
+    return place.name[:-4] if place.name.lower().endswith((".zip", ".dcm", ".ima")) else place.name

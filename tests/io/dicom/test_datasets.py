@@ -1,0 +1,170 @@
+"""DICOM in folders of scans: which cases a data set then has, and which scans are to be predicted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom")
+
+from pydicom.uid import generate_uid
+
+from dicom_series import random_voxels, write_enhanced, write_series
+from semiseg.errors import DataError
+from semiseg.io.dicom.series import hashed
+from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts.series import SeriesChoice
+from semiseg.io.scans import hash_of, read_grid, read_scan, stamps_of, write_label
+from semiseg.prediction.inputs import find_scans
+
+SHAPE = (6, 10, 14)
+
+
+def label_like(path: Path, image: Path) -> None:
+    label = np.zeros(read_grid(image).shape_zyx, np.uint8)
+    label[2:4, 3:6, 3:6] = 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_label(path, label, read_grid(image), image)
+
+
+def zip_of(folder: Path, target: Path) -> None:
+    with zipfile.ZipFile(target, "w") as zipped:
+        for file in sorted(folder.rglob("*")):
+            zipped.write(file, file.relative_to(folder))
+
+
+def plain_set(root: Path) -> Path:
+    """A folder, a zip, an enhanced file and a NIfTI file with labels; a heap without."""
+    (root / "images").mkdir(parents=True)
+    write_series(root / "images" / "liver_01", random_voxels(SHAPE))
+    write_series(root / "packed", random_voxels(SHAPE))
+    zip_of(root / "packed", root / "images" / "liver_02.zip")
+    shutil.rmtree(root / "packed")
+    write_enhanced(root / "images" / "liver_03.dcm", random_voxels(SHAPE))
+    image = nib.Nifti1Image(random_voxels((14, 10, 6)), np.diag([0.7, 0.8, 2.5, 1]))
+    nib.save(image, root / "images" / "liver_04.nii.gz")
+    for name, file in (("01", "01"), ("02", "02.zip"), ("03", "03.dcm"), ("04", "04.nii.gz")):
+        label_like(root / "labels" / f"liver_{name}.nii.gz", root / "images" / f"liver_{file}")
+    (root / "labels.json").write_text('{"liver": 1}')
+    for patient in "ab":
+        write_series(
+            root / "unlabelled" / f"Wolperdinger_{patient}" / "1", random_voxels(SHAPE), uid=f"1.2.3.{ord(patient)}"
+        )
+    return root
+
+
+def test_a_plain_pair_of_folders(tmp_path: Path) -> None:
+    data = read_dataset(plain_set(tmp_path))
+    assert not data.problems
+    labelled = {case.id for case in data.cases if case.label}
+    assert labelled == {"liver_01", "liver_02", "liver_03", "liver_04"}
+    unlabelled = [case for case in data.cases if not case.label]
+    assert {case.id for case in unlabelled} == {hashed("1.2.3.97"), hashed("1.2.3.98")}
+    assert all("Wolperdinger" not in str(case.images[0]) for case in unlabelled)
+    assert all(read_scan(case.images).grid.shape_zyx[1:] == (10, 14) for case in data.cases)
+
+
+def test_a_label_may_be_named_by_the_hash_of_the_uid(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    name = hashed("1.2.3.4.5")
+    write_series(root / "images" / "somebody", random_voxels(SHAPE), uid="1.2.3.4.5")
+    label_like(root / "labels" / f"{name}.nii.gz", root / "images" / "somebody")
+    (case,) = [case for case in read_dataset(root).cases if case.id == name]
+    assert case.label == root / "labels" / f"{name}.nii.gz"
+
+
+def test_nnunet_and_msd_take_unlabelled_series_too(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    for old, new in (("images", "imagesTr"), ("labels", "labelsTr"), ("unlabelled", "imagesUn")):
+        (root / old).rename(root / new)
+    (root / "imagesTr" / "liver_04.nii.gz").rename(root / "imagesTr" / "liver_04_0000.nii.gz")
+    described: dict[str, Any] = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+    (root / "dataset.json").write_text(json.dumps(described | {"numTraining": 4, "file_ending": ".nii.gz"}))
+    data = read_dataset(root)
+    assert data.layout == "nnunet"
+    assert not data.problems
+    assert sum(case.label is not None for case in data.cases) == 4
+    assert len(data.cases) == 6
+    listed = [{"image": "imagesTr/liver_04_0000.nii.gz", "label": "labelsTr/liver_04.nii.gz"}]
+    (root / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}, "training": listed})
+    )
+    data = read_dataset(root, layout="msd")
+    assert sum(case.label is None for case in data.cases) == 2
+
+
+def test_several_series_in_a_folder_are_a_problem_of_that_folder_alone(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    write_series(root / "images" / "liver_01", random_voxels(SHAPE), seed=1, description="thin 1.0", uid="1.2.3.4.1")
+    data = read_dataset(root)
+    (problem,) = [text for file, text in data.problems if "liver_01" in file.name and "series" in text]
+    assert "2 series in one folder." in problem
+    assert "semiseg check" in problem
+    assert "thin" not in problem
+    assert "liver_02" in {case.id for case in data.cases}
+    chosen = read_dataset(root, choice=SeriesChoice("thin"))
+    (case,) = [case for case in chosen.cases if case.id == "liver_01"]
+    assert hashed("1.2.3.4.1") in case.images[0].name
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    write_series(root / "unlabelled" / "c" / "1", random_voxels((2, 9, 9)), marks=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    write_series(root / "unlabelled" / "c" / "2", random_voxels((8, 9, 9)))[3].unlink()
+    data = read_dataset(root)
+    assert "1 DICOM series left out: Localizer images." in [text for _, _, text in data.remarks]
+    (problem,) = data.problems
+    assert problem[0].parent == root / "unlabelled"
+    assert "1 slice is missing" in problem[1]
+    resampled = read_dataset(root, choice=SeriesChoice(resample=True))
+    assert not resampled.problems
+    assert len(resampled.cases) == len(data.cases) + 1
+
+
+def test_contents_are_hashed_and_stamped(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", random_voxels(SHAPE), uid="1.2")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    zip_of(tmp_path / "a", tmp_path / "c.zip")
+    assert hash_of([tmp_path / "a"]) == hash_of([tmp_path / "b"]) == hash_of([tmp_path / "c.zip"])
+    (file, *_) = sorted((tmp_path / "b").iterdir())
+    before = stamps_of([tmp_path / "b"])
+    assert list(before) == [str(tmp_path / "b")]
+    file.write_bytes(file.read_bytes()[:-2] + b"\1\1")
+    assert hash_of([tmp_path / "a"]) != hash_of([tmp_path / "b"])
+    assert stamps_of([tmp_path / "b"]) != before
+    (scan,) = find_scans([tmp_path / "a"])
+    assert list(stamps_of(scan.images)) == [str(scan.images[0])]
+
+
+def test_scans_to_predict(tmp_path: Path) -> None:
+    first, second = generate_uid(), generate_uid()
+    write_series(tmp_path / "heap" / "Wolperdinger" / "1", random_voxels(SHAPE), uid=first)
+    write_series(tmp_path / "heap" / "Wolperdinger" / "2", random_voxels(SHAPE), uid=second)
+    zip_of(tmp_path / "heap" / "Wolperdinger" / "1", tmp_path / "packed.zip")
+    said: list[str] = []
+    scans = find_scans([tmp_path / "heap"], say=said.append)
+    assert {scan.id for scan in scans} == {hashed(first), hashed(second)}
+    assert not said
+    assert [scan.id for scan in find_scans([tmp_path / "packed.zip"])] == [hashed(first)]
+    assert [scan.id for scan in find_scans([scans[0].images[0]])] == [scans[0].id]
+    assert [scan.id for scan in find_scans([tmp_path / "heap"], series=second)] == [hashed(second)]
+    write_series(
+        tmp_path / "heap" / "Wolperdinger" / "2", random_voxels((1, 5, 5)), marks=("A", "B", "LOCALIZER"), seed=3
+    )
+    find_scans([tmp_path / "heap"], say=said.append)
+    assert said == [f"{tmp_path / 'heap'}: 1 series left out: Localizer images."]
+    write_series(tmp_path / "heap" / "Wolperdinger" / "2", random_voxels(SHAPE), seed=1)
+    with pytest.raises(DataError, match=r"2 series in one folder\. There are: .*--series all"):
+        find_scans([tmp_path / "heap"])
+    assert len(find_scans([tmp_path / "heap"], series="all")) == 3
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as zipped:
+        zipped.writestr("a.txt", "nothing")
+    with pytest.raises(DataError, match=r"no series that is a volume\. No DICOM image is in it"):
+        find_scans([tmp_path / "empty.zip"])
