@@ -7,6 +7,7 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
@@ -183,3 +184,24 @@ def _set_pixels(dataset: Dataset, stored: np.ndarray[Any, Any], bits_stored: int
 
 def _name(number: int, seed: int) -> str:
     return f"IM{(number * 7919 + seed) % 100_000:05d}"
+
+
+def series_of_nifti(file: Path, folder: Path, **given: Any) -> list[Path]:
+    """Write a NIfTI scan of whole numbers as a series."""
+    image: Any = nib.load(file)
+    values = np.asarray(image.dataobj)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    along = affine[:3, :3] / lengths
+    if np.dot(np.cross(along[:, 0], along[:, 1]), along[:, 2]) < 0:
+        values, affine[:3, 3] = values[:, :, ::-1], affine[:3, :4] @ [0, 0, values.shape[2] - 1, 1]
+        affine[:3, 2] *= -1
+    return write_series(
+        folder,
+        np.rint(values).astype(np.int16).transpose(2, 1, 0),
+        orientation=[*along[:, 0], *along[:, 1]],
+        spacing=(float(lengths[1]), float(lengths[0])),
+        positions=[tuple(affine[:3, 3] + k * affine[:3, 2]) for k in range(values.shape[2])],
+        intercepts=[0.0],
+        **given,
+    )

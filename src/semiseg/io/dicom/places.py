@@ -113,13 +113,16 @@ def choose(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> 
 
 
 def the_one(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> Series:
-    """The one series of a place. Raises `DataError` where there is none, or several."""
+    """The one series of a place. Raises `DataError` where there is none, or several could be meant, among them such as
+    are not regular."""
     chosen = choose(place, found, asked)
     if chosen.why or chosen.several:
         raise DataError(f"{place}: {chosen.why or chosen.several[0]}")
-    if len(chosen.series) > 1:
-        count = counted(len(chosen.series), "series", "series")
-        raise DataError(f"{place}: {count}, but one is wanted. {listed(chosen.series)} Name one with --series ID.")
+    others = [one for one in found if isinstance(one, Unusable) and one.mendable and not asked]
+    candidates: list[Series | Unusable] = [*chosen.series, *others]
+    if len(candidates) > 1:
+        count = counted(len(candidates), "series", "series")
+        raise DataError(f"{place}: {count}, but one is wanted. {listed(candidates)} Name one with --series ID.")
     return chosen.series[0]
 
 
@@ -151,7 +154,8 @@ def listed(found: Sequence[Series | Unusable]) -> str:
 
 def _short(one: Series | Unusable) -> str:
     if isinstance(one, Unusable):
-        return f"{one.id} ({one.modality}, {counted(len(one.files), 'image')}, no volume or left out)"
+        what = "not regular" if one.mendable else "no volume, or left out"
+        return f"{one.id} ({one.modality}, {counted(len(one.files), 'image')}, {what})"
     columns, rows, slices = size_of(one)
     mm = " x ".join(f"{v:.3g}" for v in one.grid.stored_mm)
     return f"{one.id} ({one.modality}, {columns} x {rows} x {slices}, {mm} mm)"

@@ -14,7 +14,7 @@ import numpy as np
 
 from semiseg.geometry import canonical_grid, triple
 from semiseg.io.dicom.headers import Slice, Unread, slices_of
-from semiseg.io.dicom.order import fault_of, normal_of, ordered_by_position, without_duplicates
+from semiseg.io.dicom.order import Fault, fault_of, normal_of, ordered_by_position, without_duplicates
 from semiseg.io.dicom.regular import Regular, made_regular
 from semiseg.io.dicom.values import voxel_bytes
 from semiseg.io.grid import Grid
@@ -60,8 +60,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A series, or files, that are no volume, and why, as a sentence. series: what it is taken for where it is asked
-    for by name (derived images). left_out: nobody takes it for a scan, so there is nothing to mend."""
+    """A series, or files, that are no volume, and why, as a sentence.
+
+    series: what it is taken for where it is asked for by name (derived images). left_out: nobody takes it for a scan,
+    so there is nothing to mend. mendable: it would be a volume if it was made regular.
+    """
 
     uid: str
     description: str
@@ -72,6 +75,7 @@ class Unusable:
     slices: tuple[Slice, ...] = ()
     series: Series | None = None
     left_out: bool = False
+    mendable: bool = False
 
 
 def find_series(
@@ -152,8 +156,9 @@ class _Group:
         if why := _why_no_volume(self.slices):
             return replace(unusable, why=why, left_out=first.modality in _NO_SCANS)
         found = _volume(first, self.slices, id, resample=resample)
-        if isinstance(found, str):
-            return replace(unusable, why=found)
+        if isinstance(found, Fault):
+            remedy = f" {_RESAMPLE}" if found.mendable else ""
+            return replace(unusable, why=f"{found.text}{remedy}", mendable=found.mendable)
         if self._kind == "derived":
             return replace(unusable, why=_DERIVED, series=found, left_out=True)
         return found
@@ -214,12 +219,12 @@ def _why_odd_direction(first: Slice) -> str:
     return ""
 
 
-def _volume(first: Slice, slices: Sequence[Slice], id: str, *, resample: bool) -> Series | str:
+def _volume(first: Slice, slices: Sequence[Slice], id: str, *, resample: bool) -> Series | Fault:
     """The volume, or why the places of its slices are none's."""
     ordered = ordered_by_position(slices)
     fault = fault_of(ordered)
     if fault and not (resample and fault.mendable):
-        return f"{fault.text} {_RESAMPLE if fault.mendable else ''}".strip()
+        return fault
     regular = None
     if fault:
         ordered = without_duplicates(ordered)

@@ -87,7 +87,9 @@ def series_by_id(
 
 
 def _alone(place: Path, found: Sequence[Series | Unusable], asked: str) -> Chosen:
-    return Chosen((the_one(place, found, asked),))
+    """The one series of a case; what is asked for counts where there are several."""
+    likely = [one for one in found if isinstance(one, Series) or one.mendable]
+    return Chosen((the_one(place, found, "" if len(likely) == 1 else asked),))
 
 
 def case_name(place: Path) -> str:
