@@ -193,6 +193,19 @@ def test_lossless_syntaxes_round_trip(syntax: str, kind: Any, bits: int, tmp_pat
         assert np.array_equal(values[:, :, ::-1], by_semiseg(file)[0])
 
 
+@pytest.mark.parametrize("syntax", [*LOSSLESS, ""])
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.998])
+def test_a_slice_that_is_cut_off_is_refused_by_name(syntax: str, share: float, tmp_path: Path) -> None:
+    files = write_series(tmp_path, random_voxels((4, 64, 64)))
+    if syntax:
+        compress(files, syntax)
+    content = files[2].read_bytes()
+    files[2].write_bytes(content[: int(len(content) * share)])
+    said = rf"InstanceNumber 2 \({files[2].name}\) is cut off: voxels are missing\. Restore the file\."
+    with pytest.raises(DataError, match=said):
+        read_voxels(tmp_path)
+
+
 @pytest.mark.parametrize(("syntax", "kind"), [("JPEGBaselineProcess1", np.uint8), ("JPEG2000", np.uint16)])
 def test_lossy_syntaxes_are_decoded(syntax: str, kind: Any, tmp_path: Path) -> None:
     smooth = np.add.outer(np.arange(4), np.add.outer(np.arange(32) * 2, np.arange(24) * 3)).astype(kind)

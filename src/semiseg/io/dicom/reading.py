@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ BY_GDCM = {
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
 _UNKNOWN_LENGTH = 0xFFFFFFFF
+_ITEM, _END_OF_ITEMS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
 def read_grid(path: Path) -> Grid:
@@ -131,10 +133,12 @@ def _named(path: Path, file: Path, frames: Sequence[Slice]) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise DataError(f"{path}: {file.name} cannot be read ({why}). Restore it.") from None
+    except EOFError:
+        raise DataError(f"{path}: {frames[0].name} is cut off: voxels are missing. Restore the file.") from None
     except Exception as error:  # noqa: BLE001 (decoders raise anything)
         raise DataError(
-            f"{path}: the voxels of {frames[0].name} cannot be read ({type(error).__name__}); the file is damaged or "
-            "cut off. Restore it."
+            f"{path}: the voxels of {frames[0].name} cannot be read ({type(error).__name__}): the file is damaged. "
+            "Restore it."
         ) from None
 
 
@@ -150,6 +154,7 @@ def _stored(stream: IO[bytes], frames: Sequence[Slice]) -> Iterator[AnyArray]:
     elif syntax == RLE or syntax in BY_GDCM:
         if length != _UNKNOWN_LENGTH:
             raise ValueError
+        _check_fragments(source)
         yield from _compressed(source, frames, syntax)
     else:
         raise DataError(
@@ -200,6 +205,25 @@ def _compressed(stream: IO[bytes], frames: Sequence[Slice], syntax: str) -> Iter
     )
     for array, _ in made:
         yield array.astype(stored_dtype(pixels), copy=False)
+
+
+def _check_fragments(stream: IO[bytes]) -> None:
+    """Raise `EOFError` where a compressed value is cut off: decoders fill what lacks. The stream stays where it is."""
+    start = stream.tell()
+    end = stream.seek(0, io.SEEK_END)
+    place = start
+    while True:
+        stream.seek(place)
+        head = stream.read(8)
+        if len(head) < 8:
+            raise EOFError
+        tag, length = head[:4], int.from_bytes(head[4:], "little")
+        if tag == _END_OF_ITEMS:
+            break
+        place += 8 + length
+        if tag != _ITEM or place > end:
+            raise EOFError
+    stream.seek(start)
 
 
 def _value_length(stream: IO[bytes], implicit: bool, little: bool) -> int:
