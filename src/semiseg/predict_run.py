@@ -130,7 +130,8 @@ def predict_into(
         raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
     room_for_two = True
     if settings.max_memory:
-        room_for_two = check_budget(scans, loaded, engine, settings, workers=1 if by_cluster() else side_by_side)
+        side = 1 if by_cluster() else side_by_side
+        room_for_two = check_budget(scans, loaded, engine, settings, outputs=outputs, workers=side)
     with bar("predicting", quiet) as advance:
         if is_output_file(output):
             outcomes = [predict_scan_to(scans[0], loaded, engine, output, settings, outputs)]

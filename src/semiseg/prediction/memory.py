@@ -28,6 +28,7 @@ from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.export import ROWS_AT_ONCE
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
+from semiseg.prediction.outputs import LABELS_ALONE, Outputs
 from semiseg.prediction.predictor import model_steps
 from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.window import cheapest_axes, turned
@@ -38,6 +39,8 @@ _FLOAT, _CELL = 4, 4
 _SLACK, _FIXED = 1.05, 32 * 10**6
 """What the allocator needs besides, as a factor of all that is counted; and what is imported and started late, in
 bytes."""
+_FRAME_BYTES = 60_000
+"""Of what a SEG says of a frame."""
 _BESIDE = 24 * 10**6
 """The same of the thread that reads and writes other scans meanwhile: blocks, and an allocator of its own."""
 
@@ -92,7 +95,34 @@ def _result_bytes(voxels: int, classes: int, settings: PredictSettings) -> int:
     return voxels * ((1 if classes <= 256 else 2) + (_FLOAT * classes if settings.probabilities else 0))
 
 
-def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *, engine_bytes: int) -> dict[str, Need]:
+def _written_bytes(scan: Scan, grid: Grid, organs: int, outputs: Outputs) -> int:
+    """What making a SEG or an RTSTRUCT takes beside the label map, the most of them: they are made one after the other.
+
+    An RTSTRUCT of labels that are noise takes more; no more than this was seen of a network's.
+    """
+    if not outputs.of_dicom:
+        return 0
+    from semiseg.io.dicom.places import series_of
+
+    voxels, slices = prod(grid.shape_zyx), len(series_of(scan.images[0]).slices)
+    label = voxels * (1 if organs < 256 else 2)
+    needs = {
+        # Consecutive numbers in the place of values; all frames at a bit a voxel, twice; and what is said of each.
+        "dicom-seg": label + organs * (voxels // 4 + slices * _FRAME_BYTES),
+        "dicom-labelmap": 3 * label + slices * _FRAME_BYTES,
+        "rtstruct": voxels,
+    }
+    return max(needs[one] for one in outputs.of_dicom)
+
+
+def scan_needs(
+    scans: Sequence[Scan],
+    model: Model,
+    settings: PredictSettings,
+    *,
+    engine_bytes: int,
+    outputs: Outputs = LABELS_ALONE,
+) -> dict[str, Need]:
     """What each scan takes, by its id; scans that cannot be read are left out, for prediction to name."""
     cleaned = bool(model_steps(model, settings))
     settings = replace(settings, mirror=settings.mirror and bool(model.mirror_axes))
@@ -102,15 +132,23 @@ def scan_needs(scans: Sequence[Scan], model: Model, settings: PredictSettings, *
             grids = [read_grid(file) for file in scan.images]
             stored = sum(prod(g.shape_zyx) * g.channels * g.voxel_bytes for g in grids)
             result = _result_bytes(prod(grids[0].shape_zyx), model.plan.labels.count, settings)
+            result += _written_bytes(scan, grids[0], model.plan.labels.count - 1, outputs)
+            predicting = scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
             needs[scan.id] = Need(
-                scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned),
+                max(predicting, int(_SLACK * result) + engine_bytes + _FIXED),
                 int(_SLACK * max(stored, result)) + _BESIDE,
             )
     return needs
 
 
 def check_budget(
-    scans: Sequence[Scan], model: Model, engine: Engine, settings: PredictSettings, *, workers: int = 1
+    scans: Sequence[Scan],
+    model: Model,
+    engine: Engine,
+    settings: PredictSettings,
+    *,
+    outputs: Outputs = LABELS_ALONE,
+    workers: int = 1,
 ) -> bool:
     """Whether `max_memory` has room for the largest scan and for another one, read or written meanwhile.
 
@@ -118,7 +156,7 @@ def check_budget(
     have the largest at once, beside the engine of this process.
     """
     engine_bytes = measure_engine([engine], model, settings)
-    needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes)
+    needs = scan_needs(scans, model, settings, engine_bytes=engine_bytes, outputs=outputs)
     if not needs:
         return False
     largest = max(needs, key=lambda scan: needs[scan].at_peak)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ from semiseg.types import AnyArray, DoubleArray, LabelArray
 
 _CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
-_CONTOUR_DATA = 0x30060050
+_CONTOURS, _IMAGES, _DATA = (0x3006, 0x0040), (0x3006, 0x0016), (0x3006, 0x0050)
+_KIND, _COUNT, _NUMBER = (0x3006, 0x0042), (0x3006, 0x0046), (0x3006, 0x0048)
+_CLASS_UID, _INSTANCE_UID, _FRAME = (0x0008, 0x1150), (0x0008, 0x1155), (0x0008, 0x1160)
+"""Tags of contours, which are encoded here: as pydicom's objects those of a noisy label take gigabytes."""
 _SERIES_NUMBER = 9002
 
 
@@ -50,7 +54,7 @@ def write_rtstruct(
     with no_words_of_patients():
         made = _head(source, made_by)
         colours = organ_colours(organs.values())
-        contours: dict[int, list[Any]] = {value: [] for value in values}
+        contours: dict[int, list[bytes]] = {value: [] for value in values}
         for plane, one in zip(planes, series.slices, strict=True):
             for value in values:
                 contours[value] += _contours(plane == value, one, source, len(contours[value]))
@@ -81,13 +85,8 @@ def _head(source: Source, made_by: MadeBy) -> Any:
     made.StructureSetLabel, made.StructureSetName = "semiseg", f"by semiseg, model {made_by.model[:12]}"
     made.StructureSetDate, made.StructureSetTime = made.SeriesDate, made.SeriesTime
     made.ApprovalStatus = "UNAPPROVED"
-    images = [_reference(one, source) for one in source.series.slices]
-    if source.is_multiframe:
-        images = [
-            _dataset(
-                ReferencedSOPClassUID=source.class_uid, ReferencedSOPInstanceUID=images[0].ReferencedSOPInstanceUID
-            )
-        ]
+    instances = dict.fromkeys(one.instance for one in source.series.slices)
+    images = [_dataset(ReferencedSOPClassUID=source.class_uid, ReferencedSOPInstanceUID=one) for one in instances]
     series = _dataset(SeriesInstanceUID=source.series_uid, ContourImageSequence=images)
     study = _dataset(
         ReferencedSOPClassUID=_STUDY_CLASS,
@@ -100,28 +99,36 @@ def _head(source: Source, made_by: MadeBy) -> Any:
     return made
 
 
-def _reference(one: Slice, source: Source) -> Any:
-    made = _dataset(ReferencedSOPClassUID=source.class_uid, ReferencedSOPInstanceUID=one.instance)
-    if source.is_multiframe:
-        made.ReferencedFrameNumber = one.frame + 1
-    return made
-
-
-def _contours(mask: AnyArray, one: Slice, source: Source, before: int) -> list[Any]:
-    """The contours of a slice. before: how many the organ has already."""
+def _contours(mask: AnyArray, one: Slice, source: Source, before: int) -> list[bytes]:
+    """The contours of a slice, each as an item of a sequence. before: how many the organ has already."""
     found = []
+    image = _element(_CLASS_UID, _uid(source.class_uid)) + _element(_INSTANCE_UID, _uid(one.instance))
+    if source.is_multiframe:
+        image += _element(_FRAME, _padded(str(one.frame + 1)))
+    start = _element(_IMAGES, _item(image)) + _element(_KIND, _padded("CLOSED_PLANAR"))
     for number, polygon in enumerate(outlines(mask), start=before + 1):
-        polygon = _begun_well(polygon, one)
-        contour = _dataset(
-            ContourImageSequence=[_reference(one, source)],
-            ContourGeometricType="CLOSED_PLANAR",
-            NumberOfContourPoints=len(polygon),
-            ContourNumber=number,
-        )
-        # As bytes: a number of pydicom's takes 500 bytes of memory. Which kind they are is not written (implicit VR).
-        contour.add_new(_CONTOUR_DATA, "UN", _text(_places(polygon, one)))
-        found.append(contour)
+        points = _element(_COUNT, _padded(str(len(polygon)))) + _element(_NUMBER, _padded(str(number)))
+        found.append(_item(start + points + _element(_DATA, _text(_places(_begun_well(polygon, one), one)))))
     return found
+
+
+def _element(tag: tuple[int, int], value: bytes) -> bytes:
+    """An element as implicit VR, little endian, has it: what kind it is is not written."""
+    return pack("<HHI", *tag, len(value)) + value
+
+
+def _item(content: bytes) -> bytes:
+    """An item of a sequence."""
+    return _element((0xFFFE, 0xE000), content)
+
+
+def _padded(text: str) -> bytes:
+    """A text of an even number of characters."""
+    return (text + " " * (len(text) % 2)).encode("ascii")
+
+
+def _uid(text: str) -> bytes:
+    return (text + "\0" * (len(text) % 2)).encode("ascii")
 
 
 def _begun_well(polygon: DoubleArray, one: Slice) -> DoubleArray:
@@ -143,10 +150,8 @@ def _places(polygon: DoubleArray, one: Slice) -> DoubleArray:
 
 
 def _text(places: DoubleArray) -> bytes:
-    """Numbers to 0.1 µm, with a space at the end where their count of characters is odd."""
-    numbers = (np.round(places, 4) + 0.0).ravel().tolist()
-    text = "\\".join(map("%.4f".__mod__, numbers))
-    return (text + " " * (len(text) % 2)).encode("ascii")
+    """Numbers to 0.1 µm."""
+    return _padded("\\".join(map("%.4f".__mod__, (np.round(places, 4) + 0.0).ravel().tolist())))
 
 
 def _region(value: int, name: str, source: Source) -> Any:
@@ -158,9 +163,10 @@ def _region(value: int, name: str, source: Source) -> Any:
     )
 
 
-def _outlined(value: int, contours: list[Any], colour: str) -> Any:
-    rgb = list(ImageColor.getrgb(colour)[:3])
-    return _dataset(ROIDisplayColor=rgb, ContourSequence=contours, ReferencedROINumber=value)
+def _outlined(value: int, contours: list[bytes], colour: str) -> Any:
+    made = _dataset(ROIDisplayColor=list(ImageColor.getrgb(colour)[:3]), ReferencedROINumber=value)
+    made.add_new(_CONTOURS, "OB", b"".join(contours))  # a sequence, as it is written
+    return made
 
 
 def _observed(value: int, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,9 +36,12 @@ _BLANK = (
 
 
 def require_highdicom() -> None:
-    """Raise `ConfigError` where highdicom is not installed."""
+    """Import highdicom, so that its memory is counted before a scan's is planned. Raises `ConfigError` where it is not
+    installed."""
     if importlib.util.find_spec("highdicom") is None:
         raise ConfigError("DICOM SEG needs highdicom: pip install 'semiseg[dicom]'.")
+    with no_words_of_patients():
+        importlib.import_module("highdicom")
 
 
 def write_segmentation(
