@@ -236,14 +236,15 @@ def test_a_preview_shows_outlines_where_organs_are(plan: Plan) -> None:
     data = preview_png(RawChannel(values), labels, (3.0, 2.0, 2.0), census, plan)
     picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     blue = np.abs(picture - (0x56, 0xB4, 0xE9)).sum(axis=2) < 40
-    panel = blue[16:390, 16:576]  # axial: 120 mm wide, 80 high
+    scale = 560 / 120  # axial: 120 mm wide, 80 high, in the middle beside the sagittal panel of 420 pixels
+    top = 42 + (420 - round(80 * scale)) // 2
+    panel = blue[top : top + round(80 * scale), 16:576]
     rows, columns = np.nonzero(panel)
-    scale = 560 / 120
     assert columns.min() == pytest.approx((60 - 50) * 2 * scale, abs=3)
     assert columns.max() == pytest.approx((60 - 40) * 2 * scale, abs=3)
     assert rows.min() == pytest.approx((40 - 20) * 2 * scale, abs=3)
     assert rows.max() == pytest.approx((40 - 10) * 2 * scale, abs=3)
-    grey = picture[16 + 187, 16 + 280]
+    grey = picture[top + 187, 16 + 280]
     assert grey.tolist() == [round((40 + 160) / 400 * 255)] * 3
     empty = take_census(np.zeros_like(labels), [RawChannel(values)], 3)
     assert preview_png(RawChannel(values), np.zeros_like(labels), (3.0, 2.0, 2.0), empty, plan)  # nothing found

@@ -21,6 +21,8 @@ _GAP, _MARGIN, _LINE = 12, 16, 26
 _SHARP = 2
 """Lines are drawn so many times larger and made small again."""
 _FONT, _SMALL = 17, 14
+_FOR_LETTERS = 80
+"""Pixels of height that letters above and below each other need."""
 _INK, _MUTED, _PAGE = (235, 235, 235), (170, 170, 170), (16, 17, 20)
 
 
@@ -36,18 +38,20 @@ def preview_png(scan: RawChannel, labels_zyx: LabelArray, spacing_mm: Spacing, c
         for plane, n in zip(PLANES, centre, strict=True)
     }
     grey = window(np.concatenate([one.ravel() for one in slices.values()]), ct=ct)
-    panels = []
+    panels, titles = [], []
     for axis, plane in enumerate(PLANES):
         label = plane_slice(labels_zyx, plane, centre[axis])
-        text = f"{plane} {centre[axis] + 1}/{labels_zyx.shape[axis]}"
-        panels.append(_panel(slices[plane], label, plane, spacing_mm, grey, organs, colours, text))
+        titles.append(f"{plane} {centre[axis] + 1}/{labels_zyx.shape[axis]}")
+        panels.append(_panel(slices[plane], label, plane, spacing_mm, grey, organs, colours))
     width = sum(panel.width for panel in panels) + _GAP * (len(panels) - 1) + 2 * _MARGIN
     legend = _legend(width - 2 * _MARGIN, organs, colours, volumes_ml)
-    height = max(panel.height for panel in panels) + legend.height + 3 * _MARGIN
+    high = max(panel.height for panel in panels)
+    height = high + legend.height + 3 * _MARGIN + _LINE
     page = Image.new("RGB", (width, height), _PAGE)
-    left = _MARGIN
-    for panel in panels:
-        page.paste(panel, (left, _MARGIN))
+    pen, font, left = ImageDraw.Draw(page), ImageFont.load_default(_SMALL), _MARGIN
+    for panel, title in zip(panels, titles, strict=True):
+        pen.text((left, _MARGIN), title, fill=_MUTED, font=font, anchor="lt")
+        page.paste(panel, (left, _MARGIN + _LINE + (high - panel.height) // 2))
         left += panel.width + _GAP
     page.paste(legend, (_MARGIN, height - legend.height - _MARGIN))
     stream = io.BytesIO()
@@ -63,7 +67,6 @@ def _panel(
     grey: tuple[float, float],
     organs: Mapping[int, str],
     colours: Mapping[str, str],
-    text: str,
 ) -> Image.Image:
     rows_mm, columns_mm = plane_spacing(spacing_mm, plane)
     high, wide = label.shape[0] * rows_mm, label.shape[1] * columns_mm
@@ -83,14 +86,11 @@ def _panel(
     pen = ImageDraw.Draw(panel)
     font, edges = ImageFont.load_default(_SMALL), EDGES[plane]
     x, y = size[0] / 2, size[1] / 2
-    for letter, place, anchor in (
-        (edges.left, (4, y), "lm"),
-        (edges.right, (size[0] - 4, y), "rm"),
-        (edges.top, (x, 4), "mt"),
-        (edges.bottom, (x, size[1] - 4), "mb"),
-    ):
+    letters = [(edges.left, (4, y), "lm"), (edges.right, (size[0] - 4, y), "rm")]
+    if size[1] > _FOR_LETTERS:
+        letters += [(edges.top, (x, 4), "mt"), (edges.bottom, (x, size[1] - 4), "mb")]
+    for letter, place, anchor in letters:
         pen.text(place, letter, fill=_INK, font=font, anchor=anchor)
-    pen.text((4, 4), text, fill=_INK, font=font, anchor="lt")
     return panel
 
 

@@ -9,6 +9,7 @@ import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def copy_identity(source: Source, target: Any) -> None:
     source.head.decode()
     for keyword in (*_PATIENT, *_STUDY):
         if keyword in source.head:
-            target[keyword] = source.head[keyword]
+            target[keyword] = deepcopy(source.head[keyword])
         elif keyword in target:
             del target[keyword]
     for keyword in _MUST_STAND:
