@@ -34,9 +34,9 @@ class View:
     def execute(self) -> int:
         refuse_missing("the pages need")
         from semiseg.view.command import serve
-        from semiseg.view.server import STATIC
+        from semiseg.view.server import STATIC, are_built
 
-        if not (STATIC / "index.html").is_file():
+        if not are_built():
             raise ConfigError(
                 f"{STATIC}: the pages are not built. Build them with `make pages` (needs Node 20) and install again, "
                 "or install a wheel."

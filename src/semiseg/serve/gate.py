@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from semiseg.view.guard import HOSTS, answered, is_token, with_headers
 
+PREFIX = "/t/"
+"""Of all paths; the token follows."""
 _NO_PAGE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox"}
 
 
@@ -53,5 +55,5 @@ class Gate:
 
     def _path_inside(self, path: str) -> str | None:
         """The path below the token; None without the right one."""
-        before, _, rest = path.removeprefix("/t/").partition("/")
-        return f"/{rest}" if path.startswith("/t/") and is_token(before, self._token) else None
+        before, _, rest = path.removeprefix(PREFIX).partition("/")
+        return f"/{rest}" if path.startswith(PREFIX) and is_token(before, self._token) else None

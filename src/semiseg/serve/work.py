@@ -16,7 +16,8 @@ from semiseg.io.dataset import LabelScheme, unusable_id
 from semiseg.io.layouts import detect_layout, read_dataset, refuse_no_folder
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.rows import read_predictions
-from semiseg.view.contents import Contents, Fresh, ViewCase
+from semiseg.run_folder import refuse_links
+from semiseg.view.contents import Contents, Fresh, ViewCase, scheme_beside
 from semiseg.view.source import Source, open_source
 from semiseg.words import shortened
 
@@ -88,6 +89,8 @@ def open_work(model: Path | None, data: Path | None, folder: Path | None) -> Wor
 
     Raises `ConfigError` or `DataError` that says what is missing or does not fit.
     """
+    if model is not None:
+        refuse_no_folder(model)
     if model is not None and (model / "run.toml").is_file():
         if folder is not None:
             raise ConfigError(
@@ -101,9 +104,10 @@ def open_work(model: Path | None, data: Path | None, folder: Path | None) -> Wor
     cases, scheme = _cases_in(data)
     folder = folder or DEFAULT_FOLDER
     if model is not None:
-        if not (model / "plan.toml").is_file():
+        plan_file = (model / "model" if (model / "model").is_dir() else model) / "plan.toml"
+        if not plan_file.is_file():
             raise DataError(f"{model}: is no model folder and no run (it has no plan.toml and no run.toml).")
-        plan = read_plan(model / "plan.toml")
+        plan = read_plan(plan_file)
         _keep(folder, data, plan.labels)
         write_plan(folder / "plan.toml", plan)  # by which the next run knows whether its organs are the same
         made = Contents(name=data.resolve().name, cases=cases, scheme=plan.labels, channels=plan.channels)
@@ -158,7 +162,9 @@ def _cases_in(data: Path) -> tuple[dict[str, ViewCase], LabelScheme | None]:
         detect_layout(data)
     except DataError:
         scans = [scan for scan in find_scans([data]) if not unusable_id(scan.id)]
-        return {scan.id: ViewCase(id=scan.id, role="unlabelled", images=scan.images) for scan in scans}, None
+        return {scan.id: ViewCase(id=scan.id, role="unlabelled", images=scan.images) for scan in scans}, scheme_beside(
+            data
+        )
     dataset = read_dataset(data)
     return {
         case.id: ViewCase(
@@ -173,6 +179,11 @@ def _cases_in(data: Path) -> tuple[dict[str, ViewCase], LabelScheme | None]:
 
 def _keep(folder: Path, data: Path, scheme: LabelScheme) -> None:
     """Begin a folder, or go on with one of the same scans and organs."""
+    if folder.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            f"{folder}: lies among the scans, where labels may be taken for some. Name another with --output."
+        )
+    refuse_links(folder)
     file = folder / _FILE
     wanted = {"data": str(data.resolve()), "labels": {name: value for value, name in scheme.names.items()}}
     if file.is_file():

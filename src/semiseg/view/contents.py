@@ -158,12 +158,13 @@ def _label_maps(folder: Path, files: Mapping[str, Path]) -> Contents:
     return Contents(
         name=folder.resolve().name,
         cases={id: ViewCase(id=id, role="label", reference=file) for id, file in files.items()},
-        scheme=_scheme_beside(folder) or labels_found(folder, list(files.values())[:_NAMED_BY]),
+        scheme=scheme_beside(folder) or labels_found(folder, list(files.values())[:_NAMED_BY]),
         channels=(),
     )
 
 
-def _scheme_beside(folder: Path) -> LabelScheme | None:
+def scheme_beside(folder: Path) -> LabelScheme | None:
+    """The organs that a file beside scans or label maps names; None where there is none."""
     for file in (folder / "dataset.json", folder / "labels.json"):
         if file.is_file():
             value: Any = read_object(file)

@@ -81,6 +81,11 @@ def make_app(pages: Pages, *, token: str, port: int) -> Starlette:
     )
 
 
+def are_built() -> bool:
+    """Whether the pages are there: in a clone they are built first."""
+    return (STATIC / "index.html").is_file()
+
+
 async def _app_page(_: Request) -> Response:
     page = STATIC / "index.html"
     if not page.is_file():
