@@ -36,7 +36,7 @@ _NO_ORGANS = ("background", "foreground_scribbles", "background_scribbles")
 @dataclass(frozen=True, kw_only=True)
 class Saved:
     """What became of a label. accepted: the label that was handed out, where it came back as it was. changed_voxels:
-    else, against that label. absent: organs of which it holds nothing."""
+    else, against that label, or against nothing. absent: organs of which it holds nothing."""
 
     accepted: Path | None
     changed_voxels: int
@@ -78,7 +78,7 @@ def save(work: Work, case: ViewCase, file: Path, segments: Sequence[str]) -> Sav
     absent = tuple(name for value, name in scheme.organs.items() if value not in there)
     return Saved(
         accepted=None if taken or work.source.correction(case) else before,
-        changed_voxels=taken.changed_voxels if taken else 0,
+        changed_voxels=0 if taken is None else taken.changed_voxels if before else int(np.count_nonzero(label)),
         absent=absent,
     )
 
