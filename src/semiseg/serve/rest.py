@@ -4,6 +4,7 @@ up."""
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,14 +24,14 @@ from semiseg.data.reviews import REVIEWED_LABELS
 from semiseg.errors import DataError, SemisegError
 from semiseg.io.file_kinds import ending, is_written
 from semiseg.io.layouts.labels import IGNORE
-from semiseg.io.scans import files_of, read_grid, read_label
+from semiseg.io.scans import files_of, read_grid, read_label, stamps_of
 from semiseg.serve.asking import read_form
 from semiseg.serve.forms import label_nrrd, parts_response
 from semiseg.serve.queue import Queue
 from semiseg.serve.saving import most_bytes, save, segment_names
 from semiseg.serve.work import Infers, Work
 from semiseg.view import sending
-from semiseg.view.contents import ViewCase, state_of
+from semiseg.view.contents import ViewCase
 from semiseg.view.guard import MOST_BODY_BYTES, TooLargeError
 from semiseg.view.source import Layer
 from semiseg.view.volumes import Volume, Volumes
@@ -42,6 +43,7 @@ ORIGINAL, FINAL = "original", "final"
 MOST_WAITING = 16
 """Scans that may wait to be predicted. Clients wait as long as it takes, and say so; more than these are refused."""
 _AT_ONCE = 2
+_UID = re.compile(r"[0-9.]{1,64}")
 
 
 class Rest:
@@ -60,8 +62,10 @@ class Rest:
         return self._limiters.setdefault(name, CapacityLimiter(count))
 
     def known(self, id: str | None) -> ViewCase:
-        """A case by its id; 404 for one that is not served."""
+        """A case by its id, or by the UID of its series, as OHIF has it; 404 for one that is not served."""
         case = self.work.cases.get(id or "")
+        if case is None and id and _UID.fullmatch(id):
+            case = self.work.by_series(id)
         if case is None or not case.images:
             raise HTTPException(404, "There is no such image here.")
         return case
@@ -136,7 +140,7 @@ class Rest:
         return self._volumes.get(case, Layer(name="scan", title="", kind="image", form="scan", paths=case.images))
 
     def _sum(self, case: ViewCase) -> str:
-        state = state_of(*case.images)
+        state = stamps_of(case.images)
         known = self._sums.get(case.id)
         if known is None or known[0] != state:
             known = self._sums[case.id] = (state, self._hashed(case))

@@ -13,6 +13,8 @@ from semiseg.decisions import FILE as DECISIONS
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json, write_json
 from semiseg.io.dataset import LabelScheme, unusable_id
+from semiseg.io.dicom.places import EVERY, place_of, series_of
+from semiseg.io.dicom.series import hashed
 from semiseg.io.layouts import detect_layout, read_dataset, refuse_no_folder
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.rows import read_predictions
@@ -55,6 +57,15 @@ class Work:
     @property
     def cases(self) -> Mapping[str, ViewCase]:
         return self.source.contents().cases
+
+    def by_series(self, uid: str) -> ViewCase | None:
+        """The case of a series of DICOM."""
+        wanted = hashed(uid)
+        for case in self.cases.values():
+            place = place_of(case.images[0]) if case.images else None
+            if place and (place.id or series_of(case.images[0]).id) == wanted:
+                return case
+        return None
 
     def original(self, case: ViewCase) -> Path | None:
         """The label that a person would mend: a model's or the one of the round before, else the case's own."""
@@ -161,7 +172,7 @@ def _cases_in(data: Path) -> tuple[dict[str, ViewCase], LabelScheme | None]:
     try:
         detect_layout(data)
     except DataError:
-        scans = [scan for scan in find_scans([data]) if not unusable_id(scan.id)]
+        scans = [scan for scan in find_scans([data], series=EVERY) if not unusable_id(scan.id)]
         return {scan.id: ViewCase(id=scan.id, role="unlabelled", images=scan.images) for scan in scans}, scheme_beside(
             data
         )
