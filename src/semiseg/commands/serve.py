@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from semiseg.commands.arguments import Computes, Quiet
 from semiseg.commands.view import refuse_missing
 from semiseg.errors import ConfigError
 from semiseg.prediction.settings import PredictSettings
+from semiseg.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Serve(Computes):
         if self.model is None and not self.review_only:
             raise ConfigError("name a model or a run; or give --review-only to serve without one.")
         origin = checked_origin(self.ohif)
-        work = open_work(self.model, self.data, self.output)
+        work = open_work(self.model, self.data, self.output, say=lambda text: print(printable(text), file=sys.stderr))
         infers = None
         if not self.review_only:
             from semiseg.predict_run import OnRequest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from semiseg.view.contents import Contents, Fresh, ViewCase, scheme_beside
 from semiseg.view.source import Source, open_source
 from semiseg.words import shortened
 
+Say = Callable[[str], None]
 DEFAULT_FOLDER = Path("semiseg-review")
 """Where what comes of scans goes that are no run's."""
 INFERRED = "inferred"
@@ -94,9 +95,9 @@ def _model_of(folder: Path, case: str) -> str | None:
     return rows[-1]["model"] if rows else None
 
 
-def open_work(model: Path | None, data: Path | None, folder: Path | None) -> Work:
+def open_work(model: Path | None, data: Path | None, folder: Path | None, *, say: Say = lambda text: None) -> Work:
     """What is served. model: a model folder or a run; None for a review without one. data: a dataset, or a folder of
-    scans; None for a run's own. folder: for what comes of it, unless that is the run.
+    scans; None for a run's own. folder: for what comes of it, unless that is the run. say: told of what is left out.
 
     Raises `ConfigError` or `DataError` that says what is missing or does not fit.
     """
@@ -108,11 +109,11 @@ def open_work(model: Path | None, data: Path | None, folder: Path | None) -> Wor
                 f"--output {folder}: what comes of a run's scans is kept in the run. Leave it out, or name a model "
                 "folder in the place of the run."
             )
-        return _of_run(model, data)
+        return _of_run(model, data, say)
     if data is None:
         raise ConfigError("name the scans: --data FOLDER; or a run, which knows its own.")
     refuse_no_folder(data)
-    cases, scheme = _cases_in(data)
+    cases, scheme = _cases_in(data, say)
     folder = folder or DEFAULT_FOLDER
     if model is not None:
         plan_file = (model / "model" if (model / "model").is_dir() else model) / "plan.toml"
@@ -133,14 +134,14 @@ def open_work(model: Path | None, data: Path | None, folder: Path | None) -> Wor
     return Work(source=_source(folder, made), scheme=scheme, to_label=(*_TO_LABEL, "labelled"))
 
 
-def _of_run(run: Path, data: Path | None) -> Work:
+def _of_run(run: Path, data: Path | None, say: Say) -> Work:
     source = open_source(run)
     contents = source.contents()
     if contents.scheme is None:
         raise DataError(f"{run}: is not prepared yet (no plan.toml). Run `semiseg prepare {run} --data FOLDER` first.")
     if data is not None:
         refuse_no_folder(data)
-        cases, _ = _cases_in(data)
+        cases, _ = _cases_in(data, say)
         if other := [id for id in cases if id in contents.cases and not _same_files(cases[id], contents.cases[id])]:
             raise ConfigError(
                 f"--data {data}: {shortened(other)}: the run has another scan of that name. Leave --data out to serve "
@@ -167,17 +168,16 @@ def _source(folder: Path, contents: Contents) -> Source:
     )
 
 
-def _cases_in(data: Path) -> tuple[dict[str, ViewCase], LabelScheme | None]:
+def _cases_in(data: Path, say: Say) -> tuple[dict[str, ViewCase], LabelScheme | None]:
     """The cases of a dataset, or scans that lie in no layout; and the organs, where they are named."""
     try:
         detect_layout(data)
     except DataError:
-        scans = [scan for scan in find_scans([data], series=EVERY) if not unusable_id(scan.id)]
-        return {scan.id: ViewCase(id=scan.id, role="unlabelled", images=scan.images) for scan in scans}, scheme_beside(
-            data
-        )
+        return _scans_in(data, say), scheme_beside(data)
     dataset = read_dataset(data)
-    return {
+    for file, text in dataset.problems:
+        say(f"{file}: {text}")
+    cases = {
         case.id: ViewCase(
             id=case.id,
             role="test" if case.split == "test" else "labelled" if case.label else "unlabelled",
@@ -185,7 +185,19 @@ def _cases_in(data: Path) -> tuple[dict[str, ViewCase], LabelScheme | None]:
             reference=case.label,
         )
         for case in dataset.cases
-    }, dataset.labels
+    }
+    return cases, dataset.labels
+
+
+def _scans_in(data: Path, say: Say) -> dict[str, ViewCase]:
+    """Those of a folder that is no dataset; of DICOM each series that is a volume."""
+    found = {}
+    for scan in find_scans([data], series=EVERY, say=say):
+        if why := unusable_id(scan.id):
+            say(f"{scan.images[0]}: {why}")
+        else:
+            found[scan.id] = ViewCase(id=scan.id, role="unlabelled", images=scan.images)
+    return found
 
 
 def _keep(folder: Path, data: Path, scheme: LabelScheme) -> None:
