@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from starlette.types import ASGIApp
 
-from semiseg.serve.command import app_of
+from semiseg.serve.command import app_of, with_pages
 from semiseg.serve.rest import Rest
 from semiseg.serve.work import Infers, Work, open_work
 from semiseg.view.command import bound_socket, server
+from semiseg.view.server import make_app
+from semiseg.view.shared import Pages
 
 TOKEN = "the-token-of-a-test"
 
@@ -30,11 +33,14 @@ class Served:
 
 
 @contextmanager
-def serving(work: Work, infers: Infers | None = None, *, origin: str = "") -> Iterator[Served]:
+def serving(
+    work: Work, infers: Infers | None = None, *, origin: str = "", pages: Pages | None = None
+) -> Iterator[Served]:
     rest = Rest(work, infers, reviewer="the user")
     listening = bound_socket(0)
     port = listening.getsockname()[1]
-    running = server(app_of(rest, token=TOKEN, origin=origin))
+    app: ASGIApp = app_of(rest, token=TOKEN, origin=origin)
+    running = server(with_pages(app, make_app(pages, token=TOKEN, port=port)) if pages else app)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
-from rest_server import Served, serving
+from rest_server import TOKEN, Served, serving
 
 from semiseg.data.reviews import made_review
 from semiseg.data.roles import read_run_cases
@@ -20,6 +21,7 @@ from semiseg.errors import ConfigError, DataError, SemisegError
 from semiseg.io.scans import read_grid, read_label, write_label
 from semiseg.serve.work import INFERRED, open_work
 from semiseg.types import LabelArray
+from semiseg.view.shared import Pages
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +106,20 @@ def test_scans_that_are_to_be_drawn_come_first_and_judged_ones_not(run: Path) ->
         assert next_id(served) is None
         shutil.copy(other, label)  # another label than the one that was judged
         log.add("phantom_002", "accept", reviewer="ann", label_sha256="of another")
+        assert next_id(served) == "phantom_002"
+
+
+def test_what_is_marked_in_the_pages_is_the_next_in_slicer(run: Path) -> None:
+    """The pages are served by the same process, behind a guard of their own."""
+    work = open_work(run, None, None)
+    with serving(work, pages=Pages(work.source, reviewer="ann")) as served, httpx.Client() as browser:
+        address = f"http://127.0.0.1:{served.port}"
+        assert browser.get(f"{address}/api/cases").status_code == 403  # without its cookie
+        assert browser.get(f"{address}/t/{TOKEN}/api/cases").status_code == 404
+        assert browser.get(address, params={"token": TOKEN}).status_code == 303
+        label = browser.get(f"{address}/api/cases/phantom_002").json()["label_sha256"]
+        marked = {"case": "phantom_002", "decision": "label", "label_sha256": label}
+        assert browser.post(f"{address}/api/decisions", json=marked).status_code == 200
         assert next_id(served) == "phantom_002"
 
 
