@@ -165,7 +165,7 @@ def test_a_run_with_other_scans(run: Path, phantoms: Path, tmp_path: Path) -> No
 
 
 def test_a_folder_is_reviewed_without_a_model(phantoms: Path, tmp_path: Path) -> None:
-    """Its own labels are what is mended; scans of the test are not handed out."""
+    """Its own labels are what is mended; scans of the test are not there."""
     folder = tmp_path / "review"
     with serving(open_work(None, phantoms, folder)) as served:
         assert served.client.get("info/").json()["strategies"].keys() == {"random"}
@@ -173,7 +173,9 @@ def test_a_folder_is_reviewed_without_a_model(phantoms: Path, tmp_path: Path) ->
         assert ids == {"phantom_000", "phantom_001", "phantom_002", "phantom_003"}
         own = phantoms / "labelsTr" / "phantom_000.nii.gz"
         objects = served.client.get("datastore/?output=all").json()["objects"]
-        assert {id for id, one in objects.items() if one["labels"]} >= {"phantom_000", "phantom_001"}
+        assert {id for id, one in objects.items() if one["labels"]} == {"phantom_000", "phantom_001"}
+        assert sorted(objects) == sorted(ids)
+        assert served.client.get("datastore/image?image=phantom_004").status_code == 404
         assert served.client.get("datastore/label?label=phantom_000&tag=original").content == own.read_bytes()
         mended = np.maximum(read_label(own)[0], 1)
         assert save(served, "phantom_000", mended, tmp_path)["became"] == "corrected"

@@ -29,7 +29,7 @@ DEFAULT_FOLDER = Path("semiseg-review")
 INFERRED = "inferred"
 """Folder for labels that a client asked for, and that are not the ones to be judged."""
 _FILE = "serve.json"
-_TO_LABEL = ("unlabelled", "set_aside", "taught", "train")
+_TO_LABEL = ("unlabelled", "set_aside", "taught")
 
 
 class Infers(Protocol):
@@ -57,7 +57,8 @@ class Work:
 
     @property
     def cases(self) -> Mapping[str, ViewCase]:
-        return self.source.contents().cases
+        """Without those of the test, whose labels nothing is learnt from."""
+        return {id: case for id, case in self.source.contents().cases.items() if case.role != "test"}
 
     def by_series(self, uid: str) -> ViewCase | None:
         """The case of a series of DICOM."""
