@@ -23,6 +23,7 @@ from semiseg.scoring.summary import CaseScores, summarise, write_summary
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from conftest_names import CASES
 from hub_server import TOKEN, Hub, hub_server
 
 NETWORK = NetworkPlan(features=(4, 6), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
@@ -41,7 +42,6 @@ PLAN = Plan(
     teacher=NETWORK,
     student=NETWORK,
 )
-CASES = ["Doe^Jane", "Roe^Richard"]
 
 
 @pytest.fixture(scope="session")

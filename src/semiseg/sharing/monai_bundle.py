@@ -144,7 +144,7 @@ def _plain(name: str) -> str:
 def _inference(model: Model) -> dict[str, Any]:
     plan = model.plan
     return {
-        "imports": ["$import glob", "$import os", "$import numpy as np", "$import torch"],
+        "imports": ["$import glob", "$import os", "$import monai", "$import numpy as np", "$import torch"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/labels'",
@@ -164,6 +164,17 @@ def _inference(model: Model) -> dict[str, Any]:
         ),
         "normalise": "$lambda x: (lambda low, high, mean, deviation: "
         "(x.clamp(min=low, max=high) - mean) / deviation)(*@limits(x))",
+        # to the plan's spacing as we do: as many whole voxels as fit best, whose outer edges are the scan's
+        "spacing": list(plan.spacing_mm),
+        "size": (
+            "$lambda x: [max(1, round(n * float(mm) / new)) for n, mm, new in zip(x.shape[1:], x.pixdim, @spacing)]"
+        ),
+        "resample": (
+            "$lambda x: (lambda size: monai.transforms.SpatialResample(mode=3, padding_mode='nearest')("
+            "x, dst_affine=x.affine.numpy().dot(monai.transforms.utils.scale_affine(x.shape[1:], size)), "
+            "spatial_size=size))(@size(x))"
+        ),
+        "without_channels": "$lambda x: (x.meta.update(original_channel_dim=float('nan')), x)[1]",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -171,14 +182,7 @@ def _inference(model: Model) -> dict[str, Any]:
                 {"_target_": "CopyItemsd", "keys": "image", "names": "scan"},
                 {"_target_": "Orientationd", "keys": "image", "axcodes": _AXES, "labels": _LABELS},
                 {"_target_": "Lambdad", "keys": "image", "func": "@normalise"},
-                {
-                    "_target_": "Spacingd",
-                    "keys": "image",
-                    "pixdim": list(plan.spacing_mm),
-                    "mode": 3,
-                    "padding_mode": "nearest",
-                    "scale_extent": True,
-                },
+                {"_target_": "Lambdad", "keys": "image", "func": "@resample"},
                 {"_target_": "EnsureTyped", "keys": "image", "dtype": "$torch.float32"},
             ],
         },
@@ -207,6 +211,8 @@ def _inference(model: Model) -> dict[str, Any]:
                     "padding_mode": "border",
                 },
                 {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+                # MONAI 1.6.1 takes the map for a flat one where the scan had channels
+                {"_target_": "Lambdad", "keys": "pred", "func": "@without_channels"},
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",
