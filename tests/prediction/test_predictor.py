@@ -84,6 +84,7 @@ def test_the_geometry_is_kept_exactly(
         assert mine[0] is theirs[0] is None or np.array_equal(mine[0], theirs[0])
     for field in ("pixdim", "sform_code", "qform_code", "quatern_b", "qoffset_x", "srow_x", "xyzt_units"):
         assert np.array_equal(result.header[field], source.header[field]), field
+    assert result.header["descrip"] == b""  # which may name the patient
     values = np.asarray(result.dataobj)
     assert values.dtype == np.uint8
     assert len(np.unique(values)) > 1

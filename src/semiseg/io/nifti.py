@@ -68,12 +68,12 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
-    """As `Format.write`; NIfTI-2 beside a NIfTI-2 file."""
-    header = open_nifti(like).header.copy() if like else _header(grid)
+    """As `Format.write`; NIfTI-2 beside a NIfTI-2 file. Of its header the geometry alone is kept: descriptions and
+    extensions may name the patient."""
+    header = _geometry_of(open_nifti(like).header) if like else _header(grid)
     header.set_data_shape(stored.shape)
     header.set_data_dtype(stored.dtype)
     header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
     kind: Any = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(stored, None, header)  # written plane by plane, in whatever layout it is
     with atomic_file(path) as temporary:
@@ -82,6 +82,19 @@ def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
             return
         with write_gzip(temporary) as stream:
             image.to_stream(stream)
+
+
+_GEOMETRY = (
+    *("pixdim", "xyzt_units", "dim_info", "sform_code", "srow_x", "srow_y", "srow_z"),
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+)
+
+
+def _geometry_of(source: Any) -> Any:
+    header = type(source)(endianness=source.endianness)
+    for field in _GEOMETRY:
+        header[field] = source[field]
+    return header
 
 
 def header_bytes(shape_xyz: Sequence[int], dtype: Any, grid: Grid, *, slope: float, inter: float) -> bytes:
