@@ -79,6 +79,10 @@ def test_a_run_is_served_by_doubt_and_the_next_one_learns_from_it(run: Path, tmp
         assert save(served, "phantom_003", mended, tmp_path)["became"] == "corrected"
         assert save(served, "phantom_003", mended, tmp_path)["became"] == "unchanged"
         assert not (run / "corrections" / "earlier").exists()
+        as_it_was = read_label(run / "pseudo_labels" / "phantom_003.nii.gz")[0]
+        assert save(served, "phantom_003", as_it_was, tmp_path)["became"] == "corrected"
+        assert save(served, "phantom_003", mended, tmp_path)["became"] == "corrected"
+        assert len(list((run / "corrections" / "earlier").glob("phantom_003-*.nii.gz"))) == 2
         judged = run / "pseudo_labels" / "phantom_002.nii.gz"
         assert save(served, "phantom_002", read_label(judged)[0], tmp_path)["became"] == "accepted as it was"
         assert next_id(served) is None

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -182,12 +181,10 @@ class Rest:
             raise HTTPException(400, "output: give all, image or json.")
         if request.query_params.get("session_id"):
             raise HTTPException(404, _NO_SCANS)
-        case = self.known(request.query_params.get("image"))
+        case = await run_sync(self.known, request.query_params.get("image"))
         params, _ = await read_form(request, MOST_BODY_BYTES)
         if self._waiting >= MOST_WAITING:
-            raise HTTPException(
-                503, "Too many scans wait to be labelled. Try again in a minute.", {"Retry-After": "60"}
-            )
+            raise HTTPException(503, "Too many scans wait to be labelled. Try again in a minute.")
         self._waiting += 1
         try:
             made = await run_sync(self.work.inferred, case, self.infers, limiter=self.limiter("infer", 1))
@@ -206,7 +203,7 @@ class Rest:
     # --- A label comes back
 
     async def save(self, request: Request) -> Response:
-        case = self.known(request.query_params.get("image"))
+        case = await run_sync(self.known, request.query_params.get("image"))
         if (tag := request.query_params.get("tag") or FINAL) != FINAL:
             raise HTTPException(400, f"tag {printable(tag)}: labels are kept as {FINAL}, which is what no tag means.")
         most = most_bytes(await run_sync(read_grid, case.images[0]))
@@ -219,9 +216,9 @@ class Rest:
             who = params.get("client_id")
             name = printable(who)[:100] if isinstance(who, str) and who else self.reviewer
             await run_sync(self.queue.accept, case, saved.accepted, name)
-        became = "accepted as it was" if saved.accepted else "corrected" if saved.changed_voxels else "unchanged"
-        about = asdict(saved) | {"accepted": bool(saved.accepted)}
-        return JSONResponse({"image": case.id, "label": case.id, "tag": FINAL, "became": became} | about)
+        became = "accepted as it was" if saved.accepted else "corrected" if saved.corrected else "unchanged"
+        about = {"became": became, "changed_voxels": saved.changed_voxels, "absent": saved.absent}
+        return JSONResponse({"image": case.id, "label": case.id, "tag": FINAL} | about)
 
 
 _NO_SCANS = "This server labels the scans of its folder, and takes no others. Put the scan there and start it again."

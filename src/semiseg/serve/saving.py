@@ -35,9 +35,10 @@ _NO_ORGANS = ("background", "foreground_scribbles", "background_scribbles")
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """What became of a label. accepted: the label that was handed out, where it came back as it was. changed_voxels:
-    else, against that label, or against nothing. absent: organs of which it holds nothing."""
+    """What became of a label. corrected: it was kept. accepted: else the label that was handed out, where it came back
+    as it was. changed_voxels: against that label, or against nothing. absent: organs of which it holds nothing."""
 
+    corrected: bool
     accepted: Path | None
     changed_voxels: int
     absent: tuple[str, ...]
@@ -77,6 +78,7 @@ def save(work: Work, case: ViewCase, file: Path, segments: Sequence[str]) -> Sav
     there = count_values(label)
     absent = tuple(name for value, name in scheme.organs.items() if value not in there)
     return Saved(
+        corrected=taken is not None,
         accepted=None if taken or work.source.correction(case) else before,
         changed_voxels=0 if taken is None else taken.changed_voxels if before else int(np.count_nonzero(label)),
         absent=absent,
