@@ -158,8 +158,8 @@ def _files() -> Iterator[Row]:
             file.rename(file.with_name(file.name.replace(".nii.gz", ".NII.GZ")))
 
     yield check("`.NII.GZ`", capitals)
-    others = [f"{name}.nrrd" for name in "xyz"]
-    yield check("`.nrrd` among scans", _with(plain, lambda root: _touch(root / "images", *others)))
+    others = [f"{name}.mgz" for name in "xyz"]
+    yield check("`.mgz` among scans", _with(plain, lambda root: _touch(root / "images", *others)))
     yield check("pictures among scans", _with(plain, lambda root: _touch(root / "images", "x.png")))
     fewer = partial(nnunet, numTraining=3)
     more = "imagesTr/x_0000.nii.gz"
@@ -257,8 +257,8 @@ def _prediction() -> Iterator[Row]:
 
     into = ("predict", "ct", "data", *to_folder)
     yield Row("scans of one name in sub-folders", (into,), patients, "out")
-    yield Row("a `.nrrd` to predict", (("predict", "ct", "data/x.nrrd", *to_folder),), nrrd)
-    yield Row("a `.nrrd` beside scans to predict", (into,), _with(nrrd, lambda root: save(root / "a.nii.gz", ct(1))))
+    yield Row("a `.mgz` to predict", (("predict", "ct", "data/x.mgz", *to_folder),), mgz)
+    yield Row("a `.mgz` beside scans to predict", (into,), _with(mgz, lambda root: save(root / "a.nii.gz", ct(1))))
     yield Row("a DICOM folder to predict", (into,), dicom)
     yield Row("MR for a model of CT", (into,), lambda root: save(root / "a.nii.gz", mr(1)))
     yield Row(
@@ -270,10 +270,10 @@ def _prediction() -> Iterator[Row]:
     yield Row("`prepare` in Python with a recipe's name", ((steps,),), nnunet)
 
 
-def nrrd(root: Path) -> Path:
-    """A folder with the beginning of a file in another format."""
+def mgz(root: Path) -> Path:
+    """A folder with the beginning of a file of a format that is not read."""
     root.mkdir(parents=True, exist_ok=True)
-    (root / "x.nrrd").write_bytes(b"NRRD0004\n")
+    (root / "x.mgz").write_bytes(b"\x1f\x8b")
     return root
 
 

@@ -371,6 +371,7 @@ REFUSED_NRRD = {
     "no field": (("space: LPS", AXES, "nonsense"), "2 3 4", "line 8 of the header is no field"),
     "singular": (("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"), "2 3 4", "affine is singular"),
     "not finite": (("space: LPS", "space directions: (nan,0,0) (0,1,0) (0,0,1)"), "2 3 4", "not three vectors"),
+    "words between": (("space: LPS", "space directions: (1,0,0) (0,1,0) by me (0,0,1)"), "2 3 4", "0 space directions"),
     "far": (("space: LPS", AXES, "space origin: (1e300,0,0)"), "2 3 4", "affine is singular or not finite"),
     "unknown space": (("space: up-down-strange", AXES), "2 3 4", "the space 'up-down-strange' is not known"),
 }  # fmt: skip

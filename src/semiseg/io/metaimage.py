@@ -105,7 +105,9 @@ def _header_text(stored: AnyArray, grid: Grid, like: Path | None) -> tuple[str, 
     }
     if like is not None:
         own = _read(like)[0]
-        geometry |= {name: found for name, known in _GEOMETRY.items() if (found := _first(own, known)) is not None}
+        for name, known in _GEOMETRY.items():  # numbers alone: words may say more than the geometry
+            if (found := _first(own, known)) is not None and numbers(found, len(geometry[name].split())):
+                geometry[name] = found
     little = stored.dtype.newbyteorder("<") == stored.dtype
     head = {
         "ObjectType": "Image",

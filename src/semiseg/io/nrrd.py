@@ -43,7 +43,7 @@ _NO_PATIENT = ("scanner-xyz", "3d-right-handed", "3d-left-handed")
 _SPATIAL = ("domain", "space")
 _CHANNELS = ("list", "vector", "scalar", "stub", "point", "none", "???")
 _MOST_SKIPPED = 1 << 26
-_VECTOR = re.compile(r"none|\(([^()]*)\)")
+_VECTOR = re.compile(r"\s*(?:none|\(([^()]*)\))")
 _GEOMETRY = ("space", "space directions", "space origin")
 
 
@@ -259,8 +259,14 @@ def _spatial_axes(header: _Header, path: Path, dimension: int) -> list[int]:
 
 
 def _vectors(text: str) -> list[str | None]:
-    """The inside of each pair of brackets, None for `none`."""
-    return [match[1] for match in _VECTOR.finditer(text.lower())]
+    """The inside of each pair of brackets, None for `none`; nothing where anything else stands there."""
+    found, place, text = list[str | None](), 0, text.lower().strip()
+    while place < len(text):
+        if (match := _VECTOR.match(text, place)) is None:
+            return []
+        found.append(match[1])
+        place = match.end()
+    return found
 
 
 def _affine(header: _Header, path: Path, axes: Sequence[int]) -> tuple[DoubleArray, tuple[str, ...]]:
