@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dicom.places import EVERY, choose, path_of, place_of
+from semiseg.io.dicom.places import EVERY, choose, left_out, path_of, place_of
 from semiseg.io.dicom.series import Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import (
@@ -23,7 +23,6 @@ from semiseg.io.file_kinds import (
     what_it_holds,
     why_unread,
 )
-from semiseg.words import counted
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(Tr|Ts|Un)?", re.IGNORECASE)
@@ -121,9 +120,8 @@ def _series(
         unread.append(f"{place}: {chosen.why}")
     elif not asked or asked == EVERY:
         others = [one for one in found if isinstance(one, Unusable)]
-        alike = Counter(one.why for one in others if one.left_out or not one.id)
         unread += [f"{path_of(place, one)}: left out: {one.why}" for one in others if one.id and not one.left_out]
-        unread += [f"{place}: {counted(n, 'series', 'series')} left out: {why}" for why, n in alike.items()]
+        unread += [f"{place}: {text}" for text in left_out([one for one in others if one.left_out or not one.id])]
     return [("", Scan(one.id, (path_of(place, one, resample=resample),))) for one in chosen.series]
 
 

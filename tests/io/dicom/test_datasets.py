@@ -119,7 +119,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     write_series(root / "unlabelled" / "c" / "1", random_voxels((2, 9, 9)), marks=("ORIGINAL", "PRIMARY", "LOCALIZER"))
     write_series(root / "unlabelled" / "c" / "2", random_voxels((8, 9, 9)))[3].unlink()
     data = read_dataset(root)
-    assert "1 DICOM series left out: Localizer images." in [text for _, _, text in data.remarks]
+    assert "DICOM: 1 series left out: Localizer images." in [text for _, _, text in data.remarks]
     (problem,) = data.problems
     assert problem[0].parent == root / "unlabelled"
     assert "1 slice is missing" in problem[1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,26 @@ def test_the_list_of_syntaxes_is_what_gdcm_decodes() -> None:
     from pydicom.pixels import get_decoder
 
     assert all("gdcm" in get_decoder(uid).available_plugins for uid in BY_GDCM)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("pydicom", r"DICOM needs pydicom: pip install 'semiseg\[dicom\]'"),
+        ("gdcm", r"JPEG-LS lossless needs python-gdcm"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(missing: str, said: str, tmp_path: Path) -> None:
+    """In a process of its own, since what is imported once stays."""
+    compress(write_series(tmp_path, random_voxels((3, 16, 16))), "JPEGLSLossless")
+    script = (
+        "import sys; from pathlib import Path\n"
+        f"sys.modules[{missing!r}] = None\n"
+        "from semiseg.io.dicom.reading import read_voxels\n"
+        f"read_voxels(Path({str(tmp_path)!r}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert re.search(f"ConfigError: {said}", ended.stderr), ended.stderr
 
 
 def test_a_zip_equals_its_folder_and_nothing_is_unpacked(tmp_path: Path) -> None:

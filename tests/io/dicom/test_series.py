@@ -205,7 +205,7 @@ def test_what_is_no_volume_is_said(spoil: Callable[[Any], None], said: str, tmp_
 
 def test_one_slice_is_no_volume(tmp_path: Path) -> None:
     write_series(tmp_path, random_voxels((1, 4, 5)))
-    assert why(tmp_path) == "One slice alone is no volume."
+    assert why(tmp_path) == "One slice alone is no volume. Name the folder that holds all of its series."
 
 
 def test_frames_without_positions_are_no_volume(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from semiseg.errors import SemisegError
 from semiseg.io.dicom.library import library
 from semiseg.io.dicom.sources import files_of, opener
 from semiseg.io.file_kinds import starts_as_dicom
@@ -159,7 +160,7 @@ def _slices(file: Path, stream: IO[bytes]) -> Iterable[Slice | Unread]:
         if opened is None or _text(opened.dataset, "SOPClassUID") == _DIRECTORY:
             return []
         return _from_dataset(file, opened.dataset, opened.syntax)
-    except OSError:
+    except (OSError, SemisegError):
         raise
     except Exception as error:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
         return [Unread(file, f"Damaged header ({type(error).__name__}). Restore or remove the file.")]

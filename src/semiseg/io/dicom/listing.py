@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semiseg.io.dicom.places import choose, size_of
+from semiseg.io.dicom.places import choose, passed_over, size_of
 from semiseg.io.dicom.series import Series, Unusable
 from semiseg.words import counted, printable
 
@@ -34,8 +34,7 @@ def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "
         console.print(table)
     for one in found:
         if isinstance(one, Unusable) and not one.id:
-            kind = f" of {one.modality}" if one.modality else ""
-            console.print(Text(printable(f"{counted(len(one.files), 'other DICOM file')}{kind}: {one.why}")))
+            console.print(Text(printable(passed_over(one))))
     for text in (chosen.why, *chosen.several):
         if text:
             console.print(Text(printable(text[:1].upper() + text[1:]), "bold"))

@@ -72,7 +72,7 @@ def place_tolerance_mm(step_mm: float) -> float:
 def fault_of(ordered: Sequence[Slice]) -> Fault | None:
     """The first thing that is wrong with the places of slices that are in their order."""
     if len(ordered) == 1:
-        return Fault("One slice alone is no volume.", mendable=False)
+        return Fault("One slice alone is no volume. Name the folder that holds all of its series.", mendable=False)
     at = heights(ordered)
     steps = np.diff(at)
     if (steps <= _SAME_MM).any():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -124,6 +125,19 @@ def the_one(place: Path, found: Sequence[Series | Unusable], asked: str = "") ->
         count = counted(len(candidates), "series", "series")
         raise DataError(f"{place}: {count}, but one is wanted. {listed(candidates)} Name one with --series ID.")
     return chosen.series[0]
+
+
+def left_out(found: Sequence[Unusable]) -> list[str]:
+    """Sentences on series and files that nobody takes for scans, one for all of a kind."""
+    series = Counter(one.why for one in found if one.id)
+    said = [f"{counted(count, 'series', 'series')} left out: {why}" for why, count in series.items()]
+    return said + [passed_over(one) for one in found if not one.id]
+
+
+def passed_over(one: Unusable) -> str:
+    """A sentence on files that are of no series."""
+    kind = f" of {one.modality}" if one.modality else ""
+    return f"{counted(len(one.files), 'other DICOM file')}{kind}: {one.why}"
 
 
 def _by_folder(series: Sequence[Series]) -> list[list[Series]]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Remark
-from semiseg.io.dicom.places import Chosen, choose, path_of, the_one
+from semiseg.io.dicom.places import Chosen, choose, left_out, path_of, the_one
 from semiseg.io.dicom.series import Series, Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import holds_dicom, kind_of, visible
-from semiseg.words import counted
 
 Problems = list[tuple[Path, str]]
 
@@ -50,7 +48,7 @@ def series_by_id(
     spread over them.
     """
     found: dict[str, Path] = {}
-    left_out: Counter[str] = Counter()
+    others: list[Unusable] = []
     heap: list[Path] = []
 
     def add(place: Path, files: list[Path] | None, name: str | None = None) -> None:
@@ -68,7 +66,7 @@ def series_by_id(
         for one in there if chosen.series else ():
             if isinstance(one, Unusable) and one.series not in chosen.series:
                 if one.left_out or not one.id or choice.series:
-                    left_out[one.why] += 1
+                    others.append(one)
                 else:
                     problems.append((path_of(place, one), one.why))
 
@@ -81,8 +79,7 @@ def series_by_id(
             heap += visible(place, deep=True) if place.is_dir() else [place]
     if heap:
         add(folder, heap)
-    for why, count in left_out.items():
-        remarks.append(("note", folder, f"{counted(count, 'DICOM series', 'DICOM series')} left out: {why}"))
+    remarks += [("note", folder, f"DICOM: {text}") for text in left_out(others)]
     return found
 
 
