@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 from view_server import save_label, save_scan, serving
 
 from semiseg.errors import ConfigError, DataError
@@ -40,6 +42,32 @@ def test_labels_of_another_program_are_judged_beside_the_references(phantoms: Pa
         assert [layer["name"] for layer in case["layers"]] == ["scan", "reference", "pseudo_label", "difference"]
         assert case["reviewed_layer"] == "pseudo_label"
         assert len(served.json("/api/review")["queue"]) == 2
+
+
+def test_scans_and_labels_of_other_formats_are_shown_as_they_lie(phantoms: Path, tmp_path: Path) -> None:
+    """Also where the voxels of a header are exchanged: the pages notice, and the label's hash is another."""
+    data = tmp_path / "data"
+    for folder, ending in (("imagesTr", ".nrrd"), ("labelsTr", ".mhd")):
+        (data / folder).mkdir(parents=True)
+        for file in (phantoms / folder).iterdir():
+            image = SimpleITK.ReadImage(str(file))
+            for key in image.GetMetaDataKeys():
+                image.EraseMetaData(key)
+            SimpleITK.WriteImage(image, str(data / folder / file.name.replace(".nii.gz", ending)))
+    shutil.copy(phantoms / "dataset.json", data)
+    scan = sorted((phantoms / "imagesTr").iterdir())[0]
+    id = scan.name.removesuffix("_0000.nii.gz")
+    with serving(data, decisions=tmp_path / "decisions.jsonl") as served:
+        before = served.json(f"/api/cases/{id}")
+        for layer, file in (("scan", scan), ("reference", phantoms / "labelsTr" / f"{id}.nii.gz")):
+            shown = nib.Nifti1Image.from_bytes(served.get(f"/api/cases/{id}/layers/{layer}.nii").content)
+            assert np.array_equal(np.asarray(shown.dataobj), np.asarray(nib.load(file).dataobj))
+            assert np.array_equal(shown.affine, nib.load(file).affine)
+        voxels = data / "labelsTr" / f"{id}.raw"
+        voxels.write_bytes(bytes(voxels.stat().st_size))
+        shown = nib.Nifti1Image.from_bytes(served.get(f"/api/cases/{id}/layers/reference.nii").content)
+        assert not np.asarray(shown.dataobj).any()
+        assert served.json(f"/api/cases/{id}")["label_sha256"] != before["label_sha256"]
 
 
 def test_a_folder_of_label_maps_without_names_is_shown(tmp_path: Path) -> None:
