@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tomllib
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,52 @@ def in_the_text(content: bytes, generator: np.random.Generator) -> bytes:
     return b"\n".join(lines) + rest
 
 
+def in_the_tags(content: bytes, generator: np.random.Generator) -> bytes:
+    """The value, length or tag of an element in the beginning of a DICOM file, where its geometry is."""
+    damaged = bytearray(content)
+    start = int(generator.integers(0, min(len(damaged), 2500)))
+    strange = (
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\0",
+        b"\xff\xff",
+        b"9999",
+        b"-1",
+        b"1e99",
+        b"\\",
+        b"SQ",
+        b"nan ",
+        b"\0\0\0\x80",
+    )
+    word = strange[int(generator.integers(len(strange)))]
+    damaged[start : start + len(word)] = word
+    return bytes(damaged)
+
+
+def in_the_zip(content: bytes, generator: np.random.Generator) -> bytes:
+    """A zip of the same files with a member that should not be there, or is not what it claims."""
+    found = io.BytesIO()
+    names = ("../../victim", "/etc/victim", "a/../../victim", "C:\\victim", "a\0b", "x" * 5000, "a//b.dcm", "", "é.dcm")
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(found, "w", zipfile.ZIP_DEFLATED) as target:
+        members = source.infolist()
+        chosen = int(generator.integers(len(members)))
+        for index, member in enumerate(members):
+            data = source.read(member)
+            if index == chosen and (what := generator.random()) < 0.7:
+                data = (
+                    in_the_tags(data, generator) if what < 0.4 else flip(data, generator) if what < 0.55 else data[:999]
+                )
+            target.writestr(member.filename, data)
+        if generator.random() < 0.3:
+            with warnings.catch_warnings(action="ignore"):  # of a name that comes twice
+                name = names[int(generator.integers(len(names)))] or members[0].filename
+                target.writestr(zipfile.ZipInfo(name), bytes(1 << int(generator.integers(26))))
+    damaged = bytearray(found.getvalue())
+    if generator.random() < 0.3:  # sizes, methods and offsets of the central directory
+        start = int(generator.integers(damaged.find(b"PK\1\2"), len(damaged)))
+        damaged[start] = int(generator.integers(256))
+    return bytes(damaged)
+
+
 BYTES: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (flip, cut, overwrite, double)
 
 
@@ -107,6 +156,10 @@ def damaged(path: Path, content: bytes, generator: np.random.Generator) -> bytes
         return in_the_header(content, generator)
     if kind in (".nrrd", ".nhdr", ".mha", ".mhd") and generator.random() < 0.7:
         return in_the_text(content, generator)
+    if kind == ".zip" and generator.random() < 0.7:
+        return in_the_zip(content, generator)
+    if kind == ".dcm" and generator.random() < 0.7:
+        return in_the_tags(content, generator)
     mutate = BYTES[int(generator.integers(len(BYTES)))]
     return mutate(content, generator)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,16 @@ from semiseg.io.layouts import read_dataset
 from semiseg.io.scans import read_label, read_some, read_volume
 from semiseg.io.store import check_files, open_case
 from semiseg.prediction.engines.torch_engine import load_network
+from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.model import load_model
 from semiseg.prediction.postprocessing import read_steps
 from semiseg.reporting.closing import closing_lines
 from semiseg.run_folder import budget, prepared_settings
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.settled import read_settled
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "io" / "dicom"))
+from made_series import write_series
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,34 @@ def _reader(name: str) -> Callable[[Path], bytes]:
         return volume.array.tobytes() + volume.grid.affine.tobytes() + some.tobytes()
 
     return read
+
+
+def _series(name: str) -> Callable[[Path], bytes]:
+    """Reads DICOM as a scan of its own, and as what lies in a folder of scans to predict."""
+
+    def read(folder: Path) -> bytes:
+        found = find_scans([folder / name])
+        volume = read_volume(found[0].images)
+        some, _ = read_some(found[0].images[0], 0, 1000)
+        return volume.array.tobytes() + volume.grid.affine.tobytes() + some.tobytes()
+
+    return read
+
+
+def _made_series(scratch: Path) -> list[Target]:
+    voxels = np.random.default_rng(1).integers(-1000, 1000, (5, 12, 13)).astype(np.int16)
+    write_series(scratch / "series" / "files", voxels)
+    write_series(scratch / "series" / "enhanced", voxels, enhanced=True)
+    files = sorted((scratch / "series" / "files").iterdir())
+    with zipfile.ZipFile(scratch / "series" / "files.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        for file in files:
+            zipped.write(file, f"study/{file.name}")
+    here = scratch / "series"
+    return [
+        Target("DICOM files", here, tuple(f"files/{file.name}" for file in files), _series("files")),
+        Target("enhanced DICOM", here, ("enhanced/enhanced.dcm",), _series("enhanced")),
+        Target("zip of DICOM", here, ("files.zip",), _series("files.zip")),
+    ]
 
 
 def _model(folder: Path) -> str:
@@ -140,6 +174,7 @@ def targets(run: Path, data: Path, scratch: Path) -> list[Target]:
         Target("label map", scans, ("label.nii.gz",), _label, proven=True),
         Target("uncompressed scan", scans, ("scan.nii",), _uncompressed),
         *(Target(name, scans, beside.get(name, (name,)), _reader(name)) for name in others),
+        *_made_series(scratch),
         Target("model", scratch / "model", ("card.json", "plan.toml", "weights.safetensors"), _model),
         Target("stored case", scratch / "case" / case.name, ("case.json", "image.b2nd", "label.b2nd"), _stored,
                proven=True),

@@ -32,7 +32,7 @@ _PLAIN = {
     (False, False): "1.2.840.10008.1.2.2",
 }
 _VOXELS = 0x7FE00010
-_MOST_INFLATED_BYTES = 1 << 30
+_MOST_INFLATED_BYTES, _PIECE_BYTES = 1 << 29, 1 << 20
 MOST_FRAMES = 100_000
 
 
@@ -143,9 +143,12 @@ def _inflated(stream: IO[bytes], meta: Any, tags: list[str]) -> Opened:
     """A file whose data set is deflated as a whole, inflated in memory up to a limit."""
     pydicom = library()
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = io.BytesIO(inflater.decompress(stream.read(), _MOST_INFLATED_BYTES))
-    if inflater.unconsumed_tail:
-        raise ValueError
+    data = io.BytesIO()
+    while packed := inflater.unconsumed_tail or stream.read(_PIECE_BYTES):
+        data.write(inflater.decompress(packed, _PIECE_BYTES))
+        if data.tell() > _MOST_INFLATED_BYTES:
+            raise ValueError
+    data.seek(0)
     wanted = [pydicom.tag.Tag(tag) for tag in tags]
     dataset = pydicom.filereader.read_dataset(
         data, False, True, stop_when=lambda tag, *_: tag == _VOXELS, specific_tags=wanted

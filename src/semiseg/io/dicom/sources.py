@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import zipfile
@@ -44,9 +45,17 @@ def opener(place: Path) -> Iterator[Callable[[Path], IO[bytes]]]:
         return
     try:
         with zipfile.ZipFile(place) as zipped:
-            yield lambda file: io.BufferedReader(_Counted(zipped.open(file.relative_to(place).as_posix()), file))
-    except (zipfile.BadZipFile, zlib.error) as error:
+            yield lambda file: io.BufferedReader(_Counted(_member(zipped, file.relative_to(place).as_posix()), file))
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
         raise DataError(f"{place}: not a readable zip ({type(error).__name__}). Restore it.") from None
+
+
+def _member(zipped: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """Raises `OSError` where it is damaged, or packed in a way that is not read."""
+    try:
+        return zipped.open(name)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise OSError(errno.EIO, type(error).__name__) from None
 
 
 @contextmanager
