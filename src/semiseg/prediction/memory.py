@@ -41,6 +41,8 @@ _SLACK, _FIXED = 1.05, 32 * 10**6
 bytes."""
 _FRAME_BYTES = 60_000
 """Of what a SEG says of a frame."""
+_OUTLINE_BYTES = 400
+"""A pixel of a slice, where each is of another organ than its neighbours."""
 _BESIDE = 24 * 10**6
 """The same of the thread that reads and writes other scans meanwhile: blocks, and an allocator of its own."""
 
@@ -96,21 +98,20 @@ def _result_bytes(voxels: int, classes: int, settings: PredictSettings) -> int:
 
 
 def _written_bytes(scan: Scan, grid: Grid, organs: int, outputs: Outputs) -> int:
-    """What making a SEG or an RTSTRUCT takes beside the label map, the most of them: they are made one after the other.
-
-    An RTSTRUCT of labels that are noise takes more; no more than this was seen of a network's.
-    """
+    """What making DICOM files takes beside the label map: the most of them, since they are made one after the other."""
     if not outputs.of_dicom:
         return 0
     from semiseg.io.dicom.places import series_of
 
-    voxels, slices = prod(grid.shape_zyx), len(series_of(scan.images[0]).slices)
+    voxels, series = prod(grid.shape_zyx), series_of(scan.images[0])
+    slices, pixels = len(series.slices), series.slices[0].pixels
     label = voxels * (1 if organs < 256 else 2)
     needs = {
-        # Consecutive numbers in the place of values; all frames at a bit a voxel, twice; and what is said of each.
-        "dicom-seg": label + organs * (voxels // 4 + slices * _FRAME_BYTES),
-        "dicom-labelmap": 3 * label + slices * _FRAME_BYTES,
-        "rtstruct": voxels,
+        # The planes of slices that lie on no grid, and consecutive numbers in the place of values; all frames at a bit
+        # a voxel, twice; and what is said of each.
+        "dicom-seg": 2 * label + organs * (voxels // 4 + slices * _FRAME_BYTES),
+        "dicom-labelmap": 4 * label + slices * _FRAME_BYTES,
+        "rtstruct": (label if series.regular else 0) + _OUTLINE_BYTES * pixels.rows * pixels.columns,
     }
     return max(needs[one] for one in outputs.of_dicom)
 

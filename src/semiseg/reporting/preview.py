@@ -90,7 +90,7 @@ def _panel(
     if size[1] > _FOR_LETTERS:
         letters += [(edges.top, (x, 4), "mt"), (edges.bottom, (x, size[1] - 4), "mb")]
     for letter, place, anchor in letters:
-        pen.text(place, letter, fill=_INK, font=font, anchor=anchor)
+        pen.text(place, letter, fill=_INK, font=font, anchor=anchor, stroke_width=2, stroke_fill=_PAGE)
     return panel
 
 

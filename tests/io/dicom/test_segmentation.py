@@ -11,8 +11,8 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
-from made_series import PATIENT, axis_orientations, canonical, errors_of, oblique, reversed_series, tool, write_series
 
+from made_series import PATIENT, axis_orientations, canonical, errors_of, oblique, reversed_series, tool, write_series
 from semiseg.io.dicom.derived import MadeBy, read_source
 from semiseg.io.dicom.segmentation import write_segmentation
 from semiseg.io.dicom.series import Series, find_series
@@ -161,7 +161,7 @@ def test_a_source_without_identity_has_a_study_all_the_same(tmp_path: Path) -> N
     for file in write_series(tmp_path / "in", np.zeros(SHAPE)).files:
         one = pydicom.dcmread(file)
         one.StudyInstanceUID = one.SOPClassUID = one.SOPInstanceUID = ""
-        for keyword in ("PatientName", "PatientSex", "AccessionNumber", "FrameOfReferenceUID", "SliceThickness"):
+        for keyword in ("PatientName", "PatientSex", "AccessionNumber", "FrameOfReferenceUID"):
             del one[keyword]
         one.StudyDate = "no date"
         pydicom.dcmwrite(file, one, enforce_file_format=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from struct import pack
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 from PIL import ImageColor
@@ -30,10 +32,13 @@ from semiseg.types import AnyArray, DoubleArray, LabelArray
 
 _CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
+_ITEM, _REGIONS = (0xFFFE, 0xE000), (0x3006, 0x0039)
+_COLOUR, _OF_REGION = (0x3006, 0x002A), (0x3006, 0x0084)
 _CONTOURS, _IMAGES, _DATA = (0x3006, 0x0040), (0x3006, 0x0016), (0x3006, 0x0050)
 _KIND, _COUNT, _NUMBER = (0x3006, 0x0042), (0x3006, 0x0046), (0x3006, 0x0048)
 _CLASS_UID, _INSTANCE_UID, _FRAME = (0x0008, 0x1150), (0x0008, 0x1155), (0x0008, 0x1160)
-"""Tags of contours, which are encoded here: as pydicom's objects those of a noisy label take gigabytes."""
+"""Tags of regions, which are encoded here and lie in files until they are written: as pydicom's objects contours of
+a noisy label take gigabytes."""
 _SERIES_NUMBER = 9002
 
 
@@ -49,20 +54,40 @@ def write_rtstruct(
     values = values_of(label_zyx, organs)
     if not values:
         return False
-    series = source.series
-    planes = planes_of(label_zyx, series)
-    with no_words_of_patients():
+    planes = planes_of(label_zyx, source.series)
+    colours = organ_colours(organs.values())
+    with no_words_of_patients(), TemporaryFile(dir=path.parent) as regions:
         made = _head(source, made_by)
-        colours = organ_colours(organs.values())
-        contours: dict[int, list[bytes]] = {value: [] for value in values}
-        for plane, one in zip(planes, series.slices, strict=True):
-            for value in values:
-                contours[value] += _contours(plane == value, one, source, len(contours[value]))
         made.StructureSetROISequence = [_region(value, organs[value], source) for value in values]
-        made.ROIContourSequence = [_outlined(value, contours[value], colours[organs[value]]) for value in values]
+        for value in values:
+            with TemporaryFile(dir=path.parent) as contours:
+                _outline(contours, planes, value, source)
+                _add_region(regions, contours, value, ImageColor.getrgb(colours[organs[value]]))
+        regions.seek(0)
+        made.add_new(_REGIONS, "OB", regions)  # a sequence, as it is written
         made.RTROIObservationsSequence = [_observed(value, organs[value]) for value in values]
         save(made, path, implicit=True)  # where the length of a contour has 32 bits; explicitly it would have 16
     return True
+
+
+def _outline(file: IO[bytes], planes: AnyArray, value: int, source: Source) -> None:
+    """Write the contours of an organ, slice by slice."""
+    number = 0
+    for plane, one in zip(planes, source.series.slices, strict=True):
+        for contour in _contours(plane == value, one, source, number):
+            file.write(contour)
+            number += 1
+
+
+def _add_region(file: IO[bytes], contours: IO[bytes], value: int, rgb: tuple[int, ...]) -> None:
+    """Write an organ's item of the sequence of regions, with the contours of another file."""
+    colour = _element(_COLOUR, _padded("\\".join(map(str, rgb[:3]))))
+    of, size = _element(_OF_REGION, _padded(str(value))), contours.tell()
+    file.write(_start(_ITEM, len(colour) + len(_start(_CONTOURS, size)) + size + len(of)))
+    file.write(colour + _start(_CONTOURS, size))
+    contours.seek(0)
+    shutil.copyfileobj(contours, file)
+    file.write(of)
 
 
 def _dataset(**values: Any) -> Any:
@@ -105,21 +130,21 @@ def _contours(mask: AnyArray, one: Slice, source: Source, before: int) -> list[b
     image = _element(_CLASS_UID, _uid(source.class_uid)) + _element(_INSTANCE_UID, _uid(one.instance))
     if source.is_multiframe:
         image += _element(_FRAME, _padded(str(one.frame + 1)))
-    start = _element(_IMAGES, _item(image)) + _element(_KIND, _padded("CLOSED_PLANAR"))
+    start = _element(_IMAGES, _element(_ITEM, image)) + _element(_KIND, _padded("CLOSED_PLANAR"))
     for number, polygon in enumerate(outlines(mask), start=before + 1):
         points = _element(_COUNT, _padded(str(len(polygon)))) + _element(_NUMBER, _padded(str(number)))
-        found.append(_item(start + points + _element(_DATA, _text(_places(_begun_well(polygon, one), one)))))
+        places = _element(_DATA, _text(_places(_begun_well(polygon, one), one)))
+        found.append(_element(_ITEM, start + points + places))
     return found
 
 
 def _element(tag: tuple[int, int], value: bytes) -> bytes:
     """An element as implicit VR, little endian, has it: what kind it is is not written."""
-    return pack("<HHI", *tag, len(value)) + value
+    return _start(tag, len(value)) + value
 
 
-def _item(content: bytes) -> bytes:
-    """An item of a sequence."""
-    return _element((0xFFFE, 0xE000), content)
+def _start(tag: tuple[int, int], length: int) -> bytes:
+    return pack("<HHI", *tag, length)
 
 
 def _padded(text: str) -> bytes:
@@ -161,12 +186,6 @@ def _region(value: int, name: str, source: Source) -> Any:
         ROIName=name[:MOST_LABEL],
         ROIGenerationAlgorithm="AUTOMATIC",
     )
-
-
-def _outlined(value: int, contours: list[bytes], colour: str) -> Any:
-    made = _dataset(ROIDisplayColor=list(ImageColor.getrgb(colour)[:3]), ReferencedROINumber=value)
-    made.add_new(_CONTOURS, "OB", b"".join(contours))  # a sequence, as it is written
-    return made
 
 
 def _observed(value: int, name: str) -> Any:

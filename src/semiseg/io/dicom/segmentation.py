@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,12 +35,22 @@ _BLANK = (
 
 
 def require_highdicom() -> None:
-    """Import highdicom, so that its memory is counted before a scan's is planned. Raises `ConfigError` where it is not
-    installed."""
+    """Import highdicom and have it read its tables of the standard, so that their 140 MB are there before what a scan
+    takes is planned. Raises `ConfigError` where it is not installed."""
     if importlib.util.find_spec("highdicom") is None:
         raise ConfigError("DICOM SEG needs highdicom: pip install 'semiseg[dicom]'.")
+    import highdicom as hd
+
     with no_words_of_patients():
-        importlib.import_module("highdicom")
+        hd.SOPClass(
+            study_instance_uid=hd.UID(),
+            series_instance_uid=hd.UID(),
+            sop_instance_uid=hd.UID(),
+            sop_class_uid=library().uid.SegmentationStorage,
+            series_number=1,
+            instance_number=1,
+            modality="SEG",
+        )
 
 
 def write_segmentation(
