@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from semiseg.errors import DataError
-from semiseg.io.scans import read_scan
+from semiseg.io.scans import files_of, read_scan
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
@@ -65,5 +66,8 @@ class References:
 
 def smallest_first(scans: Sequence[Scan]) -> list[Scan]:
     """The scans whose files are there, by their size on disk."""
-    there = [scan for scan in scans if all(file.is_file() for file in scan.images)]
-    return sorted(there, key=lambda scan: sum(file.stat().st_size for file in scan.images))
+    sizes: dict[str, int] = {}
+    for scan in scans:
+        with suppress(OSError):
+            sizes[scan.id] = sum(file.stat().st_size for file in files_of(scan.images))
+    return sorted((scan for scan in scans if scan.id in sizes), key=lambda scan: sizes[scan.id])

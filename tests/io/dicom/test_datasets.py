@@ -22,7 +22,8 @@ from semiseg.io.dicom.series import hashed
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.series import SeriesChoice
 from semiseg.io.scans import hash_of, read_grid, read_scan, stamps_of, write_label
-from semiseg.prediction.inputs import find_scans
+from semiseg.prediction.inputs import Scan, find_scans
+from semiseg.prediction.parity import smallest_first
 
 SHAPE = (6, 10, 14)
 
@@ -152,6 +153,8 @@ def test_scans_to_predict(tmp_path: Path) -> None:
     scans = find_scans([tmp_path / "heap"], say=said.append)
     assert {scan.id for scan in scans} == {hashed(first), hashed(second)}
     assert not said
+    gone = Scan("gone", (tmp_path / "series-0123456789ab",))
+    assert {scan.id for scan in smallest_first([gone, *scans])} == {scan.id for scan in scans}
     assert [scan.id for scan in find_scans([tmp_path / "packed.zip"])] == [hashed(first)]
     assert [scan.id for scan in find_scans([scans[0].images[0]])] == [scans[0].id]
     assert [scan.id for scan in find_scans([tmp_path / "heap"], series=second)] == [hashed(second)]

@@ -165,8 +165,8 @@ def _slices(file: Path, stream: IO[bytes]) -> Iterable[Slice | Unread]:
         return _from_dataset(file, opened.dataset, opened.syntax)
     except (OSError, SemisegError):
         raise
-    except Exception as error:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
-        return [Unread(file, f"Damaged header ({type(error).__name__}). Restore or remove the file.")]
+    except Exception:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
+        return [Unread(file, "A damaged header. Restore or remove the file.")]
 
 
 def _from_dataset(file: Path, dataset: Any, syntax: str) -> list[Slice | Unread]:

@@ -19,7 +19,7 @@ from semiseg.errors import DataError
 from semiseg.io.dicom.series import Series, Unusable, find_series, hashed
 from semiseg.io.dicom.sources import files_of, is_zip
 from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan
-from semiseg.words import counted
+from semiseg.words import counted, shortened
 
 SERIES = "series-"
 """What the last part of a path begins with that names a series, and no file."""
@@ -137,7 +137,8 @@ def left_out(found: Sequence[Unusable]) -> list[str]:
 def passed_over(one: Unusable) -> str:
     """A sentence on files that are of no series."""
     kind = f" of {one.modality}" if one.modality else ""
-    return f"{counted(len(one.files), 'other DICOM file')}{kind}: {one.why}"
+    names = shortened([file.name for file in one.files], 3)
+    return f"{counted(len(one.files), 'other DICOM file')}{kind} ({names}): {one.why}"
 
 
 def _by_folder(series: Sequence[Series]) -> list[list[Series]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import stat
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -21,7 +20,7 @@ MOST_BYTES = 1 << 30
 MOST_INFLATED = 100
 """No scan is packed better, but for small files and empty slices: a zip that claims more is a bomb."""
 _SMALL_BYTES = 1 << 28
-_DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+_DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError)
 
 
 def is_zip(path: Path) -> bool:
@@ -43,19 +42,24 @@ def opener(place: Path) -> Iterator[Callable[[Path], IO[bytes]]]:
     if not is_zip(place):
         yield lambda file: file.open("rb")
         return
-    try:
-        with zipfile.ZipFile(place) as zipped:
-            yield lambda file: io.BufferedReader(_Counted(_member(zipped, file.relative_to(place).as_posix()), file))
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
-        raise DataError(f"{place}: not a readable zip ({type(error).__name__}). Restore it.") from None
+    with _opened_zip(place) as zipped:
+        yield partial(_member, zipped, place)
 
 
-def _member(zipped: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """Raises `OSError` where it is damaged, or packed in a way that is not read."""
+def _opened_zip(archive: Path) -> zipfile.ZipFile:
     try:
-        return zipped.open(name)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise OSError(errno.EIO, type(error).__name__) from None
+        return zipfile.ZipFile(archive)
+    except _DAMAGED as error:
+        raise DataError(f"{archive}: not a readable zip ({type(error).__name__}). Restore it.") from None
+
+
+def _member(zipped: zipfile.ZipFile, archive: Path, file: Path) -> IO[bytes]:
+    try:
+        return io.BufferedReader(_Counted(zipped.open(file.relative_to(archive).as_posix()), file))
+    except _DAMAGED as error:
+        raise DataError(
+            f"{archive}: {file.name} in it cannot be read ({type(error).__name__}). Restore the zip, or pack it anew."
+        ) from None
 
 
 @contextmanager
@@ -100,11 +104,8 @@ class _Counted(io.RawIOBase):
 
 
 def _members(archive: Path) -> list[zipfile.ZipInfo]:
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = zipped.infolist()
-    except _DAMAGED as error:
-        raise DataError(f"{archive}: not a readable zip ({type(error).__name__}). Restore it.") from None
+    with _opened_zip(archive) as zipped:
+        members = zipped.infolist()
     if len(members) > MOST_MEMBERS:
         raise DataError(f"{archive}: {len(members):,} files in one zip. Unpack it.")
     claimed = sum(member.file_size for member in members)
