@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,11 +96,12 @@ class Unread:
 def slices_of(place: Path, files: Sequence[Path] | None = None) -> Iterator[Slice | Unread]:
     """All slices of all files of a folder, a zip or a file, or of these of them. Files that are not DICOM are passed
     over."""
+    kept: dict[Any, Any] = {}
     with opener(place) as open_file:
         for file in files_of(place) if files is None else files:
             try:
                 with open_file(file) as stream:
-                    yield from _slices(file, stream)
+                    yield from (_sharing(found, kept) for found in _slices(file, stream))
             except OSError as error:
                 yield Unread(file, f"Cannot be read ({error.strerror or type(error).__name__}).")
 
@@ -155,6 +156,17 @@ def _inflated(stream: IO[bytes], meta: Any, tags: list[str]) -> Opened:
     )
     dataset.file_meta = meta
     return Opened(dataset, data, _DEFLATED, (False, True))
+
+
+_SHARED = ("uid", "description", "modality", "marks", "pixels", "orientation", "spacing")
+
+
+def _sharing(found: Slice | Unread, kept: dict[Any, Any]) -> Slice | Unread:
+    """The slice with the values of earlier ones where they are equal: an archive has hundreds of thousands."""
+    if isinstance(found, Unread):
+        return found
+    values = {name: getattr(found, name) for name in _SHARED}
+    return replace(found, **{name: kept.setdefault(value, value) for name, value in values.items()})
 
 
 def _slices(file: Path, stream: IO[bytes]) -> Iterable[Slice | Unread]:
