@@ -4,7 +4,8 @@
 
 Of every file: *refused* is an error that says what to do; *same* is the result of the whole file; *another* is what a
 file without a checksum cannot tell. *wrong* (another result past a checksum), *traceback*, *hang* (over 30 s) and
-*memory* are failures. Kills are of `semiseg run`, at any moment, until it has ended: its bits are those of a whole run.
+*memory* (more than a gigabyte beyond what whole files take) are failures. Kills are of `semiseg run`, at any moment,
+until it has ended: its bits are those of a whole run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from semiseg.errors import SemisegError
 from semiseg.files import hash_files
 
 HANG_SECONDS = 30
+MOST_MORE_BYTES = 2**30
 MOST_BYTES = 8 * 2**30
 """Of address space: far above what torch takes, far below what a header can claim."""
 OUTCOMES = ("refused", "same", "another", "wrong", "traceback", "hang", "memory")
@@ -70,7 +72,7 @@ def outcome(target: Target, whole: object, generator: np.random.Generator) -> tu
     file = target.folder / str(generator.choice(target.files))
     content = file.read_bytes()
     file.write_bytes(damaged(file, content, generator))
-    before = signal.signal(signal.SIGALRM, _hangs)
+    before, peak = signal.signal(signal.SIGALRM, _hangs), _peak_bytes()
     signal.alarm(HANG_SECONDS)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -88,11 +90,19 @@ def outcome(target: Target, whole: object, generator: np.random.Generator) -> tu
         signal.signal(signal.SIGALRM, before)
         bad = file.read_bytes()
         file.write_bytes(content)
+        if _peak_bytes() - peak > MOST_MORE_BYTES:
+            return "memory", f"{file}"  # noqa: B012 (whatever else became of it)
     if found == whole:
         return "same", ""
     if not target.proven:
         return "another", ""
     return "wrong", f"{file}: {len(bad)} bytes, of {len(content)} before"
+
+
+def _peak_bytes() -> int:
+    """Of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _hangs(_number: int, _frame: FrameType | None) -> None:
