@@ -15,8 +15,9 @@ from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import scans_by_stem
+from semiseg.io.file_kinds import scans_by_stem, visible
 from semiseg.io.flare22_labels import FLARE22_ORGANS
+from semiseg.io.grid import Grid
 from semiseg.io.scans import read_label
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import score_case
@@ -28,6 +29,7 @@ Reference = tuple[str, Path, Path | None]
 """Case id, reference label map, image or None."""
 _Pair = tuple[str, Path, Path, Path | None]
 """Case id, reference, prediction, image."""
+_DICOM = ".dcm"
 Progress = Callable[[int, int], None]
 """Called with the numbers of cases done and in all."""
 
@@ -68,9 +70,9 @@ def evaluate_folder(
 ) -> Summary:
     """Score every reference's prediction; write `summary.json` and `summary.csv`, return the summary.
 
-    predictions: folder with `ID.nii.gz`, or another format. references: a folder of label maps of the same names, or
-    the cases themselves. output: folder for the summary, by default that of the predictions. workers: processes; 1
-    scores in this one.
+    predictions: folder with `ID.nii.gz`, or another format. references: a folder of label maps of the same names (of
+    DICOM SEG `ID.dcm` or `ID_seg.dcm`), or the cases themselves. output: folder for the summary, by default that of the
+    predictions. workers: processes; 1 scores in this one.
 
     Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
     is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
@@ -140,7 +142,8 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pa
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
-        cases: Sequence[Reference] = [(name, path, None) for name, path in scans_by_stem(references).items()]
+        files = _segmentations(references) | scans_by_stem(references)
+        cases: Sequence[Reference] = [(name, files[name], None) for name in sorted(files)]
         origin = str(references)
     else:
         cases, origin = references, "the case list"
@@ -159,10 +162,31 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pa
     return [(case, reference, path, image) for case, reference, path, image in found if path is not None]
 
 
+def _segmentations(folder: Path) -> dict[str, Path]:
+    """DICOM SEG of a folder by their names without `.dcm` or `_seg.dcm`. Raises `DataError` for another `.dcm` file."""
+    files = [file for file in visible(folder) if file.name.lower().endswith(_DICOM)]
+    if not files:
+        return {}
+    from semiseg.io.dicom.segmentation_reading import is_segmentation
+
+    if other := next((file for file in files if not is_segmentation(file)), None):
+        raise DataError(f"{other}: no DICOM SEG, so no reference. Export the labels as SEG or NIfTI.")
+    return {file.name[: -len(_DICOM)].removesuffix("_seg"): file for file in files}
+
+
+def _read_reference(file: Path, grid: Grid, labels: LabelScheme) -> tuple[LabelArray, Grid]:
+    """A label map and its grid; grid: the prediction's, on which a SEG is put."""
+    if not file.name.lower().endswith(_DICOM):
+        return read_label(file)
+    from semiseg.io.dicom.segmentation_reading import read_segmentation
+
+    return read_segmentation(file, grid, labels.organs), grid
+
+
 def _score_files(case: _Pair, labels: LabelScheme, rules: Rules, tolerance_mm: dict[str, float]) -> CaseScores:
     id, reference_file, prediction_file, image = case
-    reference, grid = read_label(reference_file)
     prediction, prediction_grid = read_label(prediction_file)
+    reference, grid = _read_reference(reference_file, prediction_grid, labels)
     remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."
     if misfit := grid.misfit(prediction_grid, remedy):
         raise DataError(f"{prediction_file}: not on the grid of {reference_file}: {misfit}")
