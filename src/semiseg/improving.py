@@ -104,7 +104,7 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
         ]
         chosen = choose_steps(pairs, plan.labels.organs, ignore=plan.labels.ignore)
         for fold in folds:
-            write_steps(fold / "model", _without_names(chosen, fold))
+            write_steps(fold / "model", _without_names(chosen, run))
         return chosen
     if not of_role(read_run_cases(run / "cases.jsonl"), "validation"):
         raise DataError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from semiseg.data.case_hashes import hashed_ids
 from semiseg.data.roles import fold_parts
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.files import hash_files, read_json, read_jsonl
@@ -147,7 +148,7 @@ def test_cleaning_is_chosen_on_all_labelled_scans(
     assert answer.code == 0, answer
     chosen = [read_json(run / f"fold_{n}" / "model" / "postprocessing.json") for n in range(FOLDS)]
     assert chosen[0] == chosen[1] == chosen[2]
-    assert sorted(chosen[0]["cases"]) == [f"phantom_00{n}" for n in range(4)]
+    assert chosen[0]["cases"] == hashed_ids(run, [f"phantom_00{n}" for n in range(4)])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 import semiseg
+from semiseg.data.case_hashes import hashed_ids
 from semiseg.data.plan import read_plan
 from semiseg.demo.dataset import write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
@@ -96,7 +97,7 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
         "checkpoints",
         "metrics.jsonl",
     }
-    files |= {"model", "predictions", "summary.json", "summary.csv", "report.html"}
+    files |= {"model", "ids.key", "predictions", "summary.json", "summary.csv", "report.html"}
     files |= {"mpl-dense": {"feedback"}, "default": {"scan_labels", "rounds.jsonl"}}.get(name, set())
     assert set(names(run)) == files
     assert read_settings(run / "run.toml").data.root == str(phantoms.resolve())
@@ -105,7 +106,8 @@ def test_a_run_folder_is_complete(runs: dict[str, Path], name: str, phantoms: Pa
     assert names(run / "model") == ["card.json", "network.onnx", "plan.toml", "weights.safetensors"]
     assert names(run / "predictions") == [f"{TEST_CASE}.nii.gz", "predictions.jsonl"]
     assert names(run / "store") == ["cases.index", *(f"phantom_{i:03}" for i in range(4)), "recipe.json", "seen.jsonl"]
-    assert read_json(run / "model" / "card.json")["labelled_cases"] == ["phantom_000", "phantom_001"]
+    labelled = read_json(run / "model" / "card.json")["labelled_cases"]
+    assert labelled == hashed_ids(run, ["phantom_000", "phantom_001"])
     assert "<html" in (run / "report.html").read_text(encoding="utf-8")
 
 
