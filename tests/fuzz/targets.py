@@ -30,7 +30,7 @@ from semiseg.run_folder import budget, prepared_settings
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.settled import read_settled
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "io" / "dicom"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from made_series import write_series
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +21,7 @@ MOST_BYTES = 1 << 30
 MOST_INFLATED = 100
 """No scan is packed better, but for small files and empty slices: a zip that claims more is a bomb."""
 _SMALL_BYTES = 1 << 28
-_DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError)
+_DAMAGED = (zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, RuntimeError, KeyError)
 
 
 def is_zip(path: Path) -> bool:
