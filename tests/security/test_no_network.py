@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 COMMANDS = """
-import os
+import os, sys
+sys.modules["requests"] = None  # no dependency but of tests; pydicom imports it, and it tries whether there is IPv6
 from semiseg.cli import main
 
 def semiseg(line, codes=(0,)):
