@@ -144,6 +144,20 @@ def test_contents_are_hashed_and_stamped(tmp_path: Path) -> None:
     assert list(stamps_of(scan.images)) == [str(scan.images[0])]
 
 
+def test_linked_folders_and_folders_that_come_later_are_found(tmp_path: Path) -> None:
+    write_series(tmp_path / "elsewhere" / "1", random_voxels(SHAPE), uid="1.2.1")
+    (tmp_path / "heap").mkdir()
+    (tmp_path / "heap" / "link").symlink_to(tmp_path / "elsewhere")
+    (first,) = find_scans([tmp_path / "heap"])
+    assert read_grid(first.images[0]).shape_zyx == SHAPE
+    write_series(tmp_path / "heap" / "new", random_voxels(SHAPE), uid="1.2.2")
+    _, second = sorted(find_scans([tmp_path / "heap"]), key=lambda scan: scan.id == hashed("1.2.2"))
+    assert read_grid(second.images[0]).shape_zyx == SHAPE
+    shutil.rmtree(tmp_path / "heap" / "new")
+    with pytest.raises(DataError, match=f"series-{hashed('1.2.2')}: the series is no longer there"):
+        read_grid(second.images[0])
+
+
 def test_scans_to_predict(tmp_path: Path) -> None:
     first, second = generate_uid(), generate_uid()
     write_series(tmp_path / "heap" / "Wolperdinger" / "1", random_voxels(SHAPE), uid=first)

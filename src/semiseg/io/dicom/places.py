@@ -18,7 +18,7 @@ from pathlib import Path
 from semiseg.errors import DataError
 from semiseg.io.dicom.series import Series, Unusable, find_series, hashed
 from semiseg.io.dicom.sources import files_of, is_zip
-from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan
+from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan, visible
 from semiseg.words import counted, shortened
 
 SERIES = "series-"
@@ -195,15 +195,21 @@ def _folder_of(place: Place) -> Path:
     """The folder that holds all files of the series."""
     if not place.within:
         return place.folder
-    for folder in _folders_below(place.folder):
-        if _hash_of(folder, place.folder) == place.within:
-            return folder
-    raise DataError(f"{place.folder / place.id}: the series is no longer there. Restore it, or prepare the run again.")
+    for _ in range(2):
+        if (found := _folders_below(place.folder).get(place.within)) and found.exists():
+            return found
+        _folders_below.cache_clear()  # folders may have come since
+    raise DataError(
+        f"{place.folder / (SERIES + place.id)}: the series is no longer there. Restore it, or prepare the run again."
+    )
 
 
 @lru_cache(maxsize=16)
-def _folders_below(folder: Path) -> list[Path]:
-    return [Path(path) for path, *_ in os.walk(folder, followlinks=False)]
+def _folders_below(folder: Path) -> dict[str, Path]:
+    """All folders below one, linked ones too, by their hashes."""
+    with_files = {file.parent for file in visible(folder, deep=True)}
+    below = {above for one in with_files for above in (one, *one.parents) if folder in above.parents}
+    return {_hash_of(one, folder): one for one in below}
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
