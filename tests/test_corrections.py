@@ -164,6 +164,13 @@ def test_what_cannot_be_a_label_of_the_scan_is_refused(run: Path, tmp_path: Path
         export_cases(run, ["x"])
 
 
+def test_a_segmentation_of_slicer_is_no_label_map(run: Path) -> None:
+    folder = export_cases(run, ["a"])
+    write_scan(folder / "a.seg.nrrd", folder / "a.nii.gz")
+    with pytest.raises(DataError, match=r"a\.seg\.nrrd: a segmentation of 3D Slicer.* Export to files"):
+        import_folder(run, folder)
+
+
 def test_ignored_voxels_may_come_back(run: Path) -> None:
     file = export_cases(run, ["a"]) / "a.nii.gz"
     mend(file, slice(0, 2), LABELS.count)

@@ -206,6 +206,11 @@ def import_folder(
         raise DataError(f"{folder}: there is no such file or folder.")
     if not files:
         raise DataError(f"{folder}: holds no label that was handed out. Labels are ID.nii.gz there.")
+    if of_slicer := next((file for file in files.values() if file.name.lower().endswith(".seg.nrrd")), None):
+        raise DataError(
+            f"{of_slicer}: a segmentation of 3D Slicer, which may hold a part of the grid and other values. Save a "
+            "label map there, ID.nii.gz: Segmentations, Export to files."
+        )
     if strange := [id for id in files if id not in cases]:
         raise DataError(f"{folder}: {shortened(strange)}: no case of {run}. Name labels by their case.")
     taken, refused = [], []

@@ -373,6 +373,7 @@ REFUSED_NRRD = {
     "not finite": (("space: LPS", "space directions: (nan,0,0) (0,1,0) (0,0,1)"), "2 3 4", "not three vectors"),
     "words between": (("space: LPS", "space directions: (1,0,0) (0,1,0) by me (0,0,1)"), "2 3 4", "0 space directions"),
     "far": (("space: LPS", AXES, "space origin: (1e300,0,0)"), "2 3 4", "affine is singular or not finite"),
+    "two origins": (("space: LPS", AXES, "space origin: (1,2,3) (me)"), "2 3 4", "space origin is not three numbers"),
     "unknown space": (("space: up-down-strange", AXES), "2 3 4", "the space 'up-down-strange' is not known"),
 }  # fmt: skip
 

@@ -147,7 +147,7 @@ def _place(path: Path) -> Place:
         raise DataError(f"{path}: the header's NDims and DimSize do not fit each other. Restore the file.")
     if len(sizes) != 3:
         many = " Write one 3D file for each." if len(sizes) > 3 else ""
-        raise DataError(f"{path}: {len(sizes)}D ({tuple(sizes)}), but a 3D scan is expected.{many}")
+        raise DataError(f"{path}: {len(sizes)}D {tuple(sizes)}, but a 3D scan is expected.{many}")
     dtype = _dtype(fields, path)
     channels = _channels(fields, path, dtype)
     affine = _affine(fields, path)

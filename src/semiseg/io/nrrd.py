@@ -147,7 +147,7 @@ def _place(path: Path) -> Place:
     others = [axis for axis in range(len(sizes)) if axis not in axes]
     if len(axes) != 3 or len(others) > 1:
         many = " Write one 3D file for each." if len(sizes) > 3 else ""
-        raise DataError(f"{path}: {len(sizes)}D ({tuple(sizes)}), but a 3D scan is expected.{many}")
+        raise DataError(f"{path}: {len(sizes)}D {tuple(sizes)}, but a 3D scan is expected.{many}")
     affine, doubts = _affine(header, path, axes)
     grid = checked_grid(
         path,
@@ -299,7 +299,8 @@ def _affine(header: _Header, path: Path, axes: Sequence[int]) -> tuple[DoubleArr
             raise DataError(f"{path}: the spacings are not one number an axis. Restore the header.")
         affine[:3, :3] = np.diag(spacings)
     if (origin := header.get("space origin")) is not None:
-        found = numbers((_vectors(origin) or [""])[0] or "", 3)
+        vectors = _vectors(origin)
+        found = numbers(vectors[0] or "", 3) if len(vectors) == 1 else None
         if found is None:
             raise DataError(f"{path}: the space origin is not three numbers. Restore the header.")
         affine[:3, 3] = found
