@@ -69,7 +69,7 @@ def predict(
             raise ConfigError(
                 f"--output {output}: names one file, but there are {len(scans)} scans to predict. Name a folder."
             )
-        check_output_file(output, settings, outputs)
+        outputs = replace(outputs, formats=tuple(check_output_file(output, settings, outputs).labels))
     members = [Path(folder) for folder in ([ensemble] if isinstance(ensemble, str | Path) else ensemble)]
     folder = model.folder if isinstance(model, Model) else Path(model)
     first, *others = [

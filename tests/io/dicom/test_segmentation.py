@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -13,6 +14,7 @@ import pydicom
 import pytest
 
 from made_series import PATIENT, axis_orientations, canonical, errors_of, oblique, reversed_series, tool, write_series
+from semiseg.errors import DataError
 from semiseg.io.dicom.derived import MadeBy, read_source
 from semiseg.io.dicom.segmentation import write_segmentation
 from semiseg.io.dicom.series import Series, find_series
@@ -197,3 +199,39 @@ def test_a_patients_name_is_in_no_warning(tmp_path: Path, capfd: pytest.CaptureF
     assert not out + err
     assert not caught
     assert str(pydicom.dcmread(tmp_path / "a.dcm").PatientName) == "Yamada^Tarou=山田^太郎"
+
+
+def test_damaged_values_of_a_header_are_left_out(tmp_path: Path) -> None:
+    """Numbers that are none, a charset that nobody knows, texts without end: each of them, and all together."""
+    damage = {
+        "PatientWeight": b"heavy ", "PatientSize": b"1.8.8", "PatientAge": b"old age", "SliceThickness": b"thick!",
+        "SpecificCharacterSet": b"ISO_IR 4711 ", "PatientName": b"\xff\xfe\x80^\x00\x01", "StudyTime": b"25:61 ",
+        "LossyImageCompressionRatio": b"much", "PositionReferenceIndicator": b"x" * 300, "PatientBirthDate": b"4711",
+    }  # fmt: skip
+    for chosen in [*[[keyword] for keyword in damage], list(damage)]:
+        folder = tmp_path / "_".join(chosen)[:40]
+        write_series(folder, np.zeros(SHAPE))
+        for file in folder.iterdir():
+            one = pydicom.dcmread(file)
+            for keyword in chosen:
+                tag = pydicom.tag.Tag(keyword)
+                kind = pydicom.datadict.dictionary_VR(tag)
+                one[tag] = pydicom.dataelem.RawDataElement(
+                    tag, kind, len(damage[keyword]), damage[keyword], 0, False, True
+                )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                one.save_as(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the charset
+            (series,) = find_series(folder)
+        assert isinstance(series, Series)
+        assert write(tmp_path / "a.dcm", some_labels(), series)
+        assert np.array_equal(by_highdicom(tmp_path / "a.dcm", series), some_labels())
+
+
+def test_slices_to_which_nothing_can_refer_are_named(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", np.zeros(SHAPE))
+    slices = tuple(replace(one, instance="") for one in series.slices)
+    with pytest.raises(DataError, match="has no SOPInstanceUID that a DICOM file could refer to"):
+        read_source(replace(series, slices=slices))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +72,7 @@ class Source:
     @property
     def knows_its_study(self) -> bool:
         """Whether the files have a StudyInstanceUID; otherwise what is made of them is in a study of its own."""
-        return bool(self.head.get("StudyInstanceUID"))
+        return bool(value_of(self.head, "StudyInstanceUID"))
 
     @property
     def is_multiframe(self) -> bool:
@@ -93,27 +93,41 @@ def read_source(series: Series) -> Source:
     instance = series.slices[0].instance
     meta = getattr(head, "file_meta", {})
 
-    def uid(keyword: str, of: str = "") -> str:
-        given = str(head.get(keyword) or "")
-        return given or library().uid.generate_uid(entropy_srcs=[of or keyword, series.uid, instance])
+    if lacking := next((one.name for one in series.slices if not one.instance), None):
+        raise DataError(f"{file.parent}: {lacking} has no SOPInstanceUID that a DICOM file could refer to.")
+
+    def uid(keyword: str) -> str:
+        given = str(value_of(head, keyword) or "")
+        return given or library().uid.generate_uid(entropy_srcs=[keyword, series.uid, instance])
 
     return Source(
         head=head,
         series=series,
-        class_uid=str(head.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""),
+        class_uid=str(value_of(head, "SOPClassUID") or meta.get("MediaStorageSOPClassUID") or ""),
         study_uid=uid("StudyInstanceUID"),
         series_uid=uid("SeriesInstanceUID"),
         frame_of_reference_uid=uid("FrameOfReferenceUID"),
     )
 
 
+def value_of(head: Any, keyword: str) -> Any:
+    """A value, None where there is none or it cannot be one of its kind."""
+    try:
+        return head.get(keyword)
+    except Exception:  # noqa: BLE001 (pydicom raises anything for damaged values, and its texts quote them)
+        return None
+
+
 def copy_identity(source: Source, target: Any) -> None:
-    """Have an object be of the source's patient and study. Texts become UTF-8, whatever the source is written in."""
+    """Have an object be of the source's patient and study. Texts become UTF-8, whatever the source is written in; what
+    is damaged is left out."""
     target.SpecificCharacterSet = "ISO_IR 192"
-    source.head.decode()
     for keyword in (*_PATIENT, *_STUDY):
-        if keyword in source.head:
-            target[keyword] = deepcopy(source.head[keyword])
+        if value_of(source.head, keyword) is not None:
+            element = source.head[keyword]
+            with suppress(UnicodeError, LookupError, ValueError, AttributeError):
+                library().charset.decode_element(element, source.head.get("SpecificCharacterSet", "ISO_IR 6"))
+            target[keyword] = deepcopy(element)
         elif keyword in target:
             del target[keyword]
     for keyword in _MUST_STAND:

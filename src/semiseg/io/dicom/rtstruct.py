@@ -24,6 +24,7 @@ from semiseg.io.dicom.derived import (
     no_words_of_patients,
     planes_of,
     save,
+    value_of,
     values_of,
 )
 from semiseg.io.dicom.headers import Slice
@@ -105,7 +106,7 @@ def _head(source: Source, made_by: MadeBy) -> Any:
     copy_identity(source, made)
     made.Modality, made.OperatorsName = "RTSTRUCT", ""
     made.FrameOfReferenceUID = source.frame_of_reference_uid
-    made.PositionReferenceIndicator = source.head.get("PositionReferenceIndicator") or ""
+    made.PositionReferenceIndicator = value_of(source.head, "PositionReferenceIndicator") or ""
     equip(made, made_by, description="Structures by semiseg", number=_SERIES_NUMBER)
     made.StructureSetLabel, made.StructureSetName = "semiseg", f"by semiseg, model {made_by.model[:12]}"
     made.StructureSetDate, made.StructureSetTime = made.SeriesDate, made.SeriesTime

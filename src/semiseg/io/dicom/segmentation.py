@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from semiseg.io.dicom.derived import (
     no_words_of_patients,
     planes_of,
     save,
+    value_of,
     values_of,
 )
 from semiseg.io.dicom.library import library
@@ -124,7 +126,9 @@ def _images(source: Source) -> list[Any]:
     first = slices[0]
     assert first.orientation is not None
     assert first.spacing is not None
-    thickness = source.head.get("SliceThickness") or float(np.linalg.norm(source.series.grid.affine[:3, 2]))
+    thickness = float(np.linalg.norm(source.series.grid.affine[:3, 2]))
+    with suppress(TypeError, ValueError):
+        thickness = float(value_of(source.head, "SliceThickness")) or thickness
 
     def image() -> Any:
         made = dataset_of()
@@ -133,10 +137,10 @@ def _images(source: Source) -> list[Any]:
         made.SOPClassUID, made.Modality = source.class_uid, first.modality
         made.StudyInstanceUID, made.SeriesInstanceUID = source.study_uid, source.series_uid
         made.FrameOfReferenceUID = source.frame_of_reference_uid
-        made.PositionReferenceIndicator = source.head.get("PositionReferenceIndicator")
+        made.PositionReferenceIndicator = value_of(source.head, "PositionReferenceIndicator")
         made.Rows, made.Columns = first.pixels.rows, first.pixels.columns
         for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if source.head.get(keyword):
+            if value_of(source.head, keyword):
                 made[keyword] = source.head[keyword]
         return made
 
