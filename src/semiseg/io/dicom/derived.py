@@ -83,7 +83,7 @@ def read_source(series: Series) -> Source:
     """Read what objects made of a series take from it. Raises `DataError` where its files are gone or changed."""
     file = series.files[0]
     try:
-        with opened(file) as stream:
+        with no_words_of_patients(), opened(file) as stream:
             found = read_header(stream, list(_TAGS))
     except Exception as error:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
         raise DataError(f"{file}: cannot be read any more ({type(error).__name__}). Restore it.") from None
