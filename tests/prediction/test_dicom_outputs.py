@@ -3,13 +3,16 @@ patient is."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -202,6 +205,33 @@ def test_what_was_written_is_no_scan(model: Model, tmp_path: Path) -> None:
     for file in (tmp_path / "in" / "elsewhere").glob("*.nii.gz"):
         file.unlink()
     assert [scan.id for scan in find_scans([tmp_path / "in"])] == [scan.id for scan in before]
+
+
+def test_the_command_says_what_a_person_must_know(
+    model_folder: Path, tmp_path: Path, semiseg_command: Callable[..., Any]
+) -> None:
+    series = write_series(tmp_path / "in", voxels())
+    for file in set(series.files):
+        one = pydicom.dcmread(file)
+        one.StudyInstanceUID = ""
+        one.save_as(file)
+    wanted = ("--format", "nifti", "dicom-seg", "rtstruct", "--statistics", "--preview", "--engine", "torch")
+    answer = semiseg_command("predict", model_folder, tmp_path / "in", "--output", tmp_path / "out", *wanted)
+    assert answer.code == 0, answer.err
+    assert "1 scan in" in answer.out
+    assert "no SNOMED code is known for left_x, right_x" in answer.err
+    assert f"{series.id}: its files have no StudyInstanceUID, so what was made of them is in a study of" in answer.err
+    names = {file.name.removeprefix(series.id) for file in (tmp_path / "out").iterdir()}
+    tables = {"predictions.jsonl", "statistics.csv", "statistics.json"}
+    assert names == {".nii.gz", "_seg.dcm", "_rtstruct.dcm", "_preview.png"} | tables
+    assert [case["id"] for case in json.loads((tmp_path / "out" / "statistics.json").read_text())] == [series.id]
+    one_file = tmp_path / "structures.dcm"
+    answer = semiseg_command("predict", model_folder, tmp_path / "in", "--output", one_file, "--format", "rtstruct")
+    assert answer.code == 0, answer.err
+    assert pydicom.dcmread(one_file).Modality == "RTSTRUCT"
+    answer = semiseg_command("predict", model_folder, tmp_path / "in", "--output", one_file)
+    assert answer.code == 2
+    assert "structures.dcm: is there already" in answer.err
 
 
 def test_names_without_a_code_are_told_of() -> None:

@@ -175,10 +175,12 @@ def no_words_of_patients() -> Iterator[None]:
     logger = logging.getLogger("highdicom")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(before)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def save(target: Any, path: Path, *, implicit: bool) -> None:
