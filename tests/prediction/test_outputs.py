@@ -17,6 +17,7 @@ from PIL import Image
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
+from semiseg.geometry import from_canonical
 from semiseg.io.scans import RawChannel, read_label
 from semiseg.prediction.engines.torch_engine import TorchEngine, torch_engine
 from semiseg.prediction.inputs import find_scans
@@ -110,6 +111,23 @@ def test_statistics_that_are_asked_for_later_are_counted_on_what_is_there(model:
     predict(model, tmp_path, Outputs(statistics=True), engine)
     assert engine.runs == 0
     assert json.loads((tmp_path / "out" / "statistics.json").read_text())[0]["organs"][0]["voxels"] > 0
+
+
+@pytest.mark.parametrize("wrong", ["values", "grid"])
+def test_another_file_in_the_place_of_the_label_map_is_named(model: Model, tmp_path: Path, wrong: str) -> None:
+    save(tmp_path / "in" / "a.nii.gz")
+    predict(model, tmp_path, Outputs())
+    file = tmp_path / "out" / "a.nii.gz"
+    label, _ = read_label(file)
+    other = np.where(label == 2, 9, label) if wrong == "values" else label[:, :, 1:]
+    affine = nib.load(file).affine
+    nib.save(nib.Nifti1Image(from_canonical(other.astype(np.uint8), affine), affine), file)
+    outputs = Outputs(formats=("nifti", "nrrd"))
+    (outcome,) = predict_scans(
+        find_scans([tmp_path / "in"]), model, torch_engine(model, CPU), tmp_path / "out", SETTINGS, outputs=outputs
+    )
+    assert outcome.error == f"{file}: no longer the label map that was predicted here. Move it away, or restore it."
+    assert np.array_equal(np.unique(read_label(file)[0]), np.unique(other))  # nobody wrote over it
 
 
 def test_nothing_of_another_scan_is_left(model: Model, tmp_path: Path) -> None:

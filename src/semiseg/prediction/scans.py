@@ -243,7 +243,7 @@ class _Attempt:
         self.lacked_memory = False
         self._seconds, self._key, self._foreign = 0.0, "", False
         self._volume: RawVolume | None = None
-        self._known: LabelArray | None = None
+        self._known: tuple[LabelArray, Grid, Path] | None = None
         self._made: tuple[LabelArray, FloatArray | None] | None = None
         self._preview: bytes | None = None
         self._grid: Grid | None = None
@@ -321,6 +321,8 @@ class _Attempt:
             self.row |= {name: before[name] for name in ("statistics", "nothing_found") if name in before}
         self._volume = read_scan(self._scan.images)
         self._grid = self._volume.grid
+        if self._known is not None:
+            self._check_known(*self._known)
 
     def _lacking(self, before: PredictionRow) -> list[Path]:
         """What is asked for and not there."""
@@ -332,13 +334,19 @@ class _Attempt:
         ]
         return lacking or [self._target] * (self._outputs.statistics and "statistics" not in before)
 
-    def _labels_from_before(self, lacking: list[Path]) -> LabelArray | None:
+    def _labels_from_before(self, lacking: list[Path]) -> tuple[LabelArray, Grid, Path] | None:
         """The label map where one is there in a format that can be read, and no probabilities are asked for anew."""
         if self._targets.probabilities in lacking:
             return None
         known = (file for file in self.may_be_there if is_written(file) and not stem(file).endswith(PROBABILITIES))
         file = next((file for file in known if file.is_file()), None)
-        return None if file is None else read_label(file)[0]
+        return None if file is None else (*read_label(file), file)
+
+    def _check_known(self, labels: LabelArray, grid: Grid, file: Path) -> None:
+        """Somebody may have put another file in its place since."""
+        assert self._grid is not None
+        if int(labels.max(initial=0)) >= self._model.plan.labels.count or self._grid.difference(grid):
+            raise DataError(f"{file}: no longer the label map that was predicted here. Move it away, or restore it.")
 
     def _predict(self) -> None:
         assert self._volume is not None
@@ -348,7 +356,7 @@ class _Attempt:
             if self._known is None:
                 self._made = predict_labels(channels, spacing_mm, self._model, self._engine, self._settings)
             else:
-                self._made = self._known, None
+                self._made = self._known[0], None
         except DataError as error:
             several = " Files of one name with numbers from _0000 on count as channels of one scan."
             raise DataError(f"{images[0]}: {error}{several if len(images) > 1 else ''}") from None
