@@ -116,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = unquote(address.path), parse_qs(address.query)
         self.state.asked.append((self.command, path, {k.lower(): v for k, v in self.headers.items()}))
         known = self.headers.get("authorization") == f"Bearer {TOKEN}"
+        if path == "/broken":
+            return self._send(500, {"error": "out of order"})
         if path == "/api/validate-yaml":
             return self._send(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":

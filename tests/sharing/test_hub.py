@@ -262,6 +262,10 @@ def test_another_host_gets_no_login(
         hub.moved["weights.safetensors"] = f"{other.url}/cdn/files/resolve/main/weights.safetensors"
         assert semiseg_command("pull", NAME, "--output", tmp_path / "out").code == 0
         assert [headers.get("authorization") for _, _, headers in other.asked] == [None]
+    hub.moved["weights.safetensors"] = f"{hub.url}/no/where/resolve/main/weights.safetensors"
+    refused(semiseg_command("pull", NAME, "--output", tmp_path / "again"), "is not there, or not for you")
+    hub.moved["weights.safetensors"] = f"{hub.url}/broken"
+    refused(semiseg_command("pull", NAME, "--output", tmp_path / "again"), f"{NAME}: the hub refuses (500")
     hub.moved["weights.safetensors"] = "file:///etc/passwd"
     answer = semiseg_command("pull", NAME, "--output", tmp_path / "again")
     refused(answer, "the hub cannot be reached (UnsupportedProtocol)")
