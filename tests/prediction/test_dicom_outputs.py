@@ -269,7 +269,7 @@ print(need.at_peak - engine_bytes, peak_bytes() - engine_bytes)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks can be reset on Linux only")
 def test_what_is_planned_is_enough(model_folder: Path, tmp_path: Path) -> None:
     """For a scan of which each frame holds organs."""
-    smooth = np.add.outer(np.add.outer(np.arange(24) * 9, np.arange(96)), np.arange(96)) % 300
+    smooth = np.add.outer(np.add.outer(np.arange(24) * 9, np.arange(64)), np.arange(64)) % 300
     write_series(tmp_path / "in", smooth - 100, spacing=(1.0, 1.0, 2.0))
     places = map(str, (model_folder, tmp_path / "in", tmp_path / "out"))
     command = [sys.executable, "-c", MEASURE, *places, "dicom-seg dicom-labelmap rtstruct"]
