@@ -10,10 +10,12 @@ from semiseg.losses import (
     CROSS_ENTROPY_DICE,
     DICE_SMOOTH,
     one_hot,
+    partial_loss,
     pseudo_label_gradient,
     pseudo_label_loss,
     supervised_loss,
 )
+from semiseg.methods.base import HIDDEN
 from soft_dice import dice_per_class
 
 
@@ -34,6 +36,35 @@ def test_supervised_loss_is_cross_entropy_plus_dice_over_the_batch() -> None:
         dice.append((2 * overlap + DICE_SMOOTH) / (target.sum() + p[:, k].sum() + DICE_SMOOTH))
     expected = cross_entropy + 1 - torch.stack(dice).mean()
     assert torch.allclose(supervised_loss(labels, logits), expected, atol=1e-12)
+
+
+def test_an_open_voxel_is_the_background_or_an_unknown_organ() -> None:
+    """Against the formula: 1 is known, 2 and 3 are not."""
+    ignore, opened, unknown = 4, 5, (2, 3)
+    logits, labels = batch()
+    labels[:, 0], labels[:, 1] = opened, ignore
+    p = logits.softmax(1)
+    cross_entropy, counted = torch.zeros((), dtype=torch.float64), 0
+    for b, z, y, x in _all(labels):
+        value = int(labels[b, z, y, x])
+        if value != ignore:
+            chance = p[b, [0, 2, 3], z, y, x].sum() if value == opened else p[b, value, z, y, x]
+            cross_entropy, counted = cross_entropy - chance.log(), counted + 1
+    dice = []
+    for k in (1, 2, 3):
+        weight = (labels != ignore) & ((labels != opened) | (k not in unknown))
+        target, w = (labels == k).double(), weight.double()
+        overlap = (w * target * p[:, k]).sum()
+        dice.append((2 * overlap + DICE_SMOOTH) / ((w * target).sum() + (w * p[:, k]).sum() + DICE_SMOOTH))
+    expected = cross_entropy / counted + 1 - torch.stack(dice).mean()
+    found = partial_loss(unknown).labelled(labels, logits, ignore)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+def test_labels_that_know_all_organs_have_the_usual_loss() -> None:
+    logits, labels = batch()
+    assert torch.equal(partial_loss((2,)).labelled(labels, logits, 4), supervised_loss(labels, logits, 4))
+    assert torch.equal(partial_loss((2,)).labelled(labels, logits, HIDDEN), supervised_loss(labels, logits, HIDDEN))
 
 
 def _all(labels: Tensor) -> list[tuple[int, ...]]:

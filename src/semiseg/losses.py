@@ -12,7 +12,7 @@ The background class is left out of Dice, as in nnU-Net.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,14 +56,16 @@ class LossSums:
     dice: Tensor
 
     @staticmethod
-    def of(labels: Tensor, logits: Tensor, ignore: int | None = None) -> LossSums:
-        """Of logits `(B, K, D, H, W)` and a label map `(B, D, H, W)`, with a graph."""
+    def of(labels: Tensor, logits: Tensor, ignore: int | None = None, unknown: Sequence[int] = ()) -> LossSums:
+        """Of logits `(B, K, D, H, W)` and a label map `(B, D, H, W)`, with a graph. unknown: as in `partial_loss`."""
         log_p = functional.log_softmax(logits, dim=1)
         target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
         # A sum over all classes: torch's `nll_loss` adds up in any order on a GPU.
         if ignore is None:
             return LossSums(-(target * log_p).sum(), labels.numel(), _dice_sums(target, log_p.exp(), None))
         weight = (labels != ignore).to(log_p.dtype)[:, None]
+        if unknown:
+            return _partial_sums(labels == ignore + 1, target, log_p, weight, unknown)
         return LossSums(-(target * log_p * weight).sum(), weight.sum(), _dice_sums(target, log_p.exp(), weight))
 
     def __add__(self, other: LossSums) -> LossSums:
@@ -73,6 +75,29 @@ class LossSums:
     def loss(self) -> Tensor:
         """`supervised_loss` of the parts together, on this rank alone."""
         return self.cross_entropy / torch.as_tensor(self.voxels).clamp_min(1) + _dice_term(self.dice)
+
+
+def _partial_sums(is_open: Tensor, target: Tensor, log_p: Tensor, weight: Tensor, unknown: Sequence[int]) -> LossSums:
+    """`LossSums` where `is_open` voxels `(B, D, H, W)` are the background or one of the unknown organs."""
+    opened = is_open.to(log_p.dtype)[:, None]
+    possible = (0, *unknown)  # not as an index, which would be sent to a GPU in each step
+    either = torch.logsumexp(torch.stack([log_p[:, k] for k in possible], dim=1), dim=1, keepdim=True)
+    by_class = torch.cat([weight - opened if k in possible else weight for k in range(log_p.shape[1])], dim=1)
+    cross_entropy = -(target * log_p * weight).sum() - (either * opened).sum()
+    return LossSums(cross_entropy, weight.sum(), _dice_sums(target, log_p.exp(), by_class))
+
+
+def partial_loss(unknown: Sequence[int]) -> Losses:
+    """The losses where some label maps do not know these organs (the marginal loss of Shi et al., Medical Image
+    Analysis 2021). In a label map `ignore + 1` is the background or one of them: with U the background and the unknown
+    organs, such a voxel adds `-log sum_{k in U} p_k` to the cross-entropy; in Dice it counts for the other organs, of
+    which it is none, and for those of U not at all."""
+
+    def labelled(labels: Tensor, logits: Tensor, ignore: int | None) -> Tensor:
+        sums = LossSums.of(labels, logits, ignore, unknown if ignore is not None and ignore >= 0 else ())
+        return share(sums.cross_entropy, sums.voxels) + _dice_term(total(sums.dice))
+
+    return CROSS_ENTROPY_DICE._replace(labelled=labelled)
 
 
 def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -76,7 +76,7 @@ def _plan_of(folder: str, dataset: Dataset) -> Plan:
             raise ConfigError(
                 f"train.weights = {folder}: has the {what} {its}, but {dataset.root} has {ours}. Name a model of these."
             )
-    labels = replace(model.plan.labels, ignore=dataset.labels.ignore)
+    labels = replace(model.plan.labels, ignore=dataset.labels.ignore, unknown=dataset.labels.unknown)
     sizes = replace(model.plan, labels=labels, teacher=model.sizes, student=model.sizes, dataset=dataset.name)
     return replace(sizes, reasons=(f"Everything is that of {folder}, whose weights training starts from.",))
 

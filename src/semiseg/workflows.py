@@ -234,10 +234,13 @@ def _with_other_labels(
         names = Path(data.teacher_names) if data.teacher_names else None
         teacher = open_teacher(Path(data.teacher_labels), names, dataset.labels)
         if teacher.unknown and not quiet:
-            print(f"The labels in {teacher.folder} do not know {', '.join(teacher.unknown)}: ignored there.")
+            print(
+                f"The labels in {teacher.folder} do not know {', '.join(teacher.unknown.values())}: what they call "
+                "background may be one of these."
+            )
         with bar("taking over labels", quiet) as advance:
             cases = taught_by_others(cases, teacher, run / TEACHER_LABELS, workers=workers(), progress=advance)
-        open_ends = True
+        open_ends, dataset = True, replace(dataset, labels=teacher.scheme)
     if not quiet and (data.decisions or data.teacher_labels):
         print(f"Scans: {count_roles(cases)}.")
     if open_ends:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from semiseg.data.partial import from_masks, ignore_value, on_slices, over, without_organs
+from semiseg.data.partial import from_masks, ignore_value, on_slices, over, with_unknown, without_organs
 from semiseg.io.dataset import LabelScheme
 
 IGNORE = 3
@@ -59,10 +59,25 @@ def test_a_corrected_slice_lies_over_an_accepted_label() -> None:
 def test_masks_become_a_map_and_what_two_of_them_claim_is_ignored() -> None:
     liver, spleen = np.zeros((2, 4, 4, 4), dtype=bool)
     liver[:2], spleen[1:3] = True, True
-    both = from_masks({1: liver, 2: spleen}, {1, 2}, IGNORE)
+    labels = LabelScheme(names={0: "background", 1: "liver", 2: "spleen"}, ignore=IGNORE)
+    both = from_masks({1: liver, 2: spleen}, labels)
     assert both[:, 0, 0].tolist() == [1, IGNORE, 2, 0]
-    alone = from_masks({1: liver}, {1, 2}, IGNORE)  # whoever made it does not know organ 2
-    assert alone[:, 0, 0].tolist() == [1, 1, IGNORE, IGNORE]
+    without = from_masks({1: liver}, labels)  # this one lacks a mask that others have
+    assert without[:, 0, 0].tolist() == [1, 1, IGNORE, IGNORE]
+
+
+def test_background_where_an_organ_is_unknown_is_open_unless_mirroring_would_take_it_for_a_known_one() -> None:
+    names = {0: "background", 1: "liver", 2: "left kidney", 3: "right kidney"}
+    labels = LabelScheme(names=names, mirror_pairs=((2, 3),))
+    liver, left = np.zeros((2, 4, 4, 4), dtype=bool)
+    liver[:1], left[1:2] = True, True
+    unknown = with_unknown(labels, {2, 3})
+    assert (unknown.ignore, unknown.unknown, unknown.open) == (4, (2, 3), 5)
+    assert from_masks({1: liver}, unknown)[:, 0, 0].tolist() == [1, 5, 5, 5]
+    half = with_unknown(labels, {3})
+    assert (half.ignore, half.unknown, half.open) == (4, (), None)
+    assert from_masks({1: liver, 2: left}, half)[:, 0, 0].tolist() == [1, 2, 4, 4]
+    assert with_unknown(labels, ()).open is None
 
 
 def test_the_ignore_value_is_the_datasets_or_the_first_free_one_whatever_the_type() -> None:

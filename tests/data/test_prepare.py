@@ -23,7 +23,7 @@ from semiseg.errors import DataError
 from semiseg.files import hash_files
 from semiseg.geometry import Box
 from semiseg.io.dataset import Case, LabelScheme
-from semiseg.io.scans import RawChannel
+from semiseg.io.scans import RawChannel, hash_of
 from semiseg.io.store import open_case, read_case_meta
 
 NETWORK = NetworkPlan(features=(4, 8), kernels=((3, 3, 3),) * 2, strides=((1, 1, 1), (2, 2, 2)))
@@ -139,7 +139,11 @@ def test_what_has_its_size_and_time_is_not_read_again(
         hashed.extend(paths)
         return hash_files(paths, salt=salt)
 
-    monkeypatch.setattr("semiseg.data.prepare.hash_files", noted)
+    def noted_scans(paths: Sequence[Path], *, salt: str) -> str:
+        hashed.extend(paths)
+        return hash_of(paths, salt=salt)
+
+    monkeypatch.setattr("semiseg.data.prepare.hash_of", noted_scans)
     monkeypatch.setattr("semiseg.io.store.hash_files", noted)
     assert [r.hash for r in prepare_cases(cases, PLAN, store)] == [r.hash for r in first]
     assert hashed == []

@@ -73,9 +73,9 @@ def test_labels_of_other_formats(cases: list[RunCase], tmp_path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_scan(target, tmp_path / "nifti" / name)
     (folder / "names.toml").write_text("liver = 1\nspleen = 3")
-    assert rows(taught(cases[:2], folder)[1]) == [1, 4, 3, 4]
+    assert rows(taught(cases[:2], folder)[1]) == [1, 5, 3, 5]
     (folder / "names.toml").write_text('liver = "liver"')
-    assert rows(taught([cases[2]], folder)[0]) == [1, 4, 1, 4]
+    assert rows(taught([cases[2]], folder)[0]) == [1, 5, 1, 5]
 
 
 def test_totalsegmentators_folders_by_a_map_of_names(cases: list[RunCase], tmp_path: Path) -> None:
@@ -88,15 +88,15 @@ def test_totalsegmentators_folders_by_a_map_of_names(cases: list[RunCase], tmp_p
     assert rows(found[1]) == [4, 2, 2, 3]  # two masks claim the first row
 
 
-def test_what_a_map_does_not_know_is_ignored(cases: list[RunCase], tmp_path: Path) -> None:
+def test_what_a_map_does_not_know_may_be_background(cases: list[RunCase], tmp_path: Path) -> None:
     folder, names = tmp_path / "total", tmp_path / "names.json"
     save(folder / "c.nii.gz", striped(5, 90, 2, 0))
     names.write_text(json.dumps({"liver": [5, 6], "left_kidney": 2}))
     teacher = open_teacher(folder, names, LABELS)
-    assert teacher.unknown == ["spleen"]
+    assert teacher.unknown == {3: "spleen"}
     found = taught(cases, folder, names)
     assert found[1].role == "unlabelled"
-    assert rows(found[2]) == [1, 4, 2, 4]  # what has another name may be the spleen, as background may
+    assert rows(found[2]) == [1, 5, 2, 5]  # open: what has another name may be the spleen, as background may
 
 
 def test_what_was_taken_over_is_not_written_again(cases: list[RunCase], tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def _measure(case: Case, labels: LabelScheme, channels: int, draw: Draw) -> _Mea
         label, voxels = read_checked_label(case.label, case.images[0], volume.grid, labels)
     except DataError as error:
         return _Measured(error=str(error))
-    mask = label != 0 if labels.ignore is None else (label != 0) & (label != labels.ignore)
+    mask = (label != 0) & (label < labels.count)
     foreground = volume.array[:, mask]
     if foreground.shape[1] == 0:
         return _Measured(case=entry, voxels=voxels)

@@ -33,7 +33,7 @@ def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme)
         raise DataError(f"{path}: not on the grid of {image}: {misfit}")
     voxels = count_values(label)
     for value, count in voxels.items():
-        if value not in labels.names and value != labels.ignore:
+        if value not in labels.names and value not in (labels.ignore, labels.open):
             have = counted(count, "voxel has", "voxels have")
             raise DataError(
                 f"{path}: {have} value {value}, but the dataset's labels end at {max(labels.names)}. "

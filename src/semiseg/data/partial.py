@@ -6,6 +6,7 @@ What is unknown must not be taught to be background. Label maps are `(Z, Y, X)`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -57,17 +58,33 @@ def over(base: LabelArray, above: LabelArray, ignore: int) -> LabelArray:
     return np.where(above == ignore, base, above).astype(np.promote_types(base.dtype, above.dtype))
 
 
-def from_masks(masks: Mapping[int, BoolArray], organs: Collection[int], ignore: int) -> LabelArray:
-    """A label map from one mask by organ. Where two organs claim a voxel it is ignored; so is all background where an
-    organ has no mask, since it may be there."""
+def with_unknown(labels: LabelScheme, unknown: Collection[int]) -> LabelScheme:
+    """The classes where some label maps do not know these organs. Where mirroring would take a known organ for an
+    unknown one, what they leave open is ignored."""
+    order = labels.permutation()
+    closed = {order[value] for value in unknown} == set(unknown)
+    return replace(labels, ignore=ignore_value(labels), unknown=tuple(sorted(unknown)) if closed else ())
+
+
+def from_masks(masks: Mapping[int, BoolArray], labels: LabelScheme) -> LabelArray:
+    """A label map from one mask by organ. labels: with an ignore value.
+
+    Where two organs claim a voxel it is ignored. Where the unknown organs alone have no mask, background is `open`: it
+    may be one of them, and is none of the others. Where others have none, all background is ignored.
+    """
+    organs, ignore = set(labels.organs), ignore_value(labels)
     shape = next(iter(masks.values())).shape
-    label = np.zeros(shape, dtype=np.min_scalar_type(max(ignore, *organs)))
+    label = np.zeros(shape, dtype=np.min_scalar_type(max(ignore + 1, *organs)))
     claims = np.zeros(shape, dtype=np.uint8)
     for value, mask in masks.items():
         label[mask] = value
         claims += mask
     label[claims > 1] = ignore
-    return without_organs(label, set(organs) - masks.keys(), ignore)
+    missing = organs - masks.keys()
+    if missing and missing == set(labels.unknown):
+        label[label == 0] = ignore + 1
+        return label
+    return without_organs(label, missing, ignore)
 
 
 def _with_room(label: LabelArray, ignore: int) -> LabelArray:

@@ -162,8 +162,10 @@ def _wrong_labels(labels: LabelScheme) -> str | None:
         return f"labels.names has the values {values}; they must run from 0, the background, on without gaps."
     if strange := [name for name in labels.names.values() if not name.isprintable() or not name]:
         return f"labels.names: {strange[0]!r} is no name that can be printed."
-    if labels.ignore is not None and not top <= labels.ignore <= MOST_LABEL:
-        return f"labels.ignore = {labels.ignore} must be above the classes, and {MOST_LABEL} at most."
+    if labels.ignore is not None and not top <= labels.ignore < MOST_LABEL:
+        return f"labels.ignore = {labels.ignore} must be above the classes, and below {MOST_LABEL}."
+    if labels.unknown and (labels.ignore is None or not set(labels.unknown) <= set(range(1, top))):
+        return f"labels.unknown = {labels.unknown}: are organs, and need labels.ignore."
     if any(not 0 < value < top for pair in labels.mirror_pairs for value in pair):
         return f"labels.mirror_pairs = {labels.mirror_pairs}: are pairs of the values 1 to {top - 1}."
     return None

@@ -68,6 +68,7 @@ def _recipe(plan: Plan) -> dict[str, Any]:
         "normalisation": [asdict(channel) for channel in plan.normalisation],
         "classes": sorted(plan.labels.names),
         "ignore": plan.labels.ignore,
+        "unknown": list(plan.labels.unknown),
     }
 
 
@@ -265,7 +266,7 @@ def _describe(
     draw = Draw(seed=0)  # locations belong to the content of the case, not to a run
     if label is not None:
         voxels = count_values(label)
-        for value in voxels.keys() - {0, plan.labels.ignore}:
+        for value in voxels.keys() & plan.labels.organs.keys():
             locations[value] = _sample_locations(label == value, draw.generator(f"locations/{case.id}/{value}"))
     body = body_locations(
         volume.channels[0],

@@ -1,7 +1,8 @@
 """Label maps of another program, or person, brought to the dataset's labels: nnU-Net's predictions, TotalSegmentator's
 folders and `--ml` files, anyone's.
 
-What such labels do not know is ignored. Where all organs are known, whatever else they name is background.
+Where such labels do not know an organ, what they call background is background or that organ, and the loss takes it for
+that. Where all organs are known, whatever else they name is background.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.cases import WAS_KILLED, map_cases
-from semiseg.data.partial import from_masks, ignore_value
+from semiseg.data.partial import from_masks, with_unknown
 from semiseg.data.roles import RunCase
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json, read_toml
@@ -42,9 +43,14 @@ class Teacher:
     labels: LabelScheme
 
     @property
-    def unknown(self) -> list[str]:
+    def unknown(self) -> dict[int, str]:
         """Organs that it does not know."""
-        return [name for value, name in self.labels.organs.items() if value not in self.names]
+        return {value: name for value, name in self.labels.organs.items() if value not in self.names}
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """The classes with what its label maps leave open."""
+        return with_unknown(self.labels, self.unknown)
 
 
 def open_teacher(folder: Path, names: Path | None, labels: LabelScheme) -> Teacher:
@@ -182,7 +188,7 @@ def _label(case: RunCase, teacher: Teacher, image: Path, grid: Grid) -> LabelArr
         if not masks:
             shown = shortened([str(one) for sources in teacher.names.values() for one in sources])
             raise DataError(f"{files[0].parent}: has none of the files {shown}.")
-    return from_masks(masks, set(teacher.labels.organs), ignore_value(teacher.labels))
+    return from_masks(masks, teacher.scheme)
 
 
 def _union(masks: Sequence[BoolArray]) -> BoolArray:

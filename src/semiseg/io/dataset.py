@@ -42,13 +42,15 @@ class LabelScheme:
     """The classes of a dataset.
 
     names: value in the label map to name; 0 is the background; values are 0, 1, ..., K-1 without gaps. ignore: value
-    of voxels that nobody labelled, or None. mirror_pairs: pairs of classes that mirroring left-right exchanges.
+    of voxels that nobody labelled, or None. unknown: organs that some label maps do not know; `open` is the value of
+    what is background there, or one of them. mirror_pairs: pairs of classes that mirroring left-right exchanges.
     mirror_axis: the axis (0 Z, 1 Y, 2 X) along which it does: X in canonical orientation, another one where the
     headers are wrong (measured by `semiseg.data.laterality`).
     """
 
     names: dict[int, str]
     ignore: int | None = None
+    unknown: tuple[int, ...] = ()
     mirror_pairs: tuple[tuple[int, int], ...] = ()
     mirror_axis: int = LEFT_RIGHT_AXIS
 
@@ -61,6 +63,12 @@ class LabelScheme:
     def organs(self) -> dict[int, str]:
         """The classes without the background."""
         return {value: name for value, name in self.names.items() if value != 0}
+
+    @property
+    def open(self) -> int | None:
+        """The value of voxels that are background or one of the unknown organs, the one above `ignore`; None where no
+        organ is unknown."""
+        return self.ignore + 1 if self.unknown and self.ignore is not None else None
 
     def permutation(self) -> list[int]:
         """Class k of a mirrored scan is class `permutation()[k]` of the scan."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from semiseg.data.plan import Plan
+from semiseg.losses import CROSS_ENTROPY_DICE, partial_loss
 from semiseg.methods.base import Method
 from semiseg.methods.copy_paste import CopyPaste
 from semiseg.methods.cross_pseudo import CrossPseudo
@@ -75,4 +76,6 @@ def build_method(
 
     kind = _METHODS[type(settings)]
     networks = {name: network(name) for name in kind.learner_names}
-    return kind(networks, settings, phases, ignore=plan.labels.ignore, autocast=autocast)
+    unknown = plan.labels.unknown
+    losses = partial_loss(unknown) if unknown else CROSS_ENTROPY_DICE
+    return kind(networks, settings, phases, losses=losses, ignore=plan.labels.ignore, autocast=autocast)

@@ -43,7 +43,7 @@ class CopyPaste(StudentMethod[CopyPasteSettings]):
         labels = largest_components(logits.argmax(1))
         images, truth, taught = mixed_both_ways(labelled, unlabelled.strong, labels, self._boxes(labelled, draw))
         if self.ignore is not None:
-            truth = truth.masked_fill(truth == self.ignore, HIDDEN)
+            truth = truth.masked_fill(truth >= self.ignore, HIDDEN)
         logits = self.student.logits(images)
         both = zip(truth.chunk(2), taught.chunk(2), logits.chunk(2), strict=True)
         losses = [[self.losses.labelled(labels, x, HIDDEN) for labels in pair] for *pair, x in both]

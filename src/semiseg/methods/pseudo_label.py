@@ -127,13 +127,13 @@ class TeacherAndStudent(StudentMethod[Settings], Generic[Settings]):
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
         """Parts of the labelled patches and their labels in the place of parts of the student's.
 
-        Voxels of the ignore value get weight 0. What was pasted depends on the teacher no more.
+        Voxels of which the label is not known get weight 0. What was pasted depends on the teacher no more.
         """
         is_true = self._true_voxels(lesson.labels, draw)
         everywhere = is_true[:, None]
         weight = None
         if self.ignore is not None:
-            known = (labelled.labels != self.ignore).float()[:, None]
+            known = (labelled.labels < self.ignore).float()[:, None]
             weight = torch.where(everywhere, known, torch.ones_like(known))
         return replace(
             lesson,

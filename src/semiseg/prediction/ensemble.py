@@ -35,7 +35,7 @@ class EnsembleEngine:
 def _part(model: Model, name: str) -> Any:
     """Of its plan; of the labels what a network knows, which is not the value of voxels that nobody labelled."""
     part = getattr(model.plan, name)
-    return replace(part, ignore=None) if name == "labels" else part
+    return replace(part, ignore=None, unknown=()) if name == "labels" else part
 
 
 def joined(models: Sequence[Model]) -> Model:
