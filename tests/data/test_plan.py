@@ -18,7 +18,9 @@ NETWORK = NetworkPlan(
 PLAN = Plan(
     dataset="d",
     channels=("CT", "PET"),
-    labels=LabelScheme(names={0: "background", 1: "left", 2: "right"}, ignore=255, mirror_pairs=((1, 2),)),
+    labels=LabelScheme(
+        names={0: "background", 1: "left", 2: "right"}, ignore=255, unknown=(1, 2), mirror_pairs=((1, 2),)
+    ),
     spacing_mm=(2.5, 0.8, 0.75),
     anisotropic_axis=0,
     patch=(5, 8, 8),
@@ -65,6 +67,8 @@ def test_a_plan_comes_back_from_toml(tmp_path: Path, plan: Plan) -> None:
         ("labels", {"names": {"0": "background", "2": "a"}}, "without gaps"),
         ("labels", {"names": {"0": "background", "1": "a\u001b"}}, "no name that can be printed"),
         ("labels", {"names": {"0": "background", "1": "a"}, "mirror_pairs": [[1, 9]]}, "are pairs of the values"),
+        ("labels", {"names": {"0": "background", "1": "a"}, "unknown": [1]}, "need labels.ignore"),
+        ("labels", {"names": {"0": "background", "1": "a"}, "ignore": 2, "unknown": [2]}, "are organs"),
         ("student", asdict(replace(NETWORK, kernels=((1, 2, 3), (3, 3, 3)))), "kernels = .* must be odd"),
     ],
 )
