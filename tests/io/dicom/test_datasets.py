@@ -144,6 +144,21 @@ def test_contents_are_hashed_and_stamped(tmp_path: Path) -> None:
     assert list(stamps_of(scan.images)) == [str(scan.images[0])]
 
 
+def test_a_damaged_file_in_a_zip_leaves_other_series_whole(tmp_path: Path) -> None:
+    write_series(tmp_path / "both" / "1", random_voxels(SHAPE), uid="1.2.1")
+    (first, *_) = write_series(tmp_path / "both" / "2", random_voxels(SHAPE), uid="1.2.2")
+    zip_of(tmp_path / "both", tmp_path / "both.zip")
+    content = (tmp_path / "both.zip").read_bytes()
+    place = content.index(f"2/{first.name}".encode()) - 30  # of the member's own header
+    assert content[place : place + 4] == b"PK\3\4"
+    (tmp_path / "both.zip").write_bytes(content[:place] + b"XXXX" + content[place + 4 :])
+    said: list[str] = []
+    scans = find_scans([tmp_path / "both.zip"], say=said.append)
+    assert {scan.id for scan in scans} == {hashed("1.2.1"), hashed("1.2.2")}  # of the second the outermost slice lacks
+    assert read_scan(scans[0].images).grid.shape_zyx in (SHAPE, (SHAPE[0] - 1, *SHAPE[1:]))
+    assert said == [f"{tmp_path / 'both.zip'}: 1 other DICOM file ({first.name}): Cannot be read (BadZipFile)."]
+
+
 def test_linked_folders_and_folders_that_come_later_are_found(tmp_path: Path) -> None:
     write_series(tmp_path / "elsewhere" / "1", random_voxels(SHAPE), uid="1.2.1")
     (tmp_path / "heap").mkdir()

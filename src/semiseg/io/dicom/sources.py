@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import zipfile
@@ -55,12 +56,12 @@ def _opened_zip(archive: Path) -> zipfile.ZipFile:
 
 
 def _member(zipped: zipfile.ZipFile, archive: Path, file: Path) -> IO[bytes]:
+    """Raises `OSError` where it is damaged, or packed in a way that is not read: others may be whole."""
     try:
-        return io.BufferedReader(_Counted(zipped.open(file.relative_to(archive).as_posix()), file))
+        member = zipped.open(file.relative_to(archive).as_posix())
     except _DAMAGED as error:
-        raise DataError(
-            f"{archive}: {file.name} in it cannot be read ({type(error).__name__}). Restore the zip, or pack it anew."
-        ) from None
+        raise OSError(errno.EIO, type(error).__name__) from None
+    return io.BufferedReader(_Counted(member, f"{archive}: {file.name}"))
 
 
 @contextmanager
@@ -80,8 +81,8 @@ class _Counted(io.RawIOBase):
 
     name = ""  # which pydicom asks for
 
-    def __init__(self, stream: IO[bytes], file: Path) -> None:
-        self._stream, self._file = stream, file
+    def __init__(self, stream: IO[bytes], called: str) -> None:
+        self._stream, self._called = stream, called
 
     def readable(self) -> bool:
         return True
@@ -100,7 +101,7 @@ class _Counted(io.RawIOBase):
         data = self._stream.read(len(view))
         view[: len(data)] = data
         if self._stream.tell() > MOST_BYTES:
-            raise DataError(f"{self._file}: it inflates to more than {MOST_BYTES >> 20} MiB. Unpack the zip.")
+            raise DataError(f"{self._called}: it inflates to more than {MOST_BYTES >> 20} MiB. Unpack the zip.")
         return len(data)
 
 
