@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -206,6 +207,30 @@ def test_a_slice_that_is_cut_off_is_refused_by_name(syntax: str, share: float, t
     said = rf"InstanceNumber 2 \({files[2].name}\) is cut off: voxels are missing\. Restore the file\."
     with pytest.raises(DataError, match=said):
         read_voxels(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "begins", "place", "value"),
+    [
+        ("JPEGLosslessProcess14_1", b"\xff\xd8", 6, 17),
+        ("JPEGLSLossless", b"\xff\xd8", 6, 17),
+        ("JPEG2000Lossless", b"\xff\x4f", 42, 255),
+    ],
+)
+def test_what_ends_the_process_of_a_decoder_is_a_sentence(
+    syntax: str, begins: bytes, place: int, value: int, tmp_path: Path
+) -> None:
+    """One byte of a codestream, of which GDCM 3.2.6 dies; other slices are read as before."""
+    smooth = np.add.outer(np.arange(2) * 50, np.add.outer(np.arange(24) * 30, np.arange(20) * 20)).astype(np.int16)
+    files = write_series(tmp_path / "bad", smooth)
+    shutil.copytree(tmp_path / "bad", tmp_path / "good")
+    compress(files, syntax)
+    content = bytearray(files[1].read_bytes())
+    content[content.index(begins, content.index(b"\xe0\x7f\x10\0")) + place] = value
+    files[1].write_bytes(content)
+    with pytest.raises(DataError, match=rf"bad: the voxels of .*{files[1].name}.* the file is damaged"):
+        read_voxels(tmp_path / "bad")
+    assert np.array_equal(by_semiseg(tmp_path / "good")[0], smooth.transpose(2, 1, 0) - np.float32(1024))
 
 
 @pytest.mark.parametrize(("syntax", "kind"), [("JPEGBaselineProcess1", np.uint8), ("JPEG2000", np.uint16)])

@@ -15,8 +15,9 @@ import numpy as np
 
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import triple
+from semiseg.io.dicom.decoding import Decoder
 from semiseg.io.dicom.headers import Slice, read_header
-from semiseg.io.dicom.library import library, quiet_gdcm
+from semiseg.io.dicom.library import library
 from semiseg.io.dicom.places import series_of
 from semiseg.io.dicom.sources import archive_of, opener
 from semiseg.io.dicom.values import Form, form_of, rescaled, stored_dtype, used_bits, widened
@@ -113,11 +114,11 @@ def write(path: Path, stored: AnyArray, grid: Grid, like: Path | None) -> None:
 
 def _planes(path: Path, slices: Sequence[Slice], form: Form) -> Iterator[AnyArray]:
     """What the form holds of each slice, `(rows, columns)`, in order; frames of one file in one go."""
-    with opener(archive_of(slices[0].file)) as open_file:
+    with opener(archive_of(slices[0].file)) as open_file, Decoder() as decoder:
         for file, group in groupby(slices, key=lambda found: found.file):
             frames = list(group)
             with _named(path, file, frames), open_file(file) as stream:
-                for found, plane in zip(frames, _stored(stream, frames), strict=True):
+                for found, plane in zip(frames, _stored(stream, frames, decoder), strict=True):
                     yield rescaled(used_bits(plane, found.pixels), found, form)
 
 
@@ -142,7 +143,7 @@ def _named(path: Path, file: Path, frames: Sequence[Slice]) -> Iterator[None]:
         ) from None
 
 
-def _stored(stream: IO[bytes], frames: Sequence[Slice]) -> Iterator[AnyArray]:
+def _stored(stream: IO[bytes], frames: Sequence[Slice], decoder: Decoder) -> Iterator[AnyArray]:
     """The frames of one file as it stores them, in the order that is asked for."""
     opened = read_header(stream, ["BitsAllocated"])
     if opened is None:
@@ -155,7 +156,7 @@ def _stored(stream: IO[bytes], frames: Sequence[Slice]) -> Iterator[AnyArray]:
         if length != _UNKNOWN_LENGTH:
             raise ValueError
         _check_fragments(source)
-        yield from _compressed(source, frames, syntax)
+        yield from _compressed(source, frames, syntax, decoder)
     else:
         raise DataError(
             f"{frames[0].file.name}: compressed as {library().uid.UID(syntax).name}, which is not read. Decompress it, "
@@ -179,31 +180,28 @@ def _native(stream: IO[bytes], frames: Sequence[Slice], order: str, length: int)
         yield plane.astype(stored_dtype(pixels), copy=False)
 
 
-def _compressed(stream: IO[bytes], frames: Sequence[Slice], syntax: str) -> Iterator[AnyArray]:
-    quiet_gdcm()
+def _compressed(stream: IO[bytes], frames: Sequence[Slice], syntax: str, decoder: Decoder) -> Iterator[AnyArray]:
     pixels = frames[0].pixels
-    decoder = library().pixels.get_decoder(syntax)
     asked = [found.frame for found in frames]
     plugin = "pydicom" if syntax == RLE else "gdcm"
-    if plugin not in decoder.available_plugins:
+    if plugin not in library().pixels.get_decoder(syntax).available_plugins:
         raise ConfigError(f"{BY_GDCM[syntax]} needs python-gdcm: pip install 'semiseg[dicom]'.")
-    made = decoder.iter_array(
-        stream,
-        indices=None if asked == list(range(frames[0].frames)) else asked,
-        raw=True,
-        decoding_plugin=plugin,
-        rows=pixels.rows,
-        columns=pixels.columns,
-        samples_per_pixel=1,
-        photometric_interpretation=pixels.photometric,
-        pixel_representation=int(pixels.signed),
-        bits_allocated=pixels.allocated,
-        bits_stored=pixels.stored,
-        number_of_frames=frames[0].frames,
-        pixel_keyword="PixelData",
-        transfer_syntax_uid=library().uid.UID(syntax),
-    )
-    for array, _ in made:
+    options = {
+        "syntax": syntax,
+        "plugin": plugin,
+        "indices": None if asked == list(range(frames[0].frames)) else asked,
+        "pixels": {
+            "rows": pixels.rows,
+            "columns": pixels.columns,
+            "samples_per_pixel": 1,
+            "photometric_interpretation": pixels.photometric,
+            "pixel_representation": int(pixels.signed),
+            "bits_allocated": pixels.allocated,
+            "bits_stored": pixels.stored,
+            "number_of_frames": frames[0].frames,
+        },
+    }
+    for array in decoder.frames(stream, options, len(asked)):
         yield array.astype(stored_dtype(pixels), copy=False)
 
 
