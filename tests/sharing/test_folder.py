@@ -58,7 +58,7 @@ def test_the_readme_says_what_how_well_and_how(run: Path) -> None:
     assert "On 2 test cases" in text
     assert "1.5 × 1 × 2 mm" in text
     assert "- channel `CT`: CT in Hounsfield units\n- channel `T1`: normalised scan by scan" in text
-    assert "2 labelled, 3 unlabelled" in text
+    assert "`made up`: 2 labelled. 7 steps." in text  # labels alone
     assert "None is stated" in text
 
 

@@ -147,6 +147,8 @@ def _training(model: Model) -> str:
         "labelled": len(card["labelled_cases"]) if isinstance(card.get("labelled_cases"), list) else None,
         **{name: card.get(f"{name}_cases") for name in ("corrected", "accepted", "taught", "unlabelled")},
     }
+    if card.get("method") == "supervised":  # which has them, and does not look at them
+        del numbers["unlabelled"]
     scans = [f"{number} {name}" for name, number in numbers.items() if isinstance(number, int) and number]
     said = f"Scans of the dataset `{_text(model.plan.dataset)}`: {', '.join(scans) or 'number unknown'}."
     if isinstance(steps := card.get("steps"), int):
