@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = """
-import os, sys
-sys.modules["requests"] = None  # no dependency but of tests; pydicom imports it, and it tries whether there is IPv6
+import os
 from semiseg.cli import main
 
 def semiseg(line, codes=(0,)):
@@ -41,6 +40,10 @@ def test_no_command_opens_a_socket(phantoms: Path, tiny: list[str], tmp_path: Pa
     start takes longer than most of them."""
     home, trace = tmp_path / "home", tmp_path / "trace"
     home.mkdir()
+    # No dependency but of tests; pydicom imports it where it is, and it tries whether there is IPv6.
+    without = tmp_path / "without" / "requests.py"
+    without.parent.mkdir()
+    without.write_text("raise ImportError")
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(home),
@@ -49,7 +52,7 @@ def test_no_command_opens_a_socket(phantoms: Path, tiny: list[str], tmp_path: Pa
         "OUT": str(tmp_path / "out"),
         "TINY": " ".join(flag.replace(" ", "") for flag in [*tiny, "--set", "train.steps=120"]),  # organs are found
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "PYTHONPATH": os.pathsep.join([str(without.parent), os.environ.get("PYTHONPATH", "")]),
     }
     ended = subprocess.run(
         [*STRACE, "--output", trace, sys.executable, "-c", COMMANDS],
