@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from semiseg.data.partial import ignore_value
 from semiseg.data.reviews import REVIEWED_LABELS
-from semiseg.errors import DataError, SemisegError
+from semiseg.errors import DataError
 from semiseg.io.file_kinds import ending, is_written
 from semiseg.io.layouts.labels import IGNORE
 from semiseg.io.scans import files_of, read_grid, read_label, stamps_of
@@ -31,7 +31,7 @@ from semiseg.serve.saving import most_bytes, save, segment_names
 from semiseg.serve.work import Infers, Work
 from semiseg.view import sending
 from semiseg.view.contents import ViewCase
-from semiseg.view.guard import MOST_BODY_BYTES, TooLargeError
+from semiseg.view.guard import MOST_BODY_BYTES
 from semiseg.view.source import Layer
 from semiseg.view.volumes import Volume, Volumes
 from semiseg.words import printable
@@ -290,14 +290,7 @@ def make_rest(rest: Rest) -> Starlette:
             for given, endpoint, methods in routes
             for path in dict.fromkeys((given, given.rstrip("/") or "/"))
         ],
-        exception_handlers={
-            HTTPException: sending.said,
-            SemisegError: sending.refused,
-            OSError: sending.unreadable,
-            TooLargeError: sending.too_large,
-            ValueError: sending.not_understood,
-            Exception: sending.failed,
-        },
+        exception_handlers=sending.ERRORS,
     )
     app.router.redirect_slashes = False
     return app

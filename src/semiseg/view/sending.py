@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from hashlib import sha256
+from typing import Any
 
 import anyio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from semiseg.errors import SemisegError
 from semiseg.files import why_not_written
+from semiseg.view.guard import TooLargeError
 from semiseg.view.volumes import Volume
 from semiseg.words import printable
 
@@ -97,3 +100,14 @@ async def not_understood(_: Request, error: Exception) -> Response:
 
 async def failed(_: Request, __: Exception) -> Response:
     return JSONResponse({"error": "This is a mistake of semiseg; the terminal says more."}, 500)
+
+
+ERRORS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    HTTPException: said,
+    SemisegError: refused,
+    OSError: unreadable,
+    TooLargeError: too_large,
+    ValueError: not_understood,
+    Exception: failed,
+}
+"""What becomes of each kind of error, for an application."""

@@ -15,10 +15,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from semiseg.errors import SemisegError
 from semiseg.view import deciding, sending, showing
 from semiseg.view.asking import json_body
-from semiseg.view.guard import Guard, TooLargeError
+from semiseg.view.guard import Guard
 from semiseg.view.shared import Pages
 
 STATIC = Path(__file__).with_name("static")
@@ -70,14 +69,7 @@ def make_app(pages: Pages, *, token: str, port: int) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, token=token, port=port)],
-        exception_handlers={
-            HTTPException: sending.said,
-            SemisegError: sending.refused,
-            OSError: sending.unreadable,
-            TooLargeError: sending.too_large,
-            ValueError: sending.not_understood,
-            Exception: sending.failed,
-        },
+        exception_handlers=sending.ERRORS,
     )
 
 
