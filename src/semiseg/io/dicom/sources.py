@@ -42,7 +42,7 @@ def files_of(place: Path) -> list[Path]:
 def opener(place: Path) -> Iterator[Callable[[Path], IO[bytes]]]:
     """A function that opens a file of `files_of(place)`; one in a zip is inflated in memory as far as it is read."""
     if not is_zip(place):
-        yield lambda file: file.open("rb")
+        yield _open
         return
     with _opened_zip(place) as zipped:
         yield partial(_member, zipped, place)
@@ -62,6 +62,12 @@ def _member(zipped: zipfile.ZipFile, archive: Path, file: Path) -> IO[bytes]:
     except _DAMAGED as error:
         raise OSError(errno.EIO, type(error).__name__) from None
     return io.BufferedReader(_Counted(member, f"{archive}: {file.name}"))
+
+
+def _open(file: Path) -> IO[bytes]:
+    if not file.is_file():  # a pipe would be waited for, for ever
+        raise OSError(errno.EINVAL, "no file, but a folder, a pipe or a device", str(file))
+    return file.open("rb")
 
 
 @contextmanager
