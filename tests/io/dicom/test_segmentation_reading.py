@@ -139,6 +139,18 @@ def test_what_cannot_be_a_label_map_is_named(tmp_path: Path) -> None:
     assert not is_segmentation(tmp_path / "text.dcm")
 
 
+def test_a_segment_without_a_code_is_named_if_its_name_says_nothing(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "in", np.zeros(SHAPE), oblique(0))
+    path = ours(tmp_path, series, labels_of())
+    damaged = pydicom.dcmread(path)
+    for segment in damaged.SegmentSequence:
+        segment.SegmentLabel = "thing"
+        del segment.SegmentedPropertyTypeCodeSequence
+    damaged.save_as(path)
+    with pytest.raises(DataError, match=r"Export it anew"):
+        read_segmentation(path, series.grid, ORGANS)
+
+
 def test_segments_that_overlap_are_refused(tmp_path: Path) -> None:
     series = write_series(tmp_path / "in", np.zeros(SHAPE))
     both = np.zeros((*SHAPE, 2), np.uint8)

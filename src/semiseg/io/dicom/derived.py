@@ -86,15 +86,17 @@ def read_source(series: Series) -> Source:
         with no_words_of_patients(), opened(file) as stream:
             found = read_header(stream, list(_TAGS))
     except Exception as error:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
-        raise DataError(f"{file}: cannot be read any more ({type(error).__name__}). Restore it.") from None
+        raise DataError(
+            f"{file.name} of series {series.id}: cannot be read any more ({type(error).__name__}). Restore it."
+        ) from None
     if found is None:
-        raise DataError(f"{file}: no longer a DICOM file. Restore it.")
+        raise DataError(f"{file.name} of series {series.id}: no longer a DICOM file. Restore it.")
     head = found.dataset
     instance = series.slices[0].instance
     meta = getattr(head, "file_meta", {})
 
     if lacking := next((one.name for one in series.slices if not one.instance), None):
-        raise DataError(f"{file.parent}: {lacking} has no SOPInstanceUID that a DICOM file could refer to.")
+        raise DataError(f"{lacking} of series {series.id}: has no SOPInstanceUID that a DICOM file could refer to.")
 
     def uid(keyword: str) -> str:
         given = str(value_of(head, keyword) or "")

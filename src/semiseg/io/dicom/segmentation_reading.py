@@ -49,15 +49,15 @@ def read_segmentation(path: Path, grid: Grid, organs: Mapping[int, str]) -> Labe
             values = {int(one.SegmentNumber): one for one in seg.SegmentSequence if int(one.SegmentNumber)}
         except Exception as error:  # noqa: BLE001 (its texts may quote values)
             raise DataError(f"{path}: not a readable DICOM SEG ({type(error).__name__}). Export it anew.") from None
-        if seg.SegmentationType == "FRACTIONAL":
-            raise DataError(f"{path}: a SEG of probabilities. Export it as a binary one.")
-        of_segment = {number: _organ(one, organs, path) for number, one in values.items()}
         try:
+            if seg.SegmentationType == "FRACTIONAL":
+                raise DataError(f"{path}: a SEG of probabilities. Export it as a binary one.")
+            of_segment = {number: _organ(one, organs, path) for number, one in values.items()}
             return _placed(seg, grid, of_segment, path)
         except DataError:
             raise
         except Exception as error:  # noqa: BLE001
-            raise DataError(f"{path}: its frames cannot be read ({type(error).__name__}). Export it anew.") from None
+            raise DataError(f"{path}: its segments cannot be read ({type(error).__name__}). Export it anew.") from None
 
 
 def _organ(segment: Any, organs: Mapping[int, str], path: Path) -> int:
