@@ -257,7 +257,8 @@ def readers_of(process: psutil.Process) -> list[psutil.Process]:
 def test_readers_end_with_their_parent(cases: tuple[list[Path], list[Path]], ending: signal.Signals) -> None:
     """However it ends; the memory that they share has no name that could be left."""
     code = (
-        "import sys; from pathlib import Path; from semiseg.data.batches import BatchSource\n"
+        "import signal, sys; from pathlib import Path; from semiseg.data.batches import BatchSource\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which jobs in a shell's background ignore
         "source = BatchSource([Path(one) for one in sys.argv[1:]], patch=(8, 8, 8), batch=1, seed=0, readers=1)\n"
         "for batch in source.iterate(0, 10**9, unlabelled=False):\n"
         "    if batch.step == 0: print(flush=True)\n"
