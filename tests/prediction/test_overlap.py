@@ -16,7 +16,7 @@ from engines import Constant, Sides
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
-from semiseg.prediction import scans as scans_module
+from semiseg.prediction import outputs as outputs_module
 from semiseg.prediction.engines.torch_engine import torch_engine
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.memory import check_budget, measure_engine, scan_needs
@@ -135,14 +135,14 @@ def test_ctrl_c_keeps_what_is_finished(model: Model, folder: Path, tmp_path: Pat
 
 
 def test_a_full_disk_ends_the_work(model: Model, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = scans_module.write_label
+    write = outputs_module.write_label
 
     def full_after_a(path: Path, *args: Any) -> None:
         if path.name != "a.nii.gz":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write(path, *args)
 
-    monkeypatch.setattr(scans_module, "write_label", full_after_a)
+    monkeypatch.setattr(outputs_module, "write_label", full_after_a)
     with pytest.raises(OSError, match="No space left"):
         predict_scans(find_scans([folder]), model, Constant(), tmp_path / "out", SETTINGS)
     assert [row["id"] for row in read_jsonl(tmp_path / "out" / "predictions.jsonl")] == ["a"]
