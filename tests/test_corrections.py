@@ -126,22 +126,22 @@ def test_slices_are_those_that_are_named_or_that_changed_and_add_up(run: Path) -
     mend(file, slice(2, 4), 2)
     assert import_correction(run, "a", file, parse_slices("axial:changed")).slices == Slices(axis=0, indices=(2, 3))  # type: ignore[union-attr]
     mend(file, slice(5, 6), 2)
-    import_correction(run, "a", file, parse_slices("axial:0,4-5"))
+    import_correction(run, "a", file, parse_slices("axial:1,5-6"))
     assert read_note(run / CORRECTIONS, "a").slices == Slices(axis=0, indices=(0, 2, 3, 4, 5))
     with pytest.raises(DataError, match="axial slices of this scan were corrected before"):
-        import_correction(run, "a", file, parse_slices("coronal:1"))
-    with pytest.raises(DataError, match="no axial slice 6: they are numbered from 0 to 5"):
-        import_correction(run, "a", file, parse_slices("axial:6"))
+        import_correction(run, "a", file, parse_slices("coronal:2"))
+    with pytest.raises(DataError, match="no axial slice 7: they are numbered from 1 to 6"):
+        import_correction(run, "a", file, parse_slices("axial:7"))
     mend(file, slice(0, 1), 1)
     import_correction(run, "a", file)
     assert read_note(run / CORRECTIONS, "a").slices is None  # the whole label is right now
-    import_correction(run, "a", file, parse_slices("axial:1"))
+    import_correction(run, "a", file, parse_slices("axial:2"))
     assert read_note(run / CORRECTIONS, "a").slices is None
 
 
 def test_a_whole_label_that_is_right_as_it_was_can_be_vouched_for_by_its_slices(run: Path) -> None:
     file = export_cases(run, ["a"]) / "a.nii.gz"
-    taken = import_correction(run, "a", file, parse_slices("axial:0-5"))
+    taken = import_correction(run, "a", file, parse_slices("axial:1-6"))
     assert taken is not None
     assert taken.changed_voxels == 0
     with pytest.raises(DataError, match="no slice differs"):
@@ -178,7 +178,7 @@ def test_ignored_voxels_may_come_back(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["axial", "transverse:1", "axial:", "axial:5-3", "axial:1;2", "axial:1-", "axial:1-999999"]
+    "text", ["axial", "transverse:1", "axial:", "axial:5-3", "axial:1;2", "axial:1-", "axial:1-999999", "axial:0-2"]
 )
 def test_slices_that_cannot_be_meant_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="axial, coronal or sagittal"):
@@ -187,7 +187,7 @@ def test_slices_that_cannot_be_meant_are_refused(text: str) -> None:
 
 def test_slices_are_read() -> None:
     assert parse_slices("") is None
-    assert parse_slices("sagittal:3, 7-9") == AskedSlices(axis=2, indices=(3, 7, 8, 9))
+    assert parse_slices("sagittal:4, 8-10") == AskedSlices(axis=2, indices=(3, 7, 8, 9))
 
 
 def test_both_programs_get_the_organs_by_value() -> None:

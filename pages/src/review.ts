@@ -210,7 +210,7 @@ export function reviewPage(where: Where): Page {
     framed.hidden = true;
     root.dataset.shown = "";
     fill(facts);
-    fill(heading, el("h1", {}, numbers && numbers.left === 0 ? "Everything is decided" : "Nothing is left in this queue"), el("p", { class: "note" }, info.kind === "run" ? "The next `semiseg run` of the same data learns from it." : ""));
+    fill(heading, el("h1", {}, numbers && numbers.left === 0 ? "Everything is decided" : "Nothing is left in this queue"), el("p", { class: "note" }, info.kind === "run" ? "A run learns from it with --set data.decisions=RUN, this run's folder." : ""));
   }
 
   function decide(decision: Decision): void {

@@ -66,8 +66,8 @@ class AskedSlices:
 
 
 def parse_slices(text: str) -> AskedSlices | None:
-    """What `axial:40-60,72` or `axial:changed` says, indices from 0 on and both ends included; nothing for an empty
-    text."""
+    """What `axial:40-60,72` or `axial:changed` says, numbers from 1 on as the pages show them, both ends included;
+    nothing for an empty text."""
     if not text:
         return None
     name, _, numbers = text.partition(":")
@@ -83,9 +83,9 @@ def parse_slices(text: str) -> AskedSlices | None:
         if (match := _RANGE.fullmatch(part.strip())) is None:
             raise wrong
         first, last = int(match[1]), int(match[2] or match[1])
-        if not first <= last < 100_000:
+        if not 1 <= first <= last < 100_000:
             raise wrong
-        found |= set(range(first, last + 1))
+        found |= set(range(first - 1, last))
     return AskedSlices(axis=AXES.index(name), indices=tuple(sorted(found)))
 
 
@@ -292,7 +292,7 @@ def _chosen(asked: AskedSlices | None, changed: np.ndarray, grid: Grid, file: Pa
     size = grid.shape_zyx[asked.axis]
     if outside := [i for i in indices if i >= size]:
         raise DataError(
-            f"{file}: there is no {AXES[asked.axis]} slice {outside[0]}: they are numbered from 0 to {size - 1}."
+            f"{file}: there is no {AXES[asked.axis]} slice {outside[0] + 1}: they are numbered from 1 to {size}."
         )
     return Slices(axis=asked.axis, indices=indices)
 

@@ -36,6 +36,7 @@ from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import Dataset, LabelScheme
 from semiseg.io.dicom.listing import print_series
 from semiseg.io.dicom.series import find_series
+from semiseg.io.dicom.sources import zips_below
 from semiseg.io.layouts import is_heap, read_dataset, refuse_no_folder
 from semiseg.io.layouts.series import SeriesChoice
 from semiseg.io.modality import Modality
@@ -117,7 +118,10 @@ def list_series(folder: AnyPath, *, series: str = "", resample: bool = False) ->
     folder = Path(folder)
     if not is_heap(folder):
         return None
-    return print_series(folder, find_series(folder, resample=resample), series)
+    found = find_series(folder, resample=resample)
+    for archive in zips_below(folder):
+        found += find_series(archive, resample=resample)
+    return print_series(folder, found, series)
 
 
 def prepare(run: AnyPath, settings: RunSettings, *, verify: bool = False, quiet: bool = False) -> Plan:

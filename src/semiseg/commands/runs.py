@@ -155,7 +155,7 @@ class Rank(WorksOnCases):
         for place, doubt in enumerate(order[: self.top], start=1):
             print(
                 f"{place:4} {doubt['id']:32} disagreement {doubt['disagreement']:.4f}  entropy {doubt['entropy']:.4f}  "
-                f"{doubt['organs']} organs"
+                f"{counted(doubt['organs'], 'organ')}"
             )
         print(f"All {len(order)} are in {self.run}/ranking.csv.")
         if not (self.run / PSEUDO_LABELS).is_dir():
@@ -201,7 +201,8 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Correct:
-    """Take labels that you mended back into a run: checked, and learnt from by the next run of the same data."""
+    """Take labels that you mended back into a run: checked, and learnt from by a run with `--set
+    data.decisions=RUN`."""
 
     run: tyro.conf.Positional[Path]
     """Run that was reviewed."""
@@ -214,8 +215,8 @@ class Correct:
     case: str = ""
     """Take this one alone, or name whose label the file is."""
     slices: str = ""
-    """Learn from these slices of it alone: axial:40-60,72 (coronal, sagittal; from 0 on), or axial:changed for those
-    that differ from the label that was handed out. By default all of them count."""
+    """Learn from these slices of it alone: axial:40-60,72 (coronal, sagittal; numbered as the pages show them), or
+    axial:changed for those that differ from the label that was handed out. Without it all of them count."""
 
     def execute(self) -> int:
         from semiseg.corrections import export_cases, import_folder, parse_slices, taken_text

@@ -36,7 +36,7 @@ _NO_SCANS = (
 """Files that nobody takes for a scan."""
 
 Kind = Literal["scan", "dicom", "volume", "archive", "picture", "other", "none"]
-TO_NIFTI = "Convert it to NIfTI first, with dcm2niix for example."
+TO_NIFTI = "Convert it to NIfTI first, with 3D Slicer or nibabel for example."
 
 
 def ending(path: str | Path) -> str:
@@ -116,10 +116,11 @@ def starts_as_dicom(start: bytes) -> bool:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file in a folder, at any depth, is DICOM by its name or mark; of a zip, whether it is called so."""
+    """Whether a file in a folder, at any depth, is a zip, or DICOM by its name or mark; of a zip, whether it is called
+    so."""
     if folder.is_file():
         return folder.name.lower().endswith(".zip")
-    return any(kind_of(file) == "dicom" for file in visible(folder, deep=True))
+    return any(file.suffix.lower() == ".zip" or kind_of(file) == "dicom" for file in visible(folder, deep=True))
 
 
 def why_unread(path: Path) -> str | None:

@@ -96,6 +96,8 @@ def find_scans(
         if len(unread) > _SHOWN:
             say(f"{len(unread) - _SHOWN} more files or folders are not read either.")
     scans = [(sub_folder, scan) for sub_folder, found in grouped.items() for scan in _scans(found)]
+    if not scans and not of_dicom:
+        raise DataError(f"no scan is left to be read. {unread[0]}")
     return _by_id([*scans, *of_dicom])
 
 
@@ -112,8 +114,9 @@ def _series(
         unread.append(str(error))
         return []
     chosen = choose(place, found, asked)
-    if chosen.several:
+    if chosen.several and not chosen.series:
         raise DataError(f"{place}: {chosen.several[0]}")
+    unread += [f"{place}: {text}" for text in chosen.several]
     if chosen.why:
         if alone:
             raise DataError(f"{place}: {chosen.why}")

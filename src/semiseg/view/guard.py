@@ -97,7 +97,7 @@ class Guard:
             response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             await response(scope, receive, guarded)
         elif refusal is None and not self._has_cookie(scope):
-            sentence = "Open the address that semiseg view printed: it holds the token of this start."
+            sentence = "Open the address that was printed at the start: it holds the token."
             await JSONResponse({"error": sentence}, 403)(scope, receive, guarded)
         elif refusal is not None:
             status, sentence = refusal

@@ -15,6 +15,7 @@ from semiseg.io.file_kinds import scans_by_stem
 from semiseg.io.layouts import refuse_no_folder
 from semiseg.run_folder import fold_runs, refuse_links
 from semiseg.view.contents import Contents, Fresh, ViewCase, folder_contents, run_contents
+from semiseg.words import counted
 
 ROUNDS_SHOWN = 3
 OF_A_RUN = (PSEUDO_LABELS, REVIEWED_LABELS, TEACHER_LABELS)
@@ -173,7 +174,7 @@ class Source:
         for number, folder in enumerate(self.rounds(), start=1):
             path = folder / f"{case.id}.b2nd"
             if path.is_file():
-                title = "Labels of the last round" if number == 1 else f"Labels {number - 1} rounds before"
+                title = "Labels of the last round" if number == 1 else f"Labels {counted(number - 1, 'round')} before"
                 found.append(Layer(name=f"round_{number}", title=title, kind="label", form="stored", paths=(path,)))
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -20,10 +21,11 @@ from dicom_series import random_voxels, write_enhanced, write_series
 from semiseg.errors import DataError
 from semiseg.io.dicom.series import hashed
 from semiseg.io.layouts import read_dataset
-from semiseg.io.layouts.series import SeriesChoice
+from semiseg.io.layouts.series import ONLY, Problems, SeriesChoice, series_by_id
 from semiseg.io.scans import hash_of, read_grid, read_scan, stamps_of, write_label
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.parity import smallest_first
+from semiseg.workflows import list_series
 
 SHAPE = (6, 10, 14)
 
@@ -173,6 +175,26 @@ def test_linked_folders_and_folders_that_come_later_are_found(tmp_path: Path) ->
         read_grid(second.images[0])
 
 
+def test_zips_in_sub_folders_of_an_archive_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uids = [generate_uid() for _ in range(3)]
+    write_series(tmp_path / "archive" / "1", random_voxels(SHAPE), uid=uids[0])
+    for number, folder in ((1, "archive/2/exports"), (2, "archive")):
+        write_series(tmp_path / str(number), random_voxels(SHAPE), uid=uids[number])
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        zip_of(tmp_path / str(number), tmp_path / folder / "packed.zip")
+    ids = {hashed(uid) for uid in uids}
+    assert {scan.id for scan in find_scans([tmp_path / "archive"])} == ids
+    assert list_series(tmp_path / "archive")
+    assert "3 scans to be read." in capsys.readouterr().out
+    problems: Problems = []
+    assert set(series_by_id(tmp_path / "archive", (), ONLY, problems, [])) == ids
+    assert problems == []
+    only = tmp_path / "only"
+    only.mkdir()
+    (tmp_path / "archive" / "packed.zip").rename(only / "packed.zip")
+    assert list_series(only)
+
+
 def test_scans_to_predict(tmp_path: Path) -> None:
     first, second = generate_uid(), generate_uid()
     write_series(tmp_path / "heap" / "Wolperdinger" / "1", random_voxels(SHAPE), uid=first)
@@ -193,8 +215,15 @@ def test_scans_to_predict(tmp_path: Path) -> None:
     find_scans([tmp_path / "heap"], say=said.append)
     assert said == [f"{tmp_path / 'heap'}: 1 series left out: Localizer images."]
     write_series(tmp_path / "heap" / "Wolperdinger" / "2", random_voxels(SHAPE), seed=1)
+    said.clear()
+    assert [scan.id for scan in find_scans([tmp_path / "heap"], say=said.append)] == [hashed(first)]  # of the others
+    assert re.search(r"2 series in one folder\. There are: .*--series all", said[0])
     with pytest.raises(DataError, match=r"2 series in one folder\. There are: .*--series all"):
-        find_scans([tmp_path / "heap"])
+        find_scans([tmp_path / "heap" / "Wolperdinger" / "2"])
+    zip_of(tmp_path / "heap" / "Wolperdinger" / "1", tmp_path / "heap" / "packed.zip")
+    with pytest.raises(DataError, match=r"no scan is left to be read\. .*no series fits --series nothing"):
+        find_scans([tmp_path / "heap"], series="nothing")
+    (tmp_path / "heap" / "packed.zip").unlink()
     assert len(find_scans([tmp_path / "heap"], series="all")) == 3
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as zipped:
         zipped.writestr("a.txt", "nothing")

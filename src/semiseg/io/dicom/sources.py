@@ -29,6 +29,11 @@ def is_zip(path: Path) -> bool:
     return path.name.lower().endswith(".zip") and path.is_file()
 
 
+def zips_below(folder: Path) -> list[Path]:
+    """The zips in a folder, at any depth; none of a zip or a file."""
+    return [file for file in visible(folder, deep=True) if is_zip(file)] if folder.is_dir() else []
+
+
 def files_of(place: Path) -> list[Path]:
     """All files of a folder, a zip (`scans.zip/inner/name`) or of a file alone, in order of paths; hidden ones and
     `DICOMDIR` are left out. Raises `DataError` for a zip that is damaged or not safe."""

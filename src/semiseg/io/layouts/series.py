@@ -76,7 +76,11 @@ def series_by_id(
         elif is_zip(place):
             add(place, None)
         else:
-            heap += visible(place, deep=True) if place.is_dir() else [place]
+            for file in visible(place, deep=True) if place.is_dir() else [place]:
+                if is_zip(file):
+                    add(file, None)
+                else:
+                    heap.append(file)
     if heap:
         add(folder, heap)
     remarks += [("note", folder, f"DICOM: {text}") for text in left_out(others)]
