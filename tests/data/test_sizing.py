@@ -147,8 +147,8 @@ def test_a_proportional_patch_has_as_many_voxels_as_was_asked_for(scan: Shape, v
     minutes=st.sampled_from(MINUTES),
 )
 def test_every_timed_plan_can_be_built(shape: Shape, spacing: Spacing, device: str, minutes: float) -> None:
-    """And has no patch beyond the scan but for what halving needs, or what rounding a proportional patch adds (a quarter
-    at most, as above)."""
+    """And has no patch beyond the scan but for what halving needs, or what rounding a proportional patch adds: a
+    quarter at most, as above."""
     one, told = fingerprint(shape, spacing), PlanSettings(device=device)  # type: ignore[arg-type]
     plan = timed_plan(one, LABELS, told, kept_of(one, told), COSTS, seconds=60 * minutes)
     assert indivisible(plan.patch, plan.teacher) is None
