@@ -238,9 +238,10 @@ def _with_other_labels(
         names = Path(data.teacher_names) if data.teacher_names else None
         teacher = open_teacher(Path(data.teacher_labels), names, dataset.labels)
         if teacher.unknown and not quiet:
+            meant = "may be one of these" if teacher.scheme.unknown else "is ignored"
             print(
                 f"The labels in {teacher.folder} do not know {', '.join(teacher.unknown.values())}: what they call "
-                "background may be one of these."
+                f"background {meant}."
             )
         with bar("taking over labels", quiet) as advance:
             cases = taught_by_others(cases, teacher, run / TEACHER_LABELS, workers=workers(), progress=advance)

@@ -61,8 +61,8 @@ class RunArguments(WorksOnCases):
     """Of DICOM: make series of tilted, missing or uneven slices regular, which are otherwise left out; overrides
     data.resample."""
     method: str | None = None
-    """Learning method: pseudo_rounds (the default), supervised, pseudo_label, mpl, mean_teacher, cross_pseudo or
-    copy_paste; overrides method.name."""
+    """Learning method: pseudo_rounds (the default), supervised, masked, pseudo_label, mpl, mean_teacher, cross_pseudo
+    or copy_paste; overrides method.name."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Any setting, as section.key=value, for example --set train.steps=100; can be repeated."""
     quiet: Quiet = False
