@@ -28,6 +28,8 @@ class RoundRow(TypedDict):
     found: dict[str, int]
     trusted: bool
     why: str
+    poses: list[dict[str, Any]]
+    lying: dict[str, int]
 
 
 class PredictionRow(TypedDict):
@@ -41,6 +43,7 @@ class PredictionRow(TypedDict):
     key: NotRequired[str]
     seconds: NotRequired[float]
     error: NotRequired[str]
+    pose: NotRequired[str]
     statistics: NotRequired[list[dict[str, Any]]]
     nothing_found: NotRequired[bool]
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from semiseg.data import sampling
 from semiseg.data.batches import Batch, BatchSource, _Cases
+from semiseg.data.poses import Pose
 from semiseg.data.sampling import SamplingSettings
 from semiseg.errors import ConfigError, DataError, TrainingError
 from semiseg.io.store import StoredCase, write_case
@@ -88,6 +90,28 @@ def test_pseudo_labels_come_with_their_patches(cases: tuple[list[Path], list[Pat
     assert before.unlabelled is not None
     assert np.array_equal(after.unlabelled, before.unlabelled)
     assert np.array_equal(after.pseudo_labels, before.unlabelled[:, 0] // 10_000)
+
+
+def test_patches_come_in_the_poses_of_their_scans(cases: tuple[list[Path], list[Path]]) -> None:
+    """With their labels, in the shape of a patch; labels that are the scan's own voxels tell."""
+    source = _source(cases)
+    exchanged = Pose((0, 2, 1), (1,))
+
+    def own_voxels(case: StoredCase) -> NDArray[np.uint16]:
+        return (np.arange(np.prod(case.shape_zyx)).reshape(case.shape_zyx)).astype(np.uint16)
+
+    seen = {}
+    for poses in ({}, {"case4": exchanged}):
+        source.publish_labels(own_voxels, poses=poses)
+        found = [source.unlabelled(step) for step in range(6)]
+        images, labels = (np.concatenate(values) for values in zip(*found, strict=True))
+        assert images.shape[2:] == labels.shape[1:] == PATCH
+        assert np.array_equal(images[:, 0] % 10_000, labels)
+        # Along the columns voxels are numbered on by one, where no border goes on.
+        steps = np.diff(labels, axis=3).max(axis=(1, 2, 3))
+        seen[len(poses)] = {int(image.max() // 10_000): int(step) for image, step in zip(images, steps, strict=True)}
+    assert set(seen[0].values()) == {1}
+    assert {case for case, step in seen[1].items() if step != 1} == {4}
 
 
 def test_any_step_can_be_asked_for_and_the_cache_changes_nothing(cases: tuple[list[Path], list[Path]]) -> None:

@@ -76,7 +76,7 @@ def test_a_scan_with_air_around_it(model: Model) -> None:
     settings = PredictSettings(device="cpu", mirror=False)
     engine = OnDevice(2)
     found, host = (
-        predict_labels([RawChannel(scan)], (2.5, 0.8, 0.9), model, made, settings)[0] for made in (engine, Sides(2))
+        predict_labels([RawChannel(scan)], (2.5, 0.8, 0.9), model, made, settings).labels for made in (engine, Sides(2))
     )
     assert [window.rows_stay for window in engine.windows] == [True]
     assert len(np.unique(host)) == 3

@@ -27,7 +27,7 @@ from semiseg.prediction.predictor import predict_array
 from semiseg.prediction.scans import Outcome, predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.window import Window
-from semiseg.types import Shape
+from semiseg.types import FloatArray, Shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -458,3 +458,42 @@ def test_a_scan_of_another_modality_is_told(model: Model, tmp_path: Path) -> Non
     assert is_foreign([RawChannel(air)], of_mr)
     assert not is_foreign([RawChannel(np.abs(air))], of_mr)
     assert "a, b look like CT in Hounsfield units, but the model was trained on T1" in foreign_text(["a", "b"], of_mr)
+
+
+class Upright:
+    """Finds class 1 where a tile is bright, and is surer of it where the front of the tile is brighter."""
+
+    name, precision = "upright", "float32"
+
+    def run(self, tiles: FloatArray) -> FloatArray:
+        half = tiles.shape[3] // 2
+        upright = tiles[:, :, :, half:].mean((1, 2, 3, 4)) > tiles[:, :, :, :half].mean((1, 2, 3, 4))
+        bright = (tiles > 0.5) * np.where(upright, 4, 1).reshape(-1, 1, 1, 1, 1)
+        return np.concatenate([1 - bright, bright, np.zeros_like(bright)], axis=1).astype(np.float32)
+
+
+def test_a_scan_is_predicted_in_the_pose_that_training_found(model: Model, tmp_path: Path) -> None:
+    """Its labels are as the file lies, and the log and the person are told of it."""
+    model = replace(model, card=model.card | {"poses": [{"axes": [0, 2, 1], "flipped": []}]})
+    array = np.zeros((9, 13, 11), dtype=np.int16)  # x, y, z: bright in front
+    array[2:7, 8:12, 3:8] = 100
+    files = {}
+    for name, stored in (("upright", array), ("exchanged", array.transpose(1, 0, 2))):
+        files[name] = tmp_path / "in" / f"{name}.nii.gz"
+        files[name].parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(stored, np.diag([1.0, 1.0, 1.0, 1.0])), files[name])
+    outcomes = {
+        one.id: one
+        for one in predict_scans(
+            find_scans([tmp_path / "in"]), model, Upright(), tmp_path / "out", replace(SETTINGS, probabilities=True)
+        )
+    }
+    labels = {name: np.asarray(nib.load(one.output).dataobj) for name, one in outcomes.items()}
+    assert labels["upright"].any()
+    assert np.array_equal(labels["exchanged"], labels["upright"].transpose(1, 0, 2))
+    maps = {name: np.asarray(nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz").dataobj) for name in files}
+    assert np.array_equal(maps["exchanged"], maps["upright"].transpose(1, 0, 2, 3))
+    assert outcomes["upright"].notes == ()
+    assert "read with Y and X exchanged" in outcomes["exchanged"].notes[0]
+    rows = {row["id"]: row.get("pose") for row in read_jsonl(tmp_path / "out" / "predictions.jsonl")}
+    assert rows == {"upright": None, "exchanged": "Y and X exchanged"}

@@ -196,7 +196,17 @@ def test_cases_that_were_held_back_are_not_called_test_cases(run_folder: Path) -
 
 def test_scans_that_were_not_labelled_or_not_trusted_are_not_claimed(run_folder: Path) -> None:
     write_text(run_folder / "run.toml", '[method]\nname = "pseudo_rounds"\n')
-    row = {"round": 1, "step": 10, "scans": 12, "agreement": 0.9, "found": {}, "trusted": True, "why": ""}
+    row = {
+        "round": 1,
+        "step": 10,
+        "scans": 12,
+        "agreement": 0.9,
+        "found": {},
+        "trusted": True,
+        "why": "",
+        "poses": [],
+        "lying": {},
+    }
     write_jsonl(run_folder / "rounds.jsonl", [row])
     assert "Trained on 4 labelled and at most 12 of 24 unlabelled scans" in Page(write_report(run_folder)).text
     write_jsonl(run_folder / "rounds.jsonl", [row, row | {"round": 2, "scans": 12}])

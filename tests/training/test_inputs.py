@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,16 @@ import torch
 from semiseg.augment.settings import Augmentation
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
+from semiseg.data.poses import Pose
 from semiseg.files import read_jsonl
 from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import MethodSettings, PseudoLabelSettings, PseudoRoundsSettings
+from semiseg.rows import RoundRow, read_rounds
 from semiseg.training import inputs
 from semiseg.training.inputs import FIRST_LOOK, LOOKED_AT, ROUNDS_FILE, Feed, Found, Place, TrainingData
+from semiseg.training.scan_labels import found_poses
 from semiseg.training.settings import TrainSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,7 +80,7 @@ def test_labels_that_are_not_trusted_are_not_given(
 ) -> None:
     """A few scans are labelled to know, two where these leave no hope, and no more."""
     monkeypatch.setattr(inputs, "verdict", lambda found: (False, "nothing is learnt."))
-    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(agreement, ()))
+    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(agreement, agreement, ()))
     one = feed(label_scans=6)
     said: list[str] = []
     one.say = said.append
@@ -99,6 +102,52 @@ def test_a_round_that_was_refused_stays_so_when_a_run_goes_on(
     list(feed().steps(0, 4, PHASES))
     monkeypatch.setattr(inputs, "verdict", lambda found: (True, "trusted."))
     assert [unlabelled is not None for *_, unlabelled in feed().steps(4, 6, PHASES)] == [False, True]
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("settings", [None, PseudoLabelSettings()], ids=["rounds", "pseudo_label"])
+def test_scans_that_lie_otherwise_are_learnt_from_as_if_they_lay_alike(
+    feed: Callable[..., Feed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: MethodSettings | None
+) -> None:
+    """A pose that a round found is known in the next, which need not look; the log says how many lie so."""
+    exchanged = Pose((0, 2, 1))
+    looks: list[int] = []
+
+    def clear_poses(cases: Sequence[Path], *_: object) -> tuple[Pose, ...]:
+        looks.append(len(cases))
+        return (exchanged,)
+
+    monkeypatch.setattr(inputs, "clear_poses", clear_poses)
+    monkeypatch.setattr(inputs, "kept_poses", lambda folder, ids: dict.fromkeys(ids, exchanged))
+    one = feed(label_scans=6, settings=settings)
+    said: list[str] = []
+    one.say = said.append
+    list(one.steps(0, 8, PHASES))
+    count = len(one.method.labelling_steps)
+    scans = min(6, len(one.data.unlabelled)) if settings is None else len(one.data.unlabelled)
+    assert looks == [scans]
+    assert [(row["poses"], row["lying"]) for row in rounds(tmp_path)] == count * [
+        ([{"axes": [0, 2, 1], "flipped": []}], {"Y and X exchanged": scans})
+    ]
+    assert f"Round 1: {scans} of {scans} scans lie otherwise than the labelled ones" in " ".join(said)
+    assert found_poses(read_rounds(tmp_path / "run")) == (exchanged,)
+
+
+def test_a_pose_that_no_scan_lies_in_any_more_is_let_go_of() -> None:
+    row: RoundRow = {
+        "round": 1,
+        "step": 2,
+        "scans": 4,
+        "agreement": 1.0,
+        "found": {},
+        "trusted": True,
+        "why": "",
+        "poses": [{"axes": [0, 2, 1], "flipped": []}, {"axes": [0, 1, 2], "flipped": [1]}],
+        "lying": {"Y and X exchanged": 2, "Y flipped": 1},
+    }
+    assert found_poses([]) == ()
+    assert [pose.name for pose in found_poses([row])] == ["Y and X exchanged"]
+    assert len(found_poses([row | {"trusted": False, "lying": {}}])) == 2  # type: ignore[list-item]
 
 
 def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed]) -> None:

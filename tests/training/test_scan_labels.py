@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from semiseg.data.plan import Plan
+from semiseg.data.poses import Pose, possible_poses
 from semiseg.errors import DataError
 from semiseg.geometry import Box
 from semiseg.io.store import open_case, open_labels
@@ -19,6 +20,8 @@ from semiseg.prediction.engines.base import Engine
 from semiseg.training.scan_labels import (
     TILE_VOXELS,
     KeptPlaces,
+    clear_poses,
+    kept_poses,
     label_file,
     label_scans,
     labels_folder,
@@ -27,6 +30,7 @@ from semiseg.training.scan_labels import (
     scan_tile,
     scan_window,
 )
+from semiseg.types import FloatArray
 
 Store = Callable[..., Path]
 
@@ -85,17 +89,17 @@ def test_tiles_are_large_and_can_be_pooled(shape: tuple[int, int, int], plan: Pl
 def test_what_is_there_is_not_labelled_again(
     shown: np.ndarray, store: Store, engine: Engine, plan: Plan, tmp_path: Path
 ) -> None:
-    """Nor read, but for its checksum; where a kill came before its places were written, these alone are made."""
+    """Nor read, but for its checksum; it is made where a kill came before what lies beside it was written."""
     cases, kept = [store(name, shown) for name in "abc"], tmp_path / "kept"
     first = label_scans(cases, kept, engine, plan, seed=0)
     places = {id: dict(found) for id, found in KeptPlaces(kept, ["a", "b", "c"]).items()}
     label_file(kept, "b").unlink()
     (kept / "c.json").unlink()
-    written = {name: (kept / name).stat().st_mtime_ns for name in ("a.b2nd", "a.json", "c.b2nd")}
+    written = {name: (kept / name).stat().st_mtime_ns for name in ("a.b2nd", "a.json")}
     told: list[tuple[int, int]] = []
     progress = lambda done, count: told.append((done, count))  # noqa: E731
     assert label_scans(cases, kept, engine, plan, seed=0, progress=progress) == first == {1: 3, 2: 3}
-    assert told == [(2, 3)]
+    assert told == [(2, 3), (3, 3)]
     assert {name: (kept / name).stat().st_mtime_ns for name in written} == written
     assert label_file(kept, "b").is_file()
     assert dict(KeptPlaces(kept, ["a", "b", "c"])) == places
@@ -113,7 +117,9 @@ def test_places_are_drawn_by_seed_and_number(
 
     label_scans(cases, tmp_path / "straight", engine, plan, seed=0)
     label_scans(cases[1:], tmp_path / "kept", engine, plan, seed=0)
+    written = label_file(tmp_path / "kept", "b").stat().st_mtime_ns
     label_scans(cases, tmp_path / "kept", engine, plan, seed=0)
+    assert label_file(tmp_path / "kept", "b").stat().st_mtime_ns == written
     assert places(tmp_path / "kept") == places(tmp_path / "straight")
     label_scans(cases, tmp_path / "kept", engine, plan, seed=1)
     assert places(tmp_path / "kept") != places(tmp_path / "straight")
@@ -168,3 +174,54 @@ def test_agreement_is_the_mean_dice_of_organs_that_either_finds() -> None:
     other[3, 3, 3] = 2
     found = [scan_agreement(a, b) for a, b in ((one, one), (one, two), (one, other), (empty, empty))]
     assert found == pytest.approx([1, 2 / 3, 1 / 2, 0], abs=1e-12)
+
+
+class Upright:
+    """Sees class k where the intensity is k, and is sure of it where the upper rows are the brighter ones."""
+
+    name, precision = "upright", "float32"
+
+    def run(self, tiles: FloatArray) -> FloatArray:
+        half = tiles.shape[3] // 2
+        upright = tiles[:, :, :, :half].mean((1, 2, 3, 4)) > tiles[:, :, :, half:].mean((1, 2, 3, 4))
+        classes = np.arange(3).reshape(1, 3, 1, 1, 1)
+        sure = np.where(upright, 4, 1).reshape(-1, 1, 1, 1, 1)
+        return (sure * (np.rint(tiles) == classes)).astype(np.float32)
+
+
+def test_a_scan_is_labelled_as_it_lies_best(store: Store, plan: Plan, tmp_path: Path) -> None:
+    """Its labels and their places are as it lies; what was made for other poses is made anew."""
+    values = np.zeros((4, 8, 8))
+    values[1:3, 1:3, 2:6] = 1  # in the upper half, and as far from either side
+    lying = {"upright": values, "upside_down": values[:, ::-1], "exchanged": values.transpose(0, 2, 1)[..., ::-1]}
+    cases = [store(name, shown) for name, shown in lying.items()]
+    plan, kept = replace(plan, patch=(4, 8, 8), mirror_axes=(2,)), tmp_path / "kept"
+    label_scans(cases, kept, Upright(), plan, seed=0)
+    assert kept_poses(kept, lying) == {}
+    poses = possible_poses(plan)
+    assert label_scans(cases, kept, Upright(), plan, seed=0, poses=poses) == {1: 3}
+    found = kept_poses(kept, lying)
+    assert {id: pose.name.partition(",")[0] for id, pose in found.items()} == {
+        "upside_down": "Y flipped",
+        "exchanged": "Y and X exchanged",
+    }
+    for name, shown in lying.items():
+        assert np.array_equal(open_labels(label_file(kept, name), (4, 8, 8))[:], shown)
+        assert all(shown[place] == 1 for place in KeptPlaces(kept, [name])[name][1])
+    (kept / "upright.json").write_text('{"pose": {"axes": [0]}}')
+    with pytest.raises(DataError, match=r"upright.json: damaged. Delete it"):
+        kept_poses(kept, lying)
+
+
+def test_a_pose_counts_where_some_scans_clearly_lie_so(store: Store, engine: Engine, plan: Plan) -> None:
+    values = np.zeros((4, 8, 8))
+    values[1:3, 1:3, 2:7] = 1
+    plan = replace(plan, patch=(4, 8, 8), mirror_axes=(1, 2))
+    upside = Pose((0, 1, 2), (1,))
+    down = [store(f"down{n}", values[:, ::-1]) for n in range(3)]
+    up = [store(f"up{n}", values) for n in range(20)]
+    assert clear_poses([*down[:2], *up[:4]], Upright(), plan, (upside,)) == (upside,)
+    assert clear_poses([*down[:1], *up[:4]], Upright(), plan, (upside,)) == (), "one may be a mistake"
+    assert clear_poses([*down[:2], *up], Upright(), plan, (upside,)) == (), "two of 22 are too few"
+    assert clear_poses(up, Upright(), plan, (upside,)) == ()
+    assert clear_poses(down, engine, plan, (upside,)) == (), "it is as sure in either"

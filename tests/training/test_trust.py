@@ -84,7 +84,7 @@ def test_an_organ_that_a_labelled_scan_lacks_may_be_missing(found: Callable[...,
 
 
 def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> None:
-    trusted, why = verdict(Found(LEAST_AGREEMENT, ()))
+    trusted, why = verdict(Found(LEAST_AGREEMENT, 1.0, ()))
     assert trusted
     assert (
         why == "unlabelled scans are learnt from: two states of the network agree by 0.90 (Dice) on unlabelled scans."
@@ -92,7 +92,7 @@ def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> No
 
 
 def test_states_that_contradict_each_other_are_not() -> None:
-    trusted, why = verdict(Found(LEAST_AGREEMENT - 0.01, ()))
+    trusted, why = verdict(Found(LEAST_AGREEMENT - 0.01, 1.0, ()))
     assert not trusted
     assert why.startswith("nothing is learnt from unlabelled scans yet: two states of the network agree by 0.89")
     assert "0.9 is needed" in why
@@ -100,8 +100,8 @@ def test_states_that_contradict_each_other_are_not() -> None:
 
 def test_organs_that_are_not_found_are_named_however_well_states_agree() -> None:
     """Two states that both find nothing agree, too."""
-    trusted, why = verdict(Found(1.0, ("liver", "spleen")))
+    trusted, why = verdict(Found(1.0, 1.0, ("liver", "spleen")))
     assert not trusted
     assert "liver, spleen are not found" in why
-    assert "since liver is not found" in verdict(Found(1.0, ("liver",)))[1]
-    assert "since 4 organs (a, b, c and others) are not found" in verdict(Found(1.0, ("a", "b", "c", "d")))[1]
+    assert "since liver is not found" in verdict(Found(1.0, 1.0, ("liver",)))[1]
+    assert "since 4 organs (a, b, c and others) are not found" in verdict(Found(1.0, 1.0, ("a", "b", "c", "d")))[1]

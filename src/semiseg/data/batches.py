@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.data.histograms import with_other_histogram
+from semiseg.data.poses import ALL_ALIKE, AS_IT_LIES, Poses
 from semiseg.data.readers import Readers
 from semiseg.data.sampling import (
     PredictedLocations,
@@ -153,12 +154,15 @@ class BatchSource:
         images, labels = [], []
         with self._reading:
             for draw in self._draws(step):
-                patch = unlabelled_patch(metas, published.predicted, self._patch, draw, self._batch)
+                patch = unlabelled_patch(
+                    metas, published.predicted, self._patch, draw, self._batch, self._unlabelled.poses
+                )
                 position = patch.case if published.among is None else published.among[patch.case]
                 case = self._unlabelled.open(position, self._memory)
-                images.append(case.read_image(patch.box))
+                pose = self._unlabelled.poses.get(case.meta.id, AS_IT_LIES)
+                images.append(pose.of(case.read_image(patch.box)))
                 if self._unlabelled.labels_of is not None:
-                    labels.append(case.read_label(patch.box))
+                    labels.append(pose.of(case.read_label(patch.box)))
         return np.stack(images), np.stack(labels).astype(np.int64) if labels else None
 
     def publish(self, predicted: PredictedLocations, *, from_step: int, among: Collection[str] | None = None) -> None:
@@ -178,27 +182,34 @@ class BatchSource:
         self._published.append(_Published(from_step, predicted, drawn))
         self._tell()
 
-    def publish_labels(self, labels_of: Callable[[StoredCase], Any], *, among: Collection[str] | None = None) -> None:
+    def publish_labels(
+        self,
+        labels_of: Callable[[StoredCase], Any],
+        *,
+        among: Collection[str] | None = None,
+        poses: Poses = ALL_ALIKE,
+    ) -> None:
         """Give unlabelled cases pseudo-labels, which come with their patches from the next batch on. Not while
         `iterate` is running.
 
         labels_of: an array, or what is sliced as one, `(Z, Y, X)` of the case's shape. among: ids of the cases that get
-        some; None is all.
+        some; None is all. poses: in which patches of some cases come, with their labels.
         """
         with self._reading:
-            self._unlabelled.label(labels_of, among)
+            self._unlabelled.label(labels_of, among, poses)
         self._tell()
 
     def _tell(self) -> None:
         """Have the readers know what was published, for batches that are asked for from now on."""
         if self._readers:
-            self._readers.publish((self._published, self._unlabelled.labels_of, self._unlabelled.among))
+            cases = self._unlabelled
+            self._readers.publish((self._published, cases.labels_of, cases.among, cases.poses))
 
     def take(self, published: Any) -> None:
         """In a reader: what another one of the same parts was told."""
-        self._published, labels_of, among = published
+        self._published, labels_of, among, poses = published
         if labels_of is not None:
-            self._unlabelled.label(labels_of, among)
+            self._unlabelled.label(labels_of, among, poses)
 
     def iterate(self, start_step: int, stop_step: int, *, unlabelled: bool = True) -> Generator[Batch, None, None]:
         """The batches of the steps in `[start_step, stop_step)`, read ahead.
@@ -317,8 +328,9 @@ class _Cases:
         self._kept: dict[int, OpenCase] = {}
         self._recent: OrderedDict[int, OpenCase] = OrderedDict()
         self.labels_of: Callable[[StoredCase], Any] | None = None
-        """What `label` gave them."""
+        """What `label` gave them, and `among` and `poses`."""
         self.among: Collection[str] | None = None
+        self.poses = ALL_ALIKE
         self._part: tuple[tuple[int, ...] | None, IndexedCases] = (None, metas)
 
     def part(self, positions: tuple[int, ...] | None) -> IndexedCases:
@@ -327,9 +339,9 @@ class _Cases:
             self._part = (positions, self.metas if positions is None else self.metas.part(positions))
         return self._part[1]
 
-    def label(self, labels_of: Callable[[StoredCase], Any], among: Collection[str] | None) -> None:
-        """Cases have these labels from now on; those that are not among these have none."""
-        self.labels_of, self.among = labels_of, among
+    def label(self, labels_of: Callable[[StoredCase], Any], among: Collection[str] | None, poses: Poses) -> None:
+        """Cases have these labels and poses from now on; those that are not among these have no labels."""
+        self.labels_of, self.among, self.poses = labels_of, among, poses
         self._recent.clear()
         self._kept = {
             index: replace(case, label=np.asarray(labels_of(case.meta)[:]) if self._is_labelled(case.meta) else None)

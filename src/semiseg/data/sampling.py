@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.data.poses import ALL_ALIKE, AS_IT_LIES, Poses
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box, triple
 from semiseg.io.store import StoredCase
@@ -155,15 +156,18 @@ def unlabelled_patch(
     patch: Shape,
     draw: Draw,
     batch: int,
+    poses: Poses = ALL_ALIKE,
 ) -> Patch:
     """The patch of one sample of an unlabelled batch: every case once a pass, in an order drawn for each pass.
 
-    predicted: what the teacher found, or empty. draw: its sample is the position in the global batch.
+    predicted: what the teacher found, or empty. draw: its sample is the position in the global batch. poses: the box is
+    as the case lies, and has the patch's shape in its pose.
     """
     generator = draw.generator("patch/unlabelled")
     number, position = divmod(draw.step * batch + draw.sample, len(cases))
     case = int(case_order(draw.seed, number, len(cases))[position])
     meta = cases[case]
+    patch = poses.get(meta.id, AS_IT_LIES).shape_before(patch)
     found = {value: places for value, places in predicted.get(meta.id, {}).items() if value != 0 and places}
     if found and generator.random() < PREDICTED_FRACTION:
         centre = _choice(generator, found[_choice(generator, sorted(found))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from semiseg.errors import ConfigError
@@ -55,4 +55,5 @@ def joined(models: Sequence[Model]) -> Model:
         raise ConfigError(f"{first.folder}: a model is named twice. Name each once.")
     together = hashlib.sha256(" ".join(sorted(model.hash for model in models)).encode()).hexdigest()
     mirror_axes = [axis for axis in first.mirror_axes if all(axis in model.mirror_axes for model in models)]
-    return replace(first, hash=together, card=first.card | {"mirror_axes": mirror_axes})
+    poses = [asdict(pose) for pose in dict.fromkeys(pose for model in models for pose in model.poses)]
+    return replace(first, hash=together, card=first.card | {"mirror_axes": mirror_axes, "poses": poses})

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from semiseg.data.plan import NetworkPlan, Plan, read_plan, write_plan
+from semiseg.data.poses import Pose, read_pose
 from semiseg.errors import ConfigError, DataError, ModelError
 from semiseg.files import atomic_folder, hash_files, read_json, restore_replaced, write_json
 from semiseg.types import FloatArray
@@ -58,6 +59,11 @@ class Model:
     def mirror_axes(self) -> tuple[int, ...]:
         """The axes (0, 1, 2 for Z, Y, X) along which training mirrored."""
         return tuple(self.card.get("mirror_axes", ()))
+
+    @property
+    def poses(self) -> tuple[Pose, ...]:
+        """In which, besides that of the labelled scans, training found unlabelled ones."""
+        return tuple(map(read_pose, self.card.get("poses", ())))
 
 
 def save_model(folder: Path, network: Network, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
@@ -121,4 +127,8 @@ def load_model(folder: str | Path) -> Model:
     axes = card.get("mirror_axes", [])
     if not isinstance(axes, list) or not all(axis in (0, 1, 2) and isinstance(axis, int) for axis in axes):
         raise ModelError(f"{folder}/card.json: mirror_axes are {axes!r}, but some of 0, 1 and 2 are expected.")
+    try:
+        list(map(read_pose, card.get("poses", [])))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{folder}/card.json: poses: {error}. Copy the folder again.") from None
     return Model(folder, plan, card, hash_files([weights, folder / "plan.toml"]))

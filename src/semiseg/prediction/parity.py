@@ -60,8 +60,8 @@ class References:
 
     def _predict(self, scan: Scan, engine: Engine) -> LabelArray:
         raw = read_scan(scan.images)
-        labels, _ = predict_labels(raw.channels, raw.grid.spacing_mm, self._model, engine, self._settings)
-        return labels
+        as_it_lies = replace(self._model, card=self._model.card | {"poses": []})
+        return predict_labels(raw.channels, raw.grid.spacing_mm, as_it_lies, engine, self._settings).labels
 
 
 def smallest_first(scans: Sequence[Scan]) -> list[Scan]:

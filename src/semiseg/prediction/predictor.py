@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from semiseg.data.body import BodyBoxes
 from semiseg.data.plan import Plan
+from semiseg.data.poses import AS_IT_LIES, Pose
 from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import DataError
+from semiseg.geometry import triple
 from semiseg.io.scans import RawChannel
 from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
+from semiseg.prediction.certainty import expected_dice
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.export import LabelExport, ProbabilityExport
@@ -27,17 +32,57 @@ from semiseg.processes import usable_cores
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """The label map `(Z, Y, X)` of a canonical scan on its own grid; probabilities `(K, Z, Y, X)` if asked for; and the
+    pose in which the network saw the scan."""
+
+    labels: LabelArray
+    probabilities: FloatArray | None
+    pose: Pose = AS_IT_LIES
+
+
 def predict_labels(
     channels: Sequence[RawChannel], spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
-) -> tuple[LabelArray, FloatArray | None]:
-    """The label map `(Z, Y, X)` of a canonical scan on its own grid, and the probabilities `(K, Z, Y, X)` if asked for.
+) -> Predicted:
+    """Predict a canonical scan, in the pose in which the network is surest of it where training found several.
 
     The work rolls along the axis that holds the fewest voxels at a time: neither the scan in float32 nor the logits
     are ever whole in memory.
     """
-    z, y, x = channels[0].stored.shape
+    if not model.poses:
+        return Predicted(*_labels_and_probabilities(channels, spacing_mm, model, engine, settings))
+    once = replace(settings, mirror=False, probabilities=False)  # half the work is enough to choose by
+    pose, best = AS_IT_LIES, -1.0
+    for one in (AS_IT_LIES, *model.poses):
+        rolling = _rolling(_posed(channels, one), one.shape(spacing_mm), model, once)
+        if (sure := expected_dice(rolling.logits(engine))) > best:
+            pose, best = one, sure
+    labels, probabilities = _labels_and_probabilities(
+        _posed(channels, pose), pose.shape(spacing_mm), model, engine, settings
+    )
+    return Predicted(pose.back(labels), None if probabilities is None else pose.back(probabilities), pose)
+
+
+def _posed(channels: Sequence[RawChannel], pose: Pose) -> list[RawChannel]:
+    return [RawChannel(pose.of(channel.stored), channel.slope, channel.inter) for channel in channels]
+
+
+@dataclass(frozen=True)
+class _Rolling:
+    """A scan as the work rolls along it. axes: in which order. scan: on the plan's grid. window: how tiles are laid."""
+
+    axes: Shape
+    scan: ScanRows
+    window: Window
+
+    def logits(self, engine: Engine) -> Iterator[Any]:
+        return blended_rows(self.scan.rows, self.scan.shape, engine, self.window)
+
+
+def _rolling(channels: Sequence[RawChannel], spacing_mm: Spacing, model: Model, settings: PredictSettings) -> _Rolling:
     plan = model.plan
-    axes = cheapest_axes(target_shape((z, y, x), spacing_mm, plan.spacing_mm), plan.patch)
+    axes = cheapest_axes(target_shape(triple(channels[0].stored.shape), spacing_mm, plan.spacing_mm), plan.patch)
     scan = ScanRows(channels, spacing_mm, plan, axes)
     skips_air = settings.skip_air and plan.normalisation[0].scheme == "ct"  # in CT alone it is known what is air
     body = BodyBoxes(channels[0], scan.shape, axes) if skips_air else None
@@ -52,13 +97,21 @@ def predict_labels(
         holds_body=body,
         rows_stay=not settings.probabilities,
     )
+    return _Rolling(axes, scan, window)
+
+
+def _labels_and_probabilities(
+    channels: Sequence[RawChannel], spacing_mm: Spacing, model: Model, engine: Engine, settings: PredictSettings
+) -> tuple[LabelArray, FloatArray | None]:
+    rolling = _rolling(channels, spacing_mm, model, settings)
+    axes, plan = rolling.axes, model.plan
     coarse = export_axis(spacing_mm, plan)
-    shape_out = turned((z, y, x), axes)
+    shape_out = turned(triple(channels[0].stored.shape), axes)
     anisotropic_axis = None if coarse is None else axes.index(coarse)
-    grids = (scan.shape, shape_out, plan.labels.count, anisotropic_axis, usable_cores())
+    grids = (rolling.scan.shape, shape_out, plan.labels.count, anisotropic_axis, usable_cores())
     labels = LabelExport(*grids)
     maps = ProbabilityExport(*grids) if settings.probabilities else None
-    for logits in blended_rows(scan.rows, scan.shape, engine, window):
+    for logits in rolling.logits(engine):
         labels.add(logits)
         if maps:
             maps.add(logits)
@@ -119,5 +172,4 @@ def predict_array(
             max_gpu_memory=settings.max_gpu_memory,
             compiled=settings.compile,
         )
-    labels, _ = predict_labels([RawChannel(channel) for channel in channels], spacing_mm, model, engine, settings)
-    return labels
+    return predict_labels([RawChannel(channel) for channel in channels], spacing_mm, model, engine, settings).labels

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.cases import WAS_KILLED, each_case
+from semiseg.data.poses import AS_IT_LIES
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import append_jsonl, atomic_file, is_full, remove_leftovers, why_not_written
 from semiseg.io.dataset import unusable_id
@@ -318,7 +319,7 @@ class _Attempt:
             return
         else:
             self._known = self._labels_from_before(lacking)
-            self.row |= {name: before[name] for name in ("statistics", "nothing_found") if name in before}
+            self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
         self._volume = read_scan(self._scan.images)
         self._grid = self._volume.grid
         if self._known is not None:
@@ -354,7 +355,10 @@ class _Attempt:
         spacing_mm, plan = self._volume.grid.spacing_mm, self._model.plan
         try:
             if self._known is None:
-                self._made = predict_labels(channels, spacing_mm, self._model, self._engine, self._settings)
+                found = predict_labels(channels, spacing_mm, self._model, self._engine, self._settings)
+                self._made = found.labels, found.probabilities
+                if found.pose != AS_IT_LIES:
+                    self.row["pose"] = found.pose.name
             else:
                 self._made = self._known[0], None
         except DataError as error:
@@ -382,15 +386,21 @@ class _Attempt:
         written = write_labels(targets, labels, self._grid, self._scan.images[0], organs, self._model.hash)
         seconds = self._seconds + time.perf_counter() - started
         self.outcome = Outcome(
-            self._scan.id, self._target, seconds, foreign=self._foreign, notes=_notes(written, self._scan.id)
+            self._scan.id,
+            self._target,
+            seconds,
+            foreign=self._foreign,
+            notes=_notes(written, self._scan.id, self.row.get("pose")),
         )
         self.row |= {"key": self._key, "seconds": round(seconds, 3)}
         if written.empty:
             self.row["nothing_found"] = True
 
 
-def _notes(written: Written, id: str) -> tuple[str, ...]:
+def _notes(written: Written, id: str, pose: str | None) -> tuple[str, ...]:
     notes = []
+    if pose:
+        notes.append(f"{id}: does not lie as its header says, or not as the labelled scans do; read with {pose}.")
     if written.empty:
         notes.append(f"{id}: no organ was found, so there is no DICOM file of it.")
     if written.new_study:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from heapq import nsmallest
 from itertools import pairwise
@@ -22,16 +23,26 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
+from semiseg.data.poses import Pose, Poses, possible_poses
 from semiseg.files import write_jsonl
 from semiseg.io.store import StoredCase
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
-from semiseg.rows import read_rounds
+from semiseg.rows import RoundRow, read_rounds
 from semiseg.training.progress import every_so_often
 from semiseg.training.refresh import predicted_locations
-from semiseg.training.scan_labels import KeptPlaces, kept_labels, label_scans, labels_folder, remove_other_labels
+from semiseg.training.scan_labels import (
+    KeptPlaces,
+    clear_poses,
+    found_poses,
+    kept_labels,
+    kept_poses,
+    label_scans,
+    labels_folder,
+    remove_other_labels,
+)
 from semiseg.training.settings import TrainSettings
 from semiseg.training.trust import FIRST_LOOK, HOPELESS, LOOKED_AT, TOO_EARLY, Found, looked_at, verdict
 from semiseg.transfer import to_device
@@ -48,6 +59,8 @@ REFRESHED = 4
 """Unlabelled scans that are predicted at each refresh, in turn."""
 LEAST_LABELLED = 8
 """Scans that a round is worth beginning for, where there are so many."""
+LOOKS, SEEN_IN_POSES = 2, 12
+"""Rounds that look whether scans lie otherwise than the labelled ones, and scans that each looks at."""
 DEAR_LABELLING = 0.25
 """Share of the minutes: if labelling takes more it is said."""
 
@@ -163,40 +176,94 @@ class Feed:
         if step > first and self._was_refused(first):
             return False  # said before the run was stopped; the networks have been remembered anew since
         drawn = self._drawn(number, first, before)
-        few = drawn[:LOOKED_AT]
         networks = [method.networks[name] for name in method.scan_labellers(step)]
         folders = [labels_folder(data.scan_labels, network) for network in networks]
         first_alone(partial(remove_other_labels, data.scan_labels, folders))
 
-        def label(cases: Sequence[Path], network: nn.Module, folder: Path, *, to_look: bool = False) -> dict[int, int]:
+        def label(
+            cases: Sequence[Path],
+            network: nn.Module,
+            folder: Path,
+            poses: Sequence[Pose] = (),
+            *,
+            to_look: bool = False,
+        ) -> dict[int, int]:
             """In how many each class is found. to_look: only to see whether labels agree."""
             what = "scans are labelled, to see whether two states agree" if to_look else "unlabelled scans are labelled"
             progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} {what}.", at_end=not to_look)
             engine = TorchEngine(network, place.device, place.autocast)
-            return label_scans(cases, folder, engine, place.plan, seed=self.settings.seed, progress=progress)
+            seed = self.settings.seed
+            return label_scans(cases, folder, engine, place.plan, seed=seed, poses=poses, progress=progress)
 
-        found: Found | None = None
-        trusted, why = True, ""
-        classes: dict[int, int] = {}
-        if len(networks) > 1 and len(few) < min(LOOKED_AT, self._asked):
-            trusted, why = False, TOO_EARLY
-        elif len(networks) > 1:
-            began = time.perf_counter()
-            for some in (few[:FIRST_LOOK], few):
-                for network, folder in zip(networks, folders, strict=True):
-                    classes = label(some, network, folder, to_look=True)
-                found = looked = looked_at(some, folders, place.plan, data.source.labelled_cases)
-                if looked.agreement < HOPELESS:
-                    break
-            self._say_if_dear((time.perf_counter() - began) / len(some) / len(networks), len(drawn), len(rounds))
-            trusted, why = verdict(looked)
-        if trusted:
-            classes = label(drawn, networks[0], folders[0])
+        looked = self._look(label, list(zip(networks, folders, strict=True)), first, drawn, len(rounds))
+        classes: dict[int, int] = looked.classes
+        lying: Poses = {}
+        if looked.trusted:
+            classes = label(drawn, networks[0], folders[0], looked.poses)
             places = KeptPlaces(folders[0], [case.name for case in drawn])
+            lying = kept_poses(folders[0], places)
             data.source.publish(places, from_step=step, among=set(places))
-            data.source.publish_labels(partial(kept_labels, folders[0]), among=set(places))
-        first_alone(lambda: self._write_round(number, first, len(drawn), found, trusted, why, classes))
-        return trusted
+            data.source.publish_labels(partial(kept_labels, folders[0]), among=set(places), poses=lying)
+        row: RoundRow = {
+            "round": number,
+            "step": first,
+            "scans": len(drawn) if looked.trusted else 0,
+            "agreement": None if looked.found is None else round(looked.found.agreement, 4),
+            "found": {name: classes.get(value, 0) for value, name in place.plan.labels.organs.items()},
+            "trusted": looked.trusted,
+            "why": looked.why,
+            "poses": [asdict(pose) for pose in looked.poses],
+            "lying": dict(Counter(pose.name for pose in lying.values())),
+        }
+        first_alone(lambda: self._write_round(row))
+        return looked.trusted
+
+    def _look(
+        self,
+        label: Callable[..., dict[int, int]],
+        networks: Sequence[tuple[nn.Module, Path]],
+        first: int,
+        drawn: Sequence[Path],
+        rounds: int,
+    ) -> _Looked:
+        """Whether a round is to be learnt from, by a few of its scans, and in which poses its scans may lie. label:
+        has a network label scans into a folder."""
+        few = drawn[:LOOKED_AT]
+        if len(networks) == 1:
+            return _Looked(True, "", self._poses(first, drawn, networks[0][0]))
+        if len(few) < min(LOOKED_AT, self._asked):
+            return _Looked(False, TOO_EARLY)
+        classes: dict[int, int] = {}
+
+        def look(some: Sequence[Path], poses: Sequence[Pose] = ()) -> Found:
+            for network, folder in networks:
+                classes.clear()
+                classes.update(label(some, network, folder, poses, to_look=True))
+            folders = [folder for _, folder in networks]
+            return looked_at(some, folders, self.place.plan, self.data.source.labelled_cases)
+
+        began = time.perf_counter()
+        found, poses = look(few[:FIRST_LOOK]), tuple[Pose, ...]()
+        if found.best >= HOPELESS:
+            found = look(few)
+            self._say_if_dear((time.perf_counter() - began) / len(few) / len(networks), len(drawn), rounds)
+            poses = self._poses(first, drawn, networks[0][0])
+            found = look(few, poses) if poses else found
+        return _Looked(*verdict(found), poses, found, classes)
+
+    def _poses(self, first: int, drawn: Sequence[Path], network: nn.Module) -> tuple[Pose, ...]:
+        """In which poses besides that of the labelled scans those of a round may lie: what the round before found, or
+        what this network sees, which looks until a few rounds have been learnt from."""
+        assert self.data.scan_labels is not None  # nothing is labelled otherwise
+        before = [row for row in read_rounds(self.data.scan_labels.parent) if row["step"] < first]
+        if known := found_poses(before):
+            return known
+        possible = possible_poses(self.place.plan)
+        if not possible or sum(row["trusted"] for row in before) >= LOOKS:
+            return ()
+        self.say("Looking whether some unlabelled scans lie otherwise than the labelled ones.")
+        engine = TorchEngine(network, self.place.device, self.place.autocast)
+        return clear_poses(drawn[:SEEN_IN_POSES], engine, self.place.plan, possible)
 
     def _say_if_dear(self, each: float, drawn: int, rounds: int) -> None:
         """Say what labelling scans takes of the minutes where that is much, by the seconds that one takes, and what to
@@ -242,33 +309,32 @@ class Feed:
         assert self.data.scan_labels is not None  # nothing is labelled otherwise
         return any(row["step"] == first and not row["trusted"] for row in read_rounds(self.data.scan_labels.parent))
 
-    def _write_round(
-        self,
-        number: int,
-        step: int,
-        scans: int,
-        found: Found | None,
-        trusted: bool,
-        why: str,
-        classes: dict[int, int],
-    ) -> None:
-        """Tell the log, the report and the person what became of a round. classes: in how many scans each is found."""
+    def _write_round(self, row: RoundRow) -> None:
+        """Tell the log, the report and the person what became of a round."""
         assert self.data.scan_labels is not None  # nothing is labelled otherwise
         file = self.data.scan_labels.parent / ROUNDS_FILE
-        organs = self.place.plan.labels.organs
-        row = {
-            "round": number,
-            "step": step,
-            "scans": scans if trusted else 0,
-            "agreement": None if found is None else round(found.agreement, 4),
-            "found": {name: classes.get(value, 0) for value, name in organs.items()},
-            "trusted": trusted,
-            "why": why,
-        }
-        before = [dict(one) for one in read_rounds(file.parent) if one["step"] < step]
-        write_jsonl(file, [*before, row])
-        if why:
-            self.say(f"Round {number}: {why}")
+        before = [dict(one) for one in read_rounds(file.parent) if one["step"] < row["step"]]
+        write_jsonl(file, [*before, dict(row)])
+        if row["why"]:
+            self.say(f"Round {row['round']}: {row['why']}")
+        if row["lying"]:
+            lie = "; ".join(f"{name}: {count}" for name, count in row["lying"].items())
+            self.say(
+                f"Round {row['round']}: {sum(row['lying'].values())} of {row['scans']} scans lie otherwise than the "
+                f"labelled ones, and are learnt from as if they lay alike ({lie})."
+            )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What a few scans of a round say: whether and why it is to be learnt from, and in which poses scans may lie. Where
+    two states of the network were held against each other: what was found, and in how many scans each class is."""
+
+    trusted: bool
+    why: str
+    poses: tuple[Pose, ...] = ()
+    found: Found | None = None
+    classes: dict[int, int] = field(default_factory=dict)
 
 
 def blank_labels(case: StoredCase) -> AnyArray:

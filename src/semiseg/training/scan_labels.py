@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from math import prod
@@ -24,17 +24,20 @@ from torch import nn
 
 from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.plan import Plan
+from semiseg.data.poses import AS_IT_LIES, Pose, posed_case, read_pose
 from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
 from semiseg.files import hash_files, read_json, remove_leftovers, remove_made, write_json
 from semiseg.geometry import Box, triple
-from semiseg.io.store import OpenCase, StoredCase, open_case, open_labels, write_labels
+from semiseg.io.store import OpenCase, StoredCase, open_case, open_labels, read_case_meta, write_labels
+from semiseg.prediction.certainty import expected_dice
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.export import largest_class
 from semiseg.prediction.predictor import body_margin
 from semiseg.prediction.sliding import blended_rows
 from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
+from semiseg.rows import RoundRow
 from semiseg.types import FloatArray, LabelArray, Shape
 from semiseg.world import first_alone, gathered, own_part, rank, size
 
@@ -42,6 +45,9 @@ KEPT_PER_CLASS = 64
 TILE_VOXELS = 1_000_000
 TILE_STEP = 0.75
 """Of tiles that are mostly larger than patches: faces count less."""
+CLEARLY, FEWEST_VOTES, LEAST_VOTES = 0.02, 2, 0.1
+"""By how much the Dice that a network expects is to be higher in another pose, in how many scans at least, and in which
+share of them (docs/lab/first_hour.md)."""
 
 
 def label_scans(
@@ -51,16 +57,18 @@ def label_scans(
     plan: Plan,
     *,
     seed: int,
+    poses: Sequence[Pose] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, int]:
     """Write `folder/ID.b2nd`, the label map of each stored case on the plan's grid, and `folder/ID.json`, up to 64
     voxels of every class in it (`KeptPlaces`); those that are there are kept, and made anew if they are damaged.
 
-    Returns in how many of the cases each class is found. progress: told how many of how many are done, after each that
-    was made. Ranks share the cases.
+    Returns in how many of the cases each class is found. poses: besides that of the labelled scans, in which a scan
+    may lie; its label map is that of the pose in which the network is surest (`kept_poses`). progress: told how many
+    of how many are done, after each that was made. Ranks share the cases.
     """
     first_alone(partial(remove_leftovers, folder))
-    label = partial(_label_case, folder=folder, engine=engine, plan=plan, seed=seed)
+    label = partial(_label_case, folder=folder, engine=engine, plan=plan, seed=seed, poses=(AS_IT_LIES, *poses))
     found = Counter[int]()
     for index, (classes, made) in each_case(label, own_part(list(enumerate(cases))), workers=1, lost=_lost):
         found.update(classes)
@@ -70,34 +78,103 @@ def label_scans(
 
 
 def _label_case(
-    numbered: tuple[int, Path], folder: Path, engine: Engine, plan: Plan, seed: int
+    numbered: tuple[int, Path], folder: Path, engine: Engine, plan: Plan, seed: int, poses: Sequence[Pose]
 ) -> tuple[list[int], bool]:
     """The classes in a case with its number, and whether its labels were made."""
     index, path = numbered
-    draw = Draw(seed=seed, sample=index)
+    draw, tried = Draw(seed=seed, sample=index), [pose.name for pose in poses]
     file, beside = label_file(folder, path.name), _places_file(folder, path.name)
-    places = _kept_places(file, beside, draw)
-    if places is not None:
-        return list(places), False
-    case = open_case(path)
-    kept = _kept(file, case.meta.shape_zyx)
-    labels = scan_labels(case, engine, scan_window(case, plan)) if kept is None else kept
-    if kept is None:
+    before = _kept(file, beside, tried)
+    if before and before.get("drawn_by") == asdict(draw):
+        return list(before["places"]), False
+    if before:  # as a first look at a few scans may have left it
+        labels, lies = np.asarray(open_labels(file, read_case_meta(path).shape_zyx)[:]), before["pose"]
+    else:
+        pose, labels = _surest(open_case(path), engine, plan, poses)
+        lies = asdict(pose)
         write_labels(file, labels)
     found = places_of_classes(labels, plan, draw)
-    write_json(beside, {"drawn_by": asdict(draw), "sha256": hash_files([file]), "places": found}, indent=None)
-    return list(found), kept is None
+    made = {"drawn_by": asdict(draw), "tried": tried, "pose": lies, "sha256": hash_files([file]), "places": found}
+    write_json(beside, made, indent=None)
+    return list(found), not before
 
 
-def _kept_places(file: Path, beside: Path, draw: Draw) -> dict[int, list[Shape]] | None:
-    """What lies beside a label map that is as it was written; None where anything is to be made anew."""
+def _surest(case: OpenCase, engine: Engine, plan: Plan, poses: Sequence[Pose]) -> tuple[Pose, LabelArray]:
+    """The pose in which a network expects the best labels of a case, and these, as the case lies."""
+    if len(poses) == 1:
+        return poses[0], scan_labels(case, engine, scan_window(case, plan))
+    best, found = -1.0, None
+    for pose in poses:
+        labels: list[LabelArray] = []
+        sure = expected_dice(_with_labels(_posed_logits(case, engine, plan, pose), labels))
+        if sure > best:
+            best, found = sure, (pose, np.ascontiguousarray(pose.back(np.concatenate(labels))))
+    assert found is not None
+    return found
+
+
+def _with_labels(parts: Iterable[Any], labels: list[LabelArray]) -> Iterator[Any]:
+    """The logits themselves, with their labels put aside."""
+    for rows in parts:
+        labels.append(labels_of(rows))
+        yield rows
+
+
+def _posed_logits(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> Iterator[Any]:
+    posed = posed_case(case, pose)
+    return scan_logits(posed, engine, scan_window(posed, plan))
+
+
+def clear_poses(cases: Sequence[Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> tuple[Pose, ...]:
+    """Those of the poses in which some of these stored cases clearly lie: the network expects a Dice that is higher by
+    `CLEARLY` than as they lie, and highest of all, in two of them at least and in a tenth. Ranks share the cases."""
+    look = partial(_clear_pose, engine=engine, plan=plan, poses=poses)
+    numbered = own_part(list(enumerate(cases)))
+    found = {str(numbered[i][0]): pose for i, pose in each_case(look, numbered, workers=1, lost=_lost)}
+    votes = Counter(gathered(found).values())
+    return tuple(pose for pose in poses if votes[pose] >= max(FEWEST_VOTES, LEAST_VOTES * len(cases)))
+
+
+def _clear_pose(numbered: tuple[int, Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> Pose:
+    case = open_case(numbered[1])
+    sure = {pose: expected_dice(_posed_logits(case, engine, plan, pose)) for pose in (AS_IT_LIES, *poses)}
+    best = max(sure, key=lambda pose: sure[pose])
+    return best if sure[best] >= sure[AS_IT_LIES] + CLEARLY else AS_IT_LIES
+
+
+def _kept(file: Path, beside: Path, tried: Sequence[str]) -> dict[str, Any] | None:
+    """What lies beside a label map that is as it was written and for which these poses were tried."""
     try:
         value = read_json(beside)
-        if value["drawn_by"] == asdict(draw) and value["sha256"] == hash_files([file]):
-            return _numbered(value["places"])
+        if value["tried"] == tried and value["sha256"] == hash_files([file]):
+            return dict(value) | {"pose": value["pose"], "places": _numbered(value["places"])}
     except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
+
+
+def kept_poses(folder: Path, ids: Iterable[str]) -> dict[str, Pose]:
+    """The poses of the cases in a folder of label maps that do not lie as they lie, by id."""
+    poses = {}
+    for id in ids:
+        file = _places_file(folder, id)
+        try:
+            pose = read_pose(read_json(file)["pose"])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{file}: damaged. Delete it, and give the same command again.") from None
+        if pose != AS_IT_LIES:
+            poses[id] = pose
+    return poses
+
+
+def found_poses(rounds: Sequence[RoundRow]) -> tuple[Pose, ...]:
+    """In which poses besides that of the labelled scans the last round of a run found unlabelled ones. Where it learnt
+    from them, a pose in which fewer than two lay was a mistake of an earlier network."""
+    if not rounds:
+        return ()
+    last = rounds[-1]
+    poses = tuple(map(read_pose, last["poses"]))
+    return tuple(pose for pose in poses if not last["trusted"] or last["lying"].get(pose.name, 0) >= FEWEST_VOTES)
 
 
 def kept_labels(folder: Path, case: StoredCase) -> Any:
@@ -139,15 +216,6 @@ def _places_file(folder: Path, case: str) -> Path:
 
 def _lost(numbered: tuple[int, Path]) -> tuple[list[int], bool]:
     raise DataError(f"{numbered[1]}: {WAS_KILLED}.")
-
-
-def _kept(file: Path, shape: Shape) -> LabelArray | None:
-    if not file.is_file():
-        return None
-    try:
-        return np.asarray(open_labels(file, shape)[:])
-    except (DataError, RuntimeError, ValueError):
-        return None
 
 
 def label_file(folder: Path, case: str) -> Path:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from semiseg.models.layers import Network
 from semiseg.prediction.model import load_model, save_model
 from semiseg.processes import ranks_here, usable_cores
 from semiseg.randomness import Draw
+from semiseg.rows import read_rounds
 from semiseg.training.checkpoint import load_latest
 from semiseg.training.feedback_maps import write_feedback_maps
 from semiseg.training.inputs import Feed, Place, TrainingData
@@ -40,6 +41,7 @@ from semiseg.training.loop import train_method
 from semiseg.training.origin import Origin, origin_of
 from semiseg.training.out_of_memory import named_out_of_memory
 from semiseg.training.precision import autocast_dtype
+from semiseg.training.scan_labels import found_poses
 from semiseg.training.settings import TrainSettings
 from semiseg.training.settled import read_settled, write_settled
 from semiseg.training.trial import fastest_threads
@@ -253,6 +255,7 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
         "steps": steps,
         "seed": session.train.seed,
         "mirror_axes": list(session.place.augment.mirror_axes),
+        "poses": [asdict(pose) for pose in found_poses(read_rounds(session.run))],
         "dataset": session.plan.dataset,
         "labelled_cases": hashed_ids(session.run, (case.id for case in of_role(session.cases, "labelled"))),
         **{f"{role}_cases": len(of_role(session.cases, role)) for role in WITH_LABELS[1:]},

@@ -20,8 +20,8 @@ from semiseg.training.scan_labels import label_file, scan_agreement
 LOOKED_AT = 4
 """Scans that are labelled to know; the others of a round only if these are trusted."""
 FIRST_LOOK, HOPELESS = 2, 0.7
-"""Of these the scans that are labelled first, and the agreement on them below which the others need not be: labelling
-large scans takes long, and four of them would have to agree by more than 0.9."""
+"""Of these the scans that are labelled first, and the agreement on the better of them below which the others need not
+be: labelling large scans takes long. On one it may be low because the scan lies otherwise than the labelled ones."""
 LEAST_AGREEMENT = 0.9
 """Mean Dice of the two states' labels: docs/lab/first_hour.md."""
 NAMED = 3
@@ -32,10 +32,11 @@ VOLUME_RANGE = 3.0
 
 @dataclass(frozen=True)
 class Found:
-    """agreement: mean Dice of two label maps of each scan. implausible: names of organs that most scans lack, or have
-    in sizes that no labelled scan has."""
+    """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. implausible:
+    names of organs that most scans lack, or have in sizes that no labelled scan has."""
 
     agreement: float
+    best: float
     implausible: tuple[str, ...]
 
 
@@ -57,7 +58,7 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         plausible = sum(low <= volume[value] <= high for volume in volumes)
         if 2 * plausible < len(volumes):
             implausible.append(name)
-    return Found(float(np.mean(agreements)), tuple(implausible))
+    return Found(float(np.mean(agreements)), max(agreements), tuple(implausible))
 
 
 TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short for labelling any to be worth its time."

@@ -1,0 +1,138 @@
+"""How a scan may lie that its header does not tell: rows and columns exchanged, or upside down, as in scans that were
+once converted without their headers.
+
+Only in the plane of the slices, and only as no mirroring and no turning of training covers it already. A scan with
+left and right organs is never taken to another pose: which side is which could not be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from semiseg.data.plan import ANY_DEGREES, Plan
+from semiseg.geometry import CANONICAL_AXES, triple
+from semiseg.io.store import OpenCase
+from semiseg.types import AnyArray, Shape
+
+_LARGEST_RATIO = 1.2
+"""Of the spacings of two axes that may be exchanged."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A way to take a scan to how labelled scans lie. Axis `i` of the result is axis `axes[i]` of the scan; then the
+    result's axes `flipped` are flipped."""
+
+    axes: Shape
+    flipped: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """In words, such as `Y and X exchanged, Y flipped`."""
+        moved = ["ZYX"[axis] for axis in CANONICAL_AXES if self.axes[axis] != axis]
+        parts = [f"{' and '.join(moved)} exchanged"] if moved else []
+        return ", ".join([*parts, *(f"{'ZYX'[axis]} flipped" for axis in self.flipped)]) or "as it lies"
+
+    def of(self, array: Any) -> Any:
+        """The scan, or anything of its shape `(..., Z, Y, X)`, in the pose; a view."""
+        lead = array.ndim - 3
+        return np.flip(self._moved(array, self.axes), tuple(lead + axis for axis in self.flipped))
+
+    def back(self, array: Any) -> Any:
+        """The inverse of `of`; a view."""
+        lead = array.ndim - 3
+        return self._moved(np.flip(array, tuple(lead + axis for axis in self.flipped)), self._inverse)
+
+    def shape(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """Three numbers of the scan's axes, such as its shape, in the pose."""
+        return triple(values[axis] for axis in self.axes)
+
+    def shape_before(self, values: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        """The inverse of `shape`."""
+        return triple(values[axis] for axis in self._inverse)
+
+    @property
+    def _inverse(self) -> Shape:
+        return triple(self.axes.index(axis) for axis in CANONICAL_AXES)
+
+    def _moved(self, array: Any, axes: Shape) -> Any:
+        lead = array.ndim - 3
+        return array.transpose(*range(lead), *(lead + axis for axis in axes))
+
+
+AS_IT_LIES = Pose(CANONICAL_AXES)
+
+
+def read_pose(value: Any) -> Pose:
+    """A pose from JSON; raises `ValueError` for what is none."""
+    try:
+        axes, flipped = triple(value["axes"]), tuple(value["flipped"])
+    except (KeyError, TypeError):
+        raise ValueError(f"{value!r} is no pose") from None
+    if set(axes) != {0, 1, 2} or not set(flipped) <= {0, 1, 2} or len(set(flipped)) < len(flipped):
+        raise ValueError(f"{value!r} is no pose")
+    return Pose(axes, flipped)
+
+
+def possible_poses(plan: Plan) -> tuple[Pose, ...]:
+    """The poses in which scans of a plan may lie besides that of the labelled ones, in a fixed order."""
+    normal = 0 if plan.anisotropic_axis is None else plan.anisotropic_axis
+    a, b = (axis for axis in CANONICAL_AXES if axis != normal)
+    fine, coarse = sorted((plan.spacing_mm[a], plan.spacing_mm[b]))
+    if plan.labels.mirror_pairs or coarse > _LARGEST_RATIO * fine or plan.turn_degrees[normal] >= ANY_DEGREES:
+        return ()
+    exchanged = triple({a: b, b: a}.get(axis, axis) for axis in CANONICAL_AXES)
+    seen = [axis for axis in (a, b) if axis not in plan.mirror_axes]
+    flips = [flipped for count in range(len(seen) + 1) for flipped in combinations(seen, count)]
+    poses = [Pose(axes, flipped) for axes in (CANONICAL_AXES, exchanged) for flipped in flips]
+    return tuple(pose for pose in poses if pose != AS_IT_LIES)
+
+
+class PosedArray:
+    """A stored array `(..., Z, Y, X)` in a pose; what is sliced of it is read."""
+
+    def __init__(self, stored: Any, pose: Pose) -> None:
+        self._stored, self._pose = stored, pose
+        self._shape: Shape = pose.shape(triple(stored.shape[-3:]))
+
+    def __getitem__(self, index: tuple[Any, ...]) -> AnyArray:
+        """index: ends with three slices that have a start and a stop."""
+        *lead, z, y, x = index
+        where = [
+            slice(n - part.stop, n - part.start) if axis in self._pose.flipped else part
+            for axis, (part, n) in enumerate(zip((z, y, x), self._shape, strict=True))
+        ]
+        read = np.asarray(self._stored[(*lead, *self._pose.shape_before(triple(where)))])
+        return np.asarray(self._pose.of(read))
+
+
+def posed_case(case: OpenCase, pose: Pose) -> OpenCase:
+    """A stored case in a pose, of which no label is looked at."""
+    if pose == AS_IT_LIES:
+        return case
+    shape = pose.shape(case.meta.shape_zyx)
+    flipped = [(axis, shape[axis] - 1) for axis in pose.flipped]
+
+    def place(voxel: Shape) -> Shape:
+        moved = list(pose.shape(voxel))
+        for axis, last in flipped:
+            moved[axis] = last - moved[axis]
+        return triple(moved)
+
+    meta = replace(
+        case.meta,
+        shape_zyx=shape,
+        spacing_mm=pose.shape(case.meta.spacing_mm),
+        body_locations=tuple(map(place, case.meta.body_locations)),
+    )
+    return replace(case, meta=meta, image=PosedArray(case.image, pose), label=None)
+
+
+Poses = Mapping[str, Pose]
+"""Of scans by their id; those that are not named lie as the labelled ones do."""
+ALL_ALIKE: Poses = {}
