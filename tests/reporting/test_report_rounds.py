@@ -56,7 +56,7 @@ def labelled_run(run_folder: Path) -> Path:
         {"round": 1, "step": 500, "scans": 5, "agreement": None, "found": {"liver": 5},
          "trusted": False, "why": "First.", "poses": [], "lying": {}},
         {"round": 2, "step": 900, "scans": 5, "agreement": 0.91, "found": {"liver": 5, "right kidney": 3},
-         "trusted": True, "why": "", "poses": [], "lying": {}},
+         "trusted": True, "why": "", "poses": [], "lying": {"Y flipped": 2}},
     ]  # fmt: skip
     write_jsonl(run_folder / "rounds.jsonl", rows)
     return run_folder
@@ -72,6 +72,7 @@ def test_the_section_shows_rounds_and_scans(labelled_run: Path) -> None:
     assert 'class="loss">no<' in section
     assert section.count("<article") == 3
     assert "right kidney" in section
+    assert section.count("lie otherwise") == section.count("2 lie otherwise than the labelled scans") == 1
 
 
 def test_without_labels_of_scans_there_is_no_section(run_folder: Path) -> None:
