@@ -34,7 +34,8 @@ from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import remove_leftovers, write_text
 from semiseg.io.dataset import Dataset, LabelScheme
-from semiseg.io.dicom.listing import print_series
+from semiseg.io.dicom.listing import print_places, print_series
+from semiseg.io.dicom.places import place_of
 from semiseg.io.dicom.series import find_series
 from semiseg.io.dicom.sources import zips_below
 from semiseg.io.layouts import is_heap, read_dataset, refuse_no_folder
@@ -86,18 +87,24 @@ def check(
     minutes: float | None = None,
     series: str = "",
     resample: bool = False,
+    paths: bool = False,
     quiet: bool = False,
 ) -> CheckReport:
     """Open every file of a dataset folder and say what was found and what is wrong; `.ok` is the verdict.
 
     modality, series, resample: as in section `[data]` of a run. minutes: also say which plan so many minutes of
-    training on this machine would get, and why.
+    training on this machine would get, and why. paths: also say where each series of DICOM lies.
     """
     dataset = read_dataset(Path(folder), layout=layout, modality=modality, choice=SeriesChoice(series, resample))
     with bar("checking", quiet) as advance:
         report = check_dataset(dataset, workers=workers(), progress=lambda done, total: advance(done, total, ""))
     if not quiet:
         print_check(report)
+        if paths:
+            of_cases = [(case.id, path) for case in dataset.cases for path in case.images]
+            print_places(dataset.root, [*of_cases, *(("", file) for file, _ in dataset.problems)])
+        elif any(place and place.id for place in (place_of(file) for file, _ in dataset.problems)):
+            print(f"series-... are series of DICOM. Where they lie: semiseg check {folder} --paths")
     if minutes is not None and report.ok:
         settings = RunSettings(
             data=DataSettings(root=str(folder), series=series, resample=resample),
@@ -112,16 +119,16 @@ def check(
     return report
 
 
-def list_series(folder: AnyPath, *, series: str = "", resample: bool = False) -> bool | None:
+def list_series(folder: AnyPath, *, series: str = "", resample: bool = False, paths: bool = False) -> bool | None:
     """Print the series of DICOM in a folder, a zip or a file that is no dataset; whether one of them can be read, and
-    None where there is no DICOM, or a dataset."""
+    None where there is no DICOM, or a dataset. paths: also where they lie."""
     folder = Path(folder)
     if not is_heap(folder):
         return None
     found = find_series(folder, resample=resample)
     for archive in zips_below(folder):
         found += find_series(archive, resample=resample)
-    return print_series(folder, found, series)
+    return print_series(folder, found, series, paths=paths)
 
 
 def prepare(run: AnyPath, settings: RunSettings, *, verify: bool = False, quiet: bool = False) -> Plan:

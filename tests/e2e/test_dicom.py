@@ -79,6 +79,7 @@ def test_a_series_is_predicted_as_the_nifti_scan_is(
     answer = semiseg_command("predict", run, data / "imagesTs", "--output", tmp_path / "out")
     assert answer.code == 0, answer
     (file,) = (tmp_path / "out").glob("*.nii.gz")
+    assert file.name == "phantom_004.nii.gz"  # as the data set calls it
     expected, grid = read_label(run / "predictions" / "phantom_004.nii.gz")
     found, own_grid = read_label(file)
     assert np.array_equal(found, expected)

@@ -33,11 +33,16 @@ class Check(WorksOnCases):
     """Of DICOM, where a folder holds several series: UID, id or a part of the description, or all."""
     resample: Quiet = False
     """Of DICOM: take series of tilted, missing or uneven slices, made regular."""
+    paths: Quiet = False
+    """Of DICOM: also say in which folder or zip each id lies. Such names may be a patient's: only the terminal gets
+    them."""
 
     def execute(self) -> int:
         from semiseg import workflows
 
-        if (listed := workflows.list_series(self.folder, series=self.series, resample=self.resample)) is not None:
+        if (
+            listed := workflows.list_series(self.folder, series=self.series, resample=self.resample, paths=self.paths)
+        ) is not None:
             return 0 if listed else 1
         report = workflows.check(
             self.folder,
@@ -46,6 +51,7 @@ class Check(WorksOnCases):
             minutes=self.minutes,
             series=self.series,
             resample=self.resample,
+            paths=self.paths,
         )
         return 0 if report.ok else 1
 

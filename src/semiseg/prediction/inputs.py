@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from semiseg.errors import DataError
@@ -23,6 +24,7 @@ from semiseg.io.file_kinds import (
     what_it_holds,
     why_unread,
 )
+from semiseg.io.layouts.series import labelled_name
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(Tr|Ts|Un)?", re.IGNORECASE)
@@ -55,9 +57,9 @@ def find_scans(
     without a gap belong to the names: they are no channels. output: a folder that is not looked into. say: told of each
     file that is not read, the first five.
 
-    A folder, a zip or a file of DICOM gives a scan for each series, whose id is the hash of the SeriesInstanceUID.
-    series: UID, id, part of a description, or `all`, where one folder holds several. resample: also those that lie on
-    no regular grid.
+    A folder, a zip or a file of DICOM gives a scan for each series, whose id is the hash of the SeriesInstanceUID, or
+    in a data set's folder of images the name of its label. series: UID, id, part of a description, or `all`, where one
+    folder holds several. resample: also those that lie on no regular grid.
 
     Raises `DataError` for no or a missing input, a folder without scans, two files that claim one channel of one id,
     and series of which it is not said which is meant.
@@ -72,18 +74,20 @@ def find_scans(
         if path.is_dir():
             files, slices, zips, not_read = _in_folder(path, output)
             unread += not_read
-            alone = not files and bool(slices) + len(zips) == 1
-            if slices:
-                of_dicom += _series(path, slices, series, resample, unread, alone=alone)
-            for archive in zips:
-                of_dicom += _series(archive, None, series, resample, unread, alone=alone)
+            heap, places = _places(path, slices, zips)
+            alone = not files and bool(heap) + len(places) == 1
+            if heap:
+                of_dicom += _series(path, heap, series, resample, unread, alone=alone)
+            for one, name in places.items():
+                of_dicom += _series(one, None, series, resample, unread, alone=alone, name=name, below=path)
             if not files and not slices and not zips:
                 raise DataError(f"{path}: {_no_scan(path, not_read)}")
         elif not is_scan(path.name) and (place := place_of(path)):
             if place.id:
-                of_dicom.append(("", Scan(place.id, (path,))))
+                of_dicom.append(("", Scan(labelled_name(place.folder) or place.id, (path,))))
             else:
-                of_dicom += _series(path, None, series, resample, unread, alone=True)
+                name = labelled_name(path)
+                of_dicom += _series(path, None, series, resample, unread, alone=True, name=name)
         elif path.is_file():
             files = [(path, "")]
         else:
@@ -101,11 +105,42 @@ def find_scans(
     return _by_id([*scans, *of_dicom])
 
 
+def _places(folder: Path, slices: Sequence[Path], zips: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """The files that are looked through together; and what is a scan of its own: zips, and folders and files that a
+    label of a data set is called as, each with that name (else empty)."""
+
+    @cache
+    def labelled(place: Path) -> Path | None:
+        """The place itself or the folder above it that a label is called as."""
+        if labelled_name(place):
+            return place
+        return None if place == folder else labelled(place.parent)
+
+    heap: list[Path] = []
+    places: dict[Path, str] = {}
+    for file in slices:
+        if place := labelled(file):
+            places[place] = labelled_name(place)
+        else:
+            heap.append(file)
+    return heap, places | {archive: labelled_name(archive) for archive in zips}
+
+
 def _series(
-    place: Path, files: list[Path] | None, asked: str, resample: bool, unread: list[str], *, alone: bool
+    place: Path,
+    files: list[Path] | None,
+    asked: str,
+    resample: bool,
+    unread: list[str],
+    *,
+    alone: bool,
+    name: str = "",
+    below: Path | None = None,
 ) -> list[tuple[str, Scan]]:
     """The series of DICOM of a place, each a scan, and a sentence for each that is none. alone: nothing else is there
-    to be predicted."""
+    to be predicted. name: of the only one. below: the folder that was named, where this is a place in it."""
+    if below is None or name:
+        below = place
     try:
         found = find_series(place, files=files, resample=resample)
     except DataError as error:
@@ -123,9 +158,10 @@ def _series(
         unread.append(f"{place}: {chosen.why}")
     elif not asked or asked == EVERY:
         others = [one for one in found if isinstance(one, Unusable)]
-        unread += [f"{path_of(place, one)}: left out: {one.why}" for one in others if one.id and not one.left_out]
+        unread += [f"{path_of(below, one)}: left out: {one.why}" for one in others if one.id and not one.left_out]
         unread += [f"{place}: {text}" for text in left_out([one for one in others if one.left_out or not one.id])]
-    return [("", Scan(one.id, (path_of(place, one, resample=resample),))) for one in chosen.series]
+    name = name if len(chosen.series) == 1 else ""
+    return [("", Scan(name or one.id, (path_of(below, one, resample=resample),))) for one in chosen.series]
 
 
 def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]], list[Path], list[Path], list[str]]:

@@ -19,13 +19,14 @@ from pydicom.uid import generate_uid
 
 from dicom_series import random_voxels, write_enhanced, write_series
 from semiseg.errors import DataError
+from semiseg.io.dicom.places import series_of
 from semiseg.io.dicom.series import hashed
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.series import ONLY, Problems, SeriesChoice, series_by_id
 from semiseg.io.scans import hash_of, read_grid, read_scan, stamps_of, write_label
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.parity import smallest_first
-from semiseg.workflows import list_series
+from semiseg.workflows import check, list_series
 
 SHAPE = (6, 10, 14)
 
@@ -101,6 +102,71 @@ def test_nnunet_and_msd_take_unlabelled_series_too(tmp_path: Path) -> None:
     )
     data = read_dataset(root, layout="msd")
     assert sum(case.label is None for case in data.cases) == 2
+
+
+def test_a_scan_has_one_id_in_its_data_set_and_where_its_place_is_predicted(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    write_series(root / "images" / "without_label", random_voxels(SHAPE), uid="1.2.3.4.5")
+    data = read_dataset(root)
+    ids = {case.id: case.images for case in data.cases}
+    assert {scan.id: scan.images for scan in find_scans([root / "images"])} == {
+        case.id: case.images for case in data.cases if case.images[0].is_relative_to(root / "images")
+    }
+    assert {scan.id for scan in find_scans([root])} == set(ids)
+    for place, id in (("liver_01", "liver_01"), ("liver_02.zip", "liver_02"), ("liver_03.dcm", "liver_03")):
+        assert [scan.id for scan in find_scans([root / "images" / place])] == [id]
+    assert [scan.id for scan in find_scans(list(ids["liver_01"]))] == ["liver_01"]
+    assert [scan.id for scan in find_scans([root / "images" / "without_label"])] == [hashed("1.2.3.4.5")]
+
+
+def test_zips_are_hashed_as_folders_are(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    uids = [generate_uid() for _ in range(3)]
+    for uid, place in zip(uids, ("unlabelled/Doe_1", "unlabelled/Doe_2/1", "images/Doe_3"), strict=True):
+        write_series(tmp_path / "packed", random_voxels(SHAPE), uid=uid)
+        (root / place).parent.mkdir(exist_ok=True)
+        zip_of(tmp_path / "packed", root / f"{place}.zip")
+        shutil.rmtree(tmp_path / "packed")
+    data = read_dataset(root)
+    assert not data.problems
+    of_zips = [case.images[0] for case in data.cases if case.id in map(hashed, uids)]
+    assert len(of_zips) == 3
+    assert not any("Doe" in str(image) for image in of_zips)
+    assert {image.parent.name for image in of_zips} == {"images", "unlabelled"}
+    assert {series_of(image).uid for image in of_zips} == set(uids)
+    assert all(read_scan([image]).grid.shape_zyx == SHAPE for image in of_zips)
+    assert all("Doe" not in str(scan.images[0]) for scan in find_scans([root / "unlabelled"]))
+    packed = root / "unlabelled" / "Doe_1.zip"
+    before = stamps_of(of_zips)
+    packed.write_bytes(packed.read_bytes() + b"\0")
+    assert sum(before[key] != value for key, value in stamps_of(of_zips).items()) == 1
+
+
+def test_check_says_where_series_lie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plain_set(tmp_path / "data")
+    shutil.make_archive(str(root / "unlabelled" / "Doe"), "zip", root / "unlabelled" / "Wolperdinger_b")
+    shutil.rmtree(root / "unlabelled" / "Wolperdinger_b")
+    write_series(root / "unlabelled" / "c", random_voxels((8, 9, 9)), uid="1.2.3.4")[3].unlink()
+    check(root)
+    said = capsys.readouterr().out
+    assert not re.search("Wolperdinger|Doe", said)
+    assert f"Where they lie: semiseg check {root} --paths" in said
+    check(root, paths=True)
+    said = capsys.readouterr().out
+    labelled = series_of(root / "images" / "liver_01").id
+    for id, place in (("1.2.3.97", "Wolperdinger_a/1"), ("1.2.3.98", "Doe.zip/1"), ("1.2.3.4", "c")):
+        assert re.search(rf"{hashed(id)}.*  unlabelled/{place}\n", said)
+    assert f"{labelled}  case liver_01  images/liver_01\n" in said
+    assert list_series(root / "unlabelled")
+    said = capsys.readouterr().out
+    assert "--paths" in said
+    assert not re.search("Wolperdinger|Doe", said)
+    (root / "unlabelled" / "c").rename(root / "unlabelled" / "both")
+    write_series(root / "unlabelled" / "both", random_voxels(SHAPE), uid="1.2.5", seed=1)
+    list_series(root / "unlabelled", paths=True)
+    said = capsys.readouterr().out
+    assert f"{hashed('1.2.3.97')}  Wolperdinger_a/1\n" in said
+    assert re.search(rf"{hashed('1.2.5')}  both: \w+, \w+, \w+ and 3 more\n", said)  # its files are not the only ones
 
 
 def test_several_series_in_a_folder_are_a_problem_of_that_folder_alone(tmp_path: Path) -> None:

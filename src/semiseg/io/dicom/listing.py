@@ -1,8 +1,10 @@
-"""The series of a place as a table for the terminal: the one place where descriptions are shown."""
+"""The series of a place, for the terminal: the one place where descriptions and names of sub-folders are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich import box
@@ -10,19 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semiseg.io.dicom.places import choose, passed_over, size_of
+from semiseg.errors import DataError
+from semiseg.io.dicom.places import choose, common_folder, found_at, passed_over, place_of, size_of
 from semiseg.io.dicom.series import Series, Unusable
-from semiseg.words import counted, printable
+from semiseg.words import counted, printable, shortened
 
 _PLAIN_WIDTH = 140
 _MOST_DESCRIPTION = 40
 
 
-def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> bool:
-    """Print all series and what would be read of them; whether that is anything."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
+def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "", *, paths: bool = False) -> bool:
+    """Print all series and what would be read of them; whether that is anything. paths: also where they lie."""
+    console = _console()
     chosen = choose(place, found, asked)
     series = [one for one in found if one.id]
     if series:
@@ -32,6 +33,10 @@ def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "
         for one in series:
             table.add_row(*map(Text, _row(one)))
         console.print(table)
+    if paths:
+        _print_places(console, place, [("", one) for one in series])
+    elif series:
+        console.print("Where each lies: add --paths.")
     for one in found:
         if isinstance(one, Unusable) and not one.id:
             console.print(Text(printable(passed_over(one))))
@@ -41,6 +46,42 @@ def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "
     if chosen.series:
         console.print(Text(f"{counted(len(chosen.series), 'scan')} to be read.", "bold"))
     return bool(chosen.series) and not chosen.several
+
+
+def print_places(root: Path, images: Iterable[tuple[str, Path]]) -> None:
+    """Print where the series of DICOM of a data set lie. images: paths of scans, and of such as are none, with the case
+    that each is."""
+    found: dict[str, tuple[str, Series | Unusable]] = {}
+    for case, path in images:
+        if (place := place_of(path)) and place.id:
+            with suppress(DataError):  # it is gone meanwhile
+                one = found_at(path)
+                found.setdefault(one.id, (case, one))
+    console = _console()
+    if found:
+        _print_places(console, root, list(found.values()))
+    else:
+        console.print("No series of DICOM is in this data set.")
+
+
+def _print_places(console: Console, root: Path, found: Sequence[tuple[str, Series | Unusable]]) -> None:
+    """found: with the case that each is, which is its id where nothing else is said."""
+    of_cases = any(case for case, _ in found)
+    files = [file for _, one in found for file in set(one.files)]
+    shared = Counter(file.parent for file in files)
+    for case, one in found:
+        folder = common_folder(one)
+        where = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
+        own = Counter(file.parent for file in set(one.files))
+        if any(shared[parent] > count for parent, count in own.items()):  # others lie there, too
+            where += f": {shortened([file.name for file in dict.fromkeys(one.files)], 3)}"
+        called = f"  case {case}" if of_cases and case else ""
+        console.print(Text(printable(f"{one.id}{called}  {where}")), soft_wrap=True)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def _row(one: Series | Unusable) -> tuple[str, ...]:

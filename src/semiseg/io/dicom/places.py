@@ -1,8 +1,8 @@
 """How a path names a series: a folder, a zip or a file that holds one, or `FOLDER/series-ID` of several.
 
 `series-ID` is no file. ID is the hash of the SeriesInstanceUID; after it may stand `.` and the hash of the sub-folder
-that the series lies in, so that nothing else is opened, and `-resampled`, which asks for a regular grid. So neither
-UIDs nor names of sub-folders get into runs, logs and pages.
+or the zip that the series lies in, so that nothing else is opened, and `-resampled`, which asks for a regular grid. So
+neither UIDs nor names of sub-folders and zips get into runs, logs and pages. `semiseg check --paths` is the way back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHOWN = 8
 @dataclass(frozen=True)
 class Place:
     """A folder, a zip or a file; id: of the series that is meant, empty for the only one. within: the hash of the
-    sub-folder that it lies in, empty for the folder itself."""
+    sub-folder or the zip that it lies in, empty for the folder itself."""
 
     folder: Path
     id: str = ""
@@ -63,8 +63,8 @@ def place_of(path: Path) -> Place | None:
 
 
 def path_of(place: Path, found: Series | Unusable, *, resample: bool = False) -> Path:
-    """The path that names a series of a place from here on."""
-    common = Path(os.path.commonpath([file.parent for file in found.files])) if place.is_dir() else place
+    """The path that names a series of a place, or of a zip below it, from here on."""
+    common = _holder(common_folder(found)) if place.is_dir() else place
     within = f".{_hash_of(common, place)}" if common != place and common.is_relative_to(place) else ""
     resampled = _ENDING if resample and isinstance(found, Series) and found.regular else ""
     return place / f"{SERIES}{found.id}{within}{resampled}"
@@ -72,20 +72,30 @@ def path_of(place: Path, found: Series | Unusable, *, resample: bool = False) ->
 
 def series_of(path: Path) -> Series:
     """The series that a path names. Raises `DataError` where there is none, or not one alone, or it is no volume."""
+    one = found_at(path)
+    if isinstance(one, Series):
+        return one
+    if one.series is None:
+        raise DataError(f"{path}: {one.why}")
+    return one.series
+
+
+def found_at(path: Path) -> Series | Unusable:
+    """The same, also where it is no volume."""
     place = place_of(path)
     if place is None:
         raise DataError(f"{path}: no DICOM. Name a folder, a zip or a file of it.")
     found = _found(place)
-    if place.id:
-        one = next((one for one in found if one.id == place.id), None)
-        if one is None:
-            raise DataError(f"{path}: the series is no longer there. Restore it, or prepare the run again.")
-        if isinstance(one, Series):
-            return one
-        if one.series is None:
-            raise DataError(f"{path}: {one.why}")
-        return one.series
-    return the_one(path, found)
+    if not place.id:
+        return the_one(path, found)
+    if (one := next((one for one in found if one.id == place.id), None)) is None:
+        raise DataError(f"{path}: the series is no longer there. Restore it, or prepare the run again.")
+    return one
+
+
+def common_folder(found: Series | Unusable) -> Path:
+    """The folder that all files of a series lie in; of a zip one within it (`scans.zip/inner`)."""
+    return Path(os.path.commonpath([file.parent for file in found.files]))
 
 
 def choose(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> Chosen:
@@ -187,12 +197,17 @@ def _first_reasons(found: Sequence[Series | Unusable]) -> str:
     return " ".join(reasons[:3]) or "No DICOM image is in it."
 
 
+def _holder(folder: Path) -> Path:
+    """A folder, or the zip that it lies in."""
+    return next((above for above in (folder, *folder.parents) if is_zip(above)), folder)
+
+
 def _hash_of(folder: Path, place: Path) -> str:
     return hashed(folder.relative_to(place).as_posix(), 8)
 
 
 def _folder_of(place: Place) -> Path:
-    """The folder that holds all files of the series."""
+    """The folder, or the zip, that holds all files of the series."""
     if not place.within:
         return place.folder
     for _ in range(2):
@@ -206,9 +221,10 @@ def _folder_of(place: Place) -> Path:
 
 @lru_cache(maxsize=16)
 def _folders_below(folder: Path) -> dict[str, Path]:
-    """All folders below one, linked ones too, by their hashes."""
-    with_files = {file.parent for file in visible(folder, deep=True)}
-    below = {above for one in with_files for above in (one, *one.parents) if folder in above.parents}
+    """All folders and zips below one, linked ones too, by their hashes."""
+    files = visible(folder, deep=True)
+    below = {above for one in {file.parent for file in files} for above in (one, *one.parents)}
+    below = {one for one in below if folder in one.parents} | {file for file in files if is_zip(file)}
     return {_hash_of(one, folder): one for one in below}
 
 

@@ -11,7 +11,7 @@ from semiseg.io.dataset import Remark
 from semiseg.io.dicom.places import Chosen, choose, left_out, path_of, the_one
 from semiseg.io.dicom.series import Series, Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
-from semiseg.io.file_kinds import holds_dicom, kind_of, visible
+from semiseg.io.file_kinds import holds_dicom, kind_of, scan_named, visible
 
 Problems = list[tuple[Path, str]]
 
@@ -26,6 +26,8 @@ class SeriesChoice:
 
 
 ONLY = SeriesChoice()
+_LABELS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
+"""Where the labels of a folder of images lie, in every layout."""
 
 
 def dicom_places(folder: Path) -> list[Path]:
@@ -60,7 +62,7 @@ def series_by_id(
             return
         problems.extend((place, text[:1].upper() + text[1:]) for text in (chosen.why, *chosen.several) if text)
         for series in chosen.series:
-            path = path_of(place, series, resample=choice.resample)
+            path = path_of(place if name else folder, series, resample=choice.resample)
             if (first := found.setdefault(name or series.id, path)) != path:
                 problems.append((path, f"the same series as {first}. Keep one of the two."))
         for one in there if chosen.series else ():
@@ -68,7 +70,7 @@ def series_by_id(
                 if one.left_out or not one.id or choice.series:
                     others.append(one)
                 else:
-                    problems.append((path_of(place, one), one.why))
+                    problems.append((path_of(place if name else folder, one), one.why))
 
     for place in dicom_places(folder):
         if case_name(place) in labels:
@@ -91,6 +93,14 @@ def _alone(place: Path, found: Sequence[Series | Unusable], asked: str) -> Chose
     """The one series of a case; what is asked for counts where there are several."""
     likely = [one for one in found if isinstance(one, Series) or one.mendable]
     return Chosen((the_one(place, found, "" if len(likely) == 1 else asked),))
+
+
+def labelled_name(place: Path) -> str:
+    """What a data set calls the scan of a folder, a zip or a file that lies in its folder of images: as its label, or
+    empty where there is none of that name. So a scan has one id, whether the data set or its place is named."""
+    images, name = place.absolute().parent, case_name(place.absolute())
+    labels = _LABELS.get(images.name)
+    return name if labels and scan_named(images.parent / labels, name) else ""
 
 
 def case_name(place: Path) -> str:
