@@ -255,9 +255,9 @@ def faulty(kind: str) -> np.ndarray:
     ("kind", "severity", "words"),
     [
         ("nan", "error", "2 voxels are NaN or infinite"),
-        ("constant", "error", "Every voxel is 7"),
+        ("constant", "warning", "Every voxel is 7"),
         ("4d", "error", "4D with 2 volumes, but a 3D scan is expected"),
-        ("2d", "error", "2D scans are not supported: the shape (Z, Y, X) is (1, 7, 6)"),
+        ("2d", "warning", "2D scans are not supported: the shape (Z, Y, X) is (1, 7, 6)"),
         ("positive", "warning", "no Hounsfield units?"),
     ],
 )
@@ -332,9 +332,9 @@ def test_many_problems_of_one_kind_are_counted(tmp_path: Path) -> None:
         save(root / "labelsTr" / f"lost{number}.nii.gz", label(1))
     out = io.StringIO()
     print_check(check(root), Console(file=out, width=100))
-    assert out.getvalue().count("A label without an image") == 5
-    assert "and 25 more errors of the same kind, on other files" in out.getvalue()
-    assert "Not ready: 30 errors." in out.getvalue()
+    assert out.getvalue().count("Set aside: a label without an image") == 5
+    assert "and 25 more warnings of the same kind, on other files" in out.getvalue()
+    assert "Ready: 5 cases, 30 warnings." in out.getvalue()
 
 
 def test_channels(tmp_path: Path) -> None:
@@ -394,13 +394,17 @@ def test_label_values_that_are_no_classes(tmp_path: Path, value: float) -> None:
     assert only_problem(check(root)).file == "labelsTr/a.nii.gz"
 
 
-def test_problems_of_the_layout_are_errors(tmp_path: Path) -> None:
+def test_what_a_run_goes_on_without_is_no_error(tmp_path: Path) -> None:
     root = dataset_folder(tmp_path)
     save(root / "labelsTr" / "lost.nii.gz", label(1))
     save(root / "imagesUn" / "a_0000.nii.gz", image(99))
+    (root / "imagesUn" / "x.mgz").touch()
     report = check(root)
-    assert not report.ok
-    assert [problem.file for problem in report.problems] == ["labelsTr/lost.nii.gz", "imagesUn/a_0000.nii.gz"]
+    assert report.ok
+    assert {problem.file: problem.severity for problem in report.problems} == dict.fromkeys(
+        ("labelsTr/lost.nii.gz", "imagesUn/a_0000.nii.gz", "imagesUn/x.mgz"), "warning"
+    )
+    assert all(problem.text.startswith("Set aside: ") for problem in report.problems)
 
 
 def test_a_dataset_in_which_nothing_is_readable(tmp_path: Path) -> None:
@@ -438,10 +442,10 @@ def test_the_table_shows_every_problem_and_names_are_not_markup(tmp_path: Path) 
     save(root / "labelsTr" / "b.nii.gz", label(1, 9))
     save(root / "imagesTs" / "e_0000.nii.gz", image(0))
     text = printed(check(root))
-    assert "error  labelsTr/[red]x.nii.gz" in text
+    assert "warning  labelsTr/[red]x.nii.gz" in text
     assert "6 voxels have value 9, but dataset.json ends at 2." in text
     assert "not in the list" in text
-    assert text.rstrip().endswith("Not ready: 2 errors, 1 warning. Mend the errors and check again.")
+    assert text.rstrip().endswith("Not ready: 1 error, 2 warnings. Mend the errors and check again.")
 
 
 def test_the_report_survives_json(tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from semiseg.cases import WAS_KILLED, map_cases
-from semiseg.data.check_case import NO_HOUNSFIELD, CaseFacts, Problem, Remark, as_problem, inspect_case, role_of
+from semiseg.data.check_case import (
+    NO_HOUNSFIELD,
+    CaseFacts,
+    Problem,
+    Remark,
+    as_problem,
+    inspect_case,
+    role_of,
+    set_aside,
+)
 from semiseg.data.check_plan import plan_remarks
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS, triple
@@ -69,7 +78,7 @@ def check_dataset(dataset: Dataset, *, workers: int = 1, progress: Progress | No
         progress=(lambda done, total, case: progress(done, total)) if progress else None,
     )
     facts = tuple(fact for fact, _ in findings)
-    problems = [as_problem(("error", file, text), dataset.root) for file, text in dataset.problems]
+    problems = [as_problem(set_aside(file, text), dataset.root) for file, text in dataset.problems]
     of_cases = [problem for _, found in findings for problem in found]
     problems += [
         as_problem(remark, dataset.root)

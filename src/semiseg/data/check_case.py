@@ -33,7 +33,7 @@ Remark = tuple[Severity, Path, str]
 class Problem:
     """One thing that is wrong. file is relative to the dataset's folder; text ends with the remedy.
 
-    error: the case cannot be used. warning: it can, and a person should look. note: put right while reading.
+    error: a run would stop. warning: it would not, and a person should look. note: put right while reading.
     """
 
     severity: Severity
@@ -90,6 +90,11 @@ def role_of(case: Case) -> Role:
     return "labelled" if case.label is not None else "unlabelled"
 
 
+def set_aside(file: Path, text: str) -> Remark:
+    """What is said of something that a run goes on without."""
+    return "warning", file, f"set aside: {text.removeprefix(f'{file}: ')}"
+
+
 def as_problem(remark: Remark, root: Path, case: str | None = None) -> Problem:
     """A remark with the file's path below the dataset's folder, or its whole path if it lies elsewhere."""
     severity, file, text = remark
@@ -132,7 +137,7 @@ def _form_fits(grids: list[Grid], case: Case, dataset: Dataset, remarks: list[Re
     file, shape, wanted = case.images[0], grids[0].shape_zyx, len(dataset.channels)
     if min(shape) == 1:
         text = f"2D scans are not supported: the shape (Z, Y, X) is {shape}. Leave the case out."
-        remarks.append(("error", file, text))
+        remarks.append(("warning", file, text))
         return False
     channels = sum(grid.channels for grid in grids)
     if channels == wanted:
@@ -151,7 +156,7 @@ def _judge_intensities(image: FloatArray, case: Case, dataset: Dataset, remarks:
     if len(constant) == len(dataset.channels):
         value = float(image.flat[0])
         text = f"every voxel is {value:g}: there is nothing to see. Restore the scan, or leave it out."
-        remarks.append(("error", case.images[0], text))
+        remarks.append(("warning", case.images[0], text))
     elif constant:
         text = f"the channel {', '.join(constant)} is constant. Restore it, or leave the case out."
         remarks.append(("warning", case.images[0], text))

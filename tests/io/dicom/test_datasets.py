@@ -169,6 +169,21 @@ def test_check_says_where_series_lie(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert re.search(rf"{hashed('1.2.5')}  both: \w+, \w+, \w+ and 3 more\n", said)  # its files are not the only ones
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_slice_that_is_cut_off_is_known_by_the_headers(packed: bool, tmp_path: Path) -> None:
+    files = write_series(tmp_path / "heap" / "1", random_voxels(SHAPE))
+    write_series(tmp_path / "heap" / "2", random_voxels(SHAPE))
+    files[3].write_bytes(files[3].read_bytes()[:-1])
+    if packed:
+        zip_of(tmp_path / "heap", tmp_path / "heap.zip")
+    place = tmp_path / ("heap.zip" if packed else "heap")
+    said: list[str] = []
+    assert len(find_scans([place], say=said.append)) == 1
+    assert re.search(r"left out: InstanceNumber \d+ \(\w+\) is cut off: voxels are missing", said[0])
+    shutil.rmtree(tmp_path / "heap" / "2", ignore_errors=True)
+    assert not list_series(tmp_path / "heap")
+
+
 def test_several_series_in_a_folder_are_a_problem_of_that_folder_alone(tmp_path: Path) -> None:
     root = plain_set(tmp_path)
     write_series(root / "images" / "liver_01", random_voxels(SHAPE), seed=1, description="thin 1.0", uid="1.2.3.4.1")

@@ -6,6 +6,7 @@ Nothing that names a patient is read: the tags are those of `_TAGS`.
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 from semiseg.errors import SemisegError
 from semiseg.io.dicom.library import library
-from semiseg.io.dicom.sources import files_of, opener
+from semiseg.io.dicom.sources import files_of, is_inflated, length_of, opener
 from semiseg.io.file_kinds import starts_as_dicom
 
 _TAGS = [
@@ -31,7 +32,11 @@ _PLAIN = {
     (False, True): "1.2.840.10008.1.2.1",
     (False, False): "1.2.840.10008.1.2.2",
 }
+NATIVE = (*_PLAIN.values(), _DEFLATED)
+"""Implicit and explicit little endian, big endian, deflated."""
 _VOXELS = 0x7FE00010
+UNKNOWN_LENGTH = 0xFFFFFFFF
+_ITEM, _END_OF_ITEMS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _MOST_INFLATED_BYTES, _PIECE_BYTES = 1 << 29, 1 << 20
 MOST_FRAMES = 100_000
 
@@ -56,7 +61,8 @@ class Slice:
     """A slice: a classic file, or a frame of an enhanced one. position and directions are DICOM's (LPS, millimetres).
 
     orientation: the direction along a row, then along a column. spacing: between rows, then between columns. number:
-    InstanceNumber, of a frame its own, from 1. instance: SOPInstanceUID. marks: ImageType.
+    InstanceNumber, of a frame its own, from 1. instance: SOPInstanceUID. marks: ImageType. cut: the file ends before
+    its voxels do.
     """
 
     file: Path
@@ -75,6 +81,7 @@ class Slice:
     slope: float = 1.0
     inter: float = 0.0
     table: bool = False
+    cut: bool = False
 
     @property
     def name(self) -> str:
@@ -174,14 +181,15 @@ def _slices(file: Path, stream: IO[bytes]) -> Iterable[Slice | Unread]:
         opened = read_header(stream, _TAGS)
         if opened is None or _text(opened.dataset, "SOPClassUID") == _DIRECTORY:
             return []
-        return _from_dataset(file, opened.dataset, opened.syntax)
+        return _from_dataset(file, opened)
     except (OSError, SemisegError):
         raise
     except Exception:  # noqa: BLE001 (pydicom raises anything, and its texts quote values)
         return [Unread(file, "A damaged header. Restore or remove the file.")]
 
 
-def _from_dataset(file: Path, dataset: Any, syntax: str) -> list[Slice | Unread]:
+def _from_dataset(file: Path, opened: Opened) -> list[Slice | Unread]:
+    dataset = opened.dataset
     modality = _text(dataset, "Modality") or "?"
     if "Rows" not in dataset or "Columns" not in dataset:
         return [Unread(file, "No image.", modality)]
@@ -197,7 +205,7 @@ def _from_dataset(file: Path, dataset: Any, syntax: str) -> list[Slice | Unread]
         signed=_number(dataset, "PixelRepresentation", 0) == 1,
         samples=_number(dataset, "SamplesPerPixel", 1),
         photometric=photometric,
-        syntax=syntax,
+        syntax=opened.syntax,
     )
     count = max(1, _number(dataset, "NumberOfFrames", 1))
     if count > MOST_FRAMES:
@@ -208,6 +216,7 @@ def _from_dataset(file: Path, dataset: Any, syntax: str) -> list[Slice | Unread]
         "description": _text(dataset, "SeriesDescription"),
         "modality": modality,
         "pixels": pixels,
+        "cut": _is_cut_off(opened, pixels, count),
     }
     shared = _first(dataset, "SharedFunctionalGroupsSequence")
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -259,6 +268,57 @@ def _slice(
         table=find("", "ModalityLUTSequence") is not None if flat else False,
         **whole,
     )
+
+
+def _is_cut_off(opened: Opened, pixels: Pixels, frames: int) -> bool:
+    """Whether the file ends before its voxels do. What is compressed in a zip is not looked at: it would have to be
+    inflated."""
+    stream = opened.stream
+    try:
+        length = value_length(stream, *opened.encoded)
+        if opened.syntax in NATIVE:
+            size = pixels.rows * pixels.columns * pixels.samples * pixels.allocated // 8 * frames
+            return length < size or stream.tell() + size > length_of(stream)
+        if length == UNKNOWN_LENGTH and not is_inflated(stream):
+            check_fragments(stream)
+    except (EOFError, struct.error):
+        return True
+    except ValueError:  # other elements than are read: who reads the voxels says so
+        pass
+    return False
+
+
+def check_fragments(stream: IO[bytes]) -> None:
+    """Raise `EOFError` where a compressed value is cut off: decoders fill what lacks. The stream stays where it is."""
+    start = stream.tell()
+    end = length_of(stream)
+    place = start
+    while True:
+        stream.seek(place)
+        head = stream.read(8)
+        if len(head) < 8:
+            raise EOFError
+        tag, length = head[:4], int.from_bytes(head[4:], "little")
+        if tag == _END_OF_ITEMS:
+            break
+        place += 8 + length
+        if tag != _ITEM or place > end:
+            raise EOFError
+    stream.seek(start)
+
+
+def value_length(stream: IO[bytes], implicit: bool, little: bool) -> int:
+    """Read the head of the element of voxels, at which the stream stands; the length of its value."""
+    order = "<" if little else ">"
+    head = stream.read(8)
+    group, element = struct.unpack(f"{order}HH", head[:4])
+    if (group, element) != (0x7FE0, 0x0010):
+        raise ValueError
+    if implicit:
+        return int(struct.unpack(f"{order}L", head[4:])[0])
+    if head[4:6] not in (b"OW", b"OB"):
+        raise ValueError
+    return int(struct.unpack(f"{order}L", stream.read(4))[0])
 
 
 def _first(dataset: Any, keyword: str) -> Any | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -16,7 +14,7 @@ import numpy as np
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import triple
 from semiseg.io.dicom.decoding import Decoder
-from semiseg.io.dicom.headers import Slice, read_header
+from semiseg.io.dicom.headers import NATIVE, UNKNOWN_LENGTH, Slice, check_fragments, read_header, value_length
 from semiseg.io.dicom.library import library
 from semiseg.io.dicom.places import series_of
 from semiseg.io.dicom.sources import archive_of, opener
@@ -25,8 +23,6 @@ from semiseg.io.grid import Grid
 from semiseg.io.voxels import StoredVoxels
 from semiseg.types import AnyArray
 
-_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
-"""Implicit and explicit little endian, big endian, deflated."""
 RLE = "1.2.840.10008.1.2.5"
 BY_GDCM = {
     "1.2.840.10008.1.2.4.50": "JPEG baseline",
@@ -38,8 +34,6 @@ BY_GDCM = {
     "1.2.840.10008.1.2.4.90": "JPEG 2000 lossless",
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
-_UNKNOWN_LENGTH = 0xFFFFFFFF
-_ITEM, _END_OF_ITEMS = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
 def read_grid(path: Path) -> Grid:
@@ -149,13 +143,13 @@ def _stored(stream: IO[bytes], frames: Sequence[Slice], decoder: Decoder) -> Ite
     if opened is None:
         raise ValueError
     syntax, source = opened.syntax, opened.stream
-    length = _value_length(source, *opened.encoded)
-    if syntax in _NATIVE:
+    length = value_length(source, *opened.encoded)
+    if syntax in NATIVE:
         yield from _native(source, frames, ">" if opened.encoded == (False, False) else "<", length)
     elif syntax == RLE or syntax in BY_GDCM:
-        if length != _UNKNOWN_LENGTH:
+        if length != UNKNOWN_LENGTH:
             raise ValueError
-        _check_fragments(source)
+        check_fragments(source)
         yield from _compressed(source, frames, syntax, decoder)
     else:
         raise DataError(
@@ -203,36 +197,3 @@ def _compressed(stream: IO[bytes], frames: Sequence[Slice], syntax: str, decoder
     }
     for array in decoder.frames(stream, options, len(asked)):
         yield array.astype(stored_dtype(pixels), copy=False)
-
-
-def _check_fragments(stream: IO[bytes]) -> None:
-    """Raise `EOFError` where a compressed value is cut off: decoders fill what lacks. The stream stays where it is."""
-    start = stream.tell()
-    end = stream.seek(0, io.SEEK_END)
-    place = start
-    while True:
-        stream.seek(place)
-        head = stream.read(8)
-        if len(head) < 8:
-            raise EOFError
-        tag, length = head[:4], int.from_bytes(head[4:], "little")
-        if tag == _END_OF_ITEMS:
-            break
-        place += 8 + length
-        if tag != _ITEM or place > end:
-            raise EOFError
-    stream.seek(start)
-
-
-def _value_length(stream: IO[bytes], implicit: bool, little: bool) -> int:
-    """Read the head of the element of voxels, at which the stream stands; the length of its value."""
-    order = "<" if little else ">"
-    head = stream.read(8)
-    group, element = struct.unpack(f"{order}HH", head[:4])
-    if (group, element) != (0x7FE0, 0x0010):
-        raise ValueError
-    if implicit:
-        return int(struct.unpack(f"{order}L", head[4:])[0])
-    if head[4:6] not in (b"OW", b"OB"):
-        raise ValueError
-    return int(struct.unpack(f"{order}L", stream.read(4))[0])

@@ -195,6 +195,8 @@ def _why_no_volume(slices: Sequence[Slice]) -> str:
             )
         if found.table:
             return f"{found.name}: its values come from a table (Modality LUT), which is not read. Export it anew."
+        if found.cut:
+            return f"{found.name} is cut off: voxels are missing. Restore the file."
         if not np.isfinite([found.slope, found.inter]).all() or found.slope == 0:
             return f"{found.name}: the rescale slope is {found.slope:g}. Restore the file."
     if not 0 < first.pixels.rows * first.pixels.columns <= MOST_PIXELS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import stat
 import zipfile
 import zlib
@@ -63,10 +64,11 @@ def _opened_zip(archive: Path) -> zipfile.ZipFile:
 def _member(zipped: zipfile.ZipFile, archive: Path, file: Path) -> IO[bytes]:
     """Raises `OSError` where it is damaged, or packed in a way that is not read: others may be whole."""
     try:
-        member = zipped.open(file.relative_to(archive).as_posix())
+        name = file.relative_to(archive).as_posix()
+        member, length = zipped.open(name), zipped.getinfo(name).file_size
     except _DAMAGED as error:
         raise OSError(errno.EIO, type(error).__name__) from None
-    return io.BufferedReader(_Counted(member, f"{archive}: {file.name}"))
+    return io.BufferedReader(_Counted(member, f"{archive}: {file.name}", length))
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -87,13 +89,28 @@ def archive_of(file: Path) -> Path:
     return file if file.exists() else next((above for above in file.parents if above.is_file()), file)
 
 
+def is_inflated(stream: IO[bytes]) -> bool:
+    """Whether a stream is of a member of a zip, in which one cannot jump."""
+    return isinstance(getattr(stream, "raw", None), _Counted)
+
+
+def length_of(stream: IO[bytes]) -> int:
+    """The bytes in a stream, without reading them."""
+    raw = getattr(stream, "raw", None)
+    if isinstance(raw, _Counted):
+        return raw.length
+    if isinstance(stream, io.BytesIO):
+        return stream.getbuffer().nbytes
+    return os.fstat(stream.fileno()).st_size
+
+
 class _Counted(io.RawIOBase):
     """A member of a zip that can be read forwards, and backwards as zipfile does it, but not without end."""
 
     name = ""  # which pydicom asks for
 
-    def __init__(self, stream: IO[bytes], called: str) -> None:
-        self._stream, self._called = stream, called
+    def __init__(self, stream: IO[bytes], called: str, length: int) -> None:
+        self._stream, self._called, self.length = stream, called, length
 
     def readable(self) -> bool:
         return True
