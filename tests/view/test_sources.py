@@ -251,3 +251,45 @@ def test_several_channels_are_layers(tmp_path: Path) -> None:
         for name, value in (("scan", 10), ("scan_1", 20)):
             voxels = np.frombuffer(served.get(f"/api/cases/one/layers/{name}.nii").content[352:], np.int16)
             assert set(voxels) == {value}
+
+
+def test_an_archive_of_dicom_is_shown_with_label_maps_by_its_ids(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    from dicom_series import random_voxels, write_series
+    from semiseg.io.dicom.series import hashed
+    from semiseg.io.scans import read_grid, write_label
+
+    heap, ids = tmp_path / "heap", [hashed("1.2.3.1"), hashed("1.2.3.2")]
+    for number in (1, 2):  # both of one folder
+        write_series(heap / "Doe" / "1", random_voxels((6, 10, 14)), uid=f"1.2.3.{number}", seed=number)
+        (tmp_path / "aside").mkdir(exist_ok=True)
+        for file in (heap / "Doe" / "1").iterdir():
+            file.rename(tmp_path / "aside" / f"{number}{file.name}")
+    (tmp_path / "aside").rename(heap / "Doe" / "2")
+    with serving(heap) as served:
+        info = served.json("/api/info")
+        assert info["pages"] == {"run": False, "cases": True, "review": False, "report": False}
+        assert [row["id"] for row in served.json("/api/cases")["rows"]] == sorted(ids)
+        case = served.json(f"/api/cases/{ids[0]}")
+        assert (case["role"], case["shape_zyx"]) == ("scan", [6, 10, 14])
+        assert served.get(case["layers"][0]["url"]).status_code == 200
+    image = open_source(heap).case(ids[1]).images[0]  # type: ignore[union-attr]
+    label = np.zeros((6, 10, 14), np.uint8)
+    label[2:4, 3:6, 3:6] = 2
+    (tmp_path / "labels").mkdir()
+    write_label(tmp_path / "labels" / f"{ids[1]}.nii.gz", label, read_grid(image), image)
+    with serving(heap, labels=tmp_path / "labels", decisions=tmp_path / "decisions.jsonl") as served:
+        assert [organ["value"] for organ in served.json("/api/info")["organs"]] == [1, 2]
+        assert served.json("/api/review")["queue"] == [ids[1]]
+    assert not (heap / "decisions.jsonl").exists()
+
+
+def test_segmentations_of_dicom_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    from dicom_series import random_voxels, write_series
+
+    for file in write_series(tmp_path / "segs", random_voxels((2, 5, 5)), modality="SEG", ending=".dcm"):
+        assert file.suffix == ".dcm"
+    for arguments in ({}, {"labels": tmp_path / "segs"}):
+        with pytest.raises(DataError, match=r"DICOM SEG are not shown here: .*--format nifti"):
+            open_source(tmp_path / "segs", **arguments).contents()

@@ -19,7 +19,7 @@ class View:
     """Look at a run or a folder in the browser; accept, set aside or correct its labels."""
 
     folder: tyro.conf.Positional[Path]
-    """A run, also one that is being trained; a dataset folder; or a folder of label maps."""
+    """A run, also one that is being trained; a dataset folder; an archive of DICOM; or a folder of label maps."""
     port: int = 0
     """Of this machine (127.0.0.1); 0 takes a free one."""
     no_browser: Quiet = False

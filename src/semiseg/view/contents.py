@@ -6,20 +6,23 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import read_run_cases
 from semiseg.errors import DataError
-from semiseg.io.dataset import LabelScheme
+from semiseg.io.dataset import Case, LabelScheme
+from semiseg.io.dicom.places import EVERY
 from semiseg.io.file_kinds import scans_by_stem
-from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts import is_heap, read_dataset
 from semiseg.io.layouts.folders import read_object
 from semiseg.io.layouts.labels import parse_labels
 from semiseg.io.layouts.plain import labels_found
-from semiseg.io.modality import is_ct
+from semiseg.io.modality import UNKNOWN_CHANNEL, is_ct, name_channels
 from semiseg.io.scans import files_of
+from semiseg.prediction.inputs import find_scans
 from semiseg.rows import Doubt, read_ranking
 from semiseg.scoring.summary import read_summary
 
@@ -34,9 +37,9 @@ _NAMED_BY = 12
 def state_of(*paths: Path) -> State:
     """Size and time of files, by which a change is noticed; of scans also of the files that their headers name."""
     found = []
-    for path in files_of(paths):
+    for file in chain.from_iterable([path] if path.is_dir() else files_of([path]) for path in paths):
         try:
-            stat = path.stat()
+            stat = file.stat()
         except OSError:
             found.append((-1, -1))
         else:
@@ -66,7 +69,8 @@ class Fresh(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class ViewCase:
-    """A case. role: of a run, or `train` and `test` of a folder. reference: its true label map, where it has one."""
+    """A case. role: of a run; `train` and `test` of a dataset, `scan` of an archive, `label` of label maps alone.
+    reference: its true label map, where it has one."""
 
     id: str
     role: str
@@ -126,12 +130,16 @@ def run_contents(run: Path) -> Fresh[Contents]:
     return Fresh(make, cases, plan, summary, ranking)
 
 
-def folder_contents(folder: Path) -> Fresh[Contents]:
+def folder_contents(folder: Path, labels: Path | None = None) -> Fresh[Contents]:
+    """labels: the folder of label maps that are judged, which tell the organs of an archive of DICOM."""
+
     def make() -> Contents:
         try:
             dataset = read_dataset(folder)
         except DataError:
             files = scans_by_stem(folder)
+            if not files and is_heap(folder):
+                return _archive(folder, labels)
             if not files or (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
                 raise
             return _label_maps(folder, files)
@@ -151,6 +159,33 @@ def folder_contents(folder: Path) -> Fresh[Contents]:
         return {file.parent for file in files}
 
     return Fresh(make, folder / "dataset.json", folder / "labels.json", also=folders)
+
+
+def _archive(folder: Path, labels: Path | None) -> Contents:
+    """The series of DICOM below a folder. Raises `DataError` where there is none that is a volume, as in a folder of
+    segmentations."""
+    try:
+        scans = find_scans([folder], series=EVERY)
+    except DataError as error:
+        raise DataError(f"{str(error).removesuffix('.')}. {SEG_AS_NIFTI}") from None
+    files = scans_by_stem(labels) if labels else {}
+    scheme = scheme_beside(folder) or (scheme_beside(labels) if labels else None)
+    if files and labels and scheme is None:
+        scheme = labels_found(labels, list(files.values())[:_NAMED_BY])
+    cases = [Case(id=scan.id, images=scan.images, label=None) for scan in scans]
+    channels, _ = name_channels((UNKNOWN_CHANNEL,), cases, folder, "auto")
+    return Contents(
+        name=folder.resolve().name,
+        cases={case.id: ViewCase(id=case.id, role="scan", images=case.images) for case in cases},
+        scheme=scheme,
+        channels=channels,
+    )
+
+
+SEG_AS_NIFTI = (
+    "DICOM SEG are not shown here: 3D Slicer opens them; semiseg predict --format nifti writes what --labels FOLDER "
+    "takes."
+)
 
 
 def _label_maps(folder: Path, files: Mapping[str, Path]) -> Contents:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, REVIEWED_LABELS, TEACHER_LABELS
 from semiseg.decisions import FILE as DECISIONS
-from semiseg.errors import ConfigError
+from semiseg.errors import ConfigError, DataError
 from semiseg.files import cache_folder
 from semiseg.io.file_kinds import scans_by_stem
-from semiseg.io.layouts import refuse_no_folder
+from semiseg.io.layouts import is_heap, refuse_no_folder
 from semiseg.run_folder import fold_runs, refuse_links
-from semiseg.view.contents import Contents, Fresh, ViewCase, folder_contents, run_contents
+from semiseg.view.contents import SEG_AS_NIFTI, Contents, Fresh, ViewCase, folder_contents, run_contents
 from semiseg.words import counted
 
 ROUNDS_SHOWN = 3
@@ -192,6 +192,8 @@ def open_source(folder: Path, *, labels: Path | None = None, decisions: Path | N
     refuse_no_folder(folder)
     if labels is not None:
         refuse_no_folder(labels)
+        if is_heap(labels):
+            raise DataError(f"{labels}: DICOM, and no label maps that are read. {SEG_AS_NIFTI}")
     is_run = (folder / "run.toml").is_file()
     if is_run:
         refuse_links(folder)
@@ -206,7 +208,7 @@ def open_source(folder: Path, *, labels: Path | None = None, decisions: Path | N
         decisions=kept,
         labels=labels,
         folds=Fresh(lambda: fold_runs(folder), folder),
-        contents=run_contents(folder) if is_run else folder_contents(folder),
+        contents=run_contents(folder) if is_run else folder_contents(folder, labels),
     )
 
 
