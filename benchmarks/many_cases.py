@@ -223,7 +223,7 @@ def reading(run: Path, cache_gb: float) -> dict[str, Any]:
 
 def preparing(run: Path, cache_gb: float) -> dict[str, Any]:
     """`semiseg prepare RUN` where all is done: seconds, and the files that it opened, by kind."""
-    from semiseg.workflows import prepare
+    from semiseg.prepare_run import prepare
 
     opened: list[str] = []
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from semiseg import predict_run, train_run, workflows
+from semiseg import predict_run, prepare_run, train_run
 from semiseg.data.plan import NetworkPlan
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
@@ -219,7 +219,7 @@ def _train(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
             train=TrainSettings(minutes=sizes.minutes, device=str(device), log_every=5, validation_every=0),
         )
         run = folder / name
-        workflows.prepare(run, settings, quiet=True)
+        prepare_run.prepare(run, settings, quiet=True)
         _forget_peak(device)
         train_run.train(run, quiet=True)
         found[name] = _pace(run) | {"peak_gb": _peak_gb(device)}

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from semiseg import predict_run, train_run, workflows
+from semiseg import predict_run, prepare_run, train_run
 from semiseg.config import load_settings
 from semiseg.corrections import AskedSlices, import_correction
 from semiseg.data.plan import read_plan
@@ -137,7 +137,7 @@ class Made:
         }
         lines = [f"{key}={_toml(value)}" for key, value in wanted.items()]
         if not (run / "dice.json").exists():
-            workflows.prepare(run, load_settings(None, lines), quiet=True)
+            prepare_run.prepare(run, load_settings(None, lines), quiet=True)
             train_run.train(run, quiet=True)
             predict_run.predict_test_cases(run, quiet=True)
             write_json(run / "dice.json", _test_dice(run))

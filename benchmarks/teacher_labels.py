@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from semiseg import predict_run, train_run, workflows
+from semiseg import predict_run, prepare_run, train_run
 from semiseg.data.plan import read_plan
 from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
@@ -75,7 +75,7 @@ def as_of_nnunet(run: Path, folder: Path, organs: dict[int, str]) -> Path:
 
 def trained(run: Path, settings: RunSettings) -> dict[str, float]:
     """Dice by organ on the test cases, and its mean."""
-    workflows.prepare(run, settings, quiet=True)
+    prepare_run.prepare(run, settings, quiet=True)
     train_run.train(run, quiet=True)
     predict_run.predict_test_cases(run, quiet=True)
     found: dict[str, list[float]] = {}

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from semiseg import predict_run, train_run, workflows
+from semiseg import predict_run, prepare_run, train_run
 from semiseg.data.plan import Plan
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
@@ -70,7 +70,7 @@ def trained_model(folder: Path, name: str = "model-32") -> Model:
             train=TrainSettings(steps=_TRAINING_STEPS, validation_every=0),
         )
         run = folder / name.replace("model", "run")
-        workflows.prepare(run, settings)
+        prepare_run.prepare(run, settings)
         train_run.train(run)
         trained = load_model(run)
         plan: Plan = replace(trained.plan, patch=PAPER_PATCH)

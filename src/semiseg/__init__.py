@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from semiseg.predict_run import predict, predict_test_cases
     from semiseg.prediction.model import load_model
     from semiseg.prediction.predictor import predict_array
+    from semiseg.prepare_run import prepare
     from semiseg.settings import RunSettings
     from semiseg.train_run import train
     from semiseg.workflows import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         evaluate_run,
-        prepare,
         report,
         run_all,
     )
@@ -51,6 +51,7 @@ _HOMES = {
     "predict_array": "semiseg.prediction.predictor",
     "predict": "semiseg.predict_run",
     "predict_test_cases": "semiseg.predict_run",
+    "prepare": "semiseg.prepare_run",
     "train": "semiseg.train_run",
 } | dict.fromkeys(
     (
@@ -58,7 +59,6 @@ _HOMES = {
         "compare",
         "evaluate",
         "evaluate_run",
-        "prepare",
         "report",
         "run_all",
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from semiseg import workflows
+from semiseg import prepare_run, workflows
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.data.shared_store import store_beside
@@ -40,7 +40,7 @@ def run_folds(run: Path, settings: RunSettings, *, fold: int | None = None, quie
         raise ConfigError(f"--fold {fold}: there are the folds 0 to {count - 1}.")
     run.mkdir(parents=True, exist_ok=True)
     with FileLock(run / ".folds.lock"):  # folds on many machines begin together: one makes the plan
-        workflows.prepare(run, settings, quiet=quiet)
+        prepare_run.prepare(run, settings, quiet=quiet)
     if not quiet:
         each = "" if settings.train.steps else f", {in_minutes(settings.train.minutes)} each"
         print(f"{counted(count, 'network')}{each}: every labelled scan is predicted by one that has not seen it.")

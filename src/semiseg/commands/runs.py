@@ -64,9 +64,9 @@ class Prepare(RunArguments):
     """Read all files again, also those whose size and time are as before."""
 
     def execute(self) -> int:
-        from semiseg import workflows
+        from semiseg import prepare_run
 
-        plan = workflows.prepare(self.run, settings_of(self), verify=self.verify, quiet=self.quiet)
+        plan = prepare_run.prepare(self.run, settings_of(self), verify=self.verify, quiet=self.quiet)
         say(f"Prepared. Plan: {self.run}/plan.toml (patch {plan.patch}). Next: semiseg train {self.run}", self.quiet)
         return 0
 

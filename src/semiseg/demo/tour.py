@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from semiseg import workflows
+from semiseg import prepare_run, workflows
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.planner import PlanSettings
 from semiseg.data.roles import DataSettings
@@ -101,7 +101,7 @@ def run_demo(
     console.rule("2. Training on labels alone")
     first = round(START_SHARE * steps)
     start = demo_settings(data, seed=seed, steps=first)
-    workflows.prepare(folder / START, start, quiet=quiet)
+    prepare_run.prepare(folder / START, start, quiet=quiet)
     train(folder / START, quiet=quiet)
     runs = going_on(start, folder / START, steps=max(1, steps - first))
     for number, (name, settings) in enumerate(runs.items(), start=3):
