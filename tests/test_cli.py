@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from semiseg.errors import ConfigError
+from semiseg.prepare_run import prepare
 from semiseg.settings import read_settings
-from semiseg.workflows import prepare
 
 Command = Callable[..., Any]
 COMMANDS = ("check", "prepare", "train", "predict", "evaluate", "compare", "study", "report", "run", "demo")

@@ -21,6 +21,8 @@ from semiseg.types import AnyArray, Shape
 
 _LARGEST_RATIO = 1.2
 """Of the spacings of two axes that may be exchanged."""
+DOUBT = 0.01
+"""By so much less surer a network may be by chance (docs/lab/first_hour.md)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,12 @@ def possible_poses(plan: Plan) -> tuple[Pose, ...]:
     flips = [flipped for count in range(len(seen) + 1) for flipped in combinations(seen, count)]
     poses = [Pose(axes, flipped) for axes in (CANONICAL_AXES, exchanged) for flipped in flips]
     return tuple(pose for pose in poses if pose != AS_IT_LIES)
+
+
+def surest(certainties: Mapping[Pose, float], by: float = DOUBT) -> Pose:
+    """The pose that a network is surest of, by so much at least; else that of the labelled scans."""
+    best = max(certainties, key=lambda pose: certainties[pose])
+    return best if certainties[best] >= certainties[AS_IT_LIES] + by else AS_IT_LIES
 
 
 class PosedArray:

@@ -57,12 +57,19 @@ class Need(NamedTuple):
 
 
 def scan_memory(
-    grid: Grid, stored_bytes: int, plan: Plan, settings: PredictSettings, *, engine_bytes: int, cleaned: bool = False
+    grid: Grid,
+    stored_bytes: int,
+    plan: Plan,
+    settings: PredictSettings,
+    *,
+    engine_bytes: int,
+    cleaned: bool = False,
+    posed: bool = False,
 ) -> int:
     """Bytes that the prediction of a scan on this grid takes at its peak.
 
     stored_bytes: of all its files' voxels. engine_bytes: libraries, weights and the feature maps of a tile. cleaned:
-    its labels are, in the end.
+    its labels are, in the end. posed: its pose is looked for.
     """
     axes = cheapest_axes(target_shape(grid.shape_zyx, grid.spacing_mm, plan.spacing_mm), plan.patch)
     source = turned(grid.shape_zyx, axes)
@@ -84,6 +91,8 @@ def scan_memory(
     image = block + channels * _FLOAT * BLOCK_ROWS * high * wide + 3 * slab
     # The window of blended logits, and those of the tiles at hand.
     logits = blended + (5 if settings.mirror else 2) * tile
+    if posed:  # twice as many classes: those of the mirror image are kept apart
+        logits = max(logits, 2 * blended + 5 * tile)
     # The rows that are being interpolated, and the label map.
     export = 2 * _CELL * ROWS_AT_ONCE * high * wide + threads * (2 * plane + 2 * plane_out)
     if cleaned:  # a copy, masks, and numbered components where an organ fills the scan; all else is given back by then
@@ -134,7 +143,15 @@ def scan_needs(
             stored = sum(prod(g.shape_zyx) * g.channels * g.voxel_bytes for g in grids)
             result = _result_bytes(prod(grids[0].shape_zyx), model.plan.labels.count, settings)
             result += _written_bytes(scan, grids[0], model.plan.labels.count - 1, outputs)
-            predicting = scan_memory(grids[0], stored, model.plan, settings, engine_bytes=engine_bytes, cleaned=cleaned)
+            predicting = scan_memory(
+                grids[0],
+                stored,
+                model.plan,
+                settings,
+                engine_bytes=engine_bytes,
+                cleaned=cleaned,
+                posed=bool(model.poses),
+            )
             needs[scan.id] = Need(
                 max(predicting, int(_SLACK * result) + engine_bytes + _FIXED),
                 int(_SLACK * max(stored, result)) + _BESIDE,

@@ -12,14 +12,14 @@ import numpy as np
 
 from semiseg.data.body import BodyBoxes
 from semiseg.data.plan import Plan
-from semiseg.data.poses import AS_IT_LIES, Pose
+from semiseg.data.poses import AS_IT_LIES, Pose, surest
 from semiseg.data.scan_rows import ScanRows, export_axis
 from semiseg.errors import DataError
 from semiseg.geometry import triple
 from semiseg.io.scans import RawChannel
 from semiseg.ops.cleaning import Step, clean
 from semiseg.ops.resample import target_shape
-from semiseg.prediction.certainty import expected_dice
+from semiseg.prediction.certainty import Certainty, seen_twice
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.export import LabelExport, ProbabilityExport
@@ -52,16 +52,29 @@ def predict_labels(
     """
     if not model.poses:
         return Predicted(*_labels_and_probabilities(channels, spacing_mm, model, engine, settings))
-    once = replace(settings, mirror=False, probabilities=False)  # half the work is enough to choose by
-    pose, best = AS_IT_LIES, -1.0
-    for one in (AS_IT_LIES, *model.poses):
-        rolling = _rolling(_posed(channels, one), one.shape(spacing_mm), model, once)
-        if (sure := expected_dice(rolling.logits(engine))) > best:
-            pose, best = one, sure
+    tried = (AS_IT_LIES, *model.poses)
+    pose = surest({one: _certainty(channels, spacing_mm, model, engine, settings, one) for one in tried})
     labels, probabilities = _labels_and_probabilities(
         _posed(channels, pose), pose.shape(spacing_mm), model, engine, settings
     )
     return Predicted(pose.back(labels), None if probabilities is None else pose.back(probabilities), pose)
+
+
+def _certainty(
+    channels: Sequence[RawChannel],
+    spacing_mm: Spacing,
+    model: Model,
+    engine: Engine,
+    settings: PredictSettings,
+    pose: Pose,
+) -> float:
+    """How sure the network is of a scan in a pose."""
+    once = replace(settings, mirror=False, skip_air=False, probabilities=False)
+    rolling = _rolling(_posed(channels, pose), pose.shape(spacing_mm), model, once)
+    certainty = Certainty(model.plan.labels.count)
+    for logits in rolling.logits(seen_twice(engine, model.mirror_axes)):
+        certainty.add(logits)
+    return certainty.value
 
 
 def _posed(channels: Sequence[RawChannel], pose: Pose) -> list[RawChannel]:

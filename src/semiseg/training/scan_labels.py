@@ -24,13 +24,13 @@ from torch import nn
 
 from semiseg.cases import WAS_KILLED, each_case
 from semiseg.data.plan import Plan
-from semiseg.data.poses import AS_IT_LIES, Pose, posed_case, read_pose
+from semiseg.data.poses import AS_IT_LIES, Pose, posed_case, read_pose, surest
 from semiseg.data.sampling import Locations
 from semiseg.errors import DataError
 from semiseg.files import hash_files, read_json, remove_leftovers, remove_made, write_json
 from semiseg.geometry import Box, triple
 from semiseg.io.store import OpenCase, StoredCase, open_case, open_labels, read_case_meta, write_labels
-from semiseg.prediction.certainty import expected_dice
+from semiseg.prediction.certainty import Certainty, seen_twice
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.export import largest_class
 from semiseg.prediction.predictor import body_margin
@@ -45,9 +45,9 @@ KEPT_PER_CLASS = 64
 TILE_VOXELS = 1_000_000
 TILE_STEP = 0.75
 """Of tiles that are mostly larger than patches: faces count less."""
-CLEARLY, FEWEST_VOTES, LEAST_VOTES = 0.02, 2, 0.1
-"""By how much the Dice that a network expects is to be higher in another pose, in how many scans at least, and in which
-share of them (docs/lab/first_hour.md)."""
+CLEARLY, FEWEST_VOTES, LEAST_VOTES = 0.05, 2, 0.1
+"""By how much a network is to be surer of another pose than of that of the labelled scans, in how many scans at least,
+and in which share of them (docs/lab/first_hour.md)."""
 
 
 def label_scans(
@@ -100,34 +100,26 @@ def _label_case(
 
 
 def _surest(case: OpenCase, engine: Engine, plan: Plan, poses: Sequence[Pose]) -> tuple[Pose, LabelArray]:
-    """The pose in which a network expects the best labels of a case, and these, as the case lies."""
+    """The pose in which a network is surest of a case, and its labels, as the case lies."""
     if len(poses) == 1:
         return poses[0], scan_labels(case, engine, scan_window(case, plan))
-    best, found = -1.0, None
-    for pose in poses:
-        labels: list[LabelArray] = []
-        sure = expected_dice(_with_labels(_posed_logits(case, engine, plan, pose), labels))
-        if sure > best:
-            best, found = sure, (pose, np.ascontiguousarray(pose.back(np.concatenate(labels))))
-    assert found is not None
-    return found
+    found = {pose: _seen(case, engine, plan, pose) for pose in poses}
+    pose = surest({pose: sure for pose, (sure, _) in found.items()})
+    return pose, np.ascontiguousarray(pose.back(found[pose][1]))
 
 
-def _with_labels(parts: Iterable[Any], labels: list[LabelArray]) -> Iterator[Any]:
-    """The logits themselves, with their labels put aside."""
-    for rows in parts:
-        labels.append(labels_of(rows))
-        yield rows
-
-
-def _posed_logits(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> Iterator[Any]:
-    posed = posed_case(case, pose)
-    return scan_logits(posed, engine, scan_window(posed, plan))
+def _seen(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> tuple[float, LabelArray]:
+    """How sure a network is of a case in a pose, and its labels there."""
+    posed, certainty = posed_case(case, pose), Certainty(plan.labels.count)
+    window = Window(patch=scan_tile(posed.meta.shape_zyx, plan), step=TILE_STEP)
+    rows = scan_logits(posed, seen_twice(engine, plan.mirror_axes), window)
+    labels = np.concatenate([certainty.add(part) for part in rows])
+    return certainty.value, labels
 
 
 def clear_poses(cases: Sequence[Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> tuple[Pose, ...]:
-    """Those of the poses in which some of these stored cases clearly lie: the network expects a Dice that is higher by
-    `CLEARLY` than as they lie, and highest of all, in two of them at least and in a tenth. Ranks share the cases."""
+    """Those of the poses in which some of these stored cases clearly lie: in two of them at least, and in a tenth, the
+    network is surer by `CLEARLY` than as they lie. Ranks share the cases."""
     look = partial(_clear_pose, engine=engine, plan=plan, poses=poses)
     numbered = own_part(list(enumerate(cases)))
     found = {str(numbered[i][0]): pose for i, pose in each_case(look, numbered, workers=1, lost=_lost)}
@@ -137,9 +129,7 @@ def clear_poses(cases: Sequence[Path], engine: Engine, plan: Plan, poses: Sequen
 
 def _clear_pose(numbered: tuple[int, Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> Pose:
     case = open_case(numbered[1])
-    sure = {pose: expected_dice(_posed_logits(case, engine, plan, pose)) for pose in (AS_IT_LIES, *poses)}
-    best = max(sure, key=lambda pose: sure[pose])
-    return best if sure[best] >= sure[AS_IT_LIES] + CLEARLY else AS_IT_LIES
+    return surest({pose: _seen(case, engine, plan, pose)[0] for pose in (AS_IT_LIES, *poses)}, by=CLEARLY)
 
 
 def _kept(file: Path, beside: Path, tried: Sequence[str]) -> dict[str, Any] | None:
