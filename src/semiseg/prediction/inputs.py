@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dicom.places import EVERY, choose, left_out, path_of, place_of
+from semiseg.io.dicom.places import EVERY, choose, left_out, path_of, place_of, series_of
 from semiseg.io.dicom.series import Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import (
@@ -95,6 +95,9 @@ def find_scans(
         for file, sub_folder in files:
             _add(grouped[sub_folder], file)
     if say:
+        for _, scan in of_dicom if resample else ():
+            if (place := place_of(scan.images[0])) and place.resample:
+                say(f"{scan.id}: {series_of(scan.images[0]).made_regular}")
         for text in unread[:_SHOWN]:
             say(text)
         if len(unread) > _SHOWN:

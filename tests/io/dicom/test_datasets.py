@@ -198,7 +198,7 @@ def test_several_series_in_a_folder_are_a_problem_of_that_folder_alone(tmp_path:
     assert hashed("1.2.3.4.1") in case.images[0].name
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = plain_set(tmp_path)
     write_series(root / "unlabelled" / "c" / "1", random_voxels((2, 9, 9)), marks=("ORIGINAL", "PRIMARY", "LOCALIZER"))
     write_series(root / "unlabelled" / "c" / "2", random_voxels((8, 9, 9)))[3].unlink()
@@ -210,6 +210,18 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     resampled = read_dataset(root, choice=SeriesChoice(resample=True))
     assert not resampled.problems
     assert len(resampled.cases) == len(data.cases) + 1
+    said = [text for severity, file, text in resampled.remarks if severity == "note" and "-resampled" in file.name]
+    (missing,) = (
+        re.search(r"between (InstanceNumber .*?): 1 slice is missing", text) for text in (*said, problem[1])[1:]
+    )
+    assert missing
+    gap = missing.group()
+    assert said == [f"made regular by resampling (7 slices became 8). A gap of 5 mm {gap}. Look at its labels there."]
+    told: list[str] = []
+    find_scans([root / "unlabelled" / "c"], resample=True, say=told.append)
+    assert [text for text in told if gap in text and "7 slices became 8" in text]
+    assert list_series(root / "unlabelled" / "c", resample=True)
+    assert "Made regular by resampling" in " ".join(capsys.readouterr().out.split())
 
 
 def test_contents_are_hashed_and_stamped(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def _row(one: Series | Unusable) -> tuple[str, ...]:
     if isinstance(one, Series):
         columns, rows, slices = size_of(one)
         mm = " x ".join(f"{v:.4g}" for v in one.grid.stored_mm)
-        note = "made regular" if one.regular else ""
+        note = printable(one.made_regular[:1].upper() + one.made_regular[1:])
         return one.id, description, one.modality, f"{columns} x {rows}", str(slices), mm, note
     pixels, spacing = one.slices[0].pixels, one.slices[0].spacing
     mm = "" if spacing is None else f"{spacing[1]:.4g} x {spacing[0]:.4g}"

@@ -39,7 +39,8 @@ class Series:
     one for each frame of an enhanced file. frames: of a multi-frame file the frame of each slice (from 0), else 0.
     grid: stored axes (columns, rows, slices) and the RAS affine. id: what names of files and cases have in the place of
     the UID. slices: what the headers say of each. regular: how `grid` was made of slices that lie on no regular one;
-    then it has another number of slices than `files`, and `on_source` brings a label map back.
+    then it may have another number of slices than `files`, and `on_source` brings a label map back. mended: what was
+    wrong with the places of slices that were made regular.
     """
 
     uid: str
@@ -51,6 +52,15 @@ class Series:
     id: str = ""
     slices: tuple[Slice, ...] = ()
     regular: Regular | None = None
+    mended: str = field(default="", compare=False)
+
+    @property
+    def made_regular(self) -> str:
+        """What was done, as a sentence; empty where nothing was."""
+        if self.regular is None:
+            return ""
+        count = self.regular.shape_xyz[2]
+        return f"made regular by resampling ({len(self.files)} slices became {count}). {self.mended}"
 
     def on_source(self, label: AnyArray) -> AnyArray:
         """A label map on `grid`, in its stored order `(columns, rows, slices)`, on the slices of `files`, one plane
@@ -227,9 +237,11 @@ def _volume(first: Slice, slices: Sequence[Slice], id: str, *, resample: bool) -
     fault = fault_of(ordered)
     if fault and not (resample and fault.mendable):
         return fault
-    regular = None
+    regular, mended = None, ""
     if fault:
         ordered = without_duplicates(ordered)
+        others = fault_of(ordered)  # beside duplicates
+        mended = " ".join(dict.fromkeys(one.text for one in (fault, others) if one))
         regular, start, step_mm = made_regular(ordered)
         affine, shape_xyz = _in_ras(first, start, normal_of(first) * step_mm), regular.shape_xyz
     else:
@@ -247,6 +259,7 @@ def _volume(first: Slice, slices: Sequence[Slice], id: str, *, resample: bool) -
         id=id,
         slices=tuple(ordered),
         regular=regular,
+        mended=mended,
     )
 
 

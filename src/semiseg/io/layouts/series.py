@@ -65,6 +65,8 @@ def series_by_id(
             path = path_of(place if name else folder, series, resample=choice.resample)
             if (first := found.setdefault(name or series.id, path)) != path:
                 problems.append((path, f"the same series as {first}. Keep one of the two."))
+            elif series.regular:
+                remarks.append(("note", path, f"{series.made_regular} Look at its labels there."))
         for one in there if chosen.series else ():
             if isinstance(one, Unusable) and one.series not in chosen.series:
                 if one.left_out or not one.id or choice.series:
