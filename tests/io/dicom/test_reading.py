@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,11 @@ from dicom_series import (  # noqa: E402
     write_enhanced,
     write_series,
 )
+from made_series import tool  # noqa: E402
 from semiseg.errors import DataError  # noqa: E402
-from semiseg.io.dicom.places import series_of  # noqa: E402
-from semiseg.io.dicom.reading import BY_GDCM, read_voxels  # noqa: E402
+from semiseg.io.dicom.places import path_of, series_of  # noqa: E402
+from semiseg.io.dicom.reading import BY_GDCM, read_grid, read_voxels  # noqa: E402
+from semiseg.io.dicom.series import find_series  # noqa: E402
 
 ALL = [*axis_orientations(), *((direction, 1) for direction in oblique_orientations(20))]
 
@@ -87,6 +90,22 @@ def test_each_slice_has_its_own_slope(slopes: tuple[float, ...], kind: Any, tmp_
     for k, plane in enumerate(stored):
         own = plane.astype(np.float64) * slopes[k % len(slopes)] + intercepts[k % 2]
         assert np.array_equal(values[:, :, k], own.T.astype(np.float32))
+
+
+def test_a_regular_grid_is_made_within_its_own_volume(tmp_path: Path) -> None:
+    """Of slices with offsets of their own, which become whole numbers of 2 bytes."""
+    tilt = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.2)), float(np.sin(0.2)))
+    places = [(0.0, 0.0, float(k)) for k in range(150)]
+    write_series(tmp_path, random_voxels((150, 64, 64)), orientation=tilt, positions=places, intercepts=[0.0, -5.0])
+    (found,) = find_series(tmp_path, resample=True)
+    path = path_of(tmp_path, found, resample=True)
+    read_grid(path)
+    tracemalloc.start()
+    voxels = read_voxels(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert voxels.stored.dtype == np.int16
+    assert peak < 1.3 * voxels.stored.nbytes
 
 
 def test_slices_that_differ_in_whole_slopes_stay_integers_and_grow_where_they_have_to(tmp_path: Path) -> None:
@@ -239,6 +258,34 @@ def test_lossy_syntaxes_are_decoded(syntax: str, kind: Any, tmp_path: Path) -> N
     compress(write_series(tmp_path, smooth, intercepts=[0.0], bits_stored=12), syntax)
     values, _ = by_semiseg(tmp_path)
     assert np.abs(values - smooth.transpose(2, 1, 0)).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("command", "uid", "bits", "most_off"),
+    [
+        (("dcmcjpeg", "+ee", "+q", "100"), "51", 12, 4),
+        (("dcmcjpeg", "+ee", "+q", "100"), "51", 8, 2),
+        *[(("dcmcjpeg", "+el", "+sv", str(selection)), "57", 16, 0) for selection in range(1, 8)],
+        (("dcmcjpls", "+en", "+md", "1"), "81", 16, 1),
+        (("dcmcjpls", "+en", "+md", "3"), "81", 12, 3),
+    ],
+)
+def test_what_dcmtk_compresses_round_trips(
+    command: tuple[str, ...], uid: str, bits: int, most_off: int, tmp_path: Path
+) -> None:
+    """JPEG extended, JPEG lossless of all predictors, and JPEG-LS that may be so far off: GDCM writes none of them."""
+    kind = np.uint8 if bits == 8 else np.uint16
+    smooth = np.add.outer(np.arange(3) * 7, np.add.outer(np.arange(32) * 2, np.arange(24) * 3))
+    stored = (smooth * (1 << bits) // 256 + random_voxels((3, 32, 24), np.int64, 0, 3)).astype(kind)
+    for file in write_series(tmp_path / "plain", stored, bits_stored=bits):
+        (tmp_path / "packed").mkdir(exist_ok=True)
+        packed = tmp_path / "packed" / file.name
+        subprocess.run([tool(command[0]), *command[1:], file, packed], check=True, capture_output=True)
+        assert pydicom.dcmread(packed).file_meta.TransferSyntaxUID == f"1.2.840.10008.1.2.4.{uid}"
+    values, _ = by_semiseg(tmp_path / "packed")
+    off = np.abs(values + 1024 - stored.transpose(2, 1, 0)).max()
+    assert off <= most_off
+    assert (off > 0) == (most_off > 0)
 
 
 def test_the_list_of_syntaxes_is_what_gdcm_decodes() -> None:

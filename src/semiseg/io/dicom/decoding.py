@@ -28,6 +28,8 @@ from semiseg.types import AnyArray
 
 _MOST_SECONDS, _MOST_BYTES = 120, 1 << 30
 """Of the process: for one frame, after which it ends; and beyond what it takes to begin with."""
+_EXTENDED, _LOSSLESS = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57"
+"""JPEG extended; JPEG lossless."""
 
 
 class DecodingError(Exception):
@@ -90,14 +92,17 @@ def _started() -> subprocess.Popen[bytes]:
 
 def _decoded(source: IO[bytes], asked: dict[str, Any]) -> Iterator[AnyArray]:
     pydicom = library()
-    decoder = pydicom.pixels.get_decoder(asked["syntax"])
+    syntax = asked["syntax"]
+    if syntax == _EXTENDED and asked["pixels"]["bits_stored"] != 8:
+        syntax = _LOSSLESS  # which GDCM reads by the same code: pydicom lets it read no 12 bits under their own name
+    decoder = pydicom.pixels.get_decoder(syntax)
     made = decoder.iter_array(
         source,
         indices=asked["indices"],
         raw=True,
         decoding_plugin=asked["plugin"],
         pixel_keyword="PixelData",
-        transfer_syntax_uid=pydicom.uid.UID(asked["syntax"]),
+        transfer_syntax_uid=pydicom.uid.UID(syntax),
         **asked["pixels"],
     )
     return (array for array, _ in made)

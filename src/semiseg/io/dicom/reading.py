@@ -56,11 +56,7 @@ def read_voxels(path: Path) -> StoredVoxels:
     planes = _planes(path, series.slices, form)
     if series.regular:
         slices = iter(planes)
-        if form.kind == "whole":
-            voxels = np.empty(shape, dtype=np.int32)
-        series.regular.fill(voxels, lambda index: next(slices))
-        if form.kind == "whole":
-            voxels = voxels.astype(widened(voxels, form.dtype), copy=False)
+        voxels = series.regular.fill(voxels, lambda index: next(slices))
     else:
         for index, plane in enumerate(planes):
             if form.kind == "whole" and (wider := widened(plane, voxels.dtype)) != voxels.dtype:

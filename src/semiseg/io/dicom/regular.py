@@ -11,9 +11,20 @@ import numpy as np
 from semiseg.geometry import triple
 from semiseg.io.dicom.headers import Slice
 from semiseg.io.dicom.order import TILT_PIXELS, heights, in_plane, place_tolerance_mm
+from semiseg.io.dicom.values import widened
 from semiseg.types import AnyArray, DoubleArray, FloatArray
 
 Plane = Callable[[int], AnyArray]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A slice in the grid's plane; which rows and columns it covers; its lowest value there."""
+
+    values: FloatArray
+    rows: AnyArray
+    columns: AnyArray
+    lowest: float
 
 
 @dataclass(frozen=True)
@@ -26,44 +37,47 @@ class Regular:
     moved: tuple[tuple[float, float], ...]
     at: tuple[float, ...]
 
-    def fill(self, target: AnyArray, plane: Plane) -> None:
+    def fill(self, target: AnyArray, plane: Plane) -> AnyArray:
         """Fill `(slices, rows, columns)` with values between those of the source slices, `plane(index)`, each of which
-        is asked for once and in order; what no slice covers gets the lowest value of all."""
-        whole = target.dtype.kind in "iu"
-        covered = np.zeros(target.shape[1:], dtype=bool)
+        is asked for once and in order; what no slice covers gets the lowest value of all. Returns the array, or a wider
+        one where its whole numbers do not hold the values."""
         below, above = 0, min(1, len(self.at) - 1)
         planes = {index: self._placed(index, plane(index)) for index in (below, above)}
-        lowest = min(float(values[inside].min()) for values, inside in planes.values())
-        outside: list[tuple[int, AnyArray]] = []
+        lowest = min(one.lowest for one in planes.values())
+        covered: list[tuple[AnyArray, AnyArray]] = []
         for k in range(self.shape_xyz[2]):
             while self.at[above] < k and above < len(self.at) - 1:
                 planes.pop(below)
                 below, above = above, above + 1
                 planes[above] = self._placed(above, plane(above))
-                values, inside = planes[above]
-                lowest = min(lowest, float(values[inside].min()))
+                lowest = min(lowest, planes[above].lowest)
             share = (k - self.at[below]) / max(self.at[above] - self.at[below], 1e-9)
             share = min(1.0, max(0.0, share))
-            (low, low_inside), (high, high_inside) = planes[below], planes[above]
+            low, high = planes[below], planes[above]
             if share == 0 or share == 1:
-                values, covered = planes[above] if share else planes[below]
+                one = high if share else low
+                values, rows, columns = one.values, one.rows, one.columns
             else:
-                values, covered = low * np.float32(1 - share) + high * np.float32(share), low_inside & high_inside
-            target[k] = np.rint(values) if whole else values
-            if not covered.all():
-                outside.append((k, np.packbits(~covered)))
-        for k, packed in outside:
-            mask = np.unpackbits(packed, count=covered.size).reshape(covered.shape).astype(bool)
-            target[k][mask] = lowest
+                values = low.values * np.float32(1 - share) + high.values * np.float32(share)
+                rows, columns = low.rows & high.rows, low.columns & high.columns
+            if target.dtype.kind in "iu":
+                values = np.rint(values)
+                target = target.astype(widened(values, target.dtype), copy=False)
+            target[k] = values
+            covered.append((rows, columns))
+        for k, (rows, columns) in enumerate(covered):
+            target[k, ~rows] = lowest
+            target[k, :, ~columns] = lowest
+        return target
 
-    def _placed(self, index: int, plane: AnyArray) -> tuple[FloatArray, AnyArray]:
-        """A source slice in the grid's plane, and which of its pixels it covers."""
+    def _placed(self, index: int, plane: AnyArray) -> _Placed:
+        """A source slice in the grid's plane."""
         columns, rows, _ = self.shape_xyz
         x, y = self.moved[index]
         values: FloatArray = plane.astype(np.float32)
         values, inside_x = _shifted(values, x, columns, axis=1)
         values, inside_y = _shifted(values, y, rows, axis=0)
-        return values, inside_y[:, None] & inside_x[None, :]
+        return _Placed(values, inside_y, inside_x, float(values[np.ix_(inside_y, inside_x)].min()))
 
     def back(self, label: AnyArray) -> AnyArray:
         """A label map `(columns, rows, slices)` of the grid at the source slices, by nearest voxels."""
