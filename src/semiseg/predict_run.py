@@ -13,6 +13,7 @@ from semiseg.console import bar
 from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
+from semiseg.prediction.attempt import Outcome
 from semiseg.prediction.engine_choice import choose_engine
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.ensemble import EnsembleEngine, joined
@@ -28,7 +29,7 @@ from semiseg.prediction.outputs import (
     is_output_file,
     uncoded_text,
 )
-from semiseg.prediction.scans import Outcome, check_output_file, predict_scan_to, predict_scans
+from semiseg.prediction.scans import check_output_file, predict_scan_to, predict_scans
 from semiseg.prediction.settings import OutputFormat, PredictSettings
 from semiseg.processes import workers
 from semiseg.run_folder import fold_runs, prepared_settings, trained_models

@@ -27,11 +27,12 @@ from semiseg.files import read_jsonl
 from semiseg.geometry import from_canonical
 from semiseg.io.dicom.places import series_of
 from semiseg.io.scans import read_label
+from semiseg.prediction.attempt import Outcome
 from semiseg.prediction.engines.torch_engine import torch_engine
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import Outputs, uncoded_text
-from semiseg.prediction.scans import Outcome, predict_scan_to, predict_scans
+from semiseg.prediction.scans import predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
 from semiseg.reporting.preview import preview_png
 from semiseg.types import LabelArray

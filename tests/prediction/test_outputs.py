@@ -19,11 +19,12 @@ from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
 from semiseg.geometry import from_canonical
 from semiseg.io.scans import RawChannel, read_label
+from semiseg.prediction.attempt import Outcome
 from semiseg.prediction.engines.torch_engine import TorchEngine, torch_engine
 from semiseg.prediction.inputs import find_scans
 from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import Outputs
-from semiseg.prediction.scans import Outcome, predict_scan_to, predict_scans
+from semiseg.prediction.scans import predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.statistics import fullest_slices, organ_rows, take_census
 from semiseg.reporting.preview import preview_png

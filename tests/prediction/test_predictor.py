@@ -17,6 +17,7 @@ from semiseg.data.plan import ChannelNormalisation
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.io.scans import RawChannel, read_volume
+from semiseg.prediction.attempt import Outcome
 from semiseg.prediction.device import choose_device
 from semiseg.prediction.engines.torch_blend import DeviceBlend
 from semiseg.prediction.engines.torch_engine import TorchEngine, load_network, torch_engine
@@ -24,7 +25,7 @@ from semiseg.prediction.foreign import foreign_text, is_foreign
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.model import Model
 from semiseg.prediction.predictor import predict_array
-from semiseg.prediction.scans import Outcome, predict_scan_to, predict_scans
+from semiseg.prediction.scans import predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.window import Window
 from semiseg.types import FloatArray, Shape

@@ -5,24 +5,19 @@ While one is predicted, the one before is written and the next one is read.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from semiseg.cases import WAS_KILLED, each_case
-from semiseg.data.poses import AS_IT_LIES
-from semiseg.errors import ConfigError, DataError
-from semiseg.files import append_jsonl, atomic_file, is_full, remove_leftovers, why_not_written
+from semiseg.errors import ConfigError
+from semiseg.files import append_jsonl, remove_leftovers
 from semiseg.io.dataset import unusable_id
-from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
-from semiseg.io.grid import Grid
-from semiseg.io.scans import RawVolume, hash_of, read_grid, read_label, read_scan, write_map
+from semiseg.io.file_kinds import PROBABILITIES
+from semiseg.prediction.attempt import Attempt, Outcome, row_of
 from semiseg.prediction.engines.base import Engine
-from semiseg.prediction.foreign import is_foreign
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import (
@@ -30,37 +25,18 @@ from semiseg.prediction.outputs import (
     STATISTICS,
     Outputs,
     Targets,
-    Written,
     all_targets_in,
     check_formats,
     statistics_stem,
     targets_in,
     targets_of_file,
-    write_labels,
 )
-from semiseg.prediction.predictor import model_steps, predict_labels
 from semiseg.prediction.settings import PredictSettings
-from semiseg.prediction.statistics import organ_rows, take_census, write_statistics
+from semiseg.prediction.statistics import write_statistics
 from semiseg.rows import PredictionRow, read_predictions
-from semiseg.types import FloatArray, LabelArray
 from semiseg.words import printable
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
-    values are not those of the model's modality (MR for a CT model, CT for another). notes: what a person is to know of
-    its files, each as a sentence."""
-
-    id: str
-    output: Path
-    seconds: float = 0.0
-    reused: bool = False
-    error: str | None = None
-    foreign: bool = False
-    notes: tuple[str, ...] = ()
 
 
 def predict_scans(
@@ -126,11 +102,11 @@ _Job = tuple[Scan, PredictionRow | None]
 
 def _begun(
     job: _Job, model: Model, engine: Engine, output: Path, settings: PredictSettings, outputs: Outputs
-) -> _Attempt:
+) -> Attempt:
     """An attempt at a scan, of which nothing is read yet."""
     scan, finished = job
     targets = targets_in(output, scan.id, outputs, probabilities=settings.probabilities)
-    attempt = _Attempt(scan, model, engine, targets, settings, outputs, finished)
+    attempt = Attempt(scan, model, engine, targets, settings, outputs, finished)
     attempt.may_be_there = all_targets_in(output, scan.id)
     if why := unusable_id(scan.id):
         error = f"{printable(str(scan.images[0]))}: {why}"
@@ -138,13 +114,13 @@ def _begun(
     return attempt
 
 
-def _one_alone(job: _Job, begin: Callable[[_Job], _Attempt]) -> tuple[Outcome, dict[str, Any]]:
+def _one_alone(job: _Job, begin: Callable[[_Job], Attempt]) -> tuple[Outcome, dict[str, Any]]:
     return begin(job).whole()
 
 
 def _overlap(
     jobs: list[_Job],
-    begin: Callable[[_Job], _Attempt],
+    begin: Callable[[_Job], Attempt],
     done: Callable[[int, Outcome, dict[str, Any]], None],
 ) -> None:
     """While a scan is predicted, a thread writes the one before and then reads the next: two are in memory at a time.
@@ -153,13 +129,13 @@ def _overlap(
     work.
     """
 
-    def read(job: _Job | None) -> _Attempt | None:
+    def read(job: _Job | None) -> Attempt | None:
         attempt = begin(job) if job else None
         if attempt:
             attempt.read()
         return attempt
 
-    def finish(index: int, attempt: _Attempt) -> None:
+    def finish(index: int, attempt: Attempt) -> None:
         attempt.write()
         done(index, *attempt.result())
 
@@ -189,7 +165,7 @@ def _lost(job: _Job, output: Path, model: Model, engine: Engine, outputs: Output
     scan = job[0]
     text = f"{scan.images[0]}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
     target = targets_in(output, scan.id, outputs, probabilities=False).first
-    return Outcome(scan.id, target, error=text), _row(scan, target, model, engine) | {"error": text}
+    return Outcome(scan.id, target, error=text), row_of(scan, target, model, engine) | {"error": text}
 
 
 def predict_scan_to(
@@ -200,7 +176,7 @@ def predict_scan_to(
     targets = check_output_file(file, settings, outputs)
     check_formats([scan], tuple(targets.labels))
     file.parent.mkdir(parents=True, exist_ok=True)
-    outcome, row = _Attempt(scan, model, engine, targets, settings, outputs, None).whole()
+    outcome, row = Attempt(scan, model, engine, targets, settings, outputs, None).whole()
     if outputs.statistics and not outcome.error:
         write_statistics(statistics_stem(file), {scan.id: row["statistics"]})
     return outcome
@@ -217,200 +193,6 @@ def check_output_file(file: Path, settings: PredictSettings, outputs: Outputs) -
                 "or name a folder: there finished scans are known again."
             )
     return targets
-
-
-class _Attempt:
-    """A scan on its way: read, predicted, written. What goes wrong with it is its outcome; a full disk is raised."""
-
-    def __init__(
-        self,
-        scan: Scan,
-        model: Model,
-        engine: Engine,
-        targets: Targets,
-        settings: PredictSettings,
-        outputs: Outputs,
-        finished: PredictionRow | None,
-    ) -> None:
-        """finished: what was said of this scan when it was predicted before, if it was."""
-        self._scan, self._model, self._engine, self._targets = scan, model, engine, targets
-        self._settings, self._outputs, self._finished = settings, outputs, finished
-        self._target = targets.first
-        self.may_be_there: list[Path] = []
-        """Files that go where they are of something else."""
-        self.row = _row(scan, self._target, model, engine)
-        """For the log; empty where nothing new is to be said."""
-        self.outcome: Outcome | None = None
-        self.lacked_memory = False
-        self._seconds, self._key, self._foreign = 0.0, "", False
-        self._volume: RawVolume | None = None
-        self._known: tuple[LabelArray, Grid, Path] | None = None
-        self._made: tuple[LabelArray, FloatArray | None] | None = None
-        self._preview: bytes | None = None
-        self._grid: Grid | None = None
-
-    def whole(self) -> tuple[Outcome, dict[str, Any]]:
-        """All at once: what became of it, and the row."""
-        self.read()
-        self.predict()
-        self.write()
-        return self.result()
-
-    def result(self) -> tuple[Outcome, dict[str, Any]]:
-        """What became of it, once it is written."""
-        assert self.outcome is not None
-        return self.outcome, self.row
-
-    def read(self) -> None:
-        """The scan into memory, unless there is a result of the same files, model and settings."""
-        self._go_on(self._read)
-
-    def predict(self) -> None:
-        """What was read is let go of."""
-        self._go_on(self._predict)
-        self._volume = None
-
-    def write(self) -> None:
-        """Onto the disk."""
-        self._go_on(self._write)
-        self._made = None
-
-    def _go_on(self, stage: Callable[[], None]) -> None:
-        if self.outcome:
-            return
-        started, images = time.perf_counter(), self._scan.images
-        try:
-            stage()
-        except DataError as error:
-            self._fail(str(error))
-        except MemoryError:
-            self.lacked_memory = True
-            grid = read_grid(images[0])
-            z, y, x = grid.shape_zyx
-            mm = " x ".join(f"{length:g}" for length in grid.spacing_mm)
-            self._fail(
-                f"{images[0]}: not enough memory for {z} x {y} x {x} voxels of {mm} mm at the model's "
-                f"{self._model.plan.spacing_mm} mm. If that is their size, use a machine with more memory; or mend the "
-                "header."
-            )
-        except OSError as error:
-            if is_full(error):
-                raise  # the others would not fit either
-            error.filename = error.filename or str(self._target)
-            self._fail(why_not_written(error))
-        self._seconds += time.perf_counter() - started
-
-    def _fail(self, text: str) -> None:
-        self.outcome = Outcome(self._scan.id, self._target, error=text)
-        self.row |= {"error": text}
-
-    def _read(self) -> None:
-        engine, settings = self._engine, self._settings
-        no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
-        made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
-        salt = f"{self._model.hash} {made_by} {model_steps(self._model, settings)}"
-        self._key = hash_of(self._scan.images, salt=salt)
-        before = self._finished
-        if before is None or before.get("key") != self._key:
-            for old in [*self._targets.all, *self.may_be_there]:
-                old.unlink(missing_ok=True)
-        elif not (lacking := self._lacking(before)):
-            self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True), {}
-            return
-        else:
-            self._known = self._labels_from_before(lacking)
-            self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
-        self._volume = read_scan(self._scan.images)
-        self._grid = self._volume.grid
-        if self._known is not None:
-            self._check_known(*self._known)
-
-    def _lacking(self, before: PredictionRow) -> list[Path]:
-        """What is asked for and not there."""
-        of_dicom = [self._targets.labels[one] for one in self._outputs.of_dicom if one in self._targets.labels]
-        lacking = [
-            file
-            for file in self._targets.all
-            if not file.is_file() and not (before.get("nothing_found") and file in of_dicom)
-        ]
-        return lacking or [self._target] * (self._outputs.statistics and "statistics" not in before)
-
-    def _labels_from_before(self, lacking: list[Path]) -> tuple[LabelArray, Grid, Path] | None:
-        """The label map where one is there in a format that can be read, and no probabilities are asked for anew."""
-        if self._targets.probabilities in lacking:
-            return None
-        known = (file for file in self.may_be_there if is_written(file) and not stem(file).endswith(PROBABILITIES))
-        file = next((file for file in known if file.is_file()), None)
-        return None if file is None else (*read_label(file), file)
-
-    def _check_known(self, labels: LabelArray, grid: Grid, file: Path) -> None:
-        """Somebody may have put another file in its place since."""
-        assert self._grid is not None
-        if int(labels.max(initial=0)) >= self._model.plan.labels.count or self._grid.difference(grid):
-            raise DataError(f"{file}: no longer the label map that was predicted here. Move it away, or restore it.")
-
-    def _predict(self) -> None:
-        assert self._volume is not None
-        channels, images = self._volume.channels, self._scan.images
-        spacing_mm, plan = self._volume.grid.spacing_mm, self._model.plan
-        try:
-            if self._known is None:
-                found = predict_labels(channels, spacing_mm, self._model, self._engine, self._settings)
-                self._made = found.labels, found.probabilities
-                if found.pose != AS_IT_LIES:
-                    self.row["pose"] = found.pose.name
-            else:
-                self._made = self._known[0], None
-        except DataError as error:
-            several = " Files of one name with numbers from _0000 on count as channels of one scan."
-            raise DataError(f"{images[0]}: {error}{several if len(images) > 1 else ''}") from None
-        self._foreign = is_foreign(channels, plan)
-        if self._outputs.needs_scan:
-            labels = self._made[0]
-            census = take_census(labels, channels, plan.labels.count)
-            if self._outputs.statistics:
-                self.row["statistics"] = organ_rows(census, spacing_mm, plan)
-            if self._outputs.picture:
-                self._preview = self._outputs.picture(channels[0], labels, spacing_mm, census, plan)
-
-    def _write(self) -> None:
-        assert self._made is not None
-        assert self._grid is not None
-        started, (labels, maps), targets = time.perf_counter(), self._made, self._targets
-        if maps is not None and targets.probabilities:
-            write_map(targets.probabilities, maps, self._grid, self._scan.images[0])
-        if self._preview is not None and targets.preview:
-            with atomic_file(targets.preview) as temporary:
-                temporary.write_bytes(self._preview)
-        organs = self._model.plan.labels.organs
-        written = write_labels(targets, labels, self._grid, self._scan.images[0], organs, self._model.hash)
-        seconds = self._seconds + time.perf_counter() - started
-        self.outcome = Outcome(
-            self._scan.id,
-            self._target,
-            seconds,
-            foreign=self._foreign,
-            notes=_notes(written, self._scan.id, self.row.get("pose")),
-        )
-        self.row |= {"key": self._key, "seconds": round(seconds, 3)}
-        if written.empty:
-            self.row["nothing_found"] = True
-
-
-def _notes(written: Written, id: str, pose: str | None) -> tuple[str, ...]:
-    notes = []
-    if pose:
-        notes.append(f"{id}: does not lie as its header says, or not as the labelled scans do; read with {pose}.")
-    if written.empty:
-        notes.append(f"{id}: no organ was found, so there is no DICOM file of it.")
-    if written.new_study:
-        notes.append(f"{id}: its files have no StudyInstanceUID, so what was made of them is in a study of its own.")
-    return tuple(notes)
-
-
-def _row(scan: Scan, target: Path, model: Model, engine: Engine) -> dict[str, Any]:
-    made_by = {"model": model.hash, "engine": engine.name, "precision": engine.precision}
-    return {"id": scan.id, "output": target.name} | made_by
 
 
 def _check_outputs(scans: Sequence[Scan], output: Path, settings: PredictSettings, outputs: Outputs) -> None:
