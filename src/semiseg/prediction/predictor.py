@@ -31,6 +31,9 @@ from semiseg.prediction.window import Window, cheapest_axes, turned
 from semiseg.processes import usable_cores
 from semiseg.types import FloatArray, LabelArray, Shape, Spacing
 
+POSE_STEP = 0.75
+"""Of the tiles by which a pose is chosen, as training lays them over unlabelled scans: half of the work is enough."""
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -69,7 +72,8 @@ def _certainty(
     pose: Pose,
 ) -> float:
     """How sure the network is of a scan in a pose."""
-    once = replace(settings, mirror=False, skip_air=False, probabilities=False)
+    step = max(settings.tile_step, POSE_STEP)
+    once = replace(settings, tile_step=step, mirror=False, skip_air=False, probabilities=False)
     rolling = _rolling(_posed(channels, pose), pose.shape(spacing_mm), model, once)
     certainty = Certainty(model.plan.labels.count)
     for logits in rolling.logits(seen_twice(engine, model.mirror_axes)):
