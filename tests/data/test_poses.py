@@ -58,7 +58,9 @@ def test_poses_are_looked_for_in_the_plane_of_the_slices() -> None:
 
 
 def test_no_pose_is_looked_for_where_none_could_be_told() -> None:
-    """With left and right organs, with voxels that are longer one way, and where training turns scans by any angle."""
+    """Without thick slices, with left and right organs, with voxels that are longer one way, and where training turns
+    scans by any angle."""
+    assert possible_poses(_plan(spacing_mm=(1.0, 1.0, 1.0), anisotropic_axis=None)) == ()
     pairs = replace(PLAN.labels, mirror_pairs=((1, 2),))
     assert possible_poses(_plan(labels=pairs)) == ()
     assert possible_poses(_plan(spacing_mm=(8.0, 1.0, 1.3))) == ()

@@ -118,6 +118,7 @@ def test_scans_that_lie_otherwise_are_learnt_from_as_if_they_lay_alike(
         return (exchanged,)
 
     monkeypatch.setattr(inputs, "clear_poses", clear_poses)
+    monkeypatch.setattr(inputs, "possible_poses", lambda plan: (exchanged,))
     monkeypatch.setattr(inputs, "kept_poses", lambda folder, ids: dict.fromkeys(ids, exchanged))
     one = feed(label_scans=6, settings=settings)
     said: list[str] = []

@@ -195,7 +195,7 @@ def test_a_scan_is_labelled_as_it_lies_best(store: Store, plan: Plan, tmp_path: 
     values[1:3, 1:3, 2:6] = 1  # in the upper half, and as far from either side
     lying = {"upright": values, "upside_down": values[:, ::-1], "exchanged": values.transpose(0, 2, 1)[..., ::-1]}
     cases = [store(name, shown) for name, shown in lying.items()]
-    plan, kept = replace(plan, patch=(4, 8, 8), mirror_axes=(2,)), tmp_path / "kept"
+    plan, kept = replace(plan, patch=(4, 8, 8), anisotropic_axis=0, mirror_axes=(2,)), tmp_path / "kept"
     label_scans(cases, kept, Upright(), plan, seed=0)
     assert kept_poses(kept, lying) == {}
     poses = possible_poses(plan)

@@ -1,8 +1,9 @@
 """How a scan may lie that its header does not tell: rows and columns exchanged, or upside down, as in scans that were
 once converted without their headers.
 
-Only in the plane of the slices, and only as no mirroring and no turning of training covers it already. A scan with
-left and right organs is never taken to another pose: which side is which could not be told.
+Only in the plane of thick slices, where scans are often kept as pictures, and only as no mirroring and no turning of
+training covers it already. A scan with left and right organs is never taken to another pose: which side is which could
+not be told.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def read_pose(value: Any) -> Pose:
 
 def possible_poses(plan: Plan) -> tuple[Pose, ...]:
     """The poses in which scans of a plan may lie besides that of the labelled ones, in a fixed order."""
-    normal = 0 if plan.anisotropic_axis is None else plan.anisotropic_axis
+    normal = plan.anisotropic_axis
+    if normal is None:
+        return ()
     a, b = (axis for axis in CANONICAL_AXES if axis != normal)
     fine, coarse = sorted((plan.spacing_mm[a], plan.spacing_mm[b]))
     if plan.labels.mirror_pairs or coarse > _LARGEST_RATIO * fine or plan.turn_degrees[normal] >= ANY_DEGREES:
