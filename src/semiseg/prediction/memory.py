@@ -19,6 +19,8 @@ import psutil
 
 from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError, DataError
+from semiseg.io.dicom.decoding import held_bytes
+from semiseg.io.dicom.places import place_of, series_of
 from semiseg.io.grid import Grid
 from semiseg.io.scans import read_grid
 from semiseg.ops.operators import BLOCK_ROWS, HALO_ROWS
@@ -110,8 +112,6 @@ def _written_bytes(scan: Scan, grid: Grid, organs: int, outputs: Outputs) -> int
     """What making DICOM files takes beside the label map: the most of them, since they are made one after the other."""
     if not outputs.of_dicom:
         return 0
-    from semiseg.io.dicom.places import series_of
-
     voxels, series = prod(grid.shape_zyx), series_of(scan.images[0])
     slices, pixels = len(series.slices), series.slices[0].pixels
     label = voxels * (1 if organs < 256 else 2)
@@ -123,6 +123,13 @@ def _written_bytes(scan: Scan, grid: Grid, organs: int, outputs: Outputs) -> int
         "rtstruct": (label if series.regular else 0) + _OUTLINE_BYTES * pixels.rows * pixels.columns,
     }
     return max(needs[one] for one in outputs.of_dicom)
+
+
+def _decoder_bytes(scan: Scan) -> int:
+    """Of the process that decodes the slices of a series of DICOM, which ends when the scan is read."""
+    if place_of(scan.images[0]) is None:
+        return 0
+    return held_bytes(series_of(scan.images[0]).slices[0].pixels)
 
 
 def scan_needs(
@@ -152,9 +159,10 @@ def scan_needs(
                 cleaned=cleaned,
                 posed=bool(model.poses),
             )
+            decoder = _decoder_bytes(scan)
             needs[scan.id] = Need(
-                max(predicting, int(_SLACK * result) + engine_bytes + _FIXED),
-                int(_SLACK * max(stored, result)) + _BESIDE,
+                max(predicting, int(_SLACK * max(result, stored + decoder)) + engine_bytes + _FIXED),
+                int(_SLACK * max(stored + decoder, result)) + _BESIDE,
             )
     return needs
 

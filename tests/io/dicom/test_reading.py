@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 pydicom = pytest.importorskip("pydicom")
@@ -37,9 +38,11 @@ from dicom_series import (  # noqa: E402
 )
 from made_series import tool  # noqa: E402
 from semiseg.errors import DataError  # noqa: E402
+from semiseg.io.dicom.decoding import held_bytes  # noqa: E402
 from semiseg.io.dicom.places import path_of, series_of  # noqa: E402
-from semiseg.io.dicom.reading import BY_GDCM, read_grid, read_voxels  # noqa: E402
+from semiseg.io.dicom.reading import BY_GDCM, _planes, read_grid, read_voxels  # noqa: E402
 from semiseg.io.dicom.series import find_series  # noqa: E402
+from semiseg.io.dicom.values import form_of  # noqa: E402
 
 ALL = [*axis_orientations(), *((direction, 1) for direction in oblique_orientations(20))]
 
@@ -286,6 +289,23 @@ def test_what_dcmtk_compresses_round_trips(
     off = np.abs(values + 1024 - stored.transpose(2, 1, 0)).max()
     assert off <= most_off
     assert (off > 0) == (most_off > 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process held is known on Linux alone")
+@pytest.mark.parametrize("syntax", ["RLELossless", "JPEG2000Lossless"])
+def test_the_process_of_a_decoder_holds_what_is_counted(syntax: str, tmp_path: Path) -> None:
+    files = write_series(tmp_path, random_voxels((2, 1024, 1024), np.int16, 0, 300))
+    (native,) = find_series(tmp_path)
+    assert held_bytes(native.slices[0].pixels) == 0
+    compress(files, syntax)
+    (found,) = find_series(tmp_path)
+    held = []
+    for _ in _planes(tmp_path, found.slices, form_of(found.slices)):
+        for child in psutil.Process().children():
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            held += [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")]
+    assert held
+    assert max(held) <= held_bytes(found.slices[0].pixels)
 
 
 def test_the_list_of_syntaxes_is_what_gdcm_decodes() -> None:

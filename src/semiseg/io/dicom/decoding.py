@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import psutil
 
+from semiseg.io.dicom.headers import NATIVE, Pixels
 from semiseg.io.dicom.library import library, quiet_gdcm
 from semiseg.types import AnyArray
 
@@ -32,8 +33,19 @@ _EXTENDED, _LOSSLESS = "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57"
 """JPEG extended; JPEG lossless."""
 
 
+_HELD_BYTES, _HELD_PLANES = 120_000_000, 8
+"""What the process held at most: with its libraries, and in planes of what it decodes (docs/lab/dicom.md)."""
+
+
 class DecodingError(Exception):
     """A frame cannot be decoded."""
+
+
+def held_bytes(pixels: Pixels) -> int:
+    """What the process takes for such slices: nothing where they are not compressed."""
+    if pixels.syntax in NATIVE:
+        return 0
+    return _HELD_BYTES + _HELD_PLANES * pixels.rows * pixels.columns * max(1, pixels.allocated // 8)
 
 
 class Decoder:
