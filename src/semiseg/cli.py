@@ -132,7 +132,7 @@ def run_command(execute: Callable[[], int]) -> int:
             raise
         return 1
     except SemisegError as error:
-        _print_error("settings" if isinstance(error, ConfigError) else "error", str(error))
+        _print_error("error", str(error))
         return 2
     except OSError as error:
         if error.filename is None:

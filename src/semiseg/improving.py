@@ -21,7 +21,7 @@ from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.prediction.settings import PredictSettings
 from semiseg.processes import workers
-from semiseg.run_folder import fold_runs, prepared_settings
+from semiseg.run_folder import fold_runs, is_worked_on, prepared_settings
 from semiseg.train_run import open_session
 from semiseg.training.settled import read_settled
 from semiseg.types import AnyPath
@@ -64,6 +64,11 @@ def rank(
         raise ConfigError(
             f"{run}: has folds, each with networks of its own. Rank by one: semiseg rank {run / 'fold_0'}"
         )
+    if is_worked_on(run):
+        if not any((run / "checkpoints").glob("step-*")):
+            raise DataError(f"{run}: is being trained, and has no checkpoint yet. Rank when training has ended.")
+        text = "is still being trained: ranked by its last checkpoint. Rank again when training has ended."
+        print(f"{run}: {text}", file=sys.stderr)
     session = open_session(run, settings, read_settled(run), choose_device(settings.train.device))
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
     if not cases:

@@ -74,6 +74,17 @@ _FOLDERS = (
 )
 
 
+def is_worked_on(run: Path) -> bool:
+    """Whether another process works on a run."""
+    if not (run / ".lock").exists():
+        return False
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
     """Keep other processes of semiseg from writing to the run; raises `DataError` where one does, and where the run has

@@ -36,7 +36,9 @@ def texts(folder: Path) -> Iterator[tuple[str, bytes]]:
 def test_the_readme_has_the_head_that_a_hub_reads(run: Path, semiseg_command: Command, tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     out = tmp_path / "out"
-    assert semiseg_command("export", run, "--to", "model", "--output", out).out == f"{out}\n"
+    said = semiseg_command("export", run, "--to", "model", "--output", out).out
+    assert said.startswith(f"{out}: the model, for others: ")
+    assert f"semiseg push {out} OWNER/NAME" in said
     card = hub.ModelCard((out / "README.md").read_text())
     assert card.data.to_dict() == {
         "library_name": "semiseg",

@@ -122,3 +122,13 @@ def test_what_takes_long_is_said_now_and_then_and_at_the_end(monkeypatch: pytest
     tell = progress.every_so_often(said.append, "{} of {}", at_end=False)
     tell(1, 1)
     assert said[3:] == []
+
+
+def test_a_phase_shows_its_own_losses_and_is_explained() -> None:
+    shown = console()
+    with TrainingProgress(0, of_steps(2), quiet=False, console=shown) as training:
+        training.show(row(1, pseudo_loss=0.5, validation_dice=0.75, input_share=0.05))
+        training.show(row(2, labelled_loss=0.25, input_share=0.3) | {"phase": "finetune"})
+    assert "pseudo" not in text(shown)
+    assert "finetune: from the labels alone once more" in text(shown)
+    assert "Dice 0.75  loss 0.25  waits for scans 30% of the time" in text(shown)

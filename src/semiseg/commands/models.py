@@ -217,7 +217,10 @@ class Export(Computes):
         if self.to == "model":
             from semiseg.sharing.folder import export_folder
 
-            print(export_folder(model, self.output, license=self.license))
+            folder = export_folder(model, self.output, license=self.license)
+            print(f"{folder}: the model, for others: weights, plan, card and README. Look at its README.md.")
+            print(f"Next: semiseg push {folder} OWNER/NAME; or give the folder away, which predicts as it is:")
+            print(f"semiseg predict {folder} SCANS --output LABELS")
         elif self.to == "monai":
             from semiseg.sharing.monai_bundle import export_bundle
 

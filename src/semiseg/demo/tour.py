@@ -22,7 +22,7 @@ from semiseg.settings import RunSettings
 from semiseg.train_run import train
 from semiseg.training.settings import TrainSettings
 from semiseg.types import Shape
-from semiseg.words import counted
+from semiseg.words import counted, in_minutes
 
 START, BASELINE, MPL = "start", "baseline", "baseline-mpl"
 STEPS = 4000
@@ -112,7 +112,7 @@ def run_demo(
     folders = [folder / name for name in runs]
     workflows.compare(folders, names=["Baseline", "Baseline + MPL"], page=page, quiet=quiet)
     minutes = (time.monotonic() - began) / 60
-    console.print(f"\nDone in {minutes:.1f} minutes. Open these in a browser:")
+    console.print(f"\nDone in {in_minutes(round(minutes, 1))}. Open these in a browser:")
     for path in (page, *(run / "report.html" for run in folders)):
         console.print(f"  {path}", highlight=False)
     console.print(f"\nLook at every case:\n  semiseg view {folder / MPL}", highlight=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semiseg.rows import read_metrics
 from semiseg.scoring.summary import read_summary
-from semiseg.words import counted
+from semiseg.words import counted, in_minutes
 
 
 def closing_lines(run: Path) -> list[str]:
@@ -19,7 +19,7 @@ def closing_lines(run: Path) -> list[str]:
         organs = sum(found["dice"]["mean"] is not None for found in summary["per_organ"].values())
         value = "undefined" if mean is None else f"{mean:.3f}"
         scores = f"mean Dice {value} of {counted(organs, 'organ')} in {counted(len(summary['cases']), 'test case')}."
-    length = f"{rows[-1]['step']:,} steps in {rows[-1]['seconds'] / 60:.1f} minutes." if rows else "unknown."
+    length = f"{rows[-1]['step']:,} steps in {in_minutes(round(rows[-1]['seconds'] / 60, 1))}." if rows else "unknown."
     return [
         f"Scores:  {scores}",
         f"Trained: {length}",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.data.plan import read_plan
+from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import scan_files
+from semiseg.io.file_kinds import scan_files, visible
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts.folders import read_object
 from semiseg.io.layouts.nnunet import dataset_labels
@@ -20,7 +21,13 @@ def scheme_of(file: Path | None, references: Path, rules: str) -> LabelScheme:
         remedy = "Name the classes with --labels FILE: a dataset.json, or the plan.toml of a run."
         if rules == "flare22":
             return FLARE22_LABELS
-        return labels_found(references, scan_files(references), remedy=remedy)
+        files = scan_files(references)
+        if not files and any(file.name.lower().endswith(".dcm") for file in visible(references)):
+            raise DataError(
+                f"{references}: DICOM SEG name organs, and not the values that predictions have for them. Add --labels "
+                "MODEL/plan.toml (of the model folder or run that predicted), or --labels DATA/dataset.json."
+            )
+        return labels_found(references, files, remedy=remedy)
     if file.suffix == ".toml":
         return read_plan(file).labels
     return dataset_labels(read_object(file), file)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from semiseg.view.guard import HOSTS, answered, is_token, with_headers
+from semiseg.view.guard import HOSTS, answered, is_token, refused, with_headers
 
 PREFIX = "/t/"
 """Of all paths; the token follows."""
@@ -36,10 +35,13 @@ class Gate:
         guarded = with_headers(send, _NO_PAGE)
         inside = self._path_inside(scope["path"])
         if refusal := self._refusal(scope):
-            await JSONResponse({"error": refusal[1]}, refusal[0])(scope, receive, guarded)
+            await refused(scope, *refusal)(scope, receive, guarded)
         elif inside is None:
-            sentence = "Use the address that semiseg serve printed: it holds the token of this start."
-            await JSONResponse({"error": sentence}, 403)(scope, receive, guarded)
+            sentence = (
+                "Use the address that semiseg serve printed: it holds the token of this start. It is for 3D Slicer "
+                "(field Server of the module MONAI Label) and OHIF."
+            )
+            await refused(scope, 403, sentence)(scope, receive, guarded)
         else:
             await answered(self._app, {**scope, "path": inside, "raw_path": inside.encode()}, receive, guarded)
 

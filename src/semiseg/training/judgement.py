@@ -9,6 +9,7 @@ from statistics import fmean
 from semiseg.notices import add_notice
 from semiseg.rows import RoundRow, read_metrics, read_rounds
 from semiseg.training.settings import TrainSettings
+from semiseg.words import in_minutes
 
 FEW_STEPS = 500
 STILL_FALLING = 0.82
@@ -53,8 +54,8 @@ def _overrun(settings: TrainSettings, seconds: float) -> str:
     if settings.steps is not None or seconds <= OVERRUN * 60 * settings.minutes:
         return ""
     return (
-        f"Training took {seconds / 60:.1f} minutes, and {settings.minutes:g} were asked for: labelling scans or other "
-        "programs took more time than there was."
+        f"Training took {in_minutes(round(seconds / 60, 1))}, and {settings.minutes:g} were asked for: labelling "
+        "scans or other programs took more time than there was."
     )
 
 

@@ -12,13 +12,21 @@ from semiseg.training.pace import Pace
 
 SHOWN = {
     "labelled_loss": "loss",
-    "reconstruction_loss": "filling in",
-    "pseudo_loss": "pseudo",
-    "student_labelled_loss": "student",
+    "reconstruction_loss": "loss of filling in",
+    "pseudo_loss": "loss on pseudo-labels",
+    "student_labelled_loss": "student's loss",
     "feedback": "feedback",
     "validation_dice": "Dice",
-    "input_share": "waiting",
 }
+PHASES = {
+    "pretrain": "pretrain: hidden blocks of scans are filled in, without labels.",
+    "warmup": "warmup: from the labels alone, before unlabelled scans are learnt from.",
+    "finetune": "finetune: from the labels alone once more, at a low learning rate.",
+}
+"""What is said once when a phase begins whose name does not say enough."""
+_WAITING = "input_share"
+_MUCH_WAITING = 0.1
+"""A share of the time from which on it is said that training waits for scans to be read."""
 PLAIN_SECONDS = 20.0
 """Where there is no terminal, a line is printed this often."""
 
@@ -32,6 +40,7 @@ class TrainingProgress:
         self.start, self.pace, self.quiet = start, pace, quiet
         self._began = self._printed = time.monotonic()
         self._seen: dict[str, float] = {}
+        self._phase = ""
         self._bar: Progress | None = None
 
     def __enter__(self) -> TrainingProgress:
@@ -48,8 +57,13 @@ class TrainingProgress:
 
     def show(self, row: dict[str, float | int | str]) -> None:
         """Show a row of metrics.jsonl."""
-        self._seen |= {key: float(row[key]) for key in SHOWN if key in row}
         step, phase = int(row["step"]), str(row["phase"])
+        if phase != self._phase:  # another phase has other losses
+            self._seen = {key: value for key, value in self._seen.items() if key == "validation_dice"}
+            self._phase = phase
+            if phase in PHASES:
+                self.note(PHASES[phase])
+        self._seen |= {key: float(row[key]) for key in (*SHOWN, _WAITING) if key in row}
         text = self._line(step)
         if self._bar:
             self._bar.update(self._task, completed=step, total=self.pace.timeline.total, phase=phase, description=text)
@@ -63,7 +77,9 @@ class TrainingProgress:
             self.console.print(text, markup=False, highlight=False)
 
     def _line(self, step: int) -> str:
-        values = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in self._seen.items())
+        values = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in self._seen.items() if key in SHOWN)
+        if (share_waiting := self._seen.get(_WAITING, 0.0)) >= _MUCH_WAITING:
+            values += f"  waits for scans {share_waiting:.0%} of the time"
         total, share = self.pace.timeline.total, self.pace.timeline.share
         if self.pace.seconds:  # what labelling scans takes is among them
             left = self.pace.seconds * (1 - share(step))

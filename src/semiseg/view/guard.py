@@ -6,11 +6,12 @@ import secrets
 import time
 import traceback
 from collections.abc import Mapping
+from html import escape
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -66,6 +67,14 @@ def is_token(given: str, token: str) -> bool:
     return secrets.compare_digest(given.encode(), token.encode())
 
 
+def refused(scope: Scope, status: int, sentence: str) -> Response:
+    """A sentence for who may not come in: as a page for a browser, as JSON for clients."""
+    if "text/html" not in Headers(scope=scope).get("accept", ""):
+        return JSONResponse({"error": sentence}, status)
+    title = "<!doctype html><meta charset=utf-8><title>semiseg</title>"
+    return HTMLResponse(f"{title}<p>{escape(sentence)}</p>", status)
+
+
 class Guard:
     """Middleware around all routes. A request that is refused reaches none of them."""
 
@@ -98,10 +107,9 @@ class Guard:
             await response(scope, receive, guarded)
         elif refusal is None and not self._has_cookie(scope):
             sentence = "Open the address that was printed at the start: it holds the token."
-            await JSONResponse({"error": sentence}, 403)(scope, receive, guarded)
+            await refused(scope, 403, sentence)(scope, receive, guarded)
         elif refusal is not None:
-            status, sentence = refusal
-            await JSONResponse({"error": sentence}, status)(scope, receive, guarded)
+            await refused(scope, *refusal)(scope, receive, guarded)
         else:
             await answered(self._app, scope, receive, guarded)
 

@@ -107,6 +107,12 @@ def detect_layout(root: Path) -> str:
         return "flare22"
     if (root / IMAGES).is_dir() and (root / LABELS).is_dir():
         return "plain"
+    if (root / TRAINING).is_dir() and not (root / "dataset.json").exists():
+        raise DataError(
+            f"{root}: has {TRAINING}, but no dataset.json, which names channels and labels. Write "
+            f'{root / "dataset.json"}: {{"channel_names": {{"0": "CT"}}, "labels": {{"background": 0, "liver": 1}}, '
+            '"file_ending": ".nii.gz"}, with yours.'
+        )
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
     there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
     holds = what_it_holds(root)
