@@ -34,6 +34,7 @@ from semiseg.prediction.settings import OutputFormat, PredictSettings
 from semiseg.processes import workers
 from semiseg.run_folder import fold_runs, prepared_settings, trained_models
 from semiseg.types import AnyPath
+from semiseg.words import shortened
 
 
 def predict(
@@ -154,6 +155,13 @@ def predict_into(
             print(*outcome.notes, sep="\n", end="\n" * bool(outcome.notes), file=sys.stderr)
     if not quiet and (foreign := [outcome.id for outcome in outcomes if outcome.foreign]):
         print(foreign_text(foreign, loaded.plan), file=sys.stderr)
+    for pose in () if quiet else dict.fromkeys(outcome.pose for outcome in outcomes if outcome.pose):
+        lying = [outcome.id for outcome in outcomes if outcome.pose == pose]
+        print(
+            f"Scans that do not lie as the labelled ones do: {len(lying)} of {len(outcomes)}, read with {pose} "
+            f"({shortened(lying)}).",
+            file=sys.stderr,
+        )
     return outcomes
 
 

@@ -494,7 +494,6 @@ def test_a_scan_is_predicted_in_the_pose_that_training_found(model: Model, tmp_p
     assert np.array_equal(labels["exchanged"], labels["upright"].transpose(1, 0, 2))
     maps = {name: np.asarray(nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz").dataobj) for name in files}
     assert np.array_equal(maps["exchanged"], maps["upright"].transpose(1, 0, 2, 3))
-    assert outcomes["upright"].notes == ()
-    assert "read with Y and X exchanged" in outcomes["exchanged"].notes[0]
+    assert (outcomes["upright"].pose, outcomes["exchanged"].pose) == ("", "Y and X exchanged")
     rows = {row["id"]: row.get("pose") for row in read_jsonl(tmp_path / "out" / "predictions.jsonl")}
     assert rows == {"upright": None, "exchanged": "Y and X exchanged"}

@@ -34,8 +34,8 @@ from semiseg.types import FloatArray, LabelArray
 @dataclass(frozen=True)
 class Outcome:
     """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
-    values are not those of the model's modality (MR for a CT model, CT for another). notes: what a person is to know of
-    its files, each as a sentence."""
+    values are not those of the model's modality (MR for a CT model, CT for another). pose: how it was read, in words, where
+    it does not lie as the labelled scans did. notes: what a person is to know of its files, each as a sentence."""
 
     id: str
     output: Path
@@ -43,6 +43,7 @@ class Outcome:
     reused: bool = False
     error: str | None = None
     foreign: bool = False
+    pose: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -224,10 +225,8 @@ class Attempt:
             self.row["nothing_found"] = True
 
 
-def _notes(written: Written, id: str, pose: str | None) -> tuple[str, ...]:
+def _notes(written: Written, id: str) -> tuple[str, ...]:
     notes = []
-    if pose:
-        notes.append(f"{id}: does not lie as its header says, or not as the labelled scans do; read with {pose}.")
     if written.empty:
         notes.append(f"{id}: no organ was found, so there is no DICOM file of it.")
     if written.new_study:
