@@ -34,8 +34,8 @@ from semiseg.types import FloatArray, LabelArray
 @dataclass(frozen=True)
 class Outcome:
     """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
-    values are not those of the model's modality (MR for a CT model, CT for another). pose: how it was read, in words, where
-    it does not lie as the labelled scans did. notes: what a person is to know of its files, each as a sentence."""
+    values are not those of the model's modality (MR for a CT model, CT for another). pose: how it was read, in words,
+    where it does not lie as the labelled scans did. notes: what a person is to know of its files, each as a sentence."""
 
     id: str
     output: Path
@@ -218,7 +218,8 @@ class Attempt:
             self._target,
             seconds,
             foreign=self._foreign,
-            notes=_notes(written, self._scan.id, self.row.get("pose")),
+            pose=self.row.get("pose", ""),
+            notes=_notes(written, self._scan.id),
         )
         self.row |= {"key": self._key, "seconds": round(seconds, 3)}
         if written.empty:
