@@ -35,7 +35,7 @@ from semiseg.types import FloatArray, LabelArray
 class Outcome:
     """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
     values are not those of the model's modality (MR for a CT model, CT for another). pose: how it was read, in words,
-    where it does not lie as the labelled scans did. notes: what a person is to know of its files, each as a sentence."""
+    where it does not lie as the labelled scans did. notes: what a person is to know of its files, in sentences."""
 
     id: str
     output: Path
