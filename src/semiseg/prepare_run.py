@@ -35,11 +35,7 @@ from semiseg.predict_run import predict_into
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import load_model
 from semiseg.processes import asked_ranks, workers
-from semiseg.run_folder import (
-    alone_in,
-    keep_asked,
-    refuse_foreign,
-)
+from semiseg.run_folder import alone_in, fold_runs, keep_asked, refuse_foreign, trained_models
 from semiseg.settings import RunSettings, refuse_contradictions
 from semiseg.types import AnyPath
 from semiseg.words import counted, shortened
@@ -188,8 +184,11 @@ def _reviewed(run: Path, cases: list[RunCase], labels: LabelScheme, asked: str, 
 def _teach(
     run: Path, cases: list[RunCase], labels: LabelScheme, settings: RunSettings, *, quiet: bool
 ) -> list[RunCase]:
-    """Have the teacher label the unlabelled cases; those that it has labelled before are not done again."""
-    teacher = load_model(Path(settings.data.teacher))
+    """Have the teacher label the unlabelled cases, or the average of its folds; those that were labelled before are not
+    done again."""
+    named = Path(settings.data.teacher)
+    folders = [load_model(folder).folder for folder in (trained_models(named) if fold_runs(named) else [named])]
+    teacher = load_model(folders[0])
     if teacher.plan.labels.names != labels.names:
         raise ConfigError(
             f"data.teacher = {settings.data.teacher}: knows {', '.join(teacher.plan.labels.organs.values())}, but "
@@ -198,7 +197,7 @@ def _teach(
     output = run / TEACHER_LABELS
     scans = [Scan(case.id, tuple(map(Path, case.images))) for case in of_role(cases, "unlabelled")]
     predict_settings = replace(settings.predict, probabilities=False)
-    outcomes = predict_into(teacher.folder, scans, output, predict_settings, quiet=quiet)
+    outcomes = predict_into(folders[0], scans, output, predict_settings, ensemble=folders[1:], quiet=quiet)
     if failed := [f"{outcome.id}: {outcome.error}" for outcome in outcomes if outcome.error]:
         raise DataError("the teacher could not label (the others are kept):\n  " + "\n  ".join(failed))
     return taught(cases, output)

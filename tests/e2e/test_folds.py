@@ -151,6 +151,23 @@ def test_cleaning_is_chosen_on_all_labelled_scans(
     assert chosen[0]["cases"] == hashed_ids(run, [f"phantom_00{n}" for n in range(4)])
 
 
+def test_the_folds_are_a_teacher_together(
+    semiseg_command: Command, made: tuple[Path, str], data: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    """Unlabelled scans get the labels that `predict` of the run gives them: those of the average."""
+    run, student, together = made[0], tmp_path / "student", tmp_path / "together"
+    torch = ["--set", "predict.engine=torch"]
+    taught = ["--method", "supervised", "--set", f"data.teacher={run}"]
+    assert semiseg_command("prepare", student, "--data", data, *tiny, *torch, *taught).code == 0
+    assert roles(student)["taught"] == ["phantom_004"]
+    scan = next(data.rglob("phantom_004_0000.nii.gz"))
+    assert semiseg_command("predict", run, scan, "--output", together, "--engine", "torch").code == 0
+    given, alike = (read_label(folder / "phantom_004.nii.gz")[0] for folder in (student / "teacher_labels", together))
+    assert (given == alike).all()
+    (row,) = read_jsonl(student / "teacher_labels" / "predictions.jsonl")
+    assert row["model"] == read_jsonl(together / "predictions.jsonl")[0]["model"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

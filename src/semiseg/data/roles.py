@@ -64,7 +64,8 @@ class DataSettings:
     """Which part is held back in this run, from 0 on; set for each fold by `semiseg run --folds`."""
     teacher: str = ""
     """A trained run or model folder that labels the unlabelled cases before training (distillation): so a network on
-    another grid, or with fewer features, learns what it knows. Relative paths as `root`."""
+    another grid, or with fewer features, learns what it knows. A run with folds labels by their average. Relative paths
+    as `root`."""
     teacher_labels: str = ""
     """A folder of label maps by another program or person, which the unlabelled cases are learnt from: ID.nii.gz, or
     ID/ORGAN.nii.gz as TotalSegmentator writes. Organs that it does not know are ignored. Relative paths as `root`."""
