@@ -14,7 +14,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_jsonl
 from semiseg.methods.settings import MplSettings, PseudoRoundsSettings
 from semiseg.prediction.settings import PredictSettings
-from semiseg.run_folder import alone_in, budget, keep_asked, prepared_settings
+from semiseg.run_folder import alone_in, budget, is_worked_on, keep_asked, prepared_settings
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.training.settings import TrainSettings
 
@@ -109,3 +109,12 @@ def test_a_run_says_what_it_was_allowed(tmp_path: Path, train: TrainSettings, sa
     write_jsonl(tmp_path / "metrics.jsonl", [{"step": 7}])
     assert budget(tmp_path) == said
     assert budget(tmp_path / "none") == ""
+
+
+def test_another_process_is_noticed_and_nothing_is_left_locked(tmp_path: Path) -> None:
+    assert not is_worked_on(tmp_path)
+    with alone_in(tmp_path):
+        assert is_worked_on(tmp_path)
+    assert not is_worked_on(tmp_path)
+    with alone_in(tmp_path):
+        pass

@@ -655,3 +655,11 @@ def test_real_plain_folder(real_data: Path) -> None:
     assert dataset.labels.count == 14
     assert dataset.labels.mirror_pairs == ((2, 13), (7, 8))
     assert dataset.problems == ()
+
+
+def test_a_missing_dataset_json_is_shown_as_it_could_be(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    with pytest.raises(DataError, match=r"no dataset\.json, .* Write .*dataset\.json: (\{.*\}), with yours") as raised:
+        read_dataset(tmp_path)
+    described = json.loads(re.search(r"(\{.*\}), with", str(raised.value))[1])  # type: ignore[index]
+    assert set(described) == {"channel_names", "labels", "file_ending"}

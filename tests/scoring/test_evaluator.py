@@ -14,6 +14,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.scoring import EvaluateSettings, Summary, evaluate_folder, read_summary
+from semiseg.scoring.scheme import scheme_of
 from semiseg.types import LabelArray
 
 LABELS = LabelScheme(names={0: "background", 1: "anterior", 2: "posterior"})
@@ -182,3 +183,9 @@ def test_a_damaged_summary_names_the_key(folders: tuple[Path, Path], tmp_path: P
         (tmp_path / "summary.json").write_text(json.dumps(found))
         with pytest.raises(DataError, match=rf"summary.json: {key}.*Run `semiseg evaluate` again"):
             read_summary(tmp_path / "summary.json")
+
+
+def test_references_of_dicom_without_labels_say_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "a_seg.dcm").touch()
+    with pytest.raises(DataError, match=r"Add --labels MODEL/plan\.toml .*or --labels DATA/dataset\.json"):
+        scheme_of(None, tmp_path, "standard")

@@ -90,6 +90,13 @@ def test_the_reply_with_a_label_is_one_piece(served: Served) -> None:
     assert b'filename="label.nrrd"' in image
 
 
+def test_a_browser_without_the_token_gets_a_sentence(served: Served) -> None:
+    asked = f"GET / HTTP/1.1\nHost: 127.0.0.1:{served.port}\nAccept: text/html,*/*;q=0.8"
+    status, _, body = raw(served.port, asked)
+    assert status == 403
+    assert b"<p>Use the address that semiseg serve printed" in body
+
+
 def test_no_token_no_answer(served: Served) -> None:
     for path in (
         "/",

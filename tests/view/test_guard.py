@@ -73,6 +73,13 @@ def test_without_the_token_nothing_is_told(served: Served, path: str, cookie: st
     assert "error" in json.loads(body)
 
 
+def test_a_browser_without_the_token_gets_a_sentence(served: Served) -> None:
+    status, headers, body = ask(served, "GET", "/", Cookie="", Accept="text/html,application/xml;q=0.9,*/*;q=0.8")
+    assert status == 403
+    assert headers["content-type"].startswith("text/html")
+    assert b"<p>Open the address that was printed at the start" in body
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "localhost.evil:{port}", ""]
 )

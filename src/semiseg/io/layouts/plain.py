@@ -72,7 +72,8 @@ def read_plain(root: Path, choice: SeriesChoice) -> Found:
     note_other_folders(root, read, remarks)
     note_training_count(description, file, cases, remarks)
     if not cases and problems:
-        raise DataError(f"{problems[0][0]}: {problems[0][1]}")
+        first, text = problems[0]
+        raise DataError(f"{first}: {text.removeprefix(f'{first}: ')}")
     named = _labels(root, description, cases)
     if list(named.names.values()) == list(unknown_names(named.organs).values()):
         text = f'The classes have no names. Name them in {root / "labels.json"}, such as {{"liver": 1}}.'
