@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from semiseg.geometry import triple
 from semiseg.ops.operators import zoom_operator, zoom_taps
 from semiseg.ops.resample import (
     coarse_axis,
     is_anisotropic,
+    keep_known,
     resample_image,
     resample_label,
     target_shape,
@@ -127,3 +129,31 @@ def test_a_class_between_the_kept_slices_is_left_out() -> None:
     label = np.zeros((5, 4, 4), dtype=np.uint8)
     label[1] = 1
     assert not resample_label(label, (1, 8, 8), 0).any()
+
+
+@pytest.mark.parametrize(("axis", "place"), [(0, 7), (1, 6), (2, 11), (0, 0), (2, 19)])
+@pytest.mark.parametrize("size", [20, 10, 7, 3, 30])
+def test_one_slice_that_is_known_is_not_lost_between_ignored_ones(axis: int, place: int, size: int) -> None:
+    """On coarser and finer grids, as one slice there, with its classes; all else stays ignored or is next to it."""
+    label = np.full((20, 20, 20), 9, dtype=np.uint8)
+    known = np.moveaxis(label, axis, 0)[place]
+    known[:] = 0
+    known[:10] = 1
+    shape = triple(size for _ in range(3))
+    out = resample_label(label, shape)
+    keep_known(label, out, 9)
+    there = np.moveaxis(out, axis, 0)[int((place + 0.5) * size / 20)]
+    assert (there != 9).any()
+    if size <= 20:
+        assert set(np.unique(there)) == {0, 1}
+        assert (there[: size // 2] == 1).all()
+        assert (there[(size + 1) // 2 :] == 0).all()
+    assert (np.moveaxis(out, axis, 0) != 9).any(axis=(1, 2)).sum() <= max(1, 3 * size // 20)
+
+
+def test_what_is_known_stays_as_it_was_resampled() -> None:
+    label = np.random.default_rng(0).integers(0, 3, (9, 10, 11)).astype(np.uint8)
+    out = resample_label(label, (5, 6, 4))
+    before = out.copy()
+    keep_known(label, out, 9)
+    assert np.array_equal(out, before)

@@ -36,7 +36,7 @@ from semiseg.geometry import triple
 from semiseg.io.dataset import Case
 from semiseg.io.scans import RawVolume, hash_of, read_scan, stamps_of
 from semiseg.io.store import CASE_FILES, Places, StoredCase, check_files, read_case_meta, write_case
-from semiseg.ops.resample import resample_label
+from semiseg.ops.resample import keep_known, resample_label
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape
 
@@ -132,6 +132,8 @@ def _prepare(case: Case, plan: Plan, digest: str, folder: Path) -> None:
     label = None
     if source_label is not None:
         label = resample_label(source_label, scan.shape, preparation_axis(volume.grid.spacing_mm, plan))
+        if plan.labels.ignore is not None:
+            keep_known(source_label, label, plan.labels.ignore)
     meta = _describe(case, plan, digest, volume, image, label)
     write_case(folder, image=image, label=label, meta=meta)
 

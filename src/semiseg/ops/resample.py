@@ -174,6 +174,19 @@ def resample_label(label: LabelArray, shape_out: Shape, anisotropic_axis: int | 
     return out
 
 
+def keep_known(label: LabelArray, out: LabelArray, ignore: int) -> None:
+    """Give voxels of a resampled label map `out` that are ignored the class of a voxel of `label` that lies in them and
+    is not, in place: one slice that a person drew weighs less than the ignored ones beside it, and would be lost."""
+    to = [
+        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(np.intp)
+        for n, m in zip(label.shape, out.shape, strict=True)
+    ]
+    for plane in range(len(label)):  # a whole comparison would take as much memory as the label map
+        row = out[to[0][plane]]
+        lost = np.nonzero((label[plane] != ignore) & (row[np.ix_(to[1], to[2])] == ignore))
+        row[to[1][lost[0]], to[2][lost[1]]] = label[plane][lost]
+
+
 def _nearest(n_in: int, n_out: int) -> NDArray[np.intp]:
     """Of each output voxel along an axis the input voxel that it lies in."""
     return np.arange(n_in) if n_in == n_out else zoom_taps(n_in, n_out, 0).low
