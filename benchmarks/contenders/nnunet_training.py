@@ -2,12 +2,12 @@
 
     .peers/bin/python nnunet_training.py FOLDER MINUTES
 
-FOLDER holds `raw/Dataset001_Study` (nnU-Net's form) and `test/ID_0000.nii.gz`; what is made goes into `preprocessed`,
-`results` and `predicted`. nnU-Net's own fingerprint, plan, preprocessing, network, augmentation, optimiser, loss,
-schedule, sliding window and mirroring; trained on all cases (fold "all"). Of its trainer only the loop is not used: the
-number of epochs is set from the time of the first ones, so that the learning rate reaches zero when the minutes end,
-and nothing is validated or written in between. A network that is trained is not trained again (`network.pt`), and a
-scan that is predicted not predicted again.
+FOLDER holds `raw/Dataset001_Study` (nnU-Net's form), `test/ID_0000.nii.gz` and perhaps `unlabelled/ID_0000.nii.gz`;
+what is made goes into `preprocessed`, `results`, `predicted` and `teacher_labels`. nnU-Net's own fingerprint, plan,
+preprocessing, network, augmentation, optimiser, loss, schedule, sliding window and mirroring; trained on all cases
+(fold "all"). Of its trainer only the loop is not used: the number of epochs is set from the time of the first ones, so
+that the learning rate reaches zero when the minutes end, and nothing is validated or written in between. A network that
+is trained is not trained again (`network.pt`), and a scan that is predicted not predicted again.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ def main() -> None:
         "nnUNetTrainer",
         trainer.inference_allowed_mirroring_axes,
     )
-    scans = sorted((folder / "test").glob("*_0000.nii.gz"))
-    targets = [str(folder / "predicted" / scan.name.removesuffix("_0000.nii.gz")) for scan in scans]
-    (folder / "predicted").mkdir(exist_ok=True)
-    predictor.predict_from_files_sequential([[str(scan)] for scan in scans], targets, overwrite=False)
+    for source, target in (("test", "predicted"), ("unlabelled", "teacher_labels")):
+        if scans := sorted((folder / source).glob("*_0000.nii.gz")):
+            (folder / target).mkdir(exist_ok=True)
+            targets = [str(folder / target / scan.name.removesuffix("_0000.nii.gz")) for scan in scans]
+            predictor.predict_from_files_sequential([[str(scan)] for scan in scans], targets, overwrite=False)
 
 
 def train(trainer: Any, seconds: float) -> int:

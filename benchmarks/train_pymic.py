@@ -1,0 +1,174 @@
+"""PyMIC as a method of a study: trained on the same scans for minutes of one core, scored by the same scores.
+
+    python benchmarks/train_pymic.py --results docs/benchmarks/hippocampus_by_minutes --data FOLDER --labelled 4 \\
+        --minutes 5 --method UAMT
+
+Needs `.pymic`: `python -m venv .pymic; .pymic/bin/pip install --no-deps -r benchmarks/pymic.txt`. The configuration is
+that of PyMIC's example of the left atrium (PyMIC_examples, seg_semi_sup/AtriaSeg) in everything but what the data and
+the minutes ask for: docs/lab/accuracy.md names each difference. Adds a run of method pymic_uamt (pymic_uamt_20min for
+other minutes than the study's) to `results.json`; a run that is there is not made again, and one that was cut off after
+training is predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import nibabel
+
+from peer_runs import PeerRun, add_arguments, add_to_study, peer_run, run_peer
+from semiseg.data.roles import RunCase
+
+PYMIC = Path(__file__).parents[1] / ".pymic" / "bin" / "python"
+TRAINING = Path(__file__).parent / "contenders" / "pymic_training.py"
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "UAMT": {"semi_supervised_learning": {"ema_decay": 0.99}},
+    "CPS": {"network": {"net_type": "[UNet3D, UNet3D]"}, "dataset": {"RandomFlip_flip_depth": True}},
+    "URPC": {"network": {"multiscale_pred": True}, "training": {"deep_supervise": True}},
+}
+"""What the example's files have of their own."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, "runs/pymic")
+    parser.add_argument("--method", choices=METHODS, required=True)
+    arguments = parser.parse_args()
+    run = peer_run(f"pymic_{arguments.method.lower()}", arguments)
+    if run.known:
+        print(f"{run.name}: is in {arguments.results}")
+        return
+    if len(run.dataset.channels) > 1:
+        raise SystemExit(f"{arguments.data}: has several channels, and this benchmark writes lists of one.")
+    if not (run.folder / "trained.json").exists():
+        shutil.rmtree(run.folder, ignore_errors=True)
+    lists = {"labelled": run.labelled, "unlabelled": run.unlabelled, "test": run.test}
+    for role, cases in lists.items():
+        _write_list(run.folder, role, cases)
+    (run.folder / "model").mkdir(exist_ok=True)
+    (run.folder / "pymic.cfg").write_text(configuration(run, arguments.method))
+    peak = run_peer(run, [str(PYMIC), str(TRAINING), str(run.folder), str(arguments.minutes)], cores=1)
+    print(json.dumps(add_to_study(run, peak)))
+
+
+def _write_list(folder: Path, role: str, cases: Sequence[RunCase]) -> None:
+    """Copies of the scans, and of labels that are given, and PyMIC's table of them."""
+    (folder / role).mkdir(parents=True, exist_ok=True)
+    lines = ["image,label" if role == "labelled" else "image"]
+    for case in cases:
+        names = [f"{role}/{case.id}.nii.gz"]
+        shutil.copy(case.images[0], folder / names[0])
+        if role == "labelled":
+            names.append(f"{role}/{case.id}_label.nii.gz")
+            shutil.copy(str(case.label), folder / names[1])
+        lines.append(",".join(names))
+    (folder / f"{role}.csv").write_text("\n".join(lines) + "\n")
+
+
+def patch_of(cases: Sequence[RunCase]) -> list[int]:
+    """Four fifths of the median scan as it is stored, slices first, in multiples of 8: the network halves its maps
+    three times."""
+    shapes = [nibabel.load(case.images[0]).header.get_data_shape() for case in cases]
+    return [max(8, int(0.8 * median(shape[axis] for shape in shapes)) // 8 * 8) for axis in (2, 1, 0)]
+
+
+def configuration(run: PeerRun, method: str) -> str:
+    """The example's settings as PyMIC reads them. What it gives in iterations of 20,000 is in thousandths here."""
+    folder = run.folder.resolve()
+    augmented = ["RandomCrop", "RandomFlip", "NormalizeWithMeanStd", "GammaCorrection", "GaussianNoise"]
+    whole = ["NormalizeWithMeanStd", "Pad"]
+    sections: dict[str, dict[str, Any]] = {
+        "dataset": {
+            "tensor_type": "float",
+            "task_type": "seg",
+            "supervise_type": "semi_sup",
+            "train_dir": folder,
+            "train_csv": folder / "labelled.csv",
+            "train_csv_unlab": folder / "unlabelled.csv",
+            "valid_csv": folder / "labelled.csv",
+            "test_csv": folder / "test.csv",
+            "train_batch_size": 2,
+            "train_batch_size_unlab": 2,
+            "num_worker": 0,
+            "train_transform": [*augmented, "LabelToProbability"],
+            "train_transform_unlab": augmented,
+            "valid_transform": [*whole, "LabelToProbability"],
+            "test_transform": whole,
+            "Pad_output_size": [8, 8, 8],
+            "Pad_ceil_mode": True,
+            "RandomCrop_output_size": patch_of(run.labelled),
+            "RandomCrop_foreground_focus": False,
+            "RandomCrop_foreground_ratio": None,
+            "RandomCrop_mask_label": None,
+            "RandomFlip_flip_depth": False,
+            "RandomFlip_flip_height": True,
+            "RandomFlip_flip_width": True,
+            "NormalizeWithMeanStd_channels": [0],
+            "GammaCorrection_channels": [0],
+            "GammaCorrection_gamma_min": 0.7,
+            "GammaCorrection_gamma_max": 1.5,
+            "GaussianNoise_channels": [0],
+            "GaussianNoise_mean": 0,
+            "GaussianNoise_std": 0.05,
+            "GaussianNoise_probability": 0.5,
+        },
+        "network": {
+            "net_type": "UNet3D",
+            "class_num": len(run.dataset.labels.names),
+            "in_chns": 1,
+            "feature_chns": [32, 64, 128, 256],
+            "dropout": [0.0, 0.0, 0.5, 0.5],
+            "up_mode": 2,
+            "multiscale_pred": False,
+        },
+        "training": {
+            "gpus": [0],
+            "loss_type": ["DiceLoss", "CrossEntropyLoss"],
+            "loss_weight": [0.5, 0.5],
+            "optimizer": "Adam",
+            "learning_rate": "1e-3",
+            "momentum": 0.9,
+            "weight_decay": "1e-5",
+            "lr_scheduler": "ReduceLROnPlateau",
+            "lr_gamma": 0.5,
+            "ReduceLROnPlateau_patience": 100,
+            "early_stop_patience": 250,
+            "ckpt_dir": folder / "model",
+            "iter_max": 1000,
+            "iter_valid": 100,
+            "iter_save": [1000],
+        },
+        "semi_supervised_learning": {
+            "method_name": method,
+            "regularize_w": 0.1,
+            "rampup_start": 50,
+            "rampup_end": 750,
+        },
+        "testing": {
+            "gpus": [0],
+            "ckpt_mode": 0,
+            "output_dir": folder / "predicted",
+            "post_process": None,
+            "sliding_window_enable": False,
+        },
+    }
+    for section, own in METHODS[method].items():
+        sections[section] |= own
+    lines = []
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {_written(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    main()
