@@ -68,6 +68,12 @@ study = $(BIN)/semiseg study benchmarks/studies/$(1).toml --data $(DATA)/$(2) --
 	.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/peers.txt
 	touch $@
 
+# Of PyMIC for benchmarks/train_pymic.py: it needs torchvision, and the peers above do without.
+.pymic/installed: benchmarks/pymic.txt
+	test -x .pymic/bin/python || $(PYTHON) -m venv .pymic
+	.pymic/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/pymic.txt
+	touch $@
+
 bench: .venv/installed .peers/installed
 	$(BIN)/python benchmarks/against_peers.py --data $(DATA)
 	$(BIN)/python benchmarks/hard_limit.py

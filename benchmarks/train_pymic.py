@@ -3,11 +3,10 @@
     python benchmarks/train_pymic.py --results docs/benchmarks/hippocampus_by_minutes --data FOLDER --labelled 4 \\
         --minutes 5 --method UAMT
 
-Needs `.pymic`: `python -m venv .pymic; .pymic/bin/pip install --no-deps -r benchmarks/pymic.txt`. The configuration is
-that of PyMIC's example of the left atrium (PyMIC_examples, seg_semi_sup/AtriaSeg) in everything but what the data and
-the minutes ask for: docs/lab/accuracy.md names each difference. Adds a run of method pymic_uamt (pymic_uamt_20min for
-other minutes than the study's) to `results.json`; a run that is there is not made again, and one that was cut off after
-training is predicted.
+Needs `.pymic` (`make .pymic/installed`). The configuration is that of PyMIC's example of the left atrium
+(PyMIC_examples, seg_semi_sup/AtriaSeg) in everything but what the data and the minutes ask for: docs/lab/accuracy.md
+names each difference. Adds a run of method pymic_uamt (pymic_uamt_20min for other minutes than the study's) to
+`results.json`; a run that is there is not made again, and one that was cut off after training is predicted.
 """
 
 from __future__ import annotations
