@@ -73,7 +73,7 @@ def _write_list(folder: Path, role: str, cases: Sequence[RunCase]) -> None:
 def patch_of(cases: Sequence[RunCase]) -> list[int]:
     """Four fifths of the median scan as it is stored, slices first, in multiples of 8: the network halves its maps
     three times."""
-    shapes = [nibabel.load(case.images[0]).header.get_data_shape() for case in cases]
+    shapes = [nibabel.Nifti1Image.from_filename(case.images[0]).shape for case in cases]
     return [max(8, int(0.8 * median(shape[axis] for shape in shapes)) // 8 * 8) for axis in (2, 1, 0)]
 
 

@@ -59,7 +59,7 @@ def main() -> None:
         iterations = max(1, round(periods / an_iteration / VALIDATIONS)) * VALIDATIONS
         _scale(config, iterations)
         began = time.process_time()
-        agent_of(config, "train").run()
+        _logged(agent_of(config, "train")).run()
         facts = {
             "steps": iterations,
             "minutes": round((time.process_time() - began) / 60, 2),
@@ -84,12 +84,27 @@ def _scale(config: Any, iterations: int) -> None:
         section |= {key: section[key] * iterations / 1000 for key in OF_A_THOUSAND if key in section}
 
 
+def _logged(agent: Any) -> Any:
+    """The agent with the losses that PyMIC logs: 0.6.2's CPS has them by network alone, and stops at the first log."""
+    train = agent.training
+
+    def training() -> Any:
+        scalars = train()
+        for name, parts in (("loss_sup", "loss_sup"), ("loss_reg", "loss_pse_sup")):
+            if name not in scalars:
+                scalars[name] = scalars[f"{parts}1"] + scalars[f"{parts}2"]
+        return scalars
+
+    agent.training = training
+    return agent
+
+
 def _seconds(agent_of: Any, config: Any) -> tuple[float, float]:
     """Processor time of an iteration and of a validation, by a short run that is thrown away."""
     config["training"] |= {"iter_valid": TIMED, "iter_max": TIMED, "iter_save": [10**9]}
     config["training"]["ckpt_dir"] += "_timed"
     Path(config["training"]["ckpt_dir"]).mkdir(exist_ok=True)
-    agent = agent_of(config, "train")
+    agent = _logged(agent_of(config, "train"))
     train, validate = agent.training, agent.validation
     seconds = []
 
@@ -121,7 +136,8 @@ def _let_torchvision_load() -> None:
     except RuntimeError:
         for module in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[module]
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library: Any = torch.library
+        library = library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)
