@@ -16,7 +16,7 @@ def library() -> Any:
     """The package `pydicom`. Values are taken as they stand, and what is odd about them is not told: pydicom's
     warnings quote them, and they may be a patient's."""
     if importlib.util.find_spec("pydicom") is None:
-        raise ConfigError("DICOM needs pydicom: pip install 'semiseg[dicom]'.")
+        raise ConfigError("DICOM needs pydicom: pip install '.[dicom]'.")
     import pydicom
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

@@ -175,7 +175,7 @@ def _compressed(stream: IO[bytes], frames: Sequence[Slice], syntax: str, decoder
     asked = [found.frame for found in frames]
     plugin = "pydicom" if syntax == RLE else "gdcm"
     if plugin not in library().pixels.get_decoder(syntax).available_plugins:
-        raise ConfigError(f"{BY_GDCM[syntax]} needs python-gdcm: pip install 'semiseg[dicom]'.")
+        raise ConfigError(f"{BY_GDCM[syntax]} needs python-gdcm: pip install '.[dicom]'.")
     options = {
         "syntax": syntax,
         "plugin": plugin,

@@ -40,7 +40,7 @@ def require_highdicom() -> None:
     """Import highdicom and have it read its tables of the standard, so that their 140 MB are there before what a scan
     takes is planned. Raises `ConfigError` where it is not installed."""
     if importlib.util.find_spec("highdicom") is None:
-        raise ConfigError("DICOM SEG needs highdicom: pip install 'semiseg[dicom]'.")
+        raise ConfigError("DICOM SEG needs highdicom: pip install '.[dicom]'.")
     import highdicom as hd
 
     with no_words_of_patients():
