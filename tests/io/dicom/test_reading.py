@@ -317,7 +317,7 @@ def test_the_list_of_syntaxes_is_what_gdcm_decodes() -> None:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("pydicom", r"DICOM needs pydicom: pip install 'semiseg\[dicom\]'"),
+        ("pydicom", r"DICOM needs pydicom: pip install '.\[dicom\]'"),
         ("gdcm", r"JPEG-LS lossless needs python-gdcm"),
     ],
 )
