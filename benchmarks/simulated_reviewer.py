@@ -16,27 +16,23 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from semiseg import predict_run, prepare_run, train_run
-from semiseg.config import load_settings
+from few_labels import SETS, OrganDice, Subset, id_list, keep_row, made_run, mean_dice, organ_dice
+from semiseg import predict_run
 from semiseg.corrections import AskedSlices, import_correction
-from semiseg.data.plan import read_plan
 from semiseg.data.reviews import PSEUDO_LABELS
-from semiseg.data.roles import of_role, read_run_cases
+from semiseg.data.roles import read_run_cases
 from semiseg.decisions import FILE, DecisionLog, label_sha256
-from semiseg.files import read_json, write_json, write_text
+from semiseg.files import read_json
 from semiseg.io.dataset import Dataset, LabelScheme
-from semiseg.io.file_kinds import label_map
-from semiseg.io.layouts import read_dataset
 from semiseg.io.scans import read_grid, read_label, write_label
 from semiseg.randomness import Draw
-from semiseg.scoring.metrics import dice
 from semiseg.scoring.statistics import paired_difference
 from semiseg.types import LabelArray
 
@@ -47,21 +43,6 @@ MINUTES_TO_DRAW = 45.0
 """A whole scan, 30 to 60 in the same paper. A slice takes its share, by the slices that hold an organ."""
 
 
-@dataclass(frozen=True)
-class RealSet:
-    """A data set, how many labels a run begins with, and settings that make its runs short."""
-
-    folder: str
-    labelled: int
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-SETS = {
-    "hippocampus": RealSet("Dataset004_Hippocampus", 4, {"plan.spacing_mm": [1.5] * 3, "plan.patch": [24, 32, 24]}),
-    "head_neck": RealSet("Dataset101_HeadNeckCT", 8, {"plan.spacing_mm": [5.0] * 3, "plan.patch": [48, 32, 32]}),
-    # Three patients: both frames of each stand side by side in the list.
-    "acdc": RealSet("Dataset103_ACDC", 6, {"plan.spacing_mm": [10.0, 3.0, 3.0], "plan.patch": [8, 64, 64]}),
-}
 FULL_LABELS = (4, 1, 2)
 
 
@@ -80,32 +61,26 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     for subset in range(arguments.first_subset, arguments.first_subset + arguments.subsets):
-        _subset(arguments, SETS[arguments.name], subset)
+        _subset(arguments, subset)
     print_table(read_json(arguments.results))
 
 
-def _subset(arguments: argparse.Namespace, real: RealSet, subset: int) -> None:
-    root = arguments.data / real.folder
-    dataset = read_dataset(root)
-    begin = subset * real.labelled
-    order = [*dataset.train_order[begin:], *dataset.train_order[:begin]]
-    folder = arguments.output / f"{arguments.name}_{arguments.steps}_steps" / f"subset_{subset}"
+def _subset(arguments: argparse.Namespace, number: int) -> None:
+    folder = arguments.output / f"{arguments.name}_{arguments.steps}_steps" / f"subset_{number}"
+    subset = Subset.of(arguments.name, number, data=arguments.data, folder=folder, pool=arguments.pool)
     base = folder / "none"
-    used = order[: real.labelled + arguments.pool]
-    left_out = _list(folder, [case for case in order if case not in used], "left_out")
-    plain = {"data.label_list": str(_list(folder, used[: real.labelled], "none")), "data.exclude": str(left_out)}
-    made = Made(arguments, real, root, subset)
-    made.run("none", base, plain, {"expert_minutes": 0.0})
+    made = Made(arguments, subset, number)
+    made.run("none", base, {"expert_minutes": 0.0})
     if not (base / PSEUDO_LABELS / "predictions.jsonl").exists():
         predict_run.predict_unlabelled(base, quiet=True)
-    judged = _judged(dataset, base, used[real.labelled :])
-    for name, effort in _reviews(folder, base, dataset, judged, arguments):
-        made.run(name, folder / name, plain | {"data.decisions": str(folder / "reviews" / name)}, effort)
+    judged = _judged(subset, base)
+    for name, effort in _reviews(folder, base, subset.dataset, judged, arguments):
+        made.run(name, folder / name, effort, data__decisions=str(folder / "reviews" / name))
     for count in FULL_LABELS:
         name = f"full_{count}"
-        labels = _list(folder, used[: real.labelled + count], name)
+        labels = id_list(folder, [*subset.labelled, *subset.pool[:count]], name)
         effort = {"expert_minutes": count * MINUTES_TO_DRAW}
-        made.run(name, folder / name, plain | {"data.label_list": str(labels)}, effort)
+        made.run(name, folder / name, effort, data__label_list=str(labels))
 
 
 @dataclass(frozen=True)
@@ -113,63 +88,33 @@ class Made:
     """Makes runs of a subset, and keeps what came of them."""
 
     arguments: argparse.Namespace
-    real: RealSet
-    root: Path
-    subset: int
+    subset: Subset
+    number: int
 
-    def run(self, strategy: str, run: Path, settings: dict[str, Any], effort: dict[str, Any]) -> None:
+    def run(self, strategy: str, run: Path, effort: dict[str, Any], **given: Any) -> None:
         """Prepare, train, predict and score, unless it is done or not wanted."""
         if self.arguments.only and strategy not in (*self.arguments.only, "none"):
             return
-        wanted = {
-            **self.real.settings,
-            "data.root": str(self.root),
-            "plan.base_features": 8,
-            "train.steps": self.arguments.steps,
-            "train.threads": 1,
-            "train.precision": "float32",
-            "train.device": "cpu",
-            "train.validation_every": 0,
-            "predict.device": "cpu",
-            "predict.engine": "torch",
-            "predict.mirror": False,
-            **settings,
-        }
-        lines = [f"{key}={_toml(value)}" for key, value in wanted.items()]
-        if not (run / "dice.json").exists():
-            prepare_run.prepare(run, load_settings(None, lines), quiet=True)
-            train_run.train(run, quiet=True)
-            predict_run.predict_test_cases(run, quiet=True)
-            write_json(run / "dice.json", _test_dice(run))
-        scores = read_json(run / "dice.json")
+        scores = _means(made_run(run, self.subset.settings(self.arguments.steps, **given)))
+        before = _means(made_run(run.parent / "none", self.subset.settings(self.arguments.steps)))
         roles = [case.role for case in read_run_cases(run / "cases.jsonl")]
         row = {
             "set": self.arguments.name,
-            "subset": self.subset,
+            "subset": self.number,
             "steps": self.arguments.steps,
             "accept": self.arguments.accept,
             "strategy": strategy,
             "dice": round(float(np.mean(list(scores.values()))), 4),
-            "gain": _gain(read_json(run.parent / "none" / "dice.json"), scores),
+            "gain": _gain(before, scores),
             "roles": {role: roles.count(role) for role in sorted(set(roles))},
             **effort,
         }
-        file = self.arguments.results
-        rows = read_json(file) if file.exists() else []
-        key = ("set", "subset", "steps", "strategy")
-        others = [one for one in rows if [one[k] for k in key] != [row[k] for k in key]]
-        write_json(file, sorted([*others, row], key=lambda one: [one[k] for k in key]))
-        print(f"{self.arguments.name}, subset {self.subset}, {strategy}: Dice {row['dice']:.4f}, {effort}", flush=True)
+        keep_row(self.arguments.results, row, ("set", "subset", "steps", "strategy"))
+        print(f"{self.arguments.name}, subset {self.number}, {strategy}: Dice {row['dice']:.4f}, {effort}", flush=True)
 
 
-def _test_dice(run: Path) -> dict[str, float]:
-    """Mean Dice over organs of each test case: distances, which reports have besides, would take longer than a run."""
-    found = {}
-    for case in of_role(read_run_cases(run / "cases.jsonl"), "test"):
-        given, true = read_label(label_map(run / "predictions", case.id))[0], read_label(Path(case.label or ""))[0]
-        values = [dice(true == organ, given == organ) for organ in read_plan(run / "plan.toml").labels.organs]
-        found[case.id] = float(np.mean([value for value in values if value is not None]))
-    return found
+def _means(scores: dict[str, OrganDice]) -> dict[str, float]:
+    return {case: mean_dice(values) for case, values in scores.items()}
 
 
 def _gain(before: dict[str, float], now: dict[str, float]) -> list[float | None]:
@@ -177,16 +122,6 @@ def _gain(before: dict[str, float], now: dict[str, float]) -> list[float | None]
     pairs = [before[case] for case in now], list(now.values())
     found = paired_difference(*pairs, Draw(seed=0), "review", samples=10_000).difference
     return [None if value is None else round(value, 4) for value in (found["mean"], found["low"], found["high"])]
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def _list(folder: Path, ids: Sequence[str], name: str) -> Path:
-    file = folder / "lists" / f"{name}.txt"
-    write_text(file, "\n".join(ids) + "\n")
-    return file
 
 
 @dataclass(frozen=True)
@@ -197,24 +132,20 @@ class Judged:
     file: Path
     given: LabelArray
     true: LabelArray
-    dice: dict[int, float | None]
+    dice: OrganDice
 
     @property
     def mean(self) -> float:
-        values = [value for value in self.dice.values() if value is not None]
-        return float(np.mean(values)) if values else 0.0
+        return mean_dice(self.dice)
 
 
-def _judged(dataset: Dataset, base: Path, pool: Sequence[str]) -> list[Judged]:
+def _judged(subset: Subset, base: Path) -> list[Judged]:
     """The pseudo-labels beside the hidden ones."""
-    labels = {case.id: case.label for case in dataset.cases}
     found = []
-    for case in pool:
-        file, own = base / PSEUDO_LABELS / f"{case}.nii.gz", labels[case]
-        assert own is not None  # all training cases of these sets have one
-        given, true = read_label(file)[0], read_label(own)[0]
-        values = {organ: dice(true == organ, given == organ) for organ in dataset.labels.organs}
-        found.append(Judged(case, file, given, true, values))
+    for case in subset.pool:
+        file = base / PSEUDO_LABELS / f"{case}.nii.gz"
+        given, true = read_label(file)[0], subset.truth(case)
+        found.append(Judged(case, file, given, true, organ_dice(given, true, list(subset.dataset.labels.organs))))
     return found
 
 

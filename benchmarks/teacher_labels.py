@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from semiseg import predict_run, prepare_run, train_run
+from few_labels import made_run
 from semiseg.data.plan import read_plan
 from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
@@ -60,7 +60,7 @@ def main() -> None:
         f"taught, {organs[first]} alone": {"teacher_labels": str(everything), "teacher_names": str(names)},
     }
     for number, (way, data) in enumerate(ways.items()):
-        run = arguments.output / f"run_{number}"
+        run = arguments.output / f"run_{number}_{arguments.steps}_steps"
         scores = trained(run, replace(settings, data=replace(settings.data, **data)))
         print(f"{way:32} {as_text(scores)}", flush=True)
 
@@ -96,14 +96,12 @@ def print_agreement(labels: Path, root: str, organs: dict[int, str]) -> None:
 
 def trained(run: Path, settings: RunSettings) -> dict[str, float]:
     """Dice by organ on the test cases, and its mean."""
-    prepare_run.prepare(run, settings, quiet=True)
-    test = of_role(read_run_cases(run / "cases.jsonl"), "test")
-    pairs = [(label_map(run / "predictions", case.id), Path(case.label or "")) for case in test]
-    if not all(predicted.exists() for predicted, _ in pairs):
-        train_run.train(run, quiet=True)
-        predict_run.predict_test_cases(run, quiet=True)
-    organs = read_plan(run / "plan.toml").labels.organs
-    return mean_dice(pairs, {name: (value, value) for value, name in organs.items()})
+    scores = made_run(run, settings).values()
+    means = {
+        name: float(np.mean([one for case in scores if (one := case[value]) is not None]))
+        for value, name in read_plan(run / "plan.toml").labels.organs.items()
+    }
+    return means | {"mean": float(np.mean(list(means.values())))}
 
 
 def as_text(scores: dict[str, float]) -> str:
