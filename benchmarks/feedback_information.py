@@ -66,9 +66,9 @@ def main() -> None:
     patch = session.plan.patch
     found: dict[str, list[NDArray[np.float64]]] = {"own": [], "others": [], "doubt": [], "second": [], "first": []}
     for number in range(arguments.patches):
-        image, truth = _patches([looked_at[number % half]], patch, generator)
-        own = [_patches(_two(labelled, generator), patch, generator) for _ in range(arguments.batches)]
-        foreign = [_patches(_two(others, generator), patch, generator) for _ in range(arguments.batches)]
+        image, truth = patches_of([looked_at[number % half]], patch, generator)
+        own = [patches_of(_two(labelled, generator), patch, generator) for _ in range(arguments.batches)]
+        foreign = [patches_of(_two(others, generator), patch, generator) for _ in range(arguments.batches)]
         rows = _voxels(method, image, truth, own, foreign)
         for name, values in rows.items():
             found[name].append(values)
@@ -89,7 +89,7 @@ def _two(cases: list[OpenCase], generator: np.random.Generator) -> list[OpenCase
     return [cases[i] for i in generator.choice(len(cases), 2, replace=False)]
 
 
-def _patches(cases: list[OpenCase], patch: Shape, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+def patches_of(cases: list[OpenCase], patch: Shape, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Images `(B, C, D, H, W)` and labels `(B, D, H, W)`, a patch of each case."""
     images, labels = [], []
     for case in cases:
@@ -119,13 +119,13 @@ def _voxels(
         "doubt": (values[:, 1] - values[:, 0])[counts],
     }
     for name, batches in (("own", own), ("others", foreign)):
-        d = torch.stack([_feedback(method, image, q, Batch(*batch)) for batch in batches]).mean(0)
+        d = torch.stack([feedback_at(method, image, q, Batch(*batch)) for batch in batches]).mean(0)
         s = d.gather(1, first[:, None])[:, 0] - d.gather(1, second[:, None])[:, 0]
         rows[name] = s[counts]
     return {name: value.double().numpy() for name, value in rows.items()}
 
 
-def _feedback(method: MetaPseudoLabels, image: Tensor, q: Tensor, labelled: Batch) -> Tensor:
+def feedback_at(method: MetaPseudoLabels, image: Tensor, q: Tensor, labelled: Batch) -> Tensor:
     """`dJ/dq`, as training measures it."""
     start = {name: value.detach() for name, value in method.student.optimiser.parameters.items()}
     with batch_statistics_only(method.student.network):
@@ -139,11 +139,11 @@ def _areas(voxels: dict[str, NDArray[np.float64]], among: NDArray[np.bool_]) -> 
     second = voxels["second"][among] > 0
     found = {"voxels": int(among.sum()), "second choice is right": round(float(second.mean()), 4)}
     for name in ("own", "others", "doubt"):
-        found[f"AUC {name}"] = round(_area(voxels[name][among], second), 4)
+        found[f"AUC {name}"] = round(roc_area(voxels[name][among], second), 4)
     return found
 
 
-def _area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+def roc_area(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve: the chance that a positive one scores higher (Mann-Whitney, ties count half)."""
     ranks, count = rankdata(scores), int(positive.sum())
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(ranks) - count)))

@@ -93,6 +93,8 @@ class Subset:
             **self.plain,
             **{key.replace("__", "."): value for key, value in given.items()},
         }
+        if "train__weights" in given:  # which bring their plan along
+            wanted = {key: value for key, value in wanted.items() if not key.startswith("plan.")}
         return load_settings(None, [f"{key}={_toml(value)}" for key, value in wanted.items()])
 
     def truth(self, case: str) -> LabelArray:

@@ -71,7 +71,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
-    add_method(UnmixedSettings, Unmixed)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     method, session = restored(arguments.run, arguments.steps)
@@ -97,6 +96,7 @@ def main() -> None:
 
 def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
     """The method of a trained run at its last checkpoint, about to train `steps` steps with dense feedback."""
+    add_method(UnmixedSettings, Unmixed)
     settings = read_settings(run / "run.toml")
     settled = replace(read_settled(run), precision="float32")
     session = open_session(
@@ -107,7 +107,7 @@ def restored(run: Path, steps: int) -> tuple[MetaPseudoLabels, Session]:
     assert checkpoint is not None
     assert isinstance(method, MetaPseudoLabels)
     numbers = {k.removeprefix("method/"): v for k, v in checkpoint.numbers.items() if k.startswith("method/")}
-    method.load_state(checkpoint.tensors, numbers)
+    method.load_state(checkpoint.tensors, {"baseline": 0.0} | numbers)  # which pseudo_label has none of
     method.phases = replace(method.phases, warmup_stop=-1)  # the student goes on as it is
     method.learning_rate_factor = 0.1
     return method, session

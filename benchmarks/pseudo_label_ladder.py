@@ -12,9 +12,9 @@ from random weights, half of each batch the few labels and half the pool, in who
   everything    all: the ceiling
 
 Each is what a perfect feedback of that kind could tell the teacher. `labels` is the few labels alone with the steps of
-teacher and student together. Feedback itself is measured where the student sees no true label before its fine-tuning,
-and begins with random weights: `fresh`, and with feedback to the teacher `fresh_dense` and `fresh_scalar`, of as many
-steps in all (half the teacher's, a tenth fine-tuning).
+teacher and student together. Feedback itself is measured where the student begins with random weights and sees no true
+label before its fine-tuning, the last fifth of its steps: `fresh`, whose teacher, the same, stands still, and with
+feedback to it `fresh_dense`, every fourth step, and `fresh_scalar`, every step.
 
 Runs are made by steps. What is done is not done again: the same command goes on. Writes
 benchmarks/results/pseudo_label_ladder.json after every run, and prints a table.
@@ -30,6 +30,7 @@ from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from few_labels import SETS, Subset, keep_row, made_run, mean_dice, organ_dice
 from semiseg import predict_run
@@ -65,7 +66,7 @@ FRESH: dict[str, dict[str, Any]] = {
     "fresh_dense": {"method__name": "mpl", "method__feedback": "dense"},
     "fresh_scalar": {"method__name": "mpl", "method__feedback": "scalar", "method__teacher_every": 1},
 }
-PHASES = {"method__phases__warmup": 0.5, "method__phases__finetune": 0.1, "method__phases__restart_rate": 1.0}
+PHASES = {"method__phases__warmup": 0.0, "method__phases__finetune": 0.2}
 
 
 def main() -> None:
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", dest="name", choices=[*SETS], default="hippocampus")
     parser.add_argument("--subsets", type=int, default=3)
+    parser.add_argument("--first-subset", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="of students, and of labels alone")
     parser.add_argument("--steps", type=int, default=1000, help="of the teacher, and of each student")
     parser.add_argument("--pool", type=int, default=60, help="scans with hidden labels; the others are left out")
@@ -83,17 +85,23 @@ def main() -> None:
     add_method(FreshPseudoLabelSettings, FreshPseudoLabel)
     add_method(FreshMplSettings, FreshMpl)
     for seed in range(arguments.seeds):
-        for subset in range(arguments.subsets):
+        for subset in range(arguments.first_subset, arguments.first_subset + arguments.subsets):
             Ladder.of(arguments, subset).climb(seed)
     print_table(read_json(arguments.results))
 
 
 class FreshStudent(TeacherAndStudent[Settings], Generic[Settings]):
-    """A student that begins with random weights and learns from the teacher's labels alone."""
+    """A student that begins with random weights and learns from the labels of a trained teacher alone."""
 
     def set_up(self, networks: Mapping[str, Network]) -> None:
         super().set_up(networks)
         self._same_size = False
+
+    def start_from(self, weights: dict[str, Tensor]) -> bool:
+        self.teacher.network.load_state_dict(weights)
+        if self.teacher.average:
+            self.teacher.average.restart(self.teacher.network)
+        return True
 
     def _mixed(self, lesson: Lesson, labelled: Batch, draw: Draw) -> Lesson:
         return lesson
@@ -142,7 +150,8 @@ class Ladder:
             self._run(way, seed, settings, quality)
         self._run("labels", seed, self._settings(2 * steps, seed, method__name="supervised"), {})
         for way, given in FRESH.items():
-            self._run(way, seed, self._settings(2 * steps, seed, **given, **PHASES), {})
+            settings = self._settings(steps, seed, train__weights=str(teacher), **given, **PHASES)
+            self._run(way, seed, settings, {})
 
     def _settings(self, steps: int, seed: int, **given: Any) -> RunSettings:
         return self.subset.settings(steps, train__seed=seed, **given)
