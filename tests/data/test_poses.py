@@ -31,7 +31,16 @@ def test_a_scan_in_a_pose_is_read_and_taken_back(pose: Pose) -> None:
     assert read_pose({"axes": list(pose.axes), "flipped": list(pose.flipped)}) == pose
 
 
-@pytest.mark.parametrize("value", [{}, {"axes": [0, 0, 1], "flipped": []}, {"axes": [0, 1, 2], "flipped": [3]}, None])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"axes": [0, 0, 1], "flipped": []},
+        {"axes": [0, 1, 2], "flipped": [3]},
+        {"axes": [0, 2.0, 1], "flipped": []},
+        None,
+    ],
+)
 def test_what_is_no_pose_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="is no pose"):
         read_pose(value)

@@ -474,8 +474,13 @@ class Upright:
 
 
 def test_a_scan_is_predicted_in_the_pose_that_training_found(model: Model, tmp_path: Path) -> None:
-    """Its labels are as the file lies, and the log and the person are told of it."""
-    model = replace(model, card=model.card | {"poses": [{"axes": [0, 2, 1], "flipped": []}]})
+    """Its labels are as the file lies, and the log and the person are told of it, by a second call, too."""
+    poses = [{"axes": [0, 2, 1], "flipped": []}, {"axes": [0, 1, 2], "flipped": [1]}]
+    model = replace(model, card=model.card | {"poses": poses})
+    upside_down = np.zeros((5, 6, 7), dtype=np.float32)
+    upside_down[1:4, :3, 2:5] = 100
+    found = predict_array(upside_down, (2.0, 1.0, 1.0), model, engine=Upright(), settings=SETTINGS)
+    assert torch.from_numpy(found).any()  # no view with a negative stride, which torch takes none of
     array = np.zeros((9, 13, 11), dtype=np.int16)  # x, y, z: bright in front
     array[2:7, 8:12, 3:8] = 100
     files = {}
@@ -495,5 +500,12 @@ def test_a_scan_is_predicted_in_the_pose_that_training_found(model: Model, tmp_p
     maps = {name: np.asarray(nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz").dataobj) for name in files}
     assert np.array_equal(maps["exchanged"], maps["upright"].transpose(1, 0, 2, 3))
     assert (outcomes["upright"].pose, outcomes["exchanged"].pose) == ("", "Y and X exchanged")
+    again = predict_scans(
+        find_scans([tmp_path / "in"]), model, Upright(), tmp_path / "out", replace(SETTINGS, probabilities=True)
+    )
+    assert {one.id: (one.reused, one.pose) for one in again} == {
+        "upright": (True, ""),
+        "exchanged": (True, "Y and X exchanged"),
+    }
     rows = {row["id"]: row.get("pose") for row in read_jsonl(tmp_path / "out" / "predictions.jsonl")}
     assert rows == {"upright": None, "exchanged": "Y and X exchanged"}

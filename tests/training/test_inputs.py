@@ -134,21 +134,49 @@ def test_scans_that_lie_otherwise_are_learnt_from_as_if_they_lay_alike(
     assert found_poses(read_rounds(tmp_path / "run")) == (exchanged,)
 
 
-def test_a_pose_that_no_scan_lies_in_any_more_is_let_go_of() -> None:
-    row: RoundRow = {
-        "round": 1,
-        "step": 2,
+def _round(number: int, lying: int, *, trusted: bool = True, known: bool = True) -> RoundRow:
+    return {
+        "round": number,
+        "step": number,
         "scans": 4,
         "agreement": 1.0,
         "found": {},
-        "trusted": True,
+        "trusted": trusted,
         "why": "",
-        "poses": [{"axes": [0, 2, 1], "flipped": []}, {"axes": [0, 1, 2], "flipped": [1]}],
-        "lying": {"Y and X exchanged": 2, "Y flipped": 1},
+        "poses": [{"axes": [0, 2, 1], "flipped": []}] if known else [],
+        "lying": {"Y and X exchanged": lying} if lying else {},
     }
+
+
+def test_a_pose_that_no_scan_lies_in_any_more_is_let_go_of() -> None:
+    """But not for a round that was refused, and not for one that drew none of its scans."""
+    exchanged = (Pose((0, 2, 1)),)
     assert found_poses([]) == ()
-    assert [pose.name for pose in found_poses([row])] == ["Y and X exchanged"]
-    assert len(found_poses([row | {"trusted": False, "lying": {}}])) == 2  # type: ignore[list-item]
+    assert found_poses([_round(1, 2)]) == exchanged
+    assert found_poses([_round(1, 0, trusted=False)]) == exchanged
+    assert found_poses([_round(1, 2), _round(2, 0, trusted=False, known=False)]) == exchanged
+    assert found_poses([_round(1, 3), _round(2, 0)]) == exchanged
+    assert found_poses([_round(1, 5), _round(2, 1), _round(3, 0)]) == ()
+    assert found_poses([_round(1, 0)]) == ()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_round_that_goes_on_keeps_its_poses(
+    feed: Callable[..., Feed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is labelled again, and nothing is asked of a network that was remembered anew."""
+    exchanged = Pose((0, 2, 1))
+    monkeypatch.setattr(inputs, "clear_poses", lambda *_: (exchanged,))
+    monkeypatch.setattr(inputs, "possible_poses", lambda plan: (exchanged,))
+    list(feed(label_scans=6).steps(0, 4, PHASES))
+    before = rounds(tmp_path)
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").glob("scan_labels/*/*.b2nd")}
+    monkeypatch.setattr(inputs, "clear_poses", lambda *_: ())
+    again = feed(label_scans=6)
+    again.method.networks["teacher"].load_state_dict(again.method.networks["student"].state_dict())
+    assert all(unlabelled is not None for *_, unlabelled in again.steps(4, 5, PHASES))
+    assert rounds(tmp_path) == before
+    assert {file: file.stat().st_mtime_ns for file in files} == files
 
 
 def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed]) -> None:

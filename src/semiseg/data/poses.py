@@ -77,9 +77,16 @@ def read_pose(value: Any) -> Pose:
         axes, flipped = triple(value["axes"]), tuple(value["flipped"])
     except (KeyError, TypeError):
         raise ValueError(f"{value!r} is no pose") from None
-    if set(axes) != {0, 1, 2} or not set(flipped) <= {0, 1, 2} or len(set(flipped)) < len(flipped):
+    whole = all(type(axis) is int for axis in (*axes, *flipped))
+    if not whole or set(axes) != {0, 1, 2} or not set(flipped) <= {0, 1, 2} or len(set(flipped)) < len(flipped):
         raise ValueError(f"{value!r} is no pose")
     return Pose(axes, flipped)
+
+
+def is_in_plane(pose: Pose, plan: Plan) -> bool:
+    """Whether a pose turns scans of a plan in the plane of their thick slices."""
+    normal = plan.anisotropic_axis
+    return normal is not None and pose.axes[normal] == normal and normal not in pose.flipped
 
 
 def possible_poses(plan: Plan) -> tuple[Pose, ...]:

@@ -137,13 +137,16 @@ class Attempt:
         no_matter = {"max_memory": "", "max_gpu_memory": "", "compile": False}
         made_by = asdict(settings) | {"engine": engine.name, "precision": engine.precision} | no_matter
         salt = f"{self._model.hash} {made_by} {model_steps(self._model, settings)}"
+        if self._model.poses:  # of the card, which the model's hash knows nothing of
+            salt += f" {self._model.poses}"
         self._key = hash_of(self._scan.images, salt=salt)
         before = self._finished
         if before is None or before.get("key") != self._key:
             for old in [*self._targets.all, *self.may_be_there]:
                 old.unlink(missing_ok=True)
         elif not (lacking := self._lacking(before)):
-            self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True), {}
+            pose = before.get("pose", "")
+            self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True, pose=pose), {}
             return
         else:
             self._known = self._labels_from_before(lacking)

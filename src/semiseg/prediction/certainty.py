@@ -17,7 +17,7 @@ from semiseg.types import FloatArray, LabelArray
 
 
 class MirroredBeside:
-    """An engine's logits, and beside them those of the mirror image along an axis, as further classes."""
+    """2K logits where an engine gives K: its own, and those of the mirror image along an axis as further classes."""
 
     def __init__(self, engine: Engine, axis: int) -> None:
         """axis: 0, 1 or 2 for Z, Y, X."""

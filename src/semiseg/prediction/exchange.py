@@ -18,7 +18,7 @@ _FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch": "model.pt2"}
 _MADE = (*_FILES.values(), "model.bin", "plan.toml", "card.json")
 _FOR_OTHERS = (
     *("format", "role", "classes", "channels", "parameters", "weights_sha256", "plan_sha256"),
-    *("method", "network", "steps", "seed", "mirror_axes", "dataset", "torch", "intended_use"),
+    *("method", "network", "steps", "seed", "mirror_axes", "poses", "dataset", "torch", "intended_use"),
     *("corrected_cases", "accepted_cases", "taught_cases", "unlabelled_cases"),
 )
 """Of a model's card; what is not known here stays on this machine."""

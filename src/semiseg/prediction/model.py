@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from semiseg.data.plan import NetworkPlan, Plan, read_plan, write_plan
-from semiseg.data.poses import Pose, read_pose
+from semiseg.data.poses import Pose, is_in_plane, read_pose
 from semiseg.errors import ConfigError, DataError, ModelError
 from semiseg.files import atomic_folder, hash_files, read_json, restore_replaced, write_json
 from semiseg.types import FloatArray
@@ -63,7 +63,7 @@ class Model:
     @property
     def poses(self) -> tuple[Pose, ...]:
         """In which, besides that of the labelled scans, training found unlabelled ones."""
-        return tuple(map(read_pose, self.card.get("poses", ())))
+        return tuple(dict.fromkeys(map(read_pose, self.card.get("poses", ()))))
 
 
 def save_model(folder: Path, network: Network, plan: Plan, *, role: Role, card: dict[str, Any]) -> None:
@@ -128,7 +128,9 @@ def load_model(folder: str | Path) -> Model:
     if not isinstance(axes, list) or not all(axis in (0, 1, 2) and isinstance(axis, int) for axis in axes):
         raise ModelError(f"{folder}/card.json: mirror_axes are {axes!r}, but some of 0, 1 and 2 are expected.")
     try:
-        list(map(read_pose, card.get("poses", [])))
+        poses = list(map(read_pose, card.get("poses", [])))
     except (TypeError, ValueError) as error:
         raise ModelError(f"{folder}/card.json: poses: {error}. Copy the folder again.") from None
+    if not all(is_in_plane(pose, plan) for pose in poses):
+        raise ModelError(f"{folder}/card.json: poses are not in the plane of thick slices. Copy the folder again.")
     return Model(folder, plan, card, hash_files([weights, folder / "plan.toml"]))

@@ -60,7 +60,8 @@ def predict_labels(
     labels, probabilities = _labels_and_probabilities(
         _posed(channels, pose), pose.shape(spacing_mm), model, engine, settings
     )
-    return Predicted(pose.back(labels), None if probabilities is None else pose.back(probabilities), pose)
+    maps = None if probabilities is None else np.ascontiguousarray(pose.back(probabilities))
+    return Predicted(np.ascontiguousarray(pose.back(labels)), maps, pose)
 
 
 def _certainty(

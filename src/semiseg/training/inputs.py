@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from heapq import nsmallest
 from itertools import pairwise
-from math import prod
+from math import degrees, prod
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,8 +23,9 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.data.poses import Pose, Poses, possible_poses
+from semiseg.data.poses import Pose, Poses, possible_poses, read_pose
 from semiseg.files import write_jsonl
+from semiseg.geometry import triple
 from semiseg.io.store import StoredCase
 from semiseg.methods.base import Batch, Method, UnlabelledBatch
 from semiseg.methods.phases import Phases
@@ -173,8 +174,9 @@ class Feed:
             data.source.publish_labels(blank_labels)
             return True
         first, before = rounds[number - 1], rounds[number - 2] if number > 1 else 0
-        if step > first and self._was_refused(first):
-            return False  # said before the run was stopped; the networks have been remembered anew since
+        said = self._said(first) if step > first else None  # before the run was stopped
+        if said and not said["trusted"]:
+            return False  # and the networks have been remembered anew since
         drawn = self._drawn(number, first, before)
         networks = [method.networks[name] for name in method.scan_labellers(step)]
         folders = [labels_folder(data.scan_labels, network) for network in networks]
@@ -193,9 +195,13 @@ class Feed:
             progress = every_so_often(self.say, f"Round {number}: {{}} of {{}} {what}.", at_end=not to_look)
             engine = TorchEngine(network, place.device, place.autocast)
             seed = self.settings.seed
-            return label_scans(cases, folder, engine, place.plan, seed=seed, poses=poses, progress=progress)
+            return label_scans(cases, folder, engine, self._plan, seed=seed, poses=poses, progress=progress)
 
-        looked = self._look(label, list(zip(networks, folders, strict=True)), first, drawn, len(rounds))
+        looked = (
+            _Looked(True, said["why"], tuple(map(read_pose, said["poses"])))
+            if said
+            else self._look(label, list(zip(networks, folders, strict=True)), first, drawn, len(rounds))
+        )
         classes: dict[int, int] = looked.classes
         lying: Poses = {}
         if looked.trusted:
@@ -204,6 +210,8 @@ class Feed:
             lying = kept_poses(folders[0], places)
             data.source.publish(places, from_step=step, among=set(places))
             data.source.publish_labels(partial(kept_labels, folders[0]), among=set(places), poses=lying)
+        if said:
+            return True
         row: RoundRow = {
             "round": number,
             "step": first,
@@ -246,24 +254,24 @@ class Feed:
         found, poses = look(few[:FIRST_LOOK]), tuple[Pose, ...]()
         if found.best >= HOPELESS:
             found = look(few)
-            self._say_if_dear((time.perf_counter() - began) / len(few) / len(networks), len(drawn), rounds)
+            each = (time.perf_counter() - began) / len(few) / len(networks)
             poses = self._poses(first, drawn, networks[0][0])
+            self._say_if_dear(each * (2 * (1 + len(poses)) if poses else 1), len(drawn), rounds)
             found = look(few, poses) if poses else found
         return _Looked(*verdict(found), poses, found, classes)
 
     def _poses(self, first: int, drawn: Sequence[Path], network: nn.Module) -> tuple[Pose, ...]:
         """In which poses besides that of the labelled scans those of a round may lie: what the round before found, or
         what this network sees, which looks until a few rounds have been learnt from."""
-        assert self.data.scan_labels is not None  # nothing is labelled otherwise
-        before = [row for row in read_rounds(self.data.scan_labels.parent) if row["step"] < first]
+        before = self._rounds_before(first)
         if known := found_poses(before):
             return known
-        possible = possible_poses(self.place.plan)
+        possible = possible_poses(self._plan)
         if not possible or sum(row["trusted"] for row in before) >= LOOKS:
             return ()
         self.say("Looking whether some unlabelled scans lie otherwise than the labelled ones.")
         engine = TorchEngine(network, self.place.device, self.place.autocast)
-        return clear_poses(drawn[:SEEN_IN_POSES], engine, self.place.plan, possible)
+        return clear_poses(drawn[:SEEN_IN_POSES], engine, self._plan, possible)
 
     def _say_if_dear(self, each: float, drawn: int, rounds: int) -> None:
         """Say what labelling scans takes of the minutes where that is much, by the seconds that one takes, and what to
@@ -295,7 +303,8 @@ class Feed:
         training in between."""
         cases, count = self.data.unlabelled, self._asked
         if len(self.method.scan_labellers(first)) > 1:
-            count = min(count, int(LABELLED_SHARE * (first - before) / self._scan_steps))
+            times = 1 + len(found_poses(self._rounds_before(first)))  # mirror images are not counted
+            count = min(count, int(LABELLED_SHARE * (first - before) / self._scan_steps / times))
         if count >= len(cases):
             return cases
 
@@ -305,9 +314,24 @@ class Feed:
 
         return tuple(sorted(nsmallest(count, cases, key=lot)))
 
-    def _was_refused(self, first: int) -> bool:
+    @cached_property
+    def _plan(self) -> Plan:
+        """With mirroring and turning as this run has them."""
+        augment = self.place.augment
+        turns = triple(map(degrees, augment.rotation_radians))
+        return replace(self.place.plan, mirror_axes=augment.mirror_axes, turn_degrees=turns)
+
+    def _rounds_before(self, first: int) -> list[RoundRow]:
+        return [row for row in self._rounds if row["step"] < first]
+
+    def _said(self, first: int) -> RoundRow | None:
+        """What was said of the round that begins with a step, if it was."""
+        return next((row for row in self._rounds if row["step"] == first), None)
+
+    @property
+    def _rounds(self) -> list[RoundRow]:
         assert self.data.scan_labels is not None  # nothing is labelled otherwise
-        return any(row["step"] == first and not row["trusted"] for row in read_rounds(self.data.scan_labels.parent))
+        return read_rounds(self.data.scan_labels.parent)
 
     def _write_round(self, row: RoundRow) -> None:
         """Tell the log, the report and the person what became of a round."""
@@ -321,7 +345,7 @@ class Feed:
             lie = "; ".join(f"{name}: {count}" for name, count in row["lying"].items())
             self.say(
                 f"Round {row['round']}: {sum(row['lying'].values())} of {row['scans']} scans lie otherwise than the "
-                f"labelled ones, and are learnt from as if they lay alike ({lie})."
+                f"labelled ones ({lie}), and are learnt from as if they lay alike."
             )
 
 

@@ -158,13 +158,15 @@ def kept_poses(folder: Path, ids: Iterable[str]) -> dict[str, Pose]:
 
 
 def found_poses(rounds: Sequence[RoundRow]) -> tuple[Pose, ...]:
-    """In which poses besides that of the labelled scans the last round of a run found unlabelled ones. Where it learnt
-    from them, a pose in which fewer than two lay was a mistake of an earlier network."""
-    if not rounds:
-        return ()
-    last = rounds[-1]
-    poses = tuple(map(read_pose, last["poses"]))
-    return tuple(pose for pose in poses if not last["trusted"] or last["lying"].get(pose.name, 0) >= FEWEST_VOTES)
+    """In which poses besides that of the labelled scans the rounds of a run found unlabelled ones. A pose in which
+    fewer than one scan a round lies, over the last two that learnt from scans and tried it, was a mistake."""
+    named = [[read_pose(value) for value in row["poses"]] for row in rounds]
+
+    def stands(pose: Pose) -> bool:
+        tried = [row for row, poses in zip(rounds, named, strict=True) if pose in poses and row["trusted"]][-2:]
+        return sum(row["lying"].get(pose.name, 0) for row in tried) >= len(tried)
+
+    return tuple(pose for pose in dict.fromkeys(pose for poses in named for pose in poses) if stands(pose))
 
 
 def kept_labels(folder: Path, case: StoredCase) -> Any:
