@@ -124,6 +124,9 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "plan.toml").write_text("patch = 3"), r"plan\.toml: dataset"),
     (other_sizes, r"plan\.toml: missing, or not the file that card"),
     (edit_card(mirror_axes=[7]), r"card\.json: mirror_axes are \[7\]"),
+    (edit_card(poses=7), r"card\.json: poses: "),
+    (edit_card(poses=[{"axes": [0, 2.0, 1], "flipped": []}]), r"card\.json: poses: .* is no pose"),
+    (edit_card(poses=[{"axes": [0, 2, 1], "flipped": []}]), r"card\.json: poses are not in the plane of thick slices"),
     (weights_that_are_not_finite, r"weights\.safetensors: .* has values that are not finite"),
 ]
 

@@ -6,6 +6,7 @@ import json
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from conftest_names import CASES
 
 from semiseg.data.case_hashes import KEY_FILE, hashed_ids
 from semiseg.errors import DataError
+from semiseg.prediction.exchange import card_for_others
 from semiseg.prediction.model import load_model
 from semiseg.sharing.folder import SHARED, export_folder, scores_of
 from semiseg.sharing.readme import for_repository, is_as_made, readme, signed
@@ -121,6 +123,17 @@ def test_an_export_names_no_case_and_no_place(form: str, run: Path, semiseg_comm
         assert "begun_from" not in card
     if form == "model":
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(SHARED)
+
+
+def test_what_prediction_reads_of_a_card_goes_along(run: Path) -> None:
+    model = load_model(run)
+    poses = [{"axes": [0, 2, 1], "flipped": []}]
+    shared = card_for_others(replace(model, card=model.card | {"poses": poses}))
+    assert {key: shared[key] for key in ("role", "mirror_axes", "poses")} == {
+        "role": "student",
+        "mirror_axes": [0, 2],
+        "poses": poses,
+    }
 
 
 def test_ids_that_are_no_hashes_stay_here(run: Path, tmp_path: Path) -> None:
