@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dicom.places import EVERY, choose, left_out, path_of, place_of, series_of
+from semiseg.io.dicom.places import EVERY, called, choose, is_only, left_out, path_of, place_of, series_of
 from semiseg.io.dicom.series import Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import (
@@ -84,7 +84,8 @@ def find_scans(
                 raise DataError(f"{path}: {_no_scan(path, not_read)}")
         elif not is_scan(path.name) and (place := place_of(path)):
             if place.id:
-                of_dicom.append(("", Scan(labelled_name(place.folder) or place.id, (path,))))
+                name = labelled_name(place.folder)
+                of_dicom.append(("", Scan(name if name and is_only(place) else place.id, (path,))))
             else:
                 name = labelled_name(path)
                 of_dicom += _series(path, None, series, resample, unread, alone=True, name=name)
@@ -151,18 +152,19 @@ def _series(
             raise
         unread.append(str(error))
         return []
-    chosen = choose(place, found, asked)
+    chosen = choose(below, found, asked)
+    at = called(place, below, found)
     if chosen.several and not chosen.series:
-        raise DataError(f"{place}: {chosen.several[0]}")
-    unread += [f"{place}: {text}" for text in chosen.several]
+        raise DataError(f"{at}: {chosen.several[0]}")
+    unread += [f"{at}: {text}" for text in chosen.several]
     if chosen.why:
         if alone:
-            raise DataError(f"{place}: {chosen.why}")
-        unread.append(f"{place}: {chosen.why}")
+            raise DataError(f"{at}: {chosen.why}")
+        unread.append(f"{at}: {chosen.why}")
     elif not asked or asked == EVERY:
         others = [one for one in found if isinstance(one, Unusable)]
         unread += [f"{path_of(below, one)}: left out: {one.why}" for one in others if one.id and not one.left_out]
-        unread += [f"{place}: {text}" for text in left_out([one for one in others if one.left_out or not one.id])]
+        unread += [f"{at}: {text}" for text in left_out([one for one in others if one.left_out or not one.id])]
     name = name if len(chosen.series) == 1 else ""
     return [("", Scan(name or one.id, (path_of(below, one, resample=resample),))) for one in chosen.series]
 
@@ -241,6 +243,18 @@ def _by_id(scans: Sequence[tuple[str, Scan]]) -> list[Scan]:
     for sub_folder, found in scans:
         scan = replace(found, id=f"{sub_folder}_{found.id}") if sub_folder and uses[found.id] > 1 else found
         if scan.id in by_id:
-            raise DataError(f"{scan.images[0]}: {by_id[scan.id].images[0]} has the id {scan.id} too. Rename one.")
+            raise DataError(_same_id(scan, by_id[scan.id].images[0]))
         by_id[scan.id] = scan
     return [by_id[key] for key in sorted(by_id)]
+
+
+def _same_id(scan: Scan, first: Path) -> str:
+    """What to say of a scan that has the id of an earlier one."""
+    image = scan.images[0]
+    place, other = place_of(image), place_of(first)
+    if place and other and place.id and place.id == other.id:
+        if image == first:
+            return f"{image}: this series is named twice. Name it once."
+        where = " and ".join(f"`semiseg check {one} --paths`" for one in dict.fromkeys([other.folder, place.folder]))
+        return f"{image}: the same series lies twice, also as {first}. To see where: {where}. Remove one of the two."
+    return f"{image}: {first} has the id {scan.id} too. Rename one."

@@ -165,8 +165,73 @@ def test_check_says_where_series_lie(tmp_path: Path, capsys: pytest.CaptureFixtu
     write_series(root / "unlabelled" / "both", random_voxels(SHAPE), uid="1.2.5", seed=1)
     list_series(root / "unlabelled", paths=True)
     said = capsys.readouterr().out
-    assert f"{hashed('1.2.3.97')}  Wolperdinger_a/1\n" in said
-    assert re.search(rf"{hashed('1.2.5')}  both: \w+, \w+, \w+ and 3 more\n", said)  # its files are not the only ones
+    assert f"series-{hashed('1.2.3.97')}.{hashed('Wolperdinger_a/1', 8)}  Wolperdinger_a/1\n" in said
+    assert re.search(
+        rf"{hashed('1.2.5')}\.\w{{8}}  both: \w+, \w+, \w+ and 3 more\n", said
+    )  # its files are not the only ones
+
+
+def test_both_places_of_a_duplicate_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = plain_set(tmp_path / "data")
+    archive = root / "unlabelled"
+    for name in ("Doe_1.zip", "Doe_2.zip"):
+        zip_of(archive / "Wolperdinger_b", archive / name)
+    shutil.rmtree(archive / "Wolperdinger_b")
+    check(root)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the same series as" in said
+    assert "Doe" not in said
+    names = {name: f"series-{hashed('1.2.3.98')}.{hashed(name, 8)}" for name in ("Doe_1.zip", "Doe_2.zip")}
+    assert all(name in said for name in names.values())
+    check(root, paths=True)
+    said = capsys.readouterr().out
+    for place, name in names.items():
+        assert re.search(rf"^{name}.*  unlabelled/{place}/1$", said, re.MULTILINE)
+    with pytest.raises(DataError, match=rf"{names['Doe_2.zip']}: the same series lies twice, also as .*") as refused:
+        find_scans([archive])
+    assert f"`semiseg check {archive} --paths`. Remove one of the two." in str(refused.value)
+    assert "Doe" not in str(refused.value)
+    list_series(archive, paths=True)
+    said = capsys.readouterr().out
+    assert all(f"{name}  {place}/1\n" in said for place, name in names.items())
+
+
+def test_two_series_of_a_labelled_place_keep_their_ids(tmp_path: Path) -> None:
+    root = plain_set(tmp_path)
+    place = root / "images" / "liver_01"
+    write_series(place, random_voxels(SHAPE), seed=1, uid="1.2.3.4.1")
+    both = find_scans([place], series="all")
+    paths = [scan.images[0] for scan in both]
+    assert len(both) == 2
+    assert find_scans(paths) == both
+    with pytest.raises(DataError, match=r"this series is named twice\. Name it once\."):
+        find_scans([*paths, paths[0]])
+
+
+def test_names_of_zips_in_an_archive_are_not_said(tmp_path: Path) -> None:
+    root = plain_set(tmp_path / "data")
+    archive = root / "unlabelled"
+    write_series(tmp_path / "one", random_voxels((1, 9, 9)), uid="1.2.3.1")
+    for seed in range(2):
+        write_series(tmp_path / "two", random_voxels(SHAPE), uid=f"1.2.4.{seed}", seed=seed)
+    write_series(tmp_path / "scout" / "1", random_voxels(SHAPE), uid="1.2.5.1")
+    write_series(tmp_path / "scout" / "2", random_voxels((2, 9, 9)), marks=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    for name in ("one", "scout"):
+        zip_of(tmp_path / name, archive / f"Roe_{name}.zip")
+    said: list[str] = []
+    find_scans([archive], say=said.append)
+    one = archive / f"series-{hashed('1.2.3.1')}.{hashed('Roe_one.zip', 8)}"
+    assert any(text.startswith(f"{one}: no series that is a volume. ") for text in said)
+    assert any("Localizer images." in text for text in said)
+    assert len(find_scans([archive], series=hashed("1.2.3.97"), say=said.append)) == 1
+    assert any(text.startswith(f"{one}: no series fits --series") for text in said)
+    zip_of(tmp_path / "two", archive / "Roe_two.zip")
+    with pytest.raises(DataError, match=r"2 series in one folder\.") as refused:
+        find_scans([archive])
+    problems = [f"{file}: {text}" for file, text in read_dataset(root).problems]
+    assert any(text.startswith(f"{one}: No series that is a volume.") for text in problems)
+    assert any("2 series in one folder." in text for text in problems)
+    assert "Roe" not in " ".join([*said, *problems, str(refused.value)])
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semiseg.errors import DataError
-from semiseg.io.dicom.places import choose, common_folder, found_at, passed_over, place_of, size_of
+from semiseg.io.dicom.places import choose, common_folder, found_at, passed_over, path_of, place_of, size_of
 from semiseg.io.dicom.series import Series, Unusable
 from semiseg.words import counted, printable, shortened
 
@@ -34,7 +34,7 @@ def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "
             table.add_row(*map(Text, _row(one)))
         console.print(table)
     if paths:
-        _print_places(console, place, [("", one) for one in series])
+        _print_places(console, place, [(path_of(place, one).name, "", one) for one in series])
     elif series:
         console.print("Where each lies: add --paths.")
     for one in found:
@@ -51,12 +51,12 @@ def print_series(place: Path, found: Sequence[Series | Unusable], asked: str = "
 def print_places(root: Path, images: Iterable[tuple[str, Path]]) -> None:
     """Print where the series of DICOM of a data set lie. images: paths of scans, and of such as are none, with the case
     that each is."""
-    found: dict[str, tuple[str, Series | Unusable]] = {}
+    found: dict[tuple[str, Path], tuple[str, str, Series | Unusable]] = {}  # a series may lie in two places
     for case, path in images:
         if (place := place_of(path)) and place.id:
             with suppress(DataError):  # it is gone meanwhile
                 one = found_at(path)
-                found.setdefault(one.id, (case, one))
+                found.setdefault((one.id, common_folder(one)), (path.name, case, one))
     console = _console()
     if found:
         _print_places(console, root, list(found.values()))
@@ -64,19 +64,18 @@ def print_places(root: Path, images: Iterable[tuple[str, Path]]) -> None:
         console.print("No series of DICOM is in this data set.")
 
 
-def _print_places(console: Console, root: Path, found: Sequence[tuple[str, Series | Unusable]]) -> None:
-    """found: with the case that each is, which is its id where nothing else is said."""
-    of_cases = any(case for case, _ in found)
-    files = [file for _, one in found for file in set(one.files)]
+def _print_places(console: Console, root: Path, found: Sequence[tuple[str, str, Series | Unusable]]) -> None:
+    """found: with the name that messages have for each, and the case that it is, empty for none."""
+    files = [file for _, _, one in found for file in set(one.files)]
     shared = Counter(file.parent for file in files)
-    for case, one in found:
+    for name, case, one in found:
         folder = common_folder(one)
         where = str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)
         own = Counter(file.parent for file in set(one.files))
         if any(shared[parent] > count for parent, count in own.items()):  # others lie there, too
             where += f": {shortened([file.name for file in dict.fromkeys(one.files)], 3)}"
-        called = f"  case {case}" if of_cases and case else ""
-        console.print(Text(printable(f"{one.id}{called}  {where}")), soft_wrap=True)
+        called = f"  case {case}" if case else ""
+        console.print(Text(printable(f"{name}{called}  {where}")), soft_wrap=True)
 
 
 def _console() -> Console:

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,6 +68,22 @@ def path_of(place: Path, found: Series | Unusable, *, resample: bool = False) ->
     within = f".{_hash_of(common, place)}" if common != place and common.is_relative_to(place) else ""
     resampled = _ENDING if resample and isinstance(found, Series) and found.regular else ""
     return place / f"{SERIES}{found.id}{within}{resampled}"
+
+
+def called(place: Path, folder: Path, found: Sequence[Series | Unusable]) -> Path:
+    """What messages call a place: a zip below the folder that was named is called by the first of its series, as its
+    name may be a patient's; by its own name where no series is in it."""
+    one = next((one for one in found if one.id), None)
+    return place if one is None or place == folder else path_of(folder, one)
+
+
+def is_only(place: Place) -> bool:
+    """Whether the series that is meant is the only one of its folder, zip or file that could be."""
+    try:
+        found = _found(replace(place, id="", within=""))
+    except DataError:  # said when the scan is read
+        return False
+    return [one.id for one in found if isinstance(one, Series) or one.mendable] == [place.id]
 
 
 def series_of(path: Path) -> Series:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Remark
-from semiseg.io.dicom.places import Chosen, choose, left_out, path_of, the_one
+from semiseg.io.dicom.places import Chosen, called, choose, left_out, path_of, the_one
 from semiseg.io.dicom.series import Series, Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import holds_dicom, kind_of, scan_named, visible
@@ -56,11 +56,12 @@ def series_by_id(
     def add(place: Path, files: list[Path] | None, name: str | None = None) -> None:
         try:
             there = find_series(place, files=files, resample=choice.resample)
-            chosen = choose(place, there, choice.series) if name is None else _alone(place, there, choice.series)
+            chosen = choose(folder, there, choice.series) if name is None else _alone(place, there, choice.series)
         except DataError as error:
             problems.append((place, str(error)))
             return
-        problems.extend((place, text[:1].upper() + text[1:]) for text in (chosen.why, *chosen.several) if text)
+        at = called(place, place if name else folder, there)
+        problems.extend((at, text[:1].upper() + text[1:]) for text in (chosen.why, *chosen.several) if text)
         for series in chosen.series:
             path = path_of(place if name else folder, series, resample=choice.resample)
             if (first := found.setdefault(name or series.id, path)) != path:
