@@ -34,10 +34,10 @@ def trained(
     return run
 
 
-def refused(answer: Any, *parts: str, kind: str = "error") -> None:
+def refused(answer: Any, *parts: str) -> None:
     """The answer is one message on stderr that has all the parts, with exit code 2."""
     assert answer.code == 2, answer
-    assert answer.err.startswith(f"semiseg: {kind}: ")
+    assert answer.err.startswith("semiseg: error: ")
     assert "Traceback" not in answer.err
     for part in parts:
         assert part in answer.err
@@ -107,10 +107,10 @@ def test_check_answers_0_or_1(semiseg_command: Command, phantoms: Path, tmp_path
 def test_settings_that_cannot_be(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     answer = semiseg_command("run", run, "--data", phantoms, "--set", "train.stepz=1")
-    refused(answer, "unknown key train.stepz", kind="settings")
-    refused(semiseg_command("run", run), "data.root", "--data", kind="settings")
+    refused(answer, "unknown key train.stepz")
+    refused(semiseg_command("run", run), "data.root", "--data")
     refused(semiseg_command("run", run, "--recipe", tmp_path / "no.toml"), "no.toml: there is no such file")
-    refused(semiseg_command("run", run, "--data", phantoms, "--labelled", 9), "data.labelled = 9", kind="settings")
+    refused(semiseg_command("run", run, "--data", phantoms, "--labelled", 9), "data.labelled = 9")
 
 
 def test_a_slip_does_not_spoil_the_run_folder(
@@ -121,7 +121,7 @@ def test_a_slip_does_not_spoil_the_run_folder(
     refused(semiseg_command("prepare", run, "--data", tmp_path / "none", *tiny), "there is no such folder")
     assert not run.exists()
     answer = semiseg_command("prepare", run, "--data", phantoms, *tiny, "--set", "plan.patch=[7, 7, 7]")
-    refused(answer, "plan.patch", kind="settings")
+    refused(answer, "plan.patch")
     assert semiseg_command("prepare", run, "--data", phantoms, *tiny, "--quiet").code == 0
 
 
@@ -138,10 +138,10 @@ def test_another_setting_for_an_existing_run(
 ) -> None:
     before = (trained / "run.toml").read_bytes()
     answer = semiseg_command("prepare", trained, "--set", "train.seed=1")
-    refused(answer, "run.toml", "train.seed = 0 in the run, 1 now", "another run folder", kind="settings")
-    refused(semiseg_command("prepare", trained, "--set", "train.threads=2"), "train.threads", kind="settings")
-    refused(semiseg_command("prepare", trained, "--method", "mpl"), "method.name = 'supervised'", kind="settings")
-    refused(semiseg_command("prepare", trained, "--data", tmp_path), "data.root", kind="settings")
+    refused(answer, "run.toml", "train.seed = 0 in the run, 1 now", "another run folder")
+    refused(semiseg_command("prepare", trained, "--set", "train.threads=2"), "train.threads")
+    refused(semiseg_command("prepare", trained, "--method", "mpl"), "method.name = 'supervised'")
+    refused(semiseg_command("prepare", trained, "--data", tmp_path), "data.root")
     assert (trained / "run.toml").read_bytes() == before
     # How it predicts and is scored can be changed, and nothing else need be repeated for it.
     run = shutil.copytree(trained, tmp_path / "copy")
@@ -164,19 +164,20 @@ def test_until_it_is_trained_a_run_may_still_change(
     assert semiseg_command("prepare", run, *exclude, "--quiet").code == 0
     assert (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns == stored
     refused(
-        semiseg_command("prepare", run, "--set", "plan.batch=4"), "plan.batch = 2 in the run, 4 now", kind="settings"
+        semiseg_command("prepare", run, "--set", "plan.batch=4"),
+        "plan.batch = 2 in the run, 4 now",
     )
     answer = semiseg_command("prepare", run, "--set", "train.minutes=5")  # the plan is made for them
-    refused(answer, "train.minutes", "delete", f"{run}/plan.toml", kind="settings")
+    refused(answer, "train.minutes", "delete", f"{run}/plan.toml")
     for steps in (9, 6):  # it is the same for any number of them
         assert semiseg_command("prepare", run, "--set", f"train.steps={steps}", "--quiet").code == 0
         assert read_settings(run / "run.toml").train.steps == steps
     assert semiseg_command("train", run, "--quiet").code == 0
-    refused(semiseg_command("prepare", run, "--set", "train.seed=5"), "train.seed = 4 in the run", kind="settings")
-    refused(semiseg_command("train", run, "--minutes", 5), "training has begun", kind="settings")
+    refused(semiseg_command("prepare", run, "--set", "train.seed=5"), "train.seed = 4 in the run")
+    refused(semiseg_command("train", run, "--minutes", 5), "training has begun")
     settings = (run / "run.toml").read_text()
     (run / "run.toml").write_text(settings.replace("\nsteps = 6\n", "\nsteps = 5\n"))
-    refused(semiseg_command("train", run), "checkpoints", "train.steps = 6 then, 5 now", kind="settings")
+    refused(semiseg_command("train", run), "checkpoints", "train.steps = 6 then, 5 now")
 
 
 def test_minutes_threads_and_steps_on_the_command_line(
@@ -190,7 +191,7 @@ def test_minutes_threads_and_steps_on_the_command_line(
     assert semiseg_command("train", run, "--minutes", 0.02, "--quiet").code == 0
     train = read_settings(run / "run.toml").train
     assert (train.minutes, train.steps, train.seed) == (0.02, None, 3)
-    refused(semiseg_command("check", phantoms, "--threads", -1), "--threads -1: give 1 or more", kind="settings")
+    refused(semiseg_command("check", phantoms, "--threads", -1), "--threads -1: give 1 or more")
 
 
 def test_minutes_take_the_place_of_a_recipes_steps(
@@ -206,7 +207,7 @@ def test_minutes_take_the_place_of_a_recipes_steps(
     assert (train.minutes, train.steps) == (5.0, None)
     both = ["--minutes", 5, "--set", "train.steps=7"]
     answer = semiseg_command("prepare", tmp_path / "b", *flags, *both)
-    refused(answer, "--minutes and --set train.steps=7 both say how long training is", kind="settings")
+    refused(answer, "--minutes and --set train.steps=7 both say how long training is")
 
 
 def test_check_says_which_plan_the_minutes_would_get(semiseg_command: Command, phantoms: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_teacher_of_unlabelled_scans_needs_a_method_of_labels(
 ) -> None:
     teacher = ["--set", f"data.teacher={tmp_path}"]
     answer = semiseg_command("prepare", tmp_path / "run", "--data", phantoms, *tiny, *teacher)
-    refused(answer, "labels every unlabelled scan", "Add --method supervised", kind="settings")
+    refused(answer, "labels every unlabelled scan", "Add --method supervised")
 
 
 def test_folders_of_labels_that_are_not_there(semiseg_command: Command, phantoms: Path, tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_folders_of_labels_that_are_not_there(semiseg_command: Command, phantoms
 def test_a_misspelt_list_is_not_kept(semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]) -> None:
     run = tmp_path / "run"
     wrong = ["--set", f"data.exclude={tmp_path / 'nofile.txt'}"]
-    refused(semiseg_command("prepare", run, "--data", phantoms, *tiny, *wrong), "nofile.txt", kind="settings")
+    refused(semiseg_command("prepare", run, "--data", phantoms, *tiny, *wrong), "nofile.txt")
     assert semiseg_command("prepare", run, "--data", phantoms, *tiny, "--quiet").code == 0
 
 
@@ -289,7 +290,7 @@ def test_what_cannot_be_scored_is_said_before_training(
 ) -> None:
     wrong = ["--set", "evaluate.organ_tolerance_mm={livr=2.0}"]
     answer = semiseg_command("prepare", tmp_path / "run", "--data", phantoms, *tiny, *wrong)
-    refused(answer, "organ_tolerance_mm names livr", kind="settings")
+    refused(answer, "organ_tolerance_mm names livr")
 
 
 def test_a_smaller_student_is_refused_where_there_is_no_teacher_beside_it(
@@ -297,14 +298,14 @@ def test_a_smaller_student_is_refused_where_there_is_no_teacher_beside_it(
 ) -> None:
     """It would be trained alone."""
     arguments = ["prepare", tmp_path / "run", "--data", phantoms, *tiny, "--set", "plan.student_base_features=2"]
-    refused(semiseg_command(*arguments), "pseudo_rounds has no teacher of another size", kind="settings")
+    refused(semiseg_command(*arguments), "pseudo_rounds has no teacher of another size")
     for method in ("pseudo_label", "supervised"):
         assert semiseg_command(*arguments, "--method", method, "--quiet").code == 0
 
 
 def test_a_dataset_is_no_run_folder(semiseg_command: Command, phantoms: Path, tiny: list[str]) -> None:
     for run in (phantoms, phantoms / "runs" / "first"):
-        refused(semiseg_command("prepare", run, "--data", phantoms, *tiny), "lies in the dataset", kind="settings")
+        refused(semiseg_command("prepare", run, "--data", phantoms, *tiny), "lies in the dataset")
     refused(semiseg_command("report", phantoms), "no prepared run here")
     assert not (phantoms / "report.html").exists()
 
@@ -329,7 +330,7 @@ def test_a_path_that_cannot_be_written_is_one_sentence(
     file.touch()
     scans = ["predict", trained, phantoms / "imagesTs", "--device", "cpu", "--output"]
     refused(semiseg_command(*scans, file), f"{file}: ", "permissions")
-    refused(semiseg_command("prepare", file, "--data", phantoms), f"{file}: is a file", kind="settings")
+    refused(semiseg_command("prepare", file, "--data", phantoms), f"{file}: is a file")
     refused(semiseg_command("predict", trained, "--output", tmp_path / "out"), "no scans: name files")
 
 
@@ -381,9 +382,9 @@ def test_one_file_is_named_for_one_scan(
     assert [file.name for file in tmp_path.iterdir()] == ["seg.nii.gz"]
     assert nib.load(tmp_path / "seg.nii.gz").shape == nib.load(scan).shape
     again = semiseg_command("predict", trained, scan, "--output", tmp_path / "seg.nii.gz", "--engine", "torch")
-    refused(again, "is there already, and a file that is named is never overwritten", kind="settings")
+    refused(again, "is there already, and a file that is named is never overwritten")
     several = semiseg_command("predict", trained, phantoms / "imagesTr", "--output", tmp_path / "several.nii.gz")
-    refused(several, "names one file, but there are 2 scans to predict. Name a folder.", kind="settings")
+    refused(several, "names one file, but there are 2 scans to predict. Name a folder.")
 
 
 def test_prediction_goes_on_past_a_bad_scan(
@@ -415,7 +416,7 @@ def test_prediction_without_scans(semiseg_command: Command, trained: Path, tmp_p
 
 def test_a_device_that_is_not_there(semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path) -> None:
     answer = semiseg_command("predict", trained, phantoms / "imagesTs", "--output", tmp_path, "--device", "cuda:99")
-    refused(answer, "cuda:99", kind="settings")
+    refused(answer, "cuda:99")
 
 
 def test_a_damaged_model(semiseg_command: Command, trained: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -439,8 +440,8 @@ def test_evaluate_names_the_missing_prediction(
     (tmp_path / "predictions").mkdir()
     folders = ["--predictions", tmp_path / "predictions", "--references", phantoms / "labelsTs"]
     refused(semiseg_command("evaluate", *folders), "phantom_004")
-    refused(semiseg_command("evaluate", "--references", tmp_path), "--predictions", kind="settings")
-    refused(semiseg_command("evaluate", trained, "--tolerance-mm", 3), "run.toml", kind="settings")
+    refused(semiseg_command("evaluate", "--references", tmp_path), "--predictions")
+    refused(semiseg_command("evaluate", trained, "--tolerance-mm", 3), "run.toml")
 
 
 def test_ranks_are_refused_by_commands_that_share_no_work(
@@ -448,7 +449,7 @@ def test_ranks_are_refused_by_commands_that_share_no_work(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     for arguments in (["check", phantoms], ["predict", tmp_path, phantoms, "--output", tmp_path / "out"]):
-        refused(semiseg_command(*arguments), "torchrun starts 2 processes", "only train and run", kind="settings")
+        refused(semiseg_command(*arguments), "torchrun starts 2 processes", "only train and run")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -192,6 +192,8 @@ def _why_no_volume(slices: Sequence[Slice]) -> str:
     first = slices[0]
     if first.modality in _NO_SCANS:
         return f"{_NO_SCANS[first.modality][:1].upper()}{_NO_SCANS[first.modality][1:]}, no scan."
+    if not 0 < first.pixels.rows * first.pixels.columns <= MOST_PIXELS:
+        return f"{first.name}: {first.pixels.columns} x {first.pixels.rows} pixels are no slice's. Restore the file."
     for found in slices:
         pixels = found.pixels
         if pixels.samples != 1 or not pixels.photometric.startswith("MONOCHROME"):
@@ -209,8 +211,6 @@ def _why_no_volume(slices: Sequence[Slice]) -> str:
             return f"{found.name} is cut off: voxels are missing. Restore the file."
         if not np.isfinite([found.slope, found.inter]).all() or found.slope == 0:
             return f"{found.name}: the rescale slope is {found.slope:g}. Restore the file."
-    if not 0 < first.pixels.rows * first.pixels.columns <= MOST_PIXELS:
-        return f"{first.name}: {first.pixels.columns} x {first.pixels.rows} pixels are no slice's. Restore the file."
     if first.frames > 1 and any(found.position is None for found in slices):
         return (
             f"{first.file.name}: frames without positions of their own are no volume. Export it as enhanced or classic."
