@@ -344,7 +344,8 @@ export function casesPage(where: Where): Page {
   ]);
 
   function openFocused(): void {
-    const id = (document.activeElement as HTMLElement | null)?.dataset.id ?? list.ids[0];
+    // The first one shown: while the list is fetched anew it knows none.
+    const id = (document.activeElement as HTMLElement | null)?.dataset.id ?? body.querySelector<HTMLElement>("[data-id]")?.dataset.id;
     if (id !== undefined) open(id);
   }
 
