@@ -13,6 +13,7 @@ from semiseg.augment.settings import Augmentation
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
 from semiseg.data.poses import Pose
+from semiseg.errors import DataError
 from semiseg.files import read_jsonl
 from semiseg.methods.base import Method
 from semiseg.methods.build import build_method
@@ -158,6 +159,9 @@ def test_a_pose_that_no_scan_lies_in_any_more_is_let_go_of() -> None:
     assert found_poses([_round(1, 3), _round(2, 0)]) == exchanged
     assert found_poses([_round(1, 5), _round(2, 1), _round(3, 0)]) == ()
     assert found_poses([_round(1, 0)]) == ()
+    edited: RoundRow = {**_round(1, 2), "poses": [{"axes": [0, 0, 1], "flipped": []}]}
+    with pytest.raises(DataError, match=r"rounds.jsonl, round 1: .* is no pose. Mend or delete the line."):
+        found_poses([edited])
 
 
 @pytest.mark.usefixtures("trusted")

@@ -130,24 +130,8 @@ class PosedArray:
 
 
 def posed_case(case: OpenCase, pose: Pose) -> OpenCase:
-    """A stored case in a pose, of which no label is looked at."""
-    if pose == AS_IT_LIES:
-        return case
-    shape = pose.shape(case.meta.shape_zyx)
-    flipped = [(axis, shape[axis] - 1) for axis in pose.flipped]
-
-    def place(voxel: Shape) -> Shape:
-        moved = list(pose.shape(voxel))
-        for axis, last in flipped:
-            moved[axis] = last - moved[axis]
-        return triple(moved)
-
-    meta = replace(
-        case.meta,
-        shape_zyx=shape,
-        spacing_mm=pose.shape(case.meta.spacing_mm),
-        body_locations=tuple(map(place, case.meta.body_locations)),
-    )
+    """A stored case in a pose: its image, and its shape. What else is known of it is of how it lies."""
+    meta = replace(case.meta, shape_zyx=pose.shape(case.meta.shape_zyx))
     return replace(case, meta=meta, image=PosedArray(case.image, pose), label=None)
 
 

@@ -23,7 +23,7 @@ from semiseg.augment.views import labelled_view, unlabelled_views
 from semiseg.data.batches import Batch as StoredBatch
 from semiseg.data.batches import BatchSource
 from semiseg.data.plan import Plan
-from semiseg.data.poses import Pose, Poses, possible_poses, read_pose
+from semiseg.data.poses import Pose, Poses, possible_poses
 from semiseg.files import write_jsonl
 from semiseg.geometry import triple
 from semiseg.io.store import StoredCase
@@ -42,6 +42,7 @@ from semiseg.training.scan_labels import (
     kept_poses,
     label_scans,
     labels_folder,
+    poses_of,
     remove_other_labels,
 )
 from semiseg.training.settings import TrainSettings
@@ -197,15 +198,15 @@ class Feed:
             seed = self.settings.seed
             return label_scans(cases, folder, engine, self._plan, seed=seed, poses=poses, progress=progress)
 
-        looked = (
-            _Looked(True, said["why"], tuple(map(read_pose, said["poses"])))
+        judged = (
+            _Judged(True, said["why"], poses_of(said))
             if said
-            else self._look(label, list(zip(networks, folders, strict=True)), first, drawn, len(rounds))
+            else self._judge(label, list(zip(networks, folders, strict=True)), first, drawn, len(rounds))
         )
-        classes: dict[int, int] = looked.classes
+        classes: dict[int, int] = judged.classes
         lying: Poses = {}
-        if looked.trusted:
-            classes = label(drawn, networks[0], folders[0], looked.poses)
+        if judged.trusted:
+            classes = label(drawn, networks[0], folders[0], judged.poses)
             places = KeptPlaces(folders[0], [case.name for case in drawn])
             lying = kept_poses(folders[0], places)
             data.source.publish(places, from_step=step, among=set(places))
@@ -215,35 +216,35 @@ class Feed:
         row: RoundRow = {
             "round": number,
             "step": first,
-            "scans": len(drawn) if looked.trusted else 0,
-            "agreement": None if looked.found is None else round(looked.found.agreement, 4),
+            "scans": len(drawn) if judged.trusted else 0,
+            "agreement": None if judged.found is None else round(judged.found.agreement, 4),
             "found": {name: classes.get(value, 0) for value, name in place.plan.labels.organs.items()},
-            "trusted": looked.trusted,
-            "why": looked.why,
-            "poses": [asdict(pose) for pose in looked.poses],
+            "trusted": judged.trusted,
+            "why": judged.why,
+            "poses": [asdict(pose) for pose in judged.poses],
             "lying": dict(Counter(pose.name for pose in lying.values())),
         }
         first_alone(lambda: self._write_round(row))
-        return looked.trusted
+        return judged.trusted
 
-    def _look(
+    def _judge(
         self,
         label: Callable[..., dict[int, int]],
         networks: Sequence[tuple[nn.Module, Path]],
         first: int,
         drawn: Sequence[Path],
         rounds: int,
-    ) -> _Looked:
+    ) -> _Judged:
         """Whether a round is to be learnt from, by a few of its scans, and in which poses its scans may lie. label:
         has a network label scans into a folder."""
         few = drawn[:LOOKED_AT]
         if len(networks) == 1:
-            return _Looked(True, "", self._poses(first, drawn, networks[0][0]))
+            return _Judged(True, "", self._poses(first, drawn, networks[0][0]))
         if len(few) < min(LOOKED_AT, self._asked):
-            return _Looked(False, TOO_EARLY)
+            return _Judged(False, TOO_EARLY)
         classes: dict[int, int] = {}
 
-        def look(some: Sequence[Path], poses: Sequence[Pose] = ()) -> Found:
+        def compared(some: Sequence[Path], poses: Sequence[Pose] = ()) -> Found:
             for network, folder in networks:
                 classes.clear()
                 classes.update(label(some, network, folder, poses, to_look=True))
@@ -251,14 +252,14 @@ class Feed:
             return looked_at(some, folders, self.place.plan, self.data.source.labelled_cases)
 
         began = time.perf_counter()
-        found, poses = look(few[:FIRST_LOOK]), tuple[Pose, ...]()
+        found, poses = compared(few[:FIRST_LOOK]), tuple[Pose, ...]()
         if found.best >= HOPELESS:
-            found = look(few)
+            found = compared(few)
             each = (time.perf_counter() - began) / len(few) / len(networks)
             poses = self._poses(first, drawn, networks[0][0])
             self._say_if_dear(each * (2 * (1 + len(poses)) if poses else 1), len(drawn), rounds)
-            found = look(few, poses) if poses else found
-        return _Looked(*verdict(found), poses, found, classes)
+            found = compared(few, poses) if poses else found
+        return _Judged(*verdict(found), poses, found, classes)
 
     def _poses(self, first: int, drawn: Sequence[Path], network: nn.Module) -> tuple[Pose, ...]:
         """In which poses besides that of the labelled scans those of a round may lie: what the round before found, or
@@ -350,7 +351,7 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Judged:
     """What a few scans of a round say: whether and why it is to be learnt from, and in which poses scans may lie. Where
     two states of the network were held against each other: what was found, and in how many scans each class is."""
 

@@ -110,7 +110,8 @@ def _surest(case: OpenCase, engine: Engine, plan: Plan, poses: Sequence[Pose]) -
 
 def _seen(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> tuple[float, LabelArray]:
     """How sure a network is of a case in a pose, and its labels there."""
-    posed, certainty = posed_case(case, pose), Certainty(plan.labels.count)
+    posed = case if pose == AS_IT_LIES else posed_case(case, pose)
+    certainty = Certainty(plan.labels.count)
     window = Window(patch=scan_tile(posed.meta.shape_zyx, plan), step=TILE_STEP)
     rows = scan_logits(posed, seen_twice(engine, plan.mirror_axes), window)
     labels = np.concatenate([certainty.add(part) for part in rows])
@@ -137,7 +138,7 @@ def _kept(file: Path, beside: Path, tried: Sequence[str]) -> dict[str, Any] | No
     try:
         value = read_json(beside)
         if value["tried"] == tried and value["sha256"] == hash_files([file]):
-            return dict(value) | {"pose": value["pose"], "places": _numbered(value["places"])}
+            return dict(value) | {"pose": asdict(read_pose(value["pose"])), "places": _numbered(value["places"])}
     except (DataError, OSError, KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
@@ -157,10 +158,18 @@ def kept_poses(folder: Path, ids: Iterable[str]) -> dict[str, Pose]:
     return poses
 
 
+def poses_of(row: RoundRow) -> tuple[Pose, ...]:
+    """Those that a round tried besides that of the labelled scans; raises `DataError` where they were edited."""
+    try:
+        return tuple(map(read_pose, row["poses"]))
+    except ValueError as error:
+        raise DataError(f"rounds.jsonl, round {row['round']}: {error}. Mend or delete the line.") from None
+
+
 def found_poses(rounds: Sequence[RoundRow]) -> tuple[Pose, ...]:
     """In which poses besides that of the labelled scans the rounds of a run found unlabelled ones. A pose in which
     fewer than one scan a round lies, over the last two that learnt from scans and tried it, was a mistake."""
-    named = [[read_pose(value) for value in row["poses"]] for row in rounds]
+    named = [poses_of(row) for row in rounds]
 
     def stands(pose: Pose) -> bool:
         tried = [row for row, poses in zip(rounds, named, strict=True) if pose in poses and row["trusted"]][-2:]
