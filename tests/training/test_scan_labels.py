@@ -177,7 +177,8 @@ def test_agreement_is_the_mean_dice_of_organs_that_either_finds() -> None:
 
 
 class Upright:
-    """Sees class k where the intensity is k, and is sure of it where the upper rows are the brighter ones."""
+    """Sees class k where the intensity is about k, and is sure of it where it is k and the upper rows are the brighter
+    ones."""
 
     name, precision = "upright", "float32"
 
@@ -186,6 +187,7 @@ class Upright:
         upright = tiles[:, :, :, :half].mean((1, 2, 3, 4)) > tiles[:, :, :, half:].mean((1, 2, 3, 4))
         classes = np.arange(3).reshape(1, 3, 1, 1, 1)
         sure = np.where(upright, 4, 1).reshape(-1, 1, 1, 1, 1)
+        sure = sure * np.where(tiles == np.rint(tiles), 1, 0.5)
         return (sure * (np.rint(tiles) == classes)).astype(np.float32)
 
 
@@ -224,4 +226,8 @@ def test_a_pose_counts_where_some_scans_clearly_lie_so(store: Store, engine: Eng
     assert clear_poses([*down[:1], *up[:4]], Upright(), plan, (upside,)) == (), "one may be a mistake"
     assert clear_poses([*down[:2], *up], Upright(), plan, (upside,)) == (), "two of 22 are too few"
     assert clear_poses(up, Upright(), plan, (upside,)) == ()
+    assert clear_poses(down, Upright(), plan, (upside,)) == (upside,), "though all lie so"
+    strange = [store(f"strange{n}", 1.2 * values[:, ::-1]) for n in range(2)]
+    assert clear_poses(strange, Upright(), plan, (upside,)) == (upside,)
+    assert clear_poses([*strange, *up[:4]], Upright(), plan, (upside,)) == (), "it is no surer of them than of others"
     assert clear_poses(down, engine, plan, (upside,)) == (), "it is as sure in either"

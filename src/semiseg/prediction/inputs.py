@@ -154,7 +154,7 @@ def _series(
         return []
     chosen = choose(below, found, asked)
     at = called(place, below, found)
-    if chosen.several and not chosen.series:
+    if chosen.several and not chosen.series and alone:
         raise DataError(f"{at}: {chosen.several[0]}")
     unread += [f"{at}: {text}" for text in chosen.several]
     if chosen.why:

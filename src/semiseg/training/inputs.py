@@ -61,7 +61,7 @@ REFRESHED = 4
 """Unlabelled scans that are predicted at each refresh, in turn."""
 LEAST_LABELLED = 8
 """Scans that a round is worth beginning for, where there are so many."""
-LOOKS, SEEN_IN_POSES = 2, 12
+LOOKS, SEEN_IN_POSES = 2, 20
 """Rounds that look whether scans lie otherwise than the labelled ones, and scans that each looks at."""
 DEAR_LABELLING = 0.25
 """Share of the minutes: if labelling takes more it is said."""

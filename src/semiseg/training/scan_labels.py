@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -119,18 +120,34 @@ def _seen(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> tuple[float
 
 
 def clear_poses(cases: Sequence[Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> tuple[Pose, ...]:
-    """Those of the poses in which some of these stored cases clearly lie: in two of them at least, and in a tenth, the
-    network is surer by `CLEARLY` than as they lie. Ranks share the cases."""
-    look = partial(_clear_pose, engine=engine, plan=plan, poses=poses)
-    numbered = own_part(list(enumerate(cases)))
-    found = {str(numbered[i][0]): pose for i, pose in each_case(look, numbered, workers=1, lost=_lost)}
-    votes = Counter(gathered(found).values())
+    """Those of the poses in which some of these stored cases clearly lie: in two of them at least, and in a tenth.
+
+    The half of them of which the network is less sure is seen in each pose. A case lies clearly in one if the network
+    is surer of it by `CLEARLY`, and as sure as of half of the cases as they lie: a scan that it knows in no pose tells
+    nothing. Ranks share the cases.
+    """
+    as_they_lie = [sure[AS_IT_LIES] for sure in _how_sure(cases, engine, plan, (AS_IT_LIES,))]
+    usual = median(as_they_lie)
+    doubtful = {case: sure for case, sure in zip(cases, as_they_lie, strict=True) if sure <= usual}
+    votes = Counter[Pose]()
+    for before, sure in zip(doubtful.values(), _how_sure(list(doubtful), engine, plan, poses), strict=True):
+        pose = surest(sure | {AS_IT_LIES: before}, by=CLEARLY)
+        votes[pose] += pose != AS_IT_LIES and sure[pose] >= usual
     return tuple(pose for pose in poses if votes[pose] >= max(FEWEST_VOTES, LEAST_VOTES * len(cases)))
 
 
-def _clear_pose(numbered: tuple[int, Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> Pose:
+def _how_sure(cases: Sequence[Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> Iterator[dict[Pose, float]]:
+    """How sure a network is of each case in each pose."""
+    look = partial(_sure_of_case, engine=engine, plan=plan, poses=poses)
+    numbered = own_part(list(enumerate(cases)))
+    found = {str(numbered[i][0]): sure for i, sure in each_case(look, numbered, workers=1, lost=_lost)}
+    together = gathered(found)
+    return (together[str(number)] for number in range(len(cases)))
+
+
+def _sure_of_case(numbered: tuple[int, Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> dict[Pose, float]:
     case = open_case(numbered[1])
-    return surest({pose: _seen(case, engine, plan, pose)[0] for pose in (AS_IT_LIES, *poses)}, by=CLEARLY)
+    return {pose: _seen(case, engine, plan, pose)[0] for pose in poses}
 
 
 def _kept(file: Path, beside: Path, tried: Sequence[str]) -> dict[str, Any] | None:
@@ -215,7 +232,7 @@ def _places_file(folder: Path, case: str) -> Path:
     return folder / f"{case}.json"
 
 
-def _lost(numbered: tuple[int, Path]) -> tuple[list[int], bool]:
+def _lost(numbered: tuple[int, Path]) -> Any:
     raise DataError(f"{numbered[1]}: {WAS_KILLED}.")
 
 
