@@ -198,18 +198,22 @@ def test_a_run_goes_on_from_its_last_checkpoint(train: Train, tmp_path: Path) ->
 
 
 def test_the_share_of_time_that_steps_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
+    """What went into labelling scans is no waiting."""
+    now, paused = [0.0], [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def batches() -> Iterator[Any]:
         for step in range(4):
             now[0] += 1.0  # what reading and augmenting takes
+            if step == 3:
+                now[0] += 8.0
+                paused[0] += 8.0
             yield step, None, None
 
     clock = Clock(began=0.0)
     shares = []
-    for step, *_ in clock.timed(batches()):
+    for step, *_ in clock.timed(batches(), lambda: paused[0]):
         now[0] += 3.0  # what the step takes
         if step % 2:
             shares.append(clock.input_share())
-    assert shares == [0.25, 0.25]
+    assert shares == [0.25, 0.125]

@@ -76,7 +76,8 @@ def train_method(
         while step < pace.timeline.total:
             method.phases = state.schedule.phases = Phases.of(method.settings, pace.timeline)
             stop = agree(pace.stop_after(step))
-            for number, labelled, unlabelled in state.clock.timed(feed.steps(step, stop, state.schedule.phases)):
+            inputs = state.clock.timed(feed.steps(step, stop, state.schedule.phases), lambda: feed.pausing)
+            for number, labelled, unlabelled in inputs:
                 if state.schedule.begin(number):
                     state.epoch_losses = []
                 method.learning_rate_factor = state.schedule.factor(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +29,13 @@ class Clock:
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.began
 
-    def timed(self, inputs: Iterator[StepInputs]) -> Iterator[StepInputs]:
-        """The same batches, with the time that each takes counted."""
+    def timed(self, inputs: Iterator[StepInputs], pausing: Callable[[], float]) -> Iterator[StepInputs]:
+        """The same batches, with the time that each takes counted. pausing: seconds that went into labelling scans so
+        far, which is no waiting."""
         while True:
-            began = time.perf_counter()
+            began, paused = time.perf_counter(), pausing()
             batch = next(inputs, None)
-            self.inputs += time.perf_counter() - began
+            self.inputs += time.perf_counter() - began - (pausing() - paused)
             if batch is None:
                 return
             yield batch
