@@ -258,10 +258,7 @@ class Feed:
             each = (time.perf_counter() - began) / len(few) / len(networks)
             poses = self._poses(first, drawn, networks[0][0])
             self._say_if_dear(each * (2 * (1 + len(poses)) if poses else 1), len(drawn), rounds)
-            posed = compared(few, poses) if poses else found
-            if posed.agreement < found.agreement:  # each state saw another pose: then there is none
-                poses, posed = (), compared(few)
-            found = posed
+            found = compared(few, poses) if poses else found
         return _Judged(*verdict(found), poses, found, classes)
 
     def _poses(self, first: int, drawn: Sequence[Path], network: nn.Module) -> tuple[Pose, ...]:
