@@ -21,6 +21,7 @@ from semiseg.prediction.inputs import Scan
 from semiseg.prediction.postprocessing import Pair, choose_steps, write_steps
 from semiseg.prediction.settings import PredictSettings
 from semiseg.processes import workers
+from semiseg.rows import read_rounds
 from semiseg.run_folder import fold_runs, is_worked_on, prepared_settings
 from semiseg.train_run import open_session
 from semiseg.training.settled import read_settled
@@ -51,6 +52,7 @@ def rank(
     """
     from semiseg.prediction.device import choose_device
     from semiseg.training.ranking import doubts, ranked, ranking_engines, write_ranking
+    from semiseg.training.scan_labels import found_poses
 
     run = Path(run)
     if not 0 <= exclude_worst < 1:
@@ -82,7 +84,14 @@ def rank(
     with bar("ranking", quiet) as advance:
         (run / DOUBT).mkdir(exist_ok=True)
         found, problems = doubts(
-            cases, first, second, session.plan, workers=workers(1), slices=run / DOUBT, progress=advance
+            cases,
+            first,
+            second,
+            session.plan,
+            poses=found_poses(read_rounds(run)),
+            workers=workers(1),
+            slices=run / DOUBT,
+            progress=advance,
         )
     if problems:
         print("Not ranked:\n  " + "\n  ".join(problems), file=sys.stderr)

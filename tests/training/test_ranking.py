@@ -11,6 +11,7 @@ import pytest
 
 from plans import PLAN
 from semiseg.data.plan import Plan
+from semiseg.data.poses import Pose
 from semiseg.errors import DataError
 from semiseg.io.store import OpenCase, StoredCase, open_case, write_case
 from semiseg.prediction.engines.base import Engine
@@ -75,6 +76,35 @@ def test_slices_are_as_doubtful_as_their_voxels_on_the_scans_own_grid(case: Path
     _, finer = case_and_slices(replace(open_case(case), meta=meta), first, second, PLAN)
     assert len(finer["axial"]) == 2 * SHAPE[0]
     assert np.argmax(finer["axial"]) // 2 == np.argmax(slices["axial"])
+
+
+class Rising(Thresholds):
+    """Is sure where intensities rise along Y, as they do in the case."""
+
+    def run(self, tiles: FloatArray) -> FloatArray:
+        rising = tiles[:, 0, :, -1].mean((1, 2)) > tiles[:, 0, :, 0].mean((1, 2))
+        return (super().run(tiles) * np.where(rising, 1, 0.1).reshape(-1, 1, 1, 1, 1)).astype(np.float32)
+
+
+def test_a_case_that_lies_otherwise_is_judged_as_it_is_predicted(case: Path) -> None:
+    first, second, plan = Rising(99.5, 199.5), Rising(149.5, 199.5), replace(PLAN, mirror_axes=(2,))
+    upright = open_case(case)
+    for pose in (Pose((0, 1, 2), (1,)), Pose((0, 2, 1), (1, 2))):
+        lying = OpenCase(
+            folder=case,
+            meta=replace(upright.meta, shape_zyx=pose.shape_before(SHAPE), source_shape_zyx=pose.shape_before(SHAPE)),
+            image=np.ascontiguousarray(pose.back(np.asarray(upright.image[:]))),
+            label=None,
+        )
+        expected, straight = case_and_slices(upright, first, second, plan)
+        doubt, slices = case_and_slices(lying, first, second, plan, (pose,))
+        assert doubt == expected
+        assert case_and_slices(lying, first, second, plan)[0]["entropy"] > expected["entropy"]
+        along = [slices["axial"], slices["coronal"], slices["sagittal"]]
+        back = [along[axis] for axis in pose.axes]
+        turned = [part[::-1] if axis in pose.flipped else part for axis, part in enumerate(back)]
+        assert turned == list(straight.values())
+        assert case_and_slices(upright, first, second, plan, (pose,)) == (expected, straight)
 
 
 def test_one_network_alone_has_no_disagreement(case: Path) -> None:

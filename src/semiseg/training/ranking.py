@@ -16,8 +16,10 @@ from typing_extensions import TypedDict
 
 from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.plan import Plan
+from semiseg.data.poses import AS_IT_LIES, Pose, posed_case, surest
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_json, write_text
+from semiseg.geometry import triple
 from semiseg.io.store import OpenCase, StoredCase, open_case
 from semiseg.methods.phases import Phases
 from semiseg.prediction.engines.base import Engine
@@ -27,7 +29,7 @@ from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
 from semiseg.rows import Doubt
 from semiseg.training.checkpoint import load_latest
-from semiseg.training.scan_labels import labels_of, mean_dice, scan_logits
+from semiseg.training.scan_labels import labels_of, mean_dice, scan_logits, seen_in_pose
 from semiseg.training.session import Session
 from semiseg.types import DoubleArray
 from semiseg.words import as_text_cell
@@ -46,13 +48,19 @@ class SliceDoubt(TypedDict):
     sagittal: list[float]
 
 
-def case_and_slices(case: OpenCase, first: Engine, second: Engine | None, plan: Plan) -> tuple[Doubt, SliceDoubt]:
+def case_and_slices(
+    case: OpenCase, first: Engine, second: Engine | None, plan: Plan, poses: Sequence[Pose] = ()
+) -> tuple[Doubt, SliceDoubt]:
     """The doubt of one stored case and of its slices; `first` is the network whose labels count, `second` the one that
-    may contradict.
+    may contradict. poses: besides that of the labelled scans, in which a case may lie; it is judged in the one that
+    `first` is surest of, as it is predicted.
 
     Both roll over the scan together, so that neither's logits are ever whole in memory.
     """
-    classes = plan.labels.count
+    classes, meta, pose = plan.labels.count, case.meta, AS_IT_LIES
+    if poses:
+        pose = surest({one: seen_in_pose(case, first, plan, one)[0] for one in (AS_IT_LIES, *poses)})
+        case = posed_case(case, pose)
     along: tuple[list[DoubleArray], ...] = ([], [], [])
     overlap, sizes, voxels = np.zeros(classes), np.zeros(classes), np.zeros(classes)
     entropy = counted = 0.0
@@ -73,18 +81,19 @@ def case_and_slices(case: OpenCase, first: Engine, second: Engine | None, plan: 
         doubt = torch.where(torch.from_numpy(a == b).to(doubt.device), doubt, torch.ones_like(doubt))
         for sums, axes in zip(along, ((1, 2), (0, 2), (0, 1)), strict=True):
             sums.append(doubt.sum(axes, dtype=torch.float64).cpu().numpy())
+    whole = (np.concatenate(along[0]), np.sum(along[1], axis=0), np.sum(along[2], axis=0))
+    turned = [total[::-1] if axis in pose.flipped else total for axis, total in enumerate(whole)]
     return Doubt(
-        id=case.meta.id,
+        id=meta.id,
         entropy=round(entropy / (counted or 1.0) / math.log(max(2, classes)), 6) if counted else 1.0,
         disagreement=round(1 - mean_dice(overlap, sizes), 6) if second else math.nan,
         organs=int((voxels[1:] > 0).sum()),
         organ_voxels=int(voxels[1:].sum()),
-    ), _on_own_grid(along, case.meta)
+    ), _on_own_grid(pose.shape_before(triple(turned)), meta)
 
 
-def _on_own_grid(along: Sequence[Sequence[DoubleArray]], meta: StoredCase) -> SliceDoubt:
-    """Sums of doubt by slice of the stored grid, row block by row block, as means by slice of the scan's own."""
-    sums = (np.concatenate(along[0]), np.sum(along[1], axis=0), np.sum(along[2], axis=0))
+def _on_own_grid(sums: Sequence[DoubleArray], meta: StoredCase) -> SliceDoubt:
+    """Sums of doubt by slice of the stored grid as means by slice of the scan's own."""
     means = []
     for total, size in zip(sums, meta.source_shape_zyx, strict=True):
         mean = total * len(total) / math.prod(meta.shape_zyx)
@@ -99,14 +108,15 @@ def doubts(
     second: Engine | None,
     plan: Plan,
     *,
+    poses: Sequence[Pose] = (),
     workers: int = 1,
     slices: Path | None = None,
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[Doubt], list[str]]:
-    """The doubt of every stored case, and of those that cannot be read, or whose process was killed, why not. slices: a
-    folder for that of their slices, `ID.json`."""
+    """The doubt of every stored case, and of those that cannot be read, or whose process was killed, why not. poses: as
+    `case_and_slices`. slices: a folder for the doubt of their slices, `ID.json`."""
     found = map_cases(
-        partial(_doubt_or_why, first=first, second=second, plan=plan, slices=slices),
+        partial(_doubt_or_why, first=first, second=second, plan=plan, poses=poses, slices=slices),
         cases,
         workers=workers,
         lost=lambda folder: f"{folder}: {WAS_KILLED}.",
@@ -116,9 +126,11 @@ def doubts(
     return [one for one in found if not isinstance(one, str)], [one for one in found if isinstance(one, str)]
 
 
-def _doubt_or_why(folder: Path, first: Engine, second: Engine | None, plan: Plan, slices: Path | None) -> Doubt | str:
+def _doubt_or_why(
+    folder: Path, first: Engine, second: Engine | None, plan: Plan, poses: Sequence[Pose], slices: Path | None
+) -> Doubt | str:
     try:
-        found, of_slices = case_and_slices(open_case(folder), first, second, plan)
+        found, of_slices = case_and_slices(open_case(folder), first, second, plan, poses)
     except DataError as error:
         return str(error)
     if slices:

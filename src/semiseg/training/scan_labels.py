@@ -104,12 +104,12 @@ def _surest(case: OpenCase, engine: Engine, plan: Plan, poses: Sequence[Pose]) -
     """The pose in which a network is surest of a case, and its labels, as the case lies."""
     if len(poses) == 1:
         return poses[0], scan_labels(case, engine, scan_window(case, plan))
-    found = {pose: _seen(case, engine, plan, pose) for pose in poses}
+    found = {pose: seen_in_pose(case, engine, plan, pose) for pose in poses}
     pose = surest({pose: sure for pose, (sure, _) in found.items()})
     return pose, np.ascontiguousarray(pose.back(found[pose][1]))
 
 
-def _seen(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> tuple[float, LabelArray]:
+def seen_in_pose(case: OpenCase, engine: Engine, plan: Plan, pose: Pose) -> tuple[float, LabelArray]:
     """How sure a network is of a case in a pose, and its labels there."""
     posed = case if pose == AS_IT_LIES else posed_case(case, pose)
     certainty = Certainty(plan.labels.count)
@@ -147,7 +147,7 @@ def _how_sure(cases: Sequence[Path], engine: Engine, plan: Plan, poses: Sequence
 
 def _sure_of_case(numbered: tuple[int, Path], engine: Engine, plan: Plan, poses: Sequence[Pose]) -> dict[Pose, float]:
     case = open_case(numbered[1])
-    return {pose: _seen(case, engine, plan, pose)[0] for pose in poses}
+    return {pose: seen_in_pose(case, engine, plan, pose)[0] for pose in poses}
 
 
 def _kept(file: Path, beside: Path, tried: Sequence[str]) -> dict[str, Any] | None:
