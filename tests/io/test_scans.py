@@ -115,6 +115,22 @@ def test_sform_and_qform_that_disagree_are_written_back_as_they_are(tmp_path: Pa
     assert [said in doubt for doubt in grid.doubts] == ([True] if said else [])
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1e3), ("micron", 1e-3), ("mm", 1.0), ("unknown", 1.0)])
+def test_metres_and_micrometres_of_a_header_are_read_as_millimetres_and_written_back(
+    tmp_path: Path, unit: str, mm: float
+) -> None:
+    image = nib.Nifti1Image(np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.diag([-2 / mm, 1.5 / mm, 3 / mm, 1]))
+    image.header.set_xyzt_units(unit)
+    file = tmp_path / "scan.nii.gz"
+    nib.save(image, file)
+    grid = read_grid(file)
+    assert (*grid.spacing_mm, *grid.stored_mm) == pytest.approx((3.0, 1.5, 2.0, 2.0, 1.5, 3.0))
+    write_label(tmp_path / "out.nii.gz", np.ones((4, 3, 2), np.uint8), grid, file)
+    assert_same_header(file, tmp_path / "out.nii.gz")
+    write_label(tmp_path / "alone.nii.gz", np.ones((4, 3, 2), np.uint8), grid)
+    assert read_grid(tmp_path / "alone.nii.gz").difference(grid) is None
+
+
 def test_a_scaled_scan_is_read_in_its_own_units_and_labels_are_written_without_scale(tmp_path: Path) -> None:
     stored = np.arange(-30, 30, dtype=np.int16).reshape(3, 4, 5)
     image = nib.Nifti1Image(stored, np.eye(4))

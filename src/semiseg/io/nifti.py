@@ -25,6 +25,9 @@ _MOST_INFLATED = 1040
 _BLOCK_BYTES = 1 << 22
 _MOST_BESIDE = 1 << 26
 """So many decompressed bytes are read before the voxels, and after them."""
+_MM_OF_UNIT = {1: 1000.0, 3: 0.001}
+"""Millimetres in the metres and micrometres of `xyzt_units`. All other numbers there are taken for millimetres, as ITK
+takes them."""
 _UNREADABLE: tuple[type[Exception], ...] = (*DAMAGED, ImageFileError, HeaderDataError, ValueError, OverflowError)
 
 
@@ -163,11 +166,14 @@ def _load_as_nifti(path: Path) -> Any:
 
 
 def _grid(image: Any, path: Path) -> Grid:
+    unit_mm = _MM_OF_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= unit_mm
     return checked_grid(
         path,
         tuple(int(n) for n in image.shape),
-        np.asarray(image.affine, dtype=np.float64),
-        stored_mm=image.header.get_zooms()[:3],
+        affine,
+        stored_mm=[unit_mm * float(size) for size in image.header.get_zooms()[:3]],
         voxel_bytes=image.dataobj.dtype.itemsize,
         doubts=_doubts(image.header),
         source="the header's sform or qform",
