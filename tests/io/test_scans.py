@@ -75,6 +75,20 @@ def test_the_same_grid_stored_in_two_orientations_does_not_differ(tmp_path: Path
     assert all(grids[0].difference(grid) is None for grid in grids)
 
 
+@pytest.mark.parametrize("voxel_mm", [0.005, 0.7, 5.0])
+def test_grids_may_differ_by_what_rounding_leaves_and_by_no_voxel(tmp_path: Path, voxel_mm: float) -> None:
+    array = np.zeros((64, 64, 40), np.uint8)
+    for voxels, words in (0.03, None), (0.1, "their corners lie up to"), (1.0, "their corners lie up to"):
+        affine = np.diag([voxel_mm, voxel_mm, 2 * voxel_mm, 1])
+        one = read_grid(save(tmp_path / "one.nii", array, affine))
+        affine[0, 3] += voxels * voxel_mm
+        other = read_grid(save(tmp_path / "other.nii", array, affine))
+        said = one.misfit(other, "Resample it.")
+        assert (said is None) == (words is None), (voxels, said)
+        assert said is None or words in said
+        assert said is None or said.endswith("give both files one affine; otherwise resample it.")
+
+
 def test_an_oblique_scan_keeps_its_affine(tmp_path: Path) -> None:
     angle = np.deg2rad(20)
     rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])

@@ -12,8 +12,9 @@ from semiseg.errors import DataError
 from semiseg.geometry import canonical_affine, canonical_grid, orientation_name, stored_axes, triple
 from semiseg.types import AnyArray, DoubleArray, Shape, Spacing
 
-_POSITION_TOLERANCE_MM = 0.01
-"""So far apart the corners of two grids may lie: what other programs leave when they round an affine."""
+_POSITION_TOLERANCE = 0.04
+"""So far apart the corners of two grids may lie, in sizes of the smallest voxel: what other programs leave of an affine
+that they round to four digits, over 512 voxels of 0.7 mm. Of microscopic voxels it is as little."""
 _DIRECTION_TOLERANCE_MM = 1e-3
 _LARGEST_MM = 1e6
 """No scan lies a kilometre off: larger numbers are a damaged header."""
@@ -48,7 +49,7 @@ class Grid:
         return canonical_affine(self.affine, triple(self.shape_zyx[2 - axis] for axis in axes))
 
     def difference(self, other: Grid) -> str | None:
-        """One sentence with the numbers where two grids differ, or None. Corners may lie 0.01 mm apart.
+        """One sentence with the numbers where two grids differ, or None. Corners may lie 4 % of a voxel apart.
 
         Files that store the same grid in another order or direction of axes do not differ: reading undoes that.
         """
@@ -59,7 +60,8 @@ class Grid:
             )
         if self.shape_zyx != other.shape_zyx:
             return f"the shapes differ (Z, Y, X): {self.shape_zyx} and {other.shape_zyx}"
-        if (apart := self._corners_apart_mm(other)) > _POSITION_TOLERANCE_MM:
+        if not self._meets(other):
+            apart = self._corners_apart_mm(other)
             mine, theirs = self._canonical_affine, other._canonical_affine
             return (
                 f"the geometries differ: spacings (Z, Y, X) {numbers_text(self.spacing_mm)} and "
@@ -76,12 +78,18 @@ class Grid:
         moved = corners @ (self._canonical_affine - other._canonical_affine).T
         return float(np.linalg.norm(moved[:, :3], axis=1).max())
 
+    def _meets(self, other: Grid) -> bool:
+        """Whether the corners of a grid of the same shape lie where those of this one lie."""
+        voxel_mm = min(*self.spacing_mm, *other.spacing_mm)
+        return self._corners_apart_mm(other) <= _POSITION_TOLERANCE * voxel_mm
+
     def misfit(self, other: Grid, remedy: str) -> str | None:
-        """The same with what to do. remedy: of grids that differ otherwise than by a mirrored axis."""
+        """The same with what to do. remedy: of grids that differ in shape, or where voxels do not fit each other."""
         if (difference := self.difference(other)) is None:
             return None
-        if self.mirrored_along(other):
-            remedy = "If the stored voxels fit each other, give both files one affine; otherwise restore the file."
+        if self.shape_zyx == other.shape_zyx:
+            otherwise = "restore the file." if self.mirrored_along(other) else f"{remedy[:1].lower()}{remedy[1:]}"
+            remedy = f"If the stored voxels fit each other, give both files one affine; otherwise {otherwise}"
         return f"{difference}. {remedy}"
 
     def mirrored_along(self, other: Grid) -> list[str]:
@@ -91,7 +99,7 @@ class Grid:
         columns_agree = np.allclose(np.abs(mine), np.abs(theirs), atol=_DIRECTION_TOLERANCE_MM, rtol=1e-3)
         if self.shape_zyx != other.shape_zyx or not columns_agree:
             return []
-        if self._corners_apart_mm(other) <= _POSITION_TOLERANCE_MM:
+        if self._meets(other):
             return []
         axes = stored_axes(self.affine) or (0, 1, 2)
         turned = [axis for axis in range(3) if float(mine[:, axis] @ theirs[:, axis]) < 0]

@@ -160,7 +160,7 @@ class Rest:
         file = {ORIGINAL: self.work.original, FINAL: self.work.source.correction}.get(tag, lambda _: None)(case)
         if file is None:
             raise HTTPException(404, "There is no such label here.")
-        if misfit := read_grid(file).misfit(read_grid(case.images[0]), "Nothing is resampled here."):
+        if misfit := read_grid(file).misfit(read_grid(case.images[0]), "Save it on the scan's grid."):
             raise DataError(f"The label is not on the grid of its scan: {misfit}")
         kind, content = ending(file), b""
         if _is_one_file(file):
