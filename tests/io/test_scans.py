@@ -293,6 +293,31 @@ def test_label_values_that_are_no_classes_are_refused(tmp_path: Path, value: flo
         read_label(save(tmp_path / "label.nii.gz", array))
 
 
+@pytest.mark.parametrize(("high", "refused"), [(4, False), (13, False), (200, True)])
+def test_labels_that_a_slope_spreads_over_a_byte_are_rounded(tmp_path: Path, high: int, refused: bool) -> None:
+    """As nibabel stores floats in bytes: 255 is the highest label, and the others miss their number."""
+    values = np.arange(60).reshape(3, 4, 5) % (high + 1)
+    values[-1, -1, -1] = high
+    image = nib.Nifti1Image(values.astype(np.float64), np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nib.save(image, tmp_path / "label.nii.gz")
+    assert nib.load(tmp_path / "label.nii.gz").dataobj.slope == pytest.approx(high / 255)
+    if refused:  # half a step is more than a tenth: then 3.6 may be 3 or 4
+        with pytest.raises(DataError, match="must be whole numbers"):
+            read_label(tmp_path / "label.nii.gz")
+        return
+    label, _ = read_label(tmp_path / "label.nii.gz")
+    assert np.array_equal(label, values.transpose(2, 1, 0))
+
+
+def test_values_between_labels_are_refused_however_they_are_stored(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.linspace(0, 4, 60).reshape(3, 4, 5), np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nib.save(image, tmp_path / "label.nii.gz")
+    with pytest.raises(DataError, match="must be whole numbers"):
+        read_label(tmp_path / "label.nii.gz")
+
+
 def test_labels_above_255_are_16_bit(tmp_path: Path) -> None:
     array = np.zeros((3, 4, 5), np.int32)
     array[0, 0, 0] = 300

@@ -27,6 +27,9 @@ from semiseg.words import counted
 _MAX_LABEL = 65535
 _ROUNDING = 1e-3
 """So far from a whole number a label value may be: what other programs leave of 1 when they compute in floats."""
+_MOST_ROUNDING = 0.1
+"""The same at most, where a file stores values as steps of a slope, which misses a whole number by half a step: 2 is
+stored as 2.008 where 0 to 4 are spread over a byte."""
 _MOST_SMOOTH = 32
 """A map of more different values, most of which change from one voxel to the next, is a scan in the wrong folder."""
 _LEAST_EQUAL, _FEWEST_TO_TELL = 0.5, 1000
@@ -198,8 +201,8 @@ def read_scan(paths: Sequence[Path]) -> RawVolume:
 def read_label(path: Path) -> tuple[LabelArray, Grid]:
     """Read a label map `(Z, Y, X)`: uint8 where it fits, uint16 otherwise.
 
-    Raises `DataError` for values that are not whole numbers from 0 to 65535 (to within 0.001), for the many values of a
-    grey-scale image, and for 4D files.
+    Raises `DataError` for values that are not whole numbers from 0 to 65535 (to within 0.001, or half of a step in
+    which a file stores them), for the many values of a grey-scale image, and for 4D files.
     """
     label, grid, _ = read_label_rounded(path)
     return label, grid
@@ -210,6 +213,7 @@ def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
     voxels = _format(path).read_voxels(path)
     grid, stored = voxels.grid, voxels.stored
     exact = stored.dtype.kind in "iu" and voxels.slope == 1 and voxels.inter == 0  # as most are: no floats of them
+    stores_steps = stored.dtype.kind in "iu" and not exact
     if not exact:
         stored = RawChannel(stored, voxels.slope, voxels.inter).values()
     if stored.ndim == 4 and stored.shape[3] == 1:
@@ -222,8 +226,9 @@ def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
             raise DataError(f"{path}: the label map has NaN or infinite voxels. Repair the file.")
         whole = np.rint(stored)
         worst = float(np.abs(whole - stored).max(initial=0))
-    if worst > _ROUNDING:
-        strange = float(stored[np.abs(whole - stored) > _ROUNDING][0])
+    allowed = max(_ROUNDING, min(0.51 * abs(voxels.slope), _MOST_ROUNDING)) if stores_steps else _ROUNDING
+    if worst > allowed:
+        strange = float(stored[np.abs(whole - stored) > allowed][0])
         raise DataError(f"{path}: label values must be whole numbers, but {strange:.6g} was found. {_advice(stored)}")
     low, high = (float(whole.min()), float(whole.max())) if whole.size else (0.0, 0.0)
     if low < 0 or high > _MAX_LABEL:
