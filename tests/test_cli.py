@@ -244,6 +244,9 @@ def test_prepare_says_what_check_says(
     changed.set_sform(scan.affine, 1)
     changed.set_qform(turned, 1)
     nib.save(changed, data / "imagesUn" / "phantom_002_0000.nii.gz")
+    other = data / "imagesUn" / "phantom_003_0000.nii.gz"
+    scan = nib.load(other)
+    nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine * 0.1), other)
     label = nib.load(data / "labelsTr" / "phantom_001.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), data / "labelsTr" / "phantom_001.nii.gz")
     answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
@@ -253,6 +256,7 @@ def test_prepare_says_what_check_says(
         "more: not read, though it holds 2 NIfTI files",
         "phantom_002_0000.nii.gz: sform and qform disagree",
         "phantom_001.nii.gz: the label is empty",
+        "phantom_003_0000.nii.gz: the scan measures",
     ):
         assert words in answer.err
     assert semiseg_command("prepare", tmp_path / "other", "--data", data, *tiny, "--modality", "ct").code == 0

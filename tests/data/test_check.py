@@ -181,6 +181,14 @@ def test_values_outside_the_list_are_counted(tmp_path: Path) -> None:
     assert "and 5 more values" in text
 
 
+def test_a_scan_whose_voxels_are_metres_is_named(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "imagesUn" / "d_0000.nii.gz", image(30), np.diag([1e-3, 1.5e-3, 3e-3, 1]))
+    problem = only_problem(check(root))
+    assert (problem.severity, problem.file) == ("warning", "imagesUn/d_0000.nii.gz")
+    assert "voxels of (0.003, 0.0015, 0.001) mm in its header" in problem.text
+
+
 def test_the_ignore_label_is_no_wrong_value(tmp_path: Path) -> None:
     root = dataset_folder(tmp_path)
     description = json.loads((root / "dataset.json").read_text())

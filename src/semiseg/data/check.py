@@ -23,6 +23,7 @@ from semiseg.data.check_case import (
     set_aside,
 )
 from semiseg.data.check_plan import plan_remarks
+from semiseg.data.extents import odd_extents
 from semiseg.data.laterality import measured_mirror_axis
 from semiseg.geometry import LEFT_RIGHT_AXIS, triple
 from semiseg.io.dataset import Case, Dataset, LabelScheme
@@ -89,6 +90,7 @@ def check_dataset(dataset: Dataset, *, workers: int = 1, progress: Progress | No
     problems += of_cases
     between_cases = [
         *_same_content(facts, dataset),
+        *_odd_extents(facts, dataset),
         *_orientations(facts, dataset.root),
         *_unseen_classes(facts, dataset),
         *_turned_headers(dataset),
@@ -130,6 +132,11 @@ def _same_content(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
                 text = f"the same voxels as {first.role} case {first.id}: a test scan is trained on. Remove one."
             remarks.append(("warning", files[other.id], text))
     return remarks
+
+
+def _odd_extents(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark]:
+    files = {case.id: case.images[0] for case in dataset.cases}
+    return odd_extents([(files[f.id], f.shape_zyx, f.spacing_mm) for f in facts if f.shape_zyx and f.spacing_mm])
 
 
 def _orientations(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:

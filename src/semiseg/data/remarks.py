@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from semiseg.data.check_case import Remark, inspect_header
+from semiseg.data.extents import odd_extents
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.store_index import IndexedCases
 
@@ -21,9 +22,12 @@ def print_remarks(dataset: Dataset) -> None:
     """Print to stderr what was set aside, what is doubtful of the set, and of the headers of its scans."""
     _print("set aside", dataset.problems)
     found: list[Remark] = [*dataset.remarks]
+    scans = []
     for case in dataset.cases:
-        for file in case.images:
-            inspect_header(file, found)
+        grids = [inspect_header(file, found) for file in case.images]
+        if grids[0]:
+            scans.append((case.images[0], grids[0].shape_zyx, grids[0].spacing_mm))
+    found += odd_extents(scans)
     for severity in ("warning", "note"):  # what cannot be read is said by what reads it
         _print(severity, [(file, text) for kind, file, text in found if kind == severity])
 
@@ -36,10 +40,13 @@ def print_label_remarks(cases: Sequence[Case], stored: IndexedCases, labels: Lab
     files = [case.label for case in cases if case.label is not None]
     is_empty = ~np.any([counts > 0 for counts in voxels.values()], axis=0)
     empty = [file for file, nothing in zip(files, is_empty, strict=True) if nothing]
-    _print("warning", [(file, "the label is empty: no voxel has a class.") for file in empty])
+    _print("warning", [(file, "the label is empty on the plan's grid: no voxel has a class.") for file in empty])
     unseen = [name for value, name in labels.organs.items() if not voxels[value].any()]
     if unseen and files:
-        print(f"warning: no training label contains {', '.join(unseen)}: it cannot be learned.", file=sys.stderr)
+        print(
+            f"warning: no training label contains {', '.join(unseen)} on the plan's grid: it cannot be learned.",
+            file=sys.stderr,
+        )
 
 
 def _print(title: str, lines: Iterable[tuple[Path, str]]) -> None:
