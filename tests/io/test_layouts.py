@@ -474,6 +474,19 @@ def test_an_msd_image_that_is_listed_twice_is_a_problem(tmp_path: Path) -> None:
     assert any("already that of" in text for _, text in dataset.problems)
 
 
+def test_files_of_one_name_in_folders_of_cases_are_listed_as_msd(tmp_path: Path) -> None:
+    """As KiTS keeps them: the error of a folder without a layout shows the list, which is taken."""
+    scans(tmp_path, "1/scan", "1/label", "2/scan", "3/scan")
+    with pytest.raises(DataError, match=r"found 1/, 2/, 3/\. Bring .* in a dataset\.json: (\{.*\}), with") as raised:
+        read_dataset(tmp_path)
+    shown = re.search(r"dataset\.json: (\{.*\}), with", str(raised.value))[1]  # type: ignore[index]
+    (tmp_path / "dataset.json").write_text(shown)
+    dataset = read_dataset(tmp_path)
+    assert (ids(dataset, labelled=True), ids(dataset, labelled=False)) == (["1_scan"], ["2_scan"])
+    assert [path.name for path, _ in dataset.problems] == []
+    assert [path.name for _, path, _ in remarks_on(dataset)] == ["3"]  # which the list does not name
+
+
 @pytest.mark.parametrize("image", ["../outside.nii.gz", "/etc/passwd.nii.gz", "imagesTr/s_001.mgz", 7, None])
 def test_msd_paths_that_lead_elsewhere_are_refused(tmp_path: Path, image: object) -> None:
     good = {"image": "imagesTr/s_001.nii.gz", "label": "labelsTr/s_001.nii.gz"}

@@ -25,6 +25,11 @@ READERS: dict[str, Callable[[Path, SeriesChoice], Found]] = {
     "flare22": read_flare22,
     "plain": read_plain,
 }
+_MAKE_ONE = (
+    "Bring scans and label maps into images/ and labels/ under equal names (links suffice), or list them where they "
+    'lie in a dataset.json: {"channel_names": {"0": "CT"}, "labels": {"liver": 1}, "training": [{"image": "1/scan.nii.gz", '
+    '"label": "1/label.nii.gz"}, {"image": "2/scan.nii.gz"}]}, with yours.'
+)
 _LOOKED_FOR = (
     "nnunet (imagesTr/ID_0000.nii.gz and dataset.json), msd (a dataset.json that lists its training files), "
     "flare22 (FLARE22_Tr_0001_0000.nii.gz in any sub-folder), plain (images/ and labels/)"
@@ -116,7 +121,9 @@ def detect_layout(root: Path) -> str:
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
     there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
     holds = what_it_holds(root)
-    unread = f" It holds {holds}. {TO_NIFTI}" if holds and not is_read(holds) else ""
+    unread = f" {_MAKE_ONE}"
+    if holds and not is_read(holds):
+        unread = f" It holds {holds}. {TO_NIFTI}"
     if "DICOM" in holds:
         unread = f" It holds {holds}: put each scan into images/ (a folder of its own), and its label into labels/."
     raise DataError(f"{root}: no known layout. Looked for {_LOOKED_FOR}; found {there}.{unread}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from semiseg.errors import DataError
@@ -37,6 +39,7 @@ def read_msd(root: Path, choice: SeriesChoice) -> Found:
         note_unread(root / folder, problems, remarks, dicom=folder in unlabelled_folders(root))
     cases = _listed(root, description.get("training", []), "train", "training", problems)
     cases += _listed(root, description.get("test", []), "test", "test", problems)
+    cases = _with_folders(root, cases)
     cases += _unlisted(root, cases, problems)
     cases += unlabelled_series(root, choice, problems, remarks)
     used = [path for case in cases for path in (*case.images, case.label) if path is not None]
@@ -74,6 +77,13 @@ def _listed(root: Path, entries: object, split: Split, key: str, problems: Probl
         else:
             problems.append((image, f"{key} lists this scan, but there is no such file. Restore it, or edit the list."))
     return cases
+
+
+def _with_folders(root: Path, cases: list[Case]) -> list[Case]:
+    """The cases; where files of several folders have one name, as `case_1/imaging.nii.gz`, ids have the folders too."""
+    uses = Counter(stem(image) for image in {case.images[0] for case in cases})
+    ids = {case.images[0]: "_".join((*case.images[0].relative_to(root).parts[:-1], case.id)) for case in cases}
+    return [replace(case, id=ids[case.images[0]]) if uses[case.id] > 1 else case for case in cases]
 
 
 def _inside(root: Path, entry: object, file: Path, key: str) -> Path:
