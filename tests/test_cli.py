@@ -247,6 +247,7 @@ def test_prepare_says_what_check_says(
     other = data / "imagesUn" / "phantom_003_0000.nii.gz"
     scan = nib.load(other)
     nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine * 0.1), other)
+    shutil.copy(data / "imagesTr" / "phantom_000_0000.nii.gz", data / "imagesTs" / "phantom_004_0000.nii.gz")
     label = nib.load(data / "labelsTr" / "phantom_001.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), data / "labelsTr" / "phantom_001.nii.gz")
     answer = semiseg_command("prepare", tmp_path / "run", "--data", data, *tiny)
@@ -257,6 +258,7 @@ def test_prepare_says_what_check_says(
         "phantom_002_0000.nii.gz: sform and qform disagree",
         "phantom_001.nii.gz: the label is empty",
         "phantom_003_0000.nii.gz: the scan measures",
+        "phantom_004_0000.nii.gz: the same file as labelled case phantom_000: a test scan is trained on",
     ):
         assert words in answer.err
     assert semiseg_command("prepare", tmp_path / "other", "--data", data, *tiny, "--modality", "ct").code == 0

@@ -46,7 +46,7 @@ def run_folds(run: Path, settings: RunSettings, *, fold: int | None = None, quie
         print(f"{counted(count, 'network')}{each}: every labelled scan is predicted by one that has not seen it.")
     for index in range(count) if fold is None else (fold,):
         if not quiet:
-            print(f"\nFold {index} of 0 to {count - 1}:")
+            print(f"\nFold {index} (they are 0 to {count - 1}):")
         own = run / f"fold_{index}"
         if not (own / "plan.toml").exists():
             _begin(run, own, index, settings)

@@ -250,7 +250,9 @@ def test_organs_with_names_are_pairs_by_their_names_alone(tmp_path: Path) -> Non
     ids=["one-sided", "not side by side", "one scan", "in one of three"],
 )
 def test_what_is_no_pair_is_not_made_one(tmp_path: Path, maps: list[LabelArray]) -> None:
-    assert found(tmp_path, UNNAMED, maps).labels.mirror_pairs == ()
+    anatomy = found(tmp_path, UNNAMED, maps)
+    assert anatomy.labels.mirror_pairs == ()
+    assert anatomy.reasons[0].startswith("Mirror pairs: none found")
 
 
 def test_organs_of_one_size_and_another_shape_are_no_pair() -> None:

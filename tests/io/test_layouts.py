@@ -610,6 +610,15 @@ def test_four_digits_are_a_channel_only_where_they_can_be(
     assert dataset.problems == ()
 
 
+def test_a_label_that_is_called_otherwise_than_its_scan_is_told_the_scans_name(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a", "images/ab", "images/b", "labels/ab_seg", "labels/b", "labels/b_seg", "labels/c_seg")
+    scan(tmp_path / "labels" / "b.nii.gz", np.ones((3, 4, 5), np.uint8))
+    texts = {path.name: text for path, text in read_dataset(tmp_path).problems}
+    assert texts["ab_seg.nii.gz"].endswith("no scan has the id ab_seg. If it is the label of ab, call it so.")
+    assert texts["b_seg.nii.gz"].endswith("Add the scan, or move it away.")  # b has its label
+    assert texts["c_seg.nii.gz"].endswith("Add the scan, or move it away.")
+
+
 def test_plain_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
     scans(tmp_path, "images/a")
     scan(tmp_path / "labels" / "a.nii.gz", np.full((3, 4, 5), 255, np.uint8))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from semiseg.reporting.run_data import RunData, read_run
-from semiseg.reporting.scoring import banner, never_found, tolerance_sentences, worst_distance
+from semiseg.reporting.scoring import banner, tolerance_sentences, worst_distance
+from semiseg.scoring.summary import never_found, organs_never_found
 
 
 @pytest.fixture
@@ -18,13 +19,15 @@ def data(built_run: Path) -> RunData:
 
 def test_an_organ_is_never_found_where_every_case_that_has_it_scores_zero(data: RunData) -> None:
     assert data.summary is not None
-    assert never_found(data.summary) == {}
+    assert organs_never_found(data.summary) == {}
+    assert never_found(data.summary) == ""
     for number, case in enumerate(data.summary["cases"]):
         liver = case["organs"]["liver"]
         liver["dice"] = 0.0
         if number == 0:  # an organ that is not there cannot be found
             liver["reference_volume_ml"] = 0.0
-    assert never_found(data.summary) == {"liver": 6}
+    assert organs_never_found(data.summary) == {"liver": 6}
+    assert never_found(data.summary) == "liver was never found in the 6 test cases that have it."
     assert banner(data) == ["liver was never found: Dice 0 in all 6 scored cases that have it."]
     told = replace(data, notices=("liver was never found in 6 test scans.",))
     assert banner(told) == ["liver was never found in 6 test scans."], "said once"

@@ -16,7 +16,7 @@ from semiseg.training.settings import TrainSettings
 
 def judged(run: Path, train: TrainSettings | None = None, **changes: Any) -> list[str]:
     """Of a training with nothing to complain of, but for the changes."""
-    given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "validated": True} | changes
+    given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "validated": True, "tested": True} | changes
     return judge_training(run, train or TrainSettings(minutes=10.0), **given)
 
 
@@ -95,6 +95,10 @@ def test_unlabelled_scans_that_nothing_was_learnt_from(tmp_path: Path, trusted: 
 def test_no_validation(tmp_path: Path) -> None:
     (said,) = judged(tmp_path, validated=False)
     assert said.startswith("No validation case was held back")
+    assert said.endswith("only the scores of the test cases tell how good the model is.")
+    (said,) = judged(tmp_path, validated=False, tested=False)
+    assert "nothing tells how good the model is" in said
+    assert said.endswith("labelsTs, or use --folds 5.")
 
 
 def test_a_run_that_went_on_takes_back_what_is_no_longer_so(tmp_path: Path) -> None:

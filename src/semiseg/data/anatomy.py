@@ -74,6 +74,10 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
             labels = replace(labels, mirror_pairs=pairs, mirror_axis=axis)
             names = " and ".join(f"{labels.names[a]} with {labels.names[b]}" for a, b in pairs)
             reasons.append(f"Mirror pairs: {names}, by their places and shapes.")
+        elif len(labels.organs) > 1:
+            reasons.append(
+                "Mirror pairs: none found by places and shapes. If organs have two sides, name them left and right."
+            )
     axis = labels.mirror_axis
     between = directions(cases, axis)
     plane = varying_plane(between)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from filecmp import cmp
 from pathlib import Path
 
 import numpy as np
 
-from semiseg.data.check_case import Remark, inspect_header
+from semiseg.data.check_case import Remark, inspect_header, role_of
 from semiseg.data.extents import odd_extents
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.store_index import IndexedCases
@@ -27,9 +28,30 @@ def print_remarks(dataset: Dataset) -> None:
         grids = [inspect_header(file, found) for file in case.images]
         if grids[0]:
             scans.append((case.images[0], grids[0].shape_zyx, grids[0].spacing_mm))
-    found += odd_extents(scans)
+    found += [*odd_extents(scans), *_tests_trained_on(dataset.cases)]
     for severity in ("warning", "note"):  # what cannot be read is said by what reads it
         _print(severity, [(file, text) for kind, file, text in found if kind == severity])
+
+
+def _tests_trained_on(cases: Sequence[Case]) -> list[Remark]:
+    """A warning for each test scan whose file is a training scan's, byte for byte. The check finds copies that are
+    stored otherwise, too."""
+    training: defaultdict[int, list[Case]] = defaultdict(list)
+    tests = []
+    for case in cases:
+        if case.images[0].is_file():
+            tests += [case] if case.split == "test" else []
+            training[case.images[0].stat().st_size] += [case] if case.split == "train" else []
+    return [
+        (
+            "warning",
+            test.images[0],
+            f"the same file as {role_of(twin)} case {twin.id}: a test scan is trained on. Remove one.",
+        )
+        for test in tests
+        for twin in training[test.images[0].stat().st_size]
+        if cmp(test.images[0], twin.images[0], shallow=False)
+    ]
 
 
 def print_label_remarks(cases: Sequence[Case], stored: IndexedCases, labels: LabelScheme) -> None:

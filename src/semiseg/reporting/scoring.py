@@ -12,7 +12,7 @@ from semiseg.reporting.figures import words
 from semiseg.reporting.numbers import lengths
 from semiseg.reporting.run_data import RunData
 from semiseg.scoring.statistics import Interval
-from semiseg.scoring.summary import Summary
+from semiseg.scoring.summary import Summary, organs_never_found
 from semiseg.types import Spacing
 
 
@@ -31,7 +31,7 @@ class WorstDistance:
 def banner(data: RunData) -> list[str]:
     """The warnings at the top of the page: those of the run's stages, then what its summary shows."""
     told = [notice.replace("_", " ") for notice in data.notices if "never found" in notice]
-    found = never_found(data.summary)
+    found = organs_never_found(data.summary) if data.summary else {}
     silent = [organ for organ in found if not any(words(organ) in notice for notice in told)]
     if not silent or not data.summary:
         return list(data.notices)
@@ -42,17 +42,6 @@ def banner(data: RunData) -> list[str]:
     named = ", ".join(map(words, silent))
     how_many = f"{len(silent)} of {len(data.summary['organs'])} organs were never found"
     return [*data.notices, f"{how_many}, with Dice 0 in every scored case that has them: {named}."]
-
-
-def never_found(summary: Summary | None) -> dict[str, int]:
-    """Organs with Dice 0 in every scored case whose reference has them, each with the number of these cases."""
-    found: dict[str, int] = {}
-    for organ in summary["organs"].values() if summary else ():
-        scores = [case["organs"][organ] for case in summary["cases"]] if summary else []
-        there = [score["dice"] for score in scores if score["reference_volume_ml"] > 0 and score["dice"] is not None]
-        if there and not any(there):
-            found[organ] = len(there)
-    return found
 
 
 def worst_distance(summary: Summary | None) -> WorstDistance | None:

@@ -161,12 +161,21 @@ _ANEW = "Run `semiseg evaluate` again."
 
 def never_found(summary: Summary) -> str:
     """A sentence that names the organs of which no test case's prediction has anything right; empty without any."""
-    names = []
-    for organ in summary["organs"].values():
-        scores = [dice for case in summary["cases"] if (dice := case["organs"][organ]["dice"]) is not None]
-        if scores and max(scores) == 0:
-            names.append(organ)
-    if not names:
+    found = organs_never_found(summary)
+    if not found:
         return ""
-    was = "was" if len(names) == 1 else "were"
-    return f"{', '.join(names)} {was} never found in {counted(len(summary['cases']), 'test case')}."
+    if len(found) > 1:
+        return f"{', '.join(found)} were never found in the test cases that have them."
+    ((organ, cases),) = found.items()
+    return f"{organ} was never found in the {counted(cases, 'test case')} that {'has' if cases == 1 else 'have'} it."
+
+
+def organs_never_found(summary: Summary) -> dict[str, int]:
+    """Organs with Dice 0 in every scored case whose reference has them, each with the number of these cases."""
+    found: dict[str, int] = {}
+    for organ in summary["organs"].values():
+        scores = [case["organs"][organ] for case in summary["cases"]]
+        there = [score["dice"] for score in scores if score["reference_volume_ml"] > 0 and score["dice"] is not None]
+        if there and not any(there):
+            found[organ] = len(there)
+    return found

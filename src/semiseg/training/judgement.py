@@ -22,24 +22,30 @@ and below 0.43 where their labels were to be trusted (docs/lab/first_hour.md).""
 _FEWEST_ROWS = 20
 
 
-def judge_training(run: Path, settings: TrainSettings, *, steps: int, seconds: float, validated: bool) -> list[str]:
-    """Add to the run's notices what its steps, minutes and losses say, and return the sentences."""
+def judge_training(
+    run: Path, settings: TrainSettings, *, steps: int, seconds: float, validated: bool, tested: bool
+) -> list[str]:
+    """Add to the run's notices what its steps, minutes and losses say, and return the sentences.
+
+    validated, tested: whether validation cases were held back, and whether there are test cases with labels.
+    """
     rows = read_metrics(run)
     found = {
         "steps": _few_steps(settings, steps),
         "minutes": _overrun(settings, seconds),
         "convergence": _not_converged([row["labelled_loss"] for row in rows if "labelled_loss" in row]),
         "unlabelled": _not_learnt_from(read_rounds(run)),
-        "validation": "" if validated else _NO_VALIDATION,
+        "validation": "" if validated else _NO_VALIDATION + (_TESTS_TELL if tested else _NOTHING_TELLS),
     }
     for topic, text in found.items():
         add_notice(run, topic, text)
     return [text for text in found.values() if text]
 
 
-_NO_VALIDATION = (
-    "No validation case was held back, since labelled scans are few: only scans with labels in labelsTs tell how good "
-    "the model is."
+_NO_VALIDATION = "No validation case was held back, since labelled scans are few: "
+_TESTS_TELL = "only the scores of the test cases tell how good the model is."
+_NOTHING_TELLS = (
+    "nothing tells how good the model is. Put scans with labels into imagesTs and labelsTs, or use --folds 5."
 )
 
 

@@ -245,7 +245,14 @@ def _fastest_threads_here() -> int:
 
 def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, seconds: float, quiet: bool) -> None:
     """What is left when training has ended: notices, feedback maps and the model."""
-    said = judge_training(session.run, session.train, steps=steps, seconds=seconds, validated=bool(data.validation))
+    said = judge_training(
+        session.run,
+        session.train,
+        steps=steps,
+        seconds=seconds,
+        validated=bool(data.validation),
+        tested=any(case.label for case in of_role(session.cases, "test")),
+    )
     for text in () if quiet else said:
         print(f"Note: {text}")
     write_feedback_maps(session.run / "feedback", method, data, session.place, step=steps)

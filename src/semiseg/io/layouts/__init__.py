@@ -27,8 +27,8 @@ READERS: dict[str, Callable[[Path, SeriesChoice], Found]] = {
 }
 _MAKE_ONE = (
     "Bring scans and label maps into images/ and labels/ under equal names (links suffice), or list them where they "
-    'lie in a dataset.json: {"channel_names": {"0": "CT"}, "labels": {"liver": 1}, "training": [{"image": "1/scan.nii.gz", '
-    '"label": "1/label.nii.gz"}, {"image": "2/scan.nii.gz"}]}, with yours.'
+    'lie in a dataset.json: {"channel_names": {"0": "CT"}, "labels": {"liver": 1}, "training": [{"image": '
+    '"1/scan.nii.gz", "label": "1/label.nii.gz"}, {"image": "2/scan.nii.gz"}]}, with yours.'
 )
 _LOOKED_FOR = (
     "nnunet (imagesTr/ID_0000.nii.gz and dataset.json), msd (a dataset.json that lists its training files), "

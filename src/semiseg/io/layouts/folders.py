@@ -199,8 +199,9 @@ def pair_up(
         cases.append(Case(id=name, images=paths, label=labels.get(name), split=split))
     for name, file in labels.items():
         if name not in images:
-            text = f"a label without an image: no scan has the id {name}. Add the scan, or move it away."
-            problems.append((file, text))
+            meant = next((id for id in images if id not in labels and name.startswith(f"{id}_")), None)
+            remedy = f"If it is the label of {meant}, call it so." if meant else "Add the scan, or move it away."
+            problems.append((file, f"a label without an image: no scan has the id {name}. {remedy}"))
     return cases
 
 

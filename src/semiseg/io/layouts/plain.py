@@ -76,7 +76,10 @@ def read_plain(root: Path, choice: SeriesChoice) -> Found:
         raise DataError(f"{first}: {text.removeprefix(f'{first}: ')}")
     named = _labels(root, description, cases)
     if list(named.names.values()) == list(unknown_names(named.organs).values()):
-        text = f'The classes have no names. Name them in {root / "labels.json"}, such as {{"liver": 1}}.'
+        text = (
+            f'The classes have no names. Name them in {root / "labels.json"}, such as {{"left_kidney": 1}}: '
+            "organs of two sides are told by left and right in their names."
+        )
         remarks.append(("note", root / LABELS, text))
     return Found(
         name=str(description.get("name", root.resolve().name)),
