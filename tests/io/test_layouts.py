@@ -610,6 +610,14 @@ def test_four_digits_are_a_channel_only_where_they_can_be(
     assert dataset.problems == ()
 
 
+def test_one_plain_scan_of_more_channels_is_the_odd_one(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a", "images/b", "images/c_0000", "images/c_0001", "labels/a")
+    scan(tmp_path / "labels" / "a.nii.gz", np.ones((3, 4, 5), np.uint8))
+    dataset = read_dataset(tmp_path)
+    assert (len(dataset.channels), ids(dataset)) == (1, ["a", "b"])
+    assert [path.name for path, _ in dataset.problems] == ["c_0000.nii.gz"]
+
+
 def test_a_label_that_is_called_otherwise_than_its_scan_is_told_the_scans_name(tmp_path: Path) -> None:
     scans(tmp_path, "images/a", "images/ab", "images/b", "labels/ab_seg", "labels/b", "labels/b_seg", "labels/c_seg")
     scan(tmp_path / "labels" / "b.nii.gz", np.ones((3, 4, 5), np.uint8))

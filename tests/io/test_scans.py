@@ -165,6 +165,24 @@ def test_a_scaled_scan_is_read_in_its_own_units_and_labels_are_written_without_s
     assert np.asarray(written.dataobj).max() == 1
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_file_that_is_compressed_against_its_ending_is_told_the_right_one(tmp_path: Path, kind: type) -> None:
+    array = np.ones((3, 4, 5), np.uint8)
+    save(tmp_path / "a.nii.gz", array, kind=kind).rename(tmp_path / "packed.nii")
+    save(tmp_path / "a.nii", array, kind=kind).rename(tmp_path / "plain.nii.gz")
+    (tmp_path / "broken.nii.gz").write_bytes(b"broken")
+    for name, words in (
+        ("packed.nii", "call it .nii.gz."),
+        ("plain.nii.gz", "call it .nii."),
+        ("broken.nii.gz", "Restore"),
+    ):
+        with pytest.raises(DataError) as raised:
+            read_grid(tmp_path / name)
+        assert words in str(raised.value)
+    (tmp_path / "packed.nii").rename(tmp_path / "right.nii.gz")
+    assert read_grid(tmp_path / "right.nii.gz").shape_zyx == (5, 4, 3)
+
+
 def test_nifti_2_stays_nifti_2(tmp_path: Path) -> None:
     file = save(tmp_path / "scan.nii.gz", np.ones((3, 4, 5), np.float32), kind=nib.Nifti2Image)
     volume = read_volume([file])

@@ -17,7 +17,7 @@ from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
 from semiseg.scoring.metrics import OrganScores
 from semiseg.scoring.statistics import BOOTSTRAP_SAMPLES, Interval, mean_interval
-from semiseg.words import as_text_cell, counted
+from semiseg.words import as_text_cell
 
 Metric = Literal["dice", "nsd", "hd95_mm"]
 Rules = Literal["standard", "flare22"]
@@ -167,7 +167,8 @@ def never_found(summary: Summary) -> str:
     if len(found) > 1:
         return f"{', '.join(found)} were never found in the test cases that have them."
     ((organ, cases),) = found.items()
-    return f"{organ} was never found in the {counted(cases, 'test case')} that {'has' if cases == 1 else 'have'} it."
+    where = "the one test case that has it" if cases == 1 else f"the {cases} test cases that have it"
+    return f"{organ} was never found in {where}."
 
 
 def organs_never_found(summary: Summary) -> dict[str, int]:

@@ -6,6 +6,7 @@ the highest value in the label files. `imagesUn/`, `imagesTs/` and `labelsTs/` a
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _by_channel(images: dict[str, Path], *, numbered: bool) -> dict[str, dict[in
 def _channels(description: dict[str, Any], file: Path, images: list[dict[int, Path]]) -> tuple[str, ...]:
     if "channel_names" in description or "modality" in description:
         return dataset_channels(description, file)
-    count = max((len(files) for files in images), default=1)
+    counts = Counter(len(files) for files in images)
+    count = max(counts, key=lambda channels: (counts[channels], channels), default=1)  # one odd scan is the odd one
     return (UNKNOWN_CHANNEL,) if count == 1 else tuple(f"{UNKNOWN_CHANNEL}_{index}" for index in range(count))
 
 
