@@ -150,6 +150,11 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
     settings = prepared_settings(run).evaluate
     plan = read_plan(run / "plan.toml")
     cases = [case for case in of_role(read_run_cases(run / "cases.jsonl"), "test") if case.label]
+    if not cases and fold_runs(run):
+        raise DataError(
+            f"{run}: no test case has a label. `semiseg run {run}` scores the labelled scans, out of fold, into "
+            f"{run / 'summary.json'}."
+        )
     if not cases:
         raise DataError(
             f"{run}/cases.jsonl: no test case has a label. Put labels into labelsTs and run `semiseg prepare {run}`, "

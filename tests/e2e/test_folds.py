@@ -13,7 +13,7 @@ import pytest
 from semiseg.data.case_hashes import hashed_ids
 from semiseg.data.roles import fold_parts
 from semiseg.demo.dataset import write_phantom_dataset
-from semiseg.files import hash_files, read_json, read_jsonl
+from semiseg.files import hash_files, read_json, read_jsonl, write_jsonl
 from semiseg.io.scans import read_label
 from semiseg.prediction.postprocessing import write_steps
 from semiseg.scoring import read_summary
@@ -282,3 +282,15 @@ def test_commands_of_one_network_say_what_to_name(
     answer = semiseg_command(command[0], made[0], *command[1:])
     assert answer.code == 2
     assert message in answer.err
+
+
+def test_without_labelled_test_cases_the_scores_out_of_fold_are_named(
+    made: tuple[Path, str], semiseg_command: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(made[0], tmp_path / "run", ignore=shutil.ignore_patterns("store", "checkpoints"))
+    rows = [row | ({"label": None} if row["role"] == "test" else {}) for row in read_jsonl(run / "cases.jsonl")]
+    write_jsonl(run / "cases.jsonl", rows)
+    answer = semiseg_command("evaluate", run)
+    assert answer.code == 2
+    assert "no test case has a label" in answer.err
+    assert f"out of fold, into {run / 'summary.json'}" in answer.err

@@ -610,6 +610,12 @@ def test_four_digits_are_a_channel_only_where_they_can_be(
     assert dataset.problems == ()
 
 
+def test_the_folder_above_a_data_set_says_which_one_is_meant(tmp_path: Path) -> None:
+    scans(tmp_path, "set/images/a", "set/labels/a", "other/a")
+    with pytest.raises(DataError, match=r"found other/, set/\. If .*set is the data set, name that folder\.$"):
+        read_dataset(tmp_path)
+
+
 def test_one_plain_scan_of_more_channels_is_the_odd_one(tmp_path: Path) -> None:
     scans(tmp_path, "images/a", "images/b", "images/c_0000", "images/c_0001", "labels/a")
     scan(tmp_path / "labels" / "a.nii.gz", np.ones((3, 4, 5), np.uint8))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.io.file_kinds import ENDINGS_TEXT, TO_NIFTI, holds_dicom, is_read, scan_files, stem, what_it_holds
+from semiseg.io.file_kinds import ENDINGS_TEXT, TO_NIFTI, holds_dicom, is_read, scan_files, stem, visible, what_it_holds
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
 from semiseg.io.layouts.folders import CHANNEL, TRAINING, Found, read_object, train_order, unique_cases
 from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
@@ -97,8 +97,8 @@ def refuse_no_folder(root: Path) -> None:
         raise DataError(f"{root}: {'is a file. Name the folder' if root.exists() else 'there is no such folder'}.")
 
 
-def detect_layout(root: Path) -> str:
-    """The name of the layout; raises `DataError` that says what was looked for and what is there."""
+def _layout_of(root: Path) -> str:
+    """The name of the layout; empty for a folder that has none."""
     if (root / "dataset.json").is_file():
         names = [stem(file) for file in scan_files(root / TRAINING)]
         numbered = bool(names) and all(CHANNEL.fullmatch(name) for name in names)
@@ -112,6 +112,13 @@ def detect_layout(root: Path) -> str:
         return "flare22"
     if (root / IMAGES).is_dir() and (root / LABELS).is_dir():
         return "plain"
+    return ""
+
+
+def detect_layout(root: Path) -> str:
+    """The name of the layout; raises `DataError` that says what was looked for and what is there."""
+    if layout := _layout_of(root):
+        return layout
     if (root / TRAINING).is_dir() and not (root / "dataset.json").exists():
         raise DataError(
             f"{root}: has {TRAINING}, but no dataset.json, which names channels and labels. Write "
@@ -121,7 +128,8 @@ def detect_layout(root: Path) -> str:
     entries = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in root.iterdir())
     there = ", ".join(entries[:12]) + (", ..." if len(entries) > 12 else "") if entries else "nothing"
     holds = what_it_holds(root)
-    unread = f" {_MAKE_ONE}"
+    below = next((entry for entry in visible(root) if entry.is_dir() and _layout_of(entry)), None)
+    unread = f" If {below} is the data set, name that folder." if below else f" {_MAKE_ONE}"
     if holds and not is_read(holds):
         unread = f" It holds {holds}. {TO_NIFTI}"
     if "DICOM" in holds:
