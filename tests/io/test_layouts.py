@@ -621,14 +621,18 @@ def test_one_plain_scan_of_more_channels_is_the_odd_one(tmp_path: Path) -> None:
     scan(tmp_path / "labels" / "a.nii.gz", np.ones((3, 4, 5), np.uint8))
     dataset = read_dataset(tmp_path)
     assert (len(dataset.channels), ids(dataset)) == (1, ["a", "b"])
-    assert [path.name for path, _ in dataset.problems] == ["c_0000.nii.gz"]
+    ((file, text),) = dataset.problems
+    assert file.name == "c_0000.nii.gz"
+    assert text.endswith("Keep one; if they are scans of their own, number them otherwise, as c-0000.")
 
 
 def test_a_label_that_is_called_otherwise_than_its_scan_is_told_the_scans_name(tmp_path: Path) -> None:
     scans(tmp_path, "images/a", "images/ab", "images/b", "labels/ab_seg", "labels/b", "labels/b_seg", "labels/c_seg")
+    in_format(tmp_path, "labels/a.seg.nrrd")  # as 3D Slicer calls them
     scan(tmp_path / "labels" / "b.nii.gz", np.ones((3, 4, 5), np.uint8))
     texts = {path.name: text for path, text in read_dataset(tmp_path).problems}
     assert texts["ab_seg.nii.gz"].endswith("no scan has the id ab_seg. If it is the label of ab, call it so.")
+    assert texts["a.seg.nrrd"].endswith("If it is the label of a, call it so.")
     assert texts["b_seg.nii.gz"].endswith("Add the scan, or move it away.")  # b has its label
     assert texts["c_seg.nii.gz"].endswith("Add the scan, or move it away.")
 

@@ -192,14 +192,17 @@ def pair_up(
         if numbers != list(range(len(channels))) and numbers != [0]:
             has = ", ".join(f"_{number:04d}" for number in numbers)
             needs = ", ".join(f"_{number:04d} ({channel})" for number, channel in enumerate(channels))
-            text = f"case {name} has the channels {has}, but {needs} are expected. Add or remove files."
+            remedy = "Add or remove files."
+            if len(channels) == 1:
+                remedy = f"Keep one; if they are scans of their own, number them otherwise, as {name}-{numbers[0]:04d}."
+            text = f"case {name} has the channels {has}, but {needs} are expected. {remedy}"
             problems.append((files[numbers[0]], text))
             continue
         paths = tuple(files[number] for number in numbers)
         cases.append(Case(id=name, images=paths, label=labels.get(name), split=split))
     for name, file in labels.items():
         if name not in images:
-            meant = next((id for id in images if id not in labels and name.startswith(f"{id}_")), None)
+            meant = next((id for id in images if id not in labels and re.match(f"{re.escape(id)}[_.-]", name)), None)
             remedy = f"If it is the label of {meant}, call it so." if meant else "Add the scan, or move it away."
             problems.append((file, f"a label without an image: no scan has the id {name}. {remedy}"))
     return cases
