@@ -141,6 +141,15 @@ def test_a_bad_scan_is_named_and_stops_nothing(model: Model, tmp_path: Path) -> 
     assert rows["a"]["key"]
 
 
+def test_scans_that_are_numbered_as_channels_are_told_so(model: Model, tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "in" / f"IMG_{number:04d}.nii.gz", OBLIQUE + np.diag([0, 0, 0.1 * number, 0]), seed=number)
+    (outcome,) = predict(model, tmp_path / "in", tmp_path / "out")
+    assert outcome.error is not None
+    assert "3 files count as channels of one scan" in outcome.error
+    assert outcome.error.endswith("number scans of their own otherwise, as IMG-0000.")
+
+
 def test_a_missing_file_is_named(model: Model, tmp_path: Path) -> None:
     scan = Scan("gone", (tmp_path / "gone.nii.gz",))
     (outcome,) = predict_scans([scan], model, torch_engine(model, CPU), tmp_path / "out", SETTINGS)

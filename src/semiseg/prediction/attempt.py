@@ -151,10 +151,22 @@ class Attempt:
         else:
             self._known = self._labels_from_before(lacking)
             self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
+        self._refuse_numbered()
         self._volume = read_scan(self._scan.images)
         self._grid = self._volume.grid
         if self._known is not None:
             self._check_known(*self._known)
+
+    def _refuse_numbered(self) -> None:
+        """Raise `DataError` for more files than the model has channels, before their grids are held against each
+        other: they may be scans that somebody numbered."""
+        images, names = self._scan.images, self._model.plan.channels
+        if len(images) > len(names):
+            raise DataError(
+                f"{images[0]}: {len(images)} files count as channels of one scan, by four digits at the end of their "
+                f"names, but the model expects {len(names)} ({', '.join(names)}). Leave out what is no channel, "
+                f"and number scans of their own otherwise, as {self._scan.id}-0000."
+            )
 
     def _lacking(self, before: PredictionRow) -> list[Path]:
         """What is asked for and not there."""
@@ -193,8 +205,7 @@ class Attempt:
             else:
                 self._made = self._known[0], None
         except DataError as error:
-            several = " Files of one name with numbers from _0000 on count as channels of one scan."
-            raise DataError(f"{images[0]}: {error}{several if len(images) > 1 else ''}") from None
+            raise DataError(f"{images[0]}: {error}") from None
         self._foreign = is_foreign(channels, plan)
         if self._outputs.needs_scan:
             labels = self._made[0]
