@@ -471,8 +471,11 @@ def test_a_run_does_not_go_on_with_other_cases(runs: dict[str, Path], tmp_path: 
     run = copied(runs["supervised"], tmp_path / "run")
     rows = read_jsonl(run / "cases.jsonl")
     write_jsonl(run / "cases.jsonl", [row | {"hash": "0" * 64} if row["role"] == "labelled" else row for row in rows])
-    with pytest.raises(ConfigError, match=r"checkpoints: trained with another plan, other cases or other settings"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoints: trained with another plan, other cases or other settings"
+    ) as it:
         semiseg.train(run, quiet=True)
+    assert "Undo the change in the data folder, use another run folder" in str(it.value)
 
 
 def test_only_one_process_works_on_a_run(runs: dict[str, Path], tmp_path: Path) -> None:

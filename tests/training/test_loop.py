@@ -174,8 +174,11 @@ def test_memory_that_does_not_suffice_for_augmentation_is_named_too(
 
 def test_a_checkpoint_of_another_run_is_refused(train: Train, tmp_path: Path) -> None:
     train(Told(float), steps=4)
-    with pytest.raises(ConfigError, match=r"checkpoints: trained with another plan(.|\n)*train.seed = 0 then, 1 now"):
+    with pytest.raises(
+        ConfigError, match=r"checkpoints: trained with another plan(.|\n)*train.seed = 0 then, 1 now"
+    ) as it:
         train(Told(float), steps=4, seed=1)
+    assert "Undo the change in run.toml or plan.toml, use" in str(it.value)
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000004"]
 
 

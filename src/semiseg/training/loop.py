@@ -25,7 +25,7 @@ from semiseg.training.checkpoint import Checkpoint, CheckpointWriter, load_lates
 from semiseg.training.inputs import Feed, Place, TrainingData
 from semiseg.training.journal import Journal
 from semiseg.training.loop_state import LoopState
-from semiseg.training.origin import Origin, changed
+from semiseg.training.origin import OTHER_CASES, Origin, changed
 from semiseg.training.out_of_memory import named_out_of_memory
 from semiseg.training.pace import Pace
 from semiseg.training.schedule import Schedule
@@ -175,11 +175,13 @@ def _latest(checkpoints: Path, origin: Origin, settings: TrainSettings) -> Check
     if _is_trained_on(checkpoint, before, settings, read_settled(checkpoints.parent)):
         before = before | length
     if lines := changed(before, origin | length):
+        places = ["the data folder"] if OTHER_CASES in lines else []
+        places += ["run.toml or plan.toml"] if lines != [OTHER_CASES] else []
         raise ConfigError(
             f"{checkpoints}: trained with another plan, other cases or other settings than the run has now:\n  "
             + "\n  ".join(lines)
-            + "\nUndo the change in run.toml or plan.toml, use another run folder, or delete the checkpoints to train "
-            "anew."
+            + f"\nUndo the change in {' and '.join(places)}, use another run folder, or delete the checkpoints to "
+            "train anew."
         )
     return checkpoint
 

@@ -15,6 +15,7 @@ from semiseg.data.sampling import SamplingSettings
 from semiseg.methods.settings import MethodSettings
 from semiseg.tables import flattened
 
+OTHER_CASES = "cases.jsonl: other cases, roles or contents than then"
 Origin = dict[str, Any]
 """By `section.key`, as JSON has it."""
 
@@ -45,8 +46,7 @@ def changed(before: Origin, now: Origin) -> list[str]:
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if old != new:
-            other = "cases.jsonl: other cases, roles or contents than then"
-            lines.append(other if key == "cases" else f"{key} = {old!r} then, {new!r} now")
+            lines.append(OTHER_CASES if key == "cases" else f"{key} = {old!r} then, {new!r} now")
     return lines
 
 
