@@ -10,6 +10,7 @@ from pathlib import Path
 
 from semiseg.cases import by_cluster
 from semiseg.console import bar
+from semiseg.data.remarks import print_alike
 from semiseg.data.reviews import PSEUDO_LABELS
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
@@ -77,7 +78,11 @@ def predict(
     first, *others = [
         one for given in (folder, *members) for one in (trained_models(given) if fold_runs(given) else [given])
     ]
-    return predict_into(first, scans, output, settings, outputs=outputs, ensemble=others, quiet=quiet)
+    outcomes = predict_into(first, scans, output, settings, outputs=outputs, ensemble=others, quiet=quiet)
+    if not quiet:
+        doubts = [(Path(outcome.id), doubt) for outcome in outcomes for doubt in outcome.doubts]
+        print_alike("warning", doubts, named="")
+    return outcomes
 
 
 def _picture() -> Picture:

@@ -470,6 +470,19 @@ def test_a_scan_of_another_modality_is_told(model: Model, tmp_path: Path) -> Non
     assert "a, b look like CT in Hounsfield units, but the model was trained on T1" in foreign_text(["a", "b"], of_mr)
 
 
+def test_what_is_doubtful_of_a_header_is_told(model: Model, tmp_path: Path) -> None:
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    save(tmp_path / "in" / "good.nii.gz", affine)
+    save(tmp_path / "in" / "guess.nii.gz", affine, codes=(0, 0))
+    save(tmp_path / "in" / "metres.nii.gz", affine * np.array([[1e-3], [1e-3], [1e-3], [1]]))
+    slab = nib.Nifti1Image(np.zeros((60, 60, 1), np.int16), affine)  # thin, not small
+    nib.save(slab, tmp_path / "in" / "slab.nii.gz")
+    doubts = {outcome.id: outcome.doubts for outcome in predict(model, tmp_path / "in", tmp_path / "out")}
+    assert (doubts["good"], doubts["slab"]) == ((), ())
+    assert "left and right are a guess" in doubts["guess"][0]
+    assert "Look whether the voxels of (0.002, 0.0015, 0.001) mm" in doubts["metres"][0]
+
+
 class Upright:
     """Finds class 1 where a tile is bright, and is surer of it where the front of the tile is brighter."""
 

@@ -21,7 +21,7 @@ _SHOWN = 5
 
 def print_remarks(dataset: Dataset) -> None:
     """Print to stderr what was set aside, what is doubtful of the set, and of the headers of its scans."""
-    _print("set aside", dataset.problems)
+    print_alike("set aside", dataset.problems)
     found: list[Remark] = [*dataset.remarks]
     scans = []
     for case in dataset.cases:
@@ -30,7 +30,7 @@ def print_remarks(dataset: Dataset) -> None:
             scans.append((case.images[0], grids[0].shape_zyx, grids[0].spacing_mm))
     found += [*odd_extents(scans), *_tests_trained_on(dataset.cases)]
     for severity in ("warning", "note"):  # what cannot be read is said by what reads it
-        _print(severity, [(file, text) for kind, file, text in found if kind == severity])
+        print_alike(severity, [(file, text) for kind, file, text in found if kind == severity])
 
 
 def _tests_trained_on(cases: Sequence[Case]) -> list[Remark]:
@@ -62,7 +62,7 @@ def print_label_remarks(cases: Sequence[Case], stored: IndexedCases, labels: Lab
     files = [case.label for case in cases if case.label is not None]
     is_empty = ~np.any([counts > 0 for counts in voxels.values()], axis=0)
     empty = [file for file, nothing in zip(files, is_empty, strict=True) if nothing]
-    _print("warning", [(file, "the label is empty on the plan's grid: no voxel has a class.") for file in empty])
+    print_alike("warning", [(file, "the label is empty on the plan's grid: no voxel has a class.") for file in empty])
     unseen = [name for value, name in labels.organs.items() if not voxels[value].any()]
     if unseen and files:
         print(
@@ -71,8 +71,8 @@ def print_label_remarks(cases: Sequence[Case], stored: IndexedCases, labels: Lab
         )
 
 
-def _print(title: str, lines: Iterable[tuple[Path, str]]) -> None:
-    """A line each, at most five whose texts begin alike."""
+def print_alike(title: str, lines: Iterable[tuple[Path, str]], named: str = " (semiseg check names them)") -> None:
+    """Print to stderr a line each, at most five whose texts begin alike. named: where the others are."""
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for file, text in lines:
         alike[text[:30]].append(f"{title}: {file}: {text.removeprefix(f'{file}: ')}")
@@ -80,4 +80,4 @@ def _print(title: str, lines: Iterable[tuple[Path, str]]) -> None:
         for line in found[:_SHOWN]:
             print(line, file=sys.stderr)
         if len(found) > _SHOWN:
-            print(f"{title}: {len(found) - _SHOWN} more of the same kind (semiseg check names them)", file=sys.stderr)
+            print(f"{title}: {len(found) - _SHOWN} more of the same kind{named}", file=sys.stderr)

@@ -15,7 +15,7 @@ from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
 from semiseg.io.grid import Grid
 from semiseg.io.scans import RawVolume, hash_of, read_grid, read_label, read_scan, write_map
 from semiseg.prediction.engines.base import Engine
-from semiseg.prediction.foreign import is_foreign
+from semiseg.prediction.foreign import is_foreign, size_doubt
 from semiseg.prediction.inputs import Scan
 from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import (
@@ -35,7 +35,8 @@ from semiseg.types import FloatArray, LabelArray
 class Outcome:
     """What became of a scan: the output, or the error as text. reused: it was there from an earlier call. foreign: its
     values are not those of the model's modality (MR for a CT model, CT for another). pose: how it was read, in words,
-    where it does not lie as the labelled scans did. notes: what a person is to know of its files, in sentences."""
+    where it does not lie as the labelled scans did. notes: what a person is to know of its files, in sentences. doubts:
+    what of its header is to be looked at, in sentences."""
 
     id: str
     output: Path
@@ -45,6 +46,7 @@ class Outcome:
     foreign: bool = False
     pose: str = ""
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 class Attempt:
@@ -234,6 +236,7 @@ class Attempt:
             foreign=self._foreign,
             pose=self.row.get("pose", ""),
             notes=_notes(written, self._scan.id),
+            doubts=(*self._grid.doubts, *filter(None, [size_doubt(self._grid, self._model.plan)])),
         )
         self.row |= {"key": self._key, "seconds": round(seconds, 3)}
         if written.empty:

@@ -1,4 +1,4 @@
-"""Scans of another modality than a model learnt: MR for a model of CT, CT for another."""
+"""Scans that a model did not learn: of another modality (MR for a model of CT, CT for another), or of another size."""
 
 from __future__ import annotations
 
@@ -6,9 +6,25 @@ from collections.abc import Sequence
 
 from semiseg.data.body import every_nth
 from semiseg.data.plan import Plan
+from semiseg.io.grid import Grid, numbers_text
 from semiseg.io.modality import judge
 from semiseg.io.scans import RawChannel
 from semiseg.words import shortened
+
+_SMALL = 3.0
+"""So many times smaller than a patch along every axis, a scan shows next to nothing: its voxel size is a wrong one."""
+
+
+def size_doubt(grid: Grid, plan: Plan) -> str:
+    """A sentence where the header of a scan makes it much smaller than a patch of the plan; else empty."""
+    extent_mm = [n * mm for n, mm in zip(grid.shape_zyx, grid.spacing_mm, strict=True)]
+    patch_mm = [n * mm for n, mm in zip(plan.patch, plan.spacing_mm, strict=True)]
+    if any(_SMALL * mine >= patch for mine, patch in zip(extent_mm, patch_mm, strict=True)):
+        return ""
+    return (
+        f"the scan measures {numbers_text(extent_mm)} mm (Z, Y, X), and the model looks at {numbers_text(patch_mm)} mm "
+        f"at a time. Look whether the voxels of {numbers_text(grid.spacing_mm)} mm in its header are right."
+    )
 
 
 def is_foreign(channels: Sequence[RawChannel], plan: Plan) -> bool:
