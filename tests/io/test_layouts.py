@@ -644,6 +644,25 @@ def test_plain_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+def test_plain_labels_with_255_for_what_nobody_labelled_are_told_how_to_ignore_it(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a")
+    array = np.ones((3, 4, 5), np.uint8)
+    array[0], array[1] = 255, 2
+    scan(tmp_path / "labels" / "a.nii.gz", array)
+    with pytest.raises(DataError, match=r"1, 2, 255 leave gaps.* make it 3, and name all in labels.json, 3 as"):
+        read_dataset(tmp_path)
+    array[0] = 3
+    scan(tmp_path / "labels" / "a.nii.gz", array)
+    (tmp_path / "labels.json").write_text(json.dumps({"liver": 1, "spleen": 2, "ignore": 3}))
+    assert read_dataset(tmp_path).labels.ignore == 3
+
+
+def test_masks_of_one_organ_each_are_to_be_merged(tmp_path: Path) -> None:
+    scans(tmp_path, "s0000/ct", "s0000/segmentations/liver", "s0000/segmentations/spleen")
+    with pytest.raises(DataError, match=r"merge masks of one organ each first\.$"):
+        read_dataset(tmp_path)
+
+
 def test_an_unknown_folder_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
     scans(tmp_path, "ct/a", "masks/a")
     with pytest.raises(DataError, match=r"Looked for nnunet.*msd.*flare22.*plain.*found ct/, masks/\."):

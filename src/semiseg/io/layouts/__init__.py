@@ -130,6 +130,8 @@ def detect_layout(root: Path) -> str:
     holds = what_it_holds(root)
     below = next((entry for entry in visible(root) if entry.is_dir() and _layout_of(entry)), None)
     unread = f" If {below} is the data set, name that folder." if below else f" {_MAKE_ONE}"
+    if any((entry / "segmentations").is_dir() for entry in visible(root)):
+        unread += " A label is one file of numbers: merge masks of one organ each first."
     if holds and not is_read(holds):
         unread = f" It holds {holds}. {TO_NIFTI}"
     if "DICOM" in holds:

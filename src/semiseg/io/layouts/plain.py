@@ -122,7 +122,7 @@ def _labels(root: Path, description: dict[str, Any], cases: list[Case]) -> Label
     return labels_found(root / LABELS, [case.label for case in cases if case.label is not None])
 
 
-def labels_found(folder: Path, files: list[Path], *, remedy: str = "Renumber them.") -> LabelScheme:
+def labels_found(folder: Path, files: list[Path], *, remedy: str = "") -> LabelScheme:
     """Classes up to the highest value in the label files of a folder. remedy: of values that leave gaps."""
     values: set[int] = set()
     errors: list[str] = []
@@ -140,5 +140,14 @@ def labels_found(folder: Path, files: list[Path], *, remedy: str = "Renumber the
         raise DataError(f"{folder}: {what}. Put label maps there.")
     if 2 * len(found) < found[-1]:
         shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-        raise DataError(f"{folder}: the values {shown} leave gaps; classes must be 1, 2, 3, ... {remedy}")
+        raise DataError(
+            f"{folder}: the values {shown} leave gaps; classes must be 1, 2, 3, ... {remedy or _renumber(found)}"
+        )
     return LabelScheme(names=unknown_names(found))
+
+
+def _renumber(found: list[int]) -> str:
+    if found[1:] and found[-1] == 255:
+        top = found[-2] + 1
+        return f'If 255 is what nobody labelled, make it {top}, and name all in labels.json, {top} as "ignore".'
+    return "Renumber them."
