@@ -265,7 +265,7 @@ def faulty(kind: str) -> np.ndarray:
         ("nan", "error", "2 voxels are NaN or infinite"),
         ("constant", "warning", "Every voxel is 7"),
         ("4d", "error", "4D with 2 volumes, but a 3D scan is expected"),
-        ("2d", "warning", "2D scans are not supported: the shape (Z, Y, X) is (1, 7, 6)"),
+        ("2d", "warning", "One slice, of the shape (Z, Y, X) (1, 7, 6)"),
         ("positive", "warning", "no Hounsfield units?"),
     ],
 )
@@ -275,6 +275,14 @@ def test_faults_of_one_image(tmp_path: Path, kind: str, severity: str, words: st
     problem = only_problem(check(root))
     assert (problem.severity, problem.file, problem.case) == (severity, "imagesUn/d_0000.nii.gz", "d")
     assert words in problem.text
+
+
+def test_one_slice_is_read_as_a_run_reads_it(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    save(root / "imagesUn" / "d_0000.nii.gz", faulty("nan")[:, :, :1])
+    report = check(root)
+    assert [problem.severity for problem in report.problems] == ["error", "warning"]
+    assert "NaN or infinite" in report.problems[0].text
 
 
 def test_labels_that_are_all_empty_are_an_error(tmp_path: Path) -> None:

@@ -136,9 +136,8 @@ def _form_fits(grids: list[Grid], case: Case, dataset: Dataset, remarks: list[Re
     """Whether dimensions and channels are those of a 3D case of this dataset."""
     file, shape, wanted = case.images[0], grids[0].shape_zyx, len(dataset.channels)
     if min(shape) == 1:
-        text = f"2D scans are not supported: the shape (Z, Y, X) is {shape}. Leave the case out."
+        text = f"one slice, of the shape (Z, Y, X) {shape}, which a run takes. Leave it out if it is no 3D scan."
         remarks.append(("warning", file, text))
-        return False
     channels = sum(grid.channels for grid in grids)
     if channels == wanted:
         return True
