@@ -57,7 +57,7 @@ class LossSums:
 
     @staticmethod
     def of(labels: Tensor, logits: Tensor, ignore: int | None = None, unknown: Sequence[int] = ()) -> LossSums:
-        """Of logits `(B, K, D, H, W)` and a label map `(B, D, H, W)`, with a graph. unknown: as in `partial_loss`."""
+        """Of logits `(B, K, D, H, W)` and a label map `(B, D, H, W)`, with a graph. unknown: as in `marginal_loss`."""
         log_p = functional.log_softmax(logits, dim=1)
         target = one_hot(labels, logits.shape[1], dtype=log_p.dtype)
         # A sum over all classes: torch's `nll_loss` adds up in any order on a GPU.
@@ -88,16 +88,23 @@ def _partial_sums(is_open: Tensor, target: Tensor, log_p: Tensor, weight: Tensor
 
 
 def partial_loss(unknown: Sequence[int]) -> Losses:
-    """The losses where some label maps do not know these organs (the marginal loss of Shi et al., Medical Image
-    Analysis 2021). In a label map `ignore + 1` is the background or one of them: with U the background and the unknown
-    organs, such a voxel adds `-log sum_{k in U} p_k` to the cross-entropy; in Dice it counts for the other organs, of
-    which it is none, and for those of U not at all."""
+    """The losses where some label maps do not know these organs: `labelled` is `marginal_loss` where the data set's
+    `ignore` is given."""
 
     def labelled(labels: Tensor, logits: Tensor, ignore: int | None) -> Tensor:
-        sums = LossSums.of(labels, logits, ignore, unknown if ignore is not None and ignore >= 0 else ())
-        return share(sums.cross_entropy, sums.voxels) + _dice_term(total(sums.dice))
+        if ignore is None or ignore < 0:
+            return supervised_loss(labels, logits, ignore)
+        return marginal_loss(labels, logits, ignore, unknown)
 
     return CROSS_ENTROPY_DICE._replace(labelled=labelled)
+
+
+def marginal_loss(labels: Tensor, logits: Tensor, ignore: int, unknown: Sequence[int]) -> Tensor:
+    """`supervised_loss` where voxels `ignore + 1` are the background or an unknown organ (Shi et al., Medical Image
+    Analysis 2021). With U the background and these organs, such a voxel adds `-log sum_{k in U} p_k` to the
+    cross-entropy; in Dice it counts for the other organs, of which it is none, and for those of U not at all."""
+    sums = LossSums.of(labels, logits, ignore, unknown)
+    return share(sums.cross_entropy, sums.voxels) + _dice_term(total(sums.dice))
 
 
 def pseudo_label_loss(q: Tensor, logits: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -28,6 +28,7 @@ class RoundRow(TypedDict):
     found: dict[str, int]
     trusted: bool
     why: str
+    unknown: list[str]
     poses: list[dict[str, Any]]
     lying: dict[str, int]
 

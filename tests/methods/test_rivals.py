@@ -425,6 +425,23 @@ def test_a_rounds_teacher_stands_still_and_the_next_is_the_student() -> None:
     assert seen == [True, False, True, False, True, False]  # steps 2, 4 and 6 begin rounds
 
 
+def test_what_is_no_known_organ_may_be_an_unknown_one() -> None:
+    """Background of pseudo-labels does not unteach an organ that their network does not find; organs it knows do."""
+    method = built("pseudo_rounds", Phases.of_steps(2, 10, 10))
+    assert isinstance(method, PseudoRounds)
+    background = torch.zeros((1, 4, 4, 4), dtype=torch.long)
+    sure = 40.0 * torch.eye(3).view(3, 1, 3, 1, 1, 1).expand(3, 1, 3, 4, 4, 4)
+    known = [float(method._pseudo_loss(background, logits)) for logits in sure]
+    assert known[0] < 1e-3
+    assert min(known[1:]) > 10
+    method.unknown = (1,)
+    marginal = [float(method._pseudo_loss(background, logits)) for logits in sure]
+    assert max(marginal[:2]) < 1e-3
+    assert marginal[2] > 10
+    assert [float(method._pseudo_loss(background + 1, logits)) for logits in sure] == marginal, "it knows none of those"
+    assert float(method._pseudo_loss(background + 2, sure[1])) > 10
+
+
 def test_the_first_teacher_is_held_against_the_network_of_a_fifth_of_the_warm_up_before() -> None:
     method = built("pseudo_rounds", Phases.of_steps(10, 14, 14), rounds=1, average_decay=0.5)
     run(method, 0, 8)  # 0.8 of 10 steps

@@ -204,6 +204,7 @@ def test_scans_that_were_not_labelled_or_not_trusted_are_not_claimed(run_folder:
         "found": {},
         "trusted": True,
         "why": "",
+        "unknown": [],
         "poses": [],
         "lying": {},
     }

@@ -54,9 +54,9 @@ def labelled_run(run_folder: Path) -> Path:
     os.utime(run_folder / "scan_labels" / "0123456789abcdef", (1, 1))
     rows = [
         {"round": 1, "step": 500, "scans": 5, "agreement": None, "found": {"liver": 5},
-         "trusted": False, "why": "First.", "poses": [], "lying": {}},
+         "trusted": False, "why": "First.", "unknown": [], "poses": [], "lying": {}},
         {"round": 2, "step": 900, "scans": 5, "agreement": 0.91, "found": {"liver": 5, "right kidney": 3},
-         "trusted": True, "why": "", "poses": [], "lying": {"Y flipped": 2}},
+         "trusted": True, "why": "", "unknown": [], "poses": [], "lying": {"Y flipped": 2}},
     ]  # fmt: skip
     write_jsonl(run_folder / "rounds.jsonl", rows)
     return run_folder

@@ -63,6 +63,22 @@ def rounds(tmp_path: Path) -> list[dict[str, object]]:
     return read_jsonl(tmp_path / "run" / ROUNDS_FILE)
 
 
+def test_organs_that_are_not_found_are_unknown_in_the_round(
+    feed: Callable[..., Feed], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run goes on within the round."""
+    (value, name), *_ = plan.labels.organs.items()
+    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(0.95, 0.95, (name,), 2))
+    made = feed()
+    for step, *_ in made.steps(0, 8, PHASES):
+        assert made.method.unknown == (() if step < 2 else (value,))
+    assert [(row["trusted"], row["unknown"]) for row in rounds(tmp_path)] == [(True, [name])] * 2
+    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(0.95, 0.95, (), 2))
+    again = feed()
+    list(again.steps(6, 8, PHASES))
+    assert again.method.unknown == (value,)
+
+
 @pytest.mark.usefixtures("trusted")
 def test_steps_of_a_round_come_with_labels_of_whole_scans(feed: Callable[..., Feed], tmp_path: Path) -> None:
     given = list(feed().steps(0, 8, PHASES))
@@ -81,7 +97,7 @@ def test_labels_that_are_not_trusted_are_not_given(
 ) -> None:
     """A few scans are labelled to know, two where these leave no hope, and no more."""
     monkeypatch.setattr(inputs, "verdict", lambda found: (False, "nothing is learnt."))
-    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(agreement, agreement, ()))
+    monkeypatch.setattr(inputs, "looked_at", lambda *_: Found(agreement, agreement, (), 2))
     one = feed(label_scans=6)
     said: list[str] = []
     one.say = said.append
@@ -144,6 +160,7 @@ def _round(number: int, lying: int, *, trusted: bool = True, known: bool = True)
         "found": {},
         "trusted": trusted,
         "why": "",
+        "unknown": [],
         "poses": [{"axes": [0, 2, 1], "flipped": []}] if known else [],
         "lying": {"Y and X exchanged": lying} if lying else {},
     }

@@ -84,7 +84,7 @@ def test_an_organ_that_a_labelled_scan_lacks_may_be_missing(found: Callable[...,
 
 
 def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> None:
-    trusted, why = verdict(Found(LEAST_AGREEMENT, 1.0, ()))
+    trusted, why = verdict(Found(LEAST_AGREEMENT, 1.0, (), 2))
     assert trusted
     assert (
         why == "unlabelled scans are learnt from: two states of the network agree by 0.90 (Dice) on unlabelled scans."
@@ -92,7 +92,7 @@ def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> No
 
 
 def test_states_that_contradict_each_other_are_not() -> None:
-    trusted, why = verdict(Found(LEAST_AGREEMENT - 0.01, 1.0, ()))
+    trusted, why = verdict(Found(LEAST_AGREEMENT - 0.01, 1.0, (), 2))
     assert not trusted
     assert why.startswith("nothing is learnt from unlabelled scans yet: two states of the network agree by 0.89")
     assert "0.9 is needed" in why
@@ -100,8 +100,21 @@ def test_states_that_contradict_each_other_are_not() -> None:
 
 def test_organs_that_are_not_found_are_named_however_well_states_agree() -> None:
     """Two states that both find nothing agree, too."""
-    trusted, why = verdict(Found(1.0, 1.0, ("liver", "spleen")))
+    trusted, why = verdict(Found(1.0, 1.0, ("liver", "spleen"), 3))
     assert not trusted
     assert "liver, spleen are not found" in why
-    assert "since liver is not found" in verdict(Found(1.0, 1.0, ("liver",)))[1]
-    assert "since 4 organs (a, b, c and others) are not found" in verdict(Found(1.0, 1.0, ("a", "b", "c", "d")))[1]
+    assert "since liver is not found" in verdict(Found(1.0, 1.0, ("liver",), 1))[1]
+    assert "since 4 organs (a, b, c and others) are not found" in verdict(Found(1.0, 1.0, ("a", "b", "c", "d"), 7))[1]
+
+
+def test_of_organs_that_are_not_found_nothing_is_learnt_where_the_others_are(found: Callable[..., Found]) -> None:
+    """A tumour that no network finds yet is not to cost the liver its unlabelled scans."""
+    result = found([organs(20, 10)], [organs(20, 0), organs(20, 0)], [organs(20, 2), organs(20, 0)])
+    assert result.unknown == ("spleen",)
+    assert result.agreement == result.best == 1, "by the others alone"
+    trusted, why = verdict(result)
+    assert trusted
+    assert why.startswith("unlabelled scans are learnt from, but not of spleen, which they do not show as labelled")
+    assert not verdict(replace(result, agreement=0.5))[0]
+    nothing = found([organs(20, 10)], [organs(0, 0)])
+    assert (nothing.implausible, nothing.unknown, nothing.agreement) == (("liver", "spleen"), (), 0)

@@ -67,6 +67,8 @@ class Method(Protocol):
     """Steps after which the kinds of step of the training phase come round again."""
     shortest_round: float
     """Set by the feed: steps after which labelling unlabelled scans anew takes little beside them."""
+    unknown: tuple[int, ...]
+    """Set by the feed: organs of which labels of whole scans say nothing. What is none of the others may be one."""
 
     @property
     def settings(self) -> MethodSettings:

@@ -173,6 +173,7 @@ class StudentMethod(Generic[Settings]):
         self.period = 1
         self.learning_rate_factor = 1.0
         self.shortest_round = 0.0
+        self.unknown: tuple[int, ...] = ()
         self.set_up(networks)
 
     def set_up(self, networks: Mapping[str, Network]) -> None:

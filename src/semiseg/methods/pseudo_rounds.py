@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from semiseg.losses import marginal_loss
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.methods.pretraining import PretrainedMethod
@@ -120,7 +121,7 @@ class PseudoRounds(PretrainedMethod[PseudoRoundsSettings]):
         count, labels = len(true.images), unlabelled.labels[first::2]
         logits = self.student.logits(torch.cat([true.images, strong]))
         loss = self.losses.labelled(true.labels, logits[:count], self.ignore)
-        pseudo = self.losses.labelled(labels, logits[count:], HIDDEN)
+        pseudo = self._pseudo_loss(labels, logits[count:])
         norm = self.student.step((loss + pseudo) / 2, self.learning_rate_factor)
         return {
             "labelled_loss": loss.detach(),
@@ -128,6 +129,13 @@ class PseudoRounds(PretrainedMethod[PseudoRoundsSettings]):
             "counted": mean((labels != HIDDEN).float()),
             "gradient_norm": norm,
         }
+
+    def _pseudo_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """The loss on pseudo-labels, which where some organs are unknown say of a voxel what else it is, or nothing."""
+        if not self.unknown:
+            return self.losses.labelled(labels, logits, HIDDEN)
+        is_open = torch.stack([labels == value for value in (0, *self.unknown)]).any(0)
+        return marginal_loss(labels.masked_fill(is_open, HIDDEN + 1), logits, HIDDEN, self.unknown)
 
     def _remember(self) -> None:
         self._teachers["teacher"].load_state_dict(self.student.settled.state_dict())

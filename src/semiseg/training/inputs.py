@@ -199,12 +199,13 @@ class Feed:
             return label_scans(cases, folder, engine, self._plan, seed=seed, poses=poses, progress=progress)
 
         judged = (
-            _Judged(True, said["why"], poses_of(said))
+            _Judged(True, said["why"], poses_of(said), unknown=tuple(said["unknown"]))
             if said
             else self._judge(label, list(zip(networks, folders, strict=True)), first, drawn, len(rounds))
         )
         classes: dict[int, int] = judged.classes
         lying: Poses = {}
+        method.unknown = tuple(value for value, name in place.plan.labels.organs.items() if name in judged.unknown)
         if judged.trusted:
             classes = label(drawn, networks[0], folders[0], judged.poses)
             places = KeptPlaces(folders[0], [case.name for case in drawn])
@@ -221,6 +222,7 @@ class Feed:
             "found": {name: classes.get(value, 0) for value, name in place.plan.labels.organs.items()},
             "trusted": judged.trusted,
             "why": judged.why,
+            "unknown": list(judged.unknown),
             "poses": [asdict(pose) for pose in judged.poses],
             "lying": dict(Counter(pose.name for pose in lying.values())),
         }
@@ -259,7 +261,7 @@ class Feed:
             poses = self._poses(first, drawn, networks[0][0])
             self._say_if_dear(each * (2 * (1 + len(poses)) if poses else 1), len(drawn), rounds)
             found = compared(few, poses) if poses else found
-        return _Judged(*verdict(found), poses, found, classes)
+        return _Judged(*verdict(found), poses, found, classes, found.unknown)
 
     def _poses(self, first: int, drawn: Sequence[Path], network: nn.Module) -> tuple[Pose, ...]:
         """In which poses besides that of the labelled scans those of a round may lie: what the round before found, or
@@ -353,13 +355,15 @@ class Feed:
 @dataclass(frozen=True)
 class _Judged:
     """What a few scans of a round say: whether and why it is to be learnt from, and in which poses scans may lie. Where
-    two states of the network were held against each other: what was found, and in how many scans each class is."""
+    two states of the network were held against each other: what was found, in how many scans each class is, and of
+    which organs nothing is learnt."""
 
     trusted: bool
     why: str
     poses: tuple[Pose, ...] = ()
     found: Found | None = None
     classes: dict[int, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
 
 def blank_labels(case: StoredCase) -> AnyArray:

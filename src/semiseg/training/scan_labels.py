@@ -311,9 +311,13 @@ def places_of_classes(labels: LabelArray, plan: Plan, draw: Draw) -> dict[int, l
 
 def scan_agreement(a: LabelArray, b: LabelArray) -> float:
     """`mean_dice` of two label maps `(Z, Y, X)`."""
-    classes = int(max(a.max(), b.max())) + 1
+    return mean_dice(*overlap_and_sizes(a, b, classes=int(max(a.max(), b.max())) + 1))
+
+
+def overlap_and_sizes(a: LabelArray, b: LabelArray, *, classes: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What `mean_dice` takes, of two label maps `(Z, Y, X)`."""
     overlap, *sizes = (np.bincount(labels.ravel(), minlength=classes) for labels in (a[a == b], a, b))
-    return mean_dice(overlap, sizes[0] + sizes[1])
+    return overlap, sizes[0] + sizes[1]
 
 
 def mean_dice(overlap: NDArray[Any], sizes: NDArray[Any]) -> float:

@@ -1,7 +1,8 @@
 """Whether the labels that a network gives to unlabelled scans may be learnt from yet. One rule for all sets.
 
 What a run can see without true labels: two states of the network, some time apart, agree on scans that neither has
-learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know.
+learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know, or at least half of
+them: then nothing is learnt of the others.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from semiseg.data.plan import Plan
 from semiseg.io.store import open_labels, read_case_meta
 from semiseg.io.store_index import IndexedCases
-from semiseg.training.scan_labels import label_file, scan_agreement
+from semiseg.training.scan_labels import label_file, mean_dice, overlap_and_sizes
 
 LOOKED_AT = 4
 """Scans that are labelled to know; the others of a round only if these are trusted."""
@@ -33,23 +34,30 @@ VOLUME_RANGE = 3.0
 @dataclass(frozen=True)
 class Found:
     """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. implausible:
-    names of organs that most scans lack, or have in sizes that no labelled scan has."""
+    names of organs that most scans lack, or have in sizes that no labelled scan has: these do not count in the
+    agreement, unless all are. organs: how many there are."""
 
     agreement: float
     best: float
     implausible: tuple[str, ...]
+    organs: int
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Of which organs nothing is learnt, where something is learnt of the others: at most half of all."""
+        return self.implausible if 2 * len(self.implausible) <= self.organs else ()
 
 
 def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labelled: IndexedCases) -> Found:
     """What the labels of stored scans in two folders, the later state's first, say. labelled: stored cases whose labels
     are true."""
-    agreements, volumes = [], []
+    compared, volumes = [], []
     for path in cases:
         meta = read_case_meta(path)
-        now, before = (np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]) for folder in folders)
-        agreements.append(scan_agreement(now, before))
-        volumes.append(np.bincount(now.ravel(), minlength=plan.labels.count))
-    implausible = []
+        maps = [np.asarray(open_labels(label_file(folder, meta.id), meta.shape_zyx)[:]) for folder in folders]
+        compared.append(overlap_and_sizes(*maps, classes=plan.labels.count))
+        volumes.append(np.bincount(maps[0].ravel(), minlength=plan.labels.count))
+    implausible = {}
     for value, name in plan.labels.organs.items():
         sizes = labelled.voxels_of(value)
         if not sizes.size or sizes.min() == 0:
@@ -57,8 +65,11 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         low, high = sizes.min() / VOLUME_RANGE, sizes.max() * VOLUME_RANGE
         plausible = sum(low <= volume[value] <= high for volume in volumes)
         if 2 * plausible < len(volumes):
-            implausible.append(name)
-    return Found(float(np.mean(agreements)), max(agreements), tuple(implausible))
+            implausible[value] = name
+    left_out = list(implausible) if len(implausible) < len(plan.labels.organs) else []
+    agreements = [mean_dice(*(np.delete(counts, left_out) for counts in pair)) for pair in compared]
+    names = tuple(implausible.values())
+    return Found(float(np.mean(agreements)), max(agreements), names, len(plan.labels.organs))
 
 
 TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short for labelling any to be worth its time."
@@ -67,7 +78,7 @@ TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short 
 def verdict(found: Found) -> tuple[bool, str]:
     """Whether a round learns from unlabelled scans, and the sentence that says why."""
     said = f"two states of the network agree by {found.agreement:.2f} (Dice) on unlabelled scans"
-    if found.implausible:
+    if found.implausible and not found.unknown:
         few, count = found.implausible[:NAMED], len(found.implausible)
         organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
         are = "is" if count == 1 else "are"
@@ -77,4 +88,7 @@ def verdict(found: Found) -> tuple[bool, str]:
         )
     if found.agreement < LEAST_AGREEMENT:
         return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."
-    return True, f"unlabelled scans are learnt from: {said}."
+    but = (
+        f", but not of {', '.join(found.unknown)}, which they do not show as labelled ones do" if found.unknown else ""
+    )
+    return True, f"unlabelled scans are learnt from{but}: {said}."
