@@ -1,8 +1,8 @@
 """Whether the labels that a network gives to unlabelled scans may be learnt from yet. One rule for all sets.
 
 What a run can see without true labels: two states of the network, some time apart, agree on scans that neither has
-learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know, or at least half of
-them: then nothing is learnt of the others.
+learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know. At least half
+of them have to be: then nothing is learnt of the others.
 """
 
 from __future__ import annotations
