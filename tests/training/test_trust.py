@@ -114,7 +114,7 @@ def test_of_organs_that_are_not_found_nothing_is_learnt_where_the_others_are(fou
     assert result.agreement == result.best == 1, "by the others alone"
     trusted, why = verdict(result)
     assert trusted
-    assert why.startswith("unlabelled scans are learnt from, but not of spleen, which they do not show as labelled")
+    assert "learnt from, without spleen, which is not found in them as in labelled ones: two states" in why
     assert not verdict(replace(result, agreement=0.5))[0]
     nothing = found([organs(20, 10)], [organs(0, 0)])
     assert (nothing.implausible, nothing.unknown, nothing.agreement) == (("liver", "spleen"), (), 0)

@@ -78,17 +78,12 @@ TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short 
 def verdict(found: Found) -> tuple[bool, str]:
     """Whether a round learns from unlabelled scans, and the sentence that says why."""
     said = f"two states of the network agree by {found.agreement:.2f} (Dice) on unlabelled scans"
+    few, count = found.implausible[:NAMED], len(found.implausible)
+    organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
+    not_found = f"{'is' if count == 1 else 'are'} not found in them as in labelled ones"
     if found.implausible and not found.unknown:
-        few, count = found.implausible[:NAMED], len(found.implausible)
-        organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
-        are = "is" if count == 1 else "are"
-        return (
-            False,
-            f"nothing is learnt from unlabelled scans yet, since {organs} {are} not found in them as in labelled ones.",
-        )
+        return False, f"nothing is learnt from unlabelled scans yet, since {organs} {not_found}."
     if found.agreement < LEAST_AGREEMENT:
         return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."
-    but = (
-        f", but not of {', '.join(found.unknown)}, which they do not show as labelled ones do" if found.unknown else ""
-    )
-    return True, f"unlabelled scans are learnt from{but}: {said}."
+    without = f", without {organs}, which {not_found}" if found.unknown else ""
+    return True, f"unlabelled scans are learnt from{without}: {said}."
