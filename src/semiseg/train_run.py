@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
-from semiseg.errors import ConfigError
+from semiseg.errors import ConfigError, DataError
+from semiseg.files import write_text
 from semiseg.planning import settle_machine
 from semiseg.processes import asked_ranks, is_first_rank, ranks_here, warn_of_other_programs
 from semiseg.rows import read_metrics
@@ -74,12 +75,24 @@ def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunS
     return settings
 
 
-def lengthen_together(run: AnyPath, more: float) -> RunSettings:
-    """`lengthen`, by the first of the processes that `torchrun` started."""
-    with together(prepared_settings(Path(run))):
+@contextmanager
+def lengthened(run: AnyPath, more: float) -> Iterator[RunSettings]:
+    """Within: the run's settings after `lengthen`, by the first of the processes that `torchrun` started. Where what is
+    done then is refused before it has made a step, the run is asked for what it was asked for before."""
+    run = Path(run)
+    files = {file: file.read_text() for file in (run / "run.toml", run / "settled.toml") if file.is_file()}
+    with together(prepared_settings(run)):
         from semiseg.world import first_alone
 
-        return first_alone(lambda: lengthen(run, more))
+        settings = first_alone(lambda: lengthen(run, more))
+    rows = len(read_metrics(run))
+    try:
+        yield settings
+    except (ConfigError, DataError):
+        if is_first_rank() and len(read_metrics(run)) == rows:
+            for file, text in files.items():
+                write_text(file, text)
+        raise
 
 
 def lengthen(run: AnyPath, more: float) -> RunSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,14 @@ def test_a_run_that_has_ended_is_trained_on(
     refused = semiseg_command("run", run, "--continue", 2, "--set", "train.seed=3")
     assert (refused.code, "leave the other flags out" in refused.err) == (2, True)
     assert "steps = 10" in (run / "run.toml").read_text()
+    asked, settled = (run / "run.toml").read_text(), read_settled(run)
+    edited = re.sub(r"(\[train\][^\[]*\nseed = )\d+", r"\g<1>3", asked)
+    (run / "run.toml").write_text(edited)
+    refused = semiseg_command("run", run, "--continue", 2)
+    assert (refused.code, "train.seed = " in refused.err) == (2, True), refused
+    assert (run / "run.toml").read_text() == edited, "what was refused is not asked for"
+    assert read_settled(run) == settled
+    (run / "run.toml").write_text(asked)
     again = semiseg_command("run", run, "--quiet")
     assert again.code == 0
     assert len(read_jsonl(run / "metrics.jsonl")) == 10

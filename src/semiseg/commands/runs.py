@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -109,11 +110,9 @@ class Run(RunArguments):
         from semiseg.scoring import read_summary
 
         settings = settings_of(self, folds=self.folds)
-        if self.more is not None:
-            if settings != prepared_settings(self.run):
-                raise ConfigError("--continue trains the run on as it is: leave the other flags out.")
-            settings = train_run.lengthen_together(self.run, self.more)
-        if settings.data.folds and settings.data.fold is None:
+        if self.more is not None and settings != prepared_settings(self.run):
+            raise ConfigError("--continue trains the run on as it is: leave the other flags out.")
+        if self.more is None and settings.data.folds and settings.data.fold is None:
             if asked_ranks() > 1:
                 raise ConfigError("--folds trains several networks, and torchrun one: leave torchrun out, or --folds.")
             if folds.run_folds(self.run, settings, fold=self.fold, quiet=self.quiet) is not None:
@@ -123,7 +122,9 @@ class Run(RunArguments):
             return 0
         if self.fold is not None:
             raise ConfigError(f"--fold {self.fold}: of how many? Add --folds.")
-        workflows.run_all(self.run, settings, quiet=self.quiet)
+        asked = nullcontext(settings) if self.more is None else train_run.lengthened(self.run, self.more)
+        with asked as settings:
+            workflows.run_all(self.run, settings, quiet=self.quiet)
         if not is_first_rank():
             return 0
         if (self.run / "summary.json").exists():
