@@ -78,7 +78,16 @@ def test_rows_without_a_loss_on_labels_are_passed_over(tmp_path: Path) -> None:
 
 
 def round_row(number: int, trusted: bool) -> dict[str, object]:
-    row = {"round": number, "step": number, "scans": 1, "agreement": None, "found": {}, "poses": [], "lying": {}}
+    row = {
+        "round": number,
+        "step": number,
+        "scans": 1,
+        "agreement": None,
+        "found": {},
+        "unknown": [],
+        "poses": [],
+        "lying": {},
+    }
     return row | {"trusted": trusted, "why": f"reason {number}."}
 
 
