@@ -25,7 +25,7 @@ FILTERS: tuple[Filter, ...] = (
 MIXED = "mixed"
 """What a case's decision is called where its organs have different ones."""
 _STEADY_SECONDS = 5.0
-"""While labels are being measured, what is usual among them is worked out anew so often."""
+"""While labels are being measured, what is usual among them is worked out anew so often; and once all are."""
 ByCase = dict[str, dict[Key, Decision]]
 
 
@@ -61,7 +61,7 @@ class Table:
     def __init__(self, source: Source, measurer: Measurer, log: DecisionLog) -> None:
         self._source, self._measurer, self._log = source, measurer, log
         self._lock = threading.Lock()
-        self._usual: tuple[float, int, Usual] | None = None
+        self._usual: tuple[float, int, Usual, bool] | None = None
         self._stand: tuple[list[Decision], int, ByCase] = ([], 0, {})
         self._rows: dict[str, tuple[tuple[object, ...], list[Row]]] = {}
         self._undecided: dict[str, tuple[Contents, Usual, dict[str, tuple[Measures | None, bool, Row]]]] = {}
@@ -127,10 +127,12 @@ class Table:
         return _odd(known, self._what_is_usual(), self._source.contents())
 
     def _what_is_usual(self) -> Usual:
+        all_measured = self._measurer.share >= 1
         version, now = self._measurer.version, time.monotonic()
         kept = self._usual
-        if kept is None or (kept[1] != version and now - kept[0] > _STEADY_SECONDS):
-            kept = self._usual = (now, version, usual_among(self._measurer.all().values()))
+        is_due = kept is None or now - kept[0] > _STEADY_SECONDS or (all_measured and not kept[3])
+        if kept is None or (is_due and kept[1] != version):
+            kept = self._usual = (now, version, usual_among(self._measurer.all().values()), all_measured)
         return kept[2]
 
     def chosen(self, query: Mapping[str, str]) -> dict[str, Any]:
