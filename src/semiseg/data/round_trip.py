@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil, prod
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -25,6 +26,12 @@ MOST_CASES = 4
 _MOST_VOXELS = 400_000
 """Of the box around an organ; larger ones are looked at by every second voxel, or fewer."""
 _MARGIN = 4
+_SMALL_BOX = 30_000
+"""Voxels of the box around an organ of which what is kept depends on how it lies on the grid."""
+_PLACES = tuple((a / 3, b / 3, (a + b) % 3 / 3) for a in range(3) for b in range(3))
+"""Parts of a coarse voxel by which a small organ is shifted along Z, Y and X."""
+_LONGEST_END = 16
+"""Voxels that are added along an axis at most, so that the box is whole coarse voxels long."""
 
 
 def grid_ceilings(
@@ -66,8 +73,29 @@ def _kept_of(path: Path, grids: Sequence[Spacing], scheme: LabelScheme) -> list[
         mask = label[box.slices()] == value
         stride = ceil((mask.size / _MOST_VOXELS) ** (1 / 3))
         thinned, spacing_mm = mask[::stride, ::stride, ::stride], triple(mm * stride for mm in grid.spacing_mm)
-        found.append([round_trip_dice(thinned, spacing_mm, coarse) for coarse in grids])
+        dice = round_trip_dice if thinned.size > _SMALL_BOX else _dice_by_places
+        found.append([dice(thinned, spacing_mm, coarse) for coarse in grids])
     return found
+
+
+def _dice_by_places(mask: BoolArray, spacing_mm: Spacing, coarse_mm: Spacing) -> float:
+    """Mean of `round_trip_dice` over how the mask may lie on the grid. The box around an organ alone always puts it in
+    the middle, and stretches the grid to the box's length: of 22 voxels a Dice of 0.99 was kept where a whole map kept
+    0.77."""
+    factors = [max(1.0, coarse / mm) for mm, coarse in zip(spacing_mm, coarse_mm, strict=True)]
+
+    def pads(place: Sequence[float]) -> list[tuple[int, int]]:
+        starts = [round(part * factor) for part, factor in zip(place, factors, strict=True)]
+        lengths = [start + n for start, n in zip(starts, mask.shape, strict=True)]
+        return [(start, _end(n, factor)) for start, n, factor in zip(starts, lengths, factors, strict=True)]
+
+    return fmean(round_trip_dice(np.pad(mask, pads(place)), spacing_mm, coarse_mm) for place in _PLACES)
+
+
+def _end(length: int, factor: float) -> int:
+    """How many voxels make a length the best multiple of a coarse voxel; the fewest such."""
+    coarse = [(length + end) / factor for end in range(_LONGEST_END)]
+    return min(range(_LONGEST_END), key=lambda end: (round(abs(coarse[end] - round(coarse[end])), 2), end))
 
 
 def round_trip_dice(mask: BoolArray, spacing_mm: Spacing, coarse_mm: Spacing) -> float:
