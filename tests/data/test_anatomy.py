@@ -105,6 +105,20 @@ def test_of_too_few_scans_the_headers_are_believed(tmp_path: Path) -> None:
     assert found(tmp_path, one_organ, [patient()] * 5).reasons[-1].endswith("headers are believed.")
 
 
+def test_organs_that_the_border_cuts_do_not_lie_otherwise(tmp_path: Path) -> None:
+    """Scans of a part of the body: the centre of what is cut is not known along Z, and is along Y and X."""
+    whole = body(
+        *((1, (2, 10, 2), (20, 6, 6)), (2, (9, 8, 16), (6, 6, 6)), (3, (3, 17, 9), (18, 4, 4))),
+        (4, (11, 2, 10), (3, 3, 3)),
+    )
+    parts = [whole[2:18], whole[8:22], whole[10:22], whole[2:14]]
+    assert found(tmp_path, PLAIN, parts).turn_degrees == (30, 30, 30)
+    uncut = [np.pad(part, ((1, 1), (0, 0), (0, 0))) for part in parts]  # the same, as if organs ended there
+    assert max(found(tmp_path, PLAIN, uncut).turn_degrees) > 30
+    turned = [part if n % 2 else part.transpose(0, 2, 1) for n, part in enumerate(parts)]
+    assert found(tmp_path, PLAIN, turned).mirror_axes == (1, 2)
+
+
 @pytest.mark.parametrize("far", [2, 4])
 def test_organs_that_lie_in_each_other_have_no_direction(far: int) -> None:
     """A lesion anywhere in its organ: the step between their centres says nothing of how a patient lies."""

@@ -49,14 +49,17 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Organ:
-    """centre_mm `(3,)`, radius_mm: of a ball of its volume."""
+    """centre_mm `(3,)`, radius_mm: of a ball of its volume. cut: the axes along which the scan's border cuts it, so
+    that its centre is not known."""
 
     centre_mm: DoubleArray
     radius_mm: float
+    cut: tuple[int, ...] = ()
 
 
 Directions = dict[tuple[int, int], DoubleArray]
-"""For pairs of organs the unit vectors from centre to centre, `(cases, 3)`, NaN where a case does not show them."""
+"""For pairs of organs the unit vectors from centre to centre, `(cases, 3)`, NaN where a case does not show them, and
+along axes along which one of them is cut."""
 
 
 def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
@@ -107,7 +110,9 @@ def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> di
         if len(voxels) >= _FEWEST_VOXELS:
             volume = len(voxels) * float(np.prod(spacing_mm))
             radius = (3 * volume / (4 * np.pi)) ** (1 / 3)
-            found[value] = Organ(voxels.mean(axis=0) * np.asarray(spacing_mm), float(radius))
+            low, high = voxels.min(axis=0), voxels.max(axis=0)
+            cut = tuple(axis for axis in range(3) if low[axis] == 0 or high[axis] == label.shape[axis] - 1)
+            found[value] = Organ(voxels.mean(axis=0) * np.asarray(spacing_mm), float(radius), cut)
     return found
 
 
@@ -127,7 +132,8 @@ def directions(cases: Sequence[dict[int, Organ]], mirror_axis: int) -> Direction
                 # Where a lesion lies in its organ says nothing of how a patient lies.
                 if apart > max(case[a].radius_mm, case[b].radius_mm):
                     row[:] = step / apart
-        if np.isfinite(rows[:, 0]).sum() < max(FEWEST_CASES, len(cases) / 2):
+                    row[[*case[a].cut, *case[b].cut]] = np.nan
+        if np.isfinite(rows).any(axis=1).sum() < max(FEWEST_CASES, len(cases) / 2):
             continue
         one_side = rows.copy()
         one_side[:, mirror_axis] = np.abs(one_side[:, mirror_axis])
@@ -136,12 +142,24 @@ def directions(cases: Sequence[dict[int, Organ]], mirror_axis: int) -> Direction
 
 
 def _agree(rows: DoubleArray) -> bool:
-    """Whether in each plane the mean of directions is as long as that of directions within 40 degrees of one."""
-    planes = [np.delete(rows, axis, axis=1) for axis in range(3)]
-    lengths = [float(np.nanmean(np.linalg.norm(planar, axis=1))) for planar in planes]
-    means = [float(np.linalg.norm(np.nanmean(planar, axis=0))) for planar in planes]
-    least = cos(radians(LARGEST_SPREAD_DEGREES))
-    return all(mean >= least * length for mean, length in zip(means, lengths, strict=True) if length >= _IN_PLANE)
+    """Whether in each plane directions agree as those within 40 degrees of one do."""
+    return min(_agreement(rows, axis) for axis in range(3)) >= cos(radians(LARGEST_SPREAD_DEGREES))
+
+
+def _agreement(rows: DoubleArray, axis: int) -> float:
+    """The length of the mean of directions in the plane across an axis, by the mean of their lengths; 1 where too few
+    cases show them, or they do not lie in it."""
+    planar = _in_plane(rows, axis)
+    if not len(planar) or (length := float(np.linalg.norm(planar, axis=1).mean())) < _IN_PLANE:
+        return 1.0
+    return float(np.linalg.norm(planar.mean(axis=0))) / length
+
+
+def _in_plane(rows: DoubleArray, axis: int) -> DoubleArray:
+    """What directions are in the plane across an axis, of the cases that show both of its axes; none of too few."""
+    planar = np.delete(rows, axis, axis=1)
+    planar = planar[np.isfinite(planar).all(axis=1)]
+    return planar if len(planar) >= max(FEWEST_CASES, len(rows) / 2) else planar[:0]
 
 
 def _without_one(pairs: Directions) -> list[list[DoubleArray]]:
@@ -156,7 +174,7 @@ def varying_plane(pairs: Directions) -> tuple[int, int] | None:
     organ."""
     if not pairs or any(all(map(_agree, rest)) for rest in _without_one(pairs)):
         return None
-    steady = int(np.argmin(np.mean([np.nanvar(rows, axis=0) for rows in pairs.values()], axis=0)))
+    steady = min(range(3), key=lambda axis: sum(_agreement(rows, axis) for rows in pairs.values()))
     first, second = (axis for axis in range(3) if axis != steady)
     return first, second
 
@@ -172,7 +190,7 @@ def turn_degrees(pairs: Directions) -> tuple[float, float, float]:
 def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:
     first, second = (other for other in range(3) if other != axis)
     # As complex numbers, whose angles are those in the plane. What lies along the axis says nothing of turns about it.
-    planar = [rows[:, first] + 1j * rows[:, second] for rows in pairs]
+    planar = [rows[:, first] + 1j * rows[:, second] for rows in pairs if len(_in_plane(rows, axis))]
     planar = [each for each in planar if abs(np.nanmean(each)) >= _IN_PLANE]
     if not planar:
         return USUAL_DEGREES
