@@ -145,12 +145,36 @@ def _train(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     with torch_as_it_was():
         settled, device = settle_machine(run, settings)
         session = open_session(run, settings, settled, device)
+        if _may_be_compiled(session, settled):
+            session = _compiled_or_not(session, quiet=quiet)
         if not quiet:
             if device.type == "cpu":
                 warn_of_other_programs(print, threads=(settled.threads or 1) * ranks_here())
             print(_announcement(session, settled))
         train_session(session, quiet=quiet)
     return run / "model"
+
+
+def _may_be_compiled(session: Session, settled: Settled) -> bool:
+    """Whether it is still to be tried: on a GPU, by one rank, in a run that is long enough and has not begun."""
+    from semiseg.training.trial import COMPILED_MINUTES
+
+    begun = settled.timeline or (session.run / "checkpoints").exists()
+    long_enough = session.train.steps is None and session.train.minutes >= COMPILED_MINUTES
+    return (
+        session.device.type == "cuda" and asked_ranks() == 1 and long_enough and not begun and settled.compiled is None
+    )
+
+
+def _compiled_or_not(session: Session, *, quiet: bool) -> Session:
+    """Try whether compiled passes are faster, and keep what was found in `settled.toml`."""
+    from semiseg.training.trial import compiling_pays
+
+    if not quiet:
+        print("Tries whether compiled training steps are faster on this GPU: a minute or two.")
+    compiled = compiling_pays(session.plan, session.device, session.place.autocast)
+    write_settled(session.run, replace(read_settled(session.run), compiled=compiled))
+    return replace(session, compiled=compiled)
 
 
 def _announcement(session: Session, settled: Settled) -> str:
@@ -186,4 +210,5 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
         device=device,
         tries_threads=tries_threads,
         distils=bool(settings.data.teacher),
+        compiled=bool(settled.compiled) and device.type == "cuda" and asked_ranks() == 1,
     )

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from semiseg import planning
+from semiseg import planning, train_run
 from semiseg.data.plan import NetworkPlan, Plan
+from semiseg.methods import build
+from semiseg.methods.build import build_method
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import method_settings
 from semiseg.settings import RunSettings
 from semiseg.training import session, trial
 from semiseg.training.settings import TrainSettings
-from semiseg.training.trial import fastest_threads, voxel_seconds
+from semiseg.training.settled import Settled
+from semiseg.training.trial import compiling_pays, fastest_threads, voxel_seconds
 
 CPU = torch.device("cpu")
 
@@ -115,3 +120,77 @@ def test_memory_that_does_not_suffice_ends_at_the_widest_that_fits(plan: Plan, m
 def test_a_trial_that_would_take_too_long_ends_before_it(plan: Plan) -> None:
     """One network is tried in any case."""
     assert list(voxel_seconds(plan, (2, 4), CPU, None, most_features=512, most_seconds=0.0)) == [2]
+
+
+# Compiling.
+
+
+def compiled_by(monkeypatch: pytest.MonkeyPatch, seconds: float, loss: float) -> None:
+    """Steps of a second and a loss of 2 where they are eager, and others where they are compiled."""
+
+    def step(self: object) -> tuple[float, float]:
+        return (seconds, loss) if hasattr(self._forward, "compiled") else (1.0, 2.0)  # type: ignore[attr-defined]
+
+    def compiled(network: torch.nn.Module, backend: str) -> torch.nn.Module:
+        network.compiled = True  # type: ignore[assignment]
+        return network
+
+    monkeypatch.setattr(trial._Trial, "step", step)
+    monkeypatch.setattr(trial, "compiled_passes", compiled)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "loss", "pays"), [(0.5, 2.0, True), (0.9, 2.0, False), (0.5, 2.1, False), (0.5, float("nan"), False)]
+)
+def test_compiling_pays_where_it_is_faster_and_right(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, seconds: float, loss: float, pays: bool
+) -> None:
+    compiled_by(monkeypatch, seconds, loss)
+    assert compiling_pays(plan, CPU, None) is pays
+
+
+def test_what_cannot_be_compiled_does_not_pay(plan: Plan) -> None:
+    assert not compiling_pays(plan, CPU, None, backend="of nobody")
+
+
+def test_a_trial_of_compiling_takes_steps(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's tracer without its code generator: as right, and no time is said of it."""
+    monkeypatch.setattr(trial, "COMPILED_GAIN", 1e9)
+    assert compiling_pays(plan, CPU, None, backend="aot_eager")
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "settled", "tried"),
+    [
+        ("cuda", TrainSettings(minutes=60), Settled(), True),
+        ("cpu", TrainSettings(minutes=60), Settled(), False),
+        ("cuda", TrainSettings(minutes=59), Settled(), False),
+        ("cuda", TrainSettings(steps=9), Settled(), False),
+        ("cuda", TrainSettings(minutes=60), Settled(compiled=False), False),
+        ("cuda", TrainSettings(minutes=60), Settled(timeline=((0, 0.0, 0.1, 0),)), False),
+    ],
+)
+def test_compiling_is_tried_once_on_a_gpu_where_there_is_time(
+    plan: Plan, tmp_path: Path, device: str, asked: TrainSettings, settled: Settled, tried: bool
+) -> None:
+    settings = RunSettings(train=asked)
+    one = session.Session(
+        tmp_path, [], plan, settings.sampling, settings.augment, settings.method, asked, torch.device(device)
+    )
+    assert train_run._may_be_compiled(one, settled) is tried
+
+
+def test_a_method_is_built_with_compiled_passes(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def compiled(network: torch.nn.Module) -> torch.nn.Module:
+        asked.append(network)
+        return network
+
+    monkeypatch.setattr(build, "compiled_passes", compiled)
+    told = {"seed": 0, "device": CPU}
+    method = build_method(plan, method_settings("mpl"), Phases.of_steps(0, 1, 1), **told, compiled=True)
+    assert asked == [method.networks["student"], method.networks["teacher"]]
+    build_method(plan, method_settings("mpl"), Phases.of_steps(0, 1, 1), **told)
+    assert len(asked) == 2

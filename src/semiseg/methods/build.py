@@ -31,7 +31,7 @@ from semiseg.methods.settings import (
     add_settings,
 )
 from semiseg.methods.supervised import Supervised
-from semiseg.models.build import build_network, in_channels_last
+from semiseg.models.build import build_network, compiled_passes, in_channels_last
 from semiseg.models.layers import Network
 from semiseg.randomness import Draw
 
@@ -62,8 +62,10 @@ def build_method(
     seed: int,
     device: torch.device,
     autocast: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> Method:
-    """The method that has these settings, on `device`. Weights depend on the seed and the plan alone."""
+    """The method that has these settings, on `device`. Weights depend on the seed and the plan alone. compiled: whether
+    its passes in training are."""
 
     def network(name: str) -> Network:
         built = build_network(
@@ -78,4 +80,7 @@ def build_method(
     networks = {name: network(name) for name in kind.learner_names}
     unknown = plan.labels.unknown
     losses = partial_loss(unknown) if unknown else CROSS_ENTROPY_DICE
-    return kind(networks, settings, phases, losses=losses, ignore=plan.labels.ignore, autocast=autocast)
+    method = kind(networks, settings, phases, losses=losses, ignore=plan.labels.ignore, autocast=autocast)
+    for learner in method.learners.values() if compiled else ():
+        learner.forward = compiled_passes(learner.network)
+    return method

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, K classes, D H W voxels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
@@ -46,6 +46,8 @@ class Learner:
         self._settings, self._losses, self._ignore, self._autocast = settings, losses, ignore, autocast
         self.optimiser = NamedOptimiser(network, settings)
         self.average = Average(network, average_decay) if average_decay else None
+        self.forward: Callable[[Tensor], Tensor] = network
+        """The network's pass in training; a compiled one may stand in its place. Measuring passes are the network's."""
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -66,7 +68,7 @@ class Learner:
     def logits(self, images: Tensor) -> Tensor:
         """Float32 logits `(B, K, D, H, W)` in train mode, which moves the running statistics."""
         with torch.autocast(images.device.type, self._autocast, enabled=self._autocast is not None):
-            return at_least_float32(self.network(images))
+            return at_least_float32(self.forward(images))
 
     def labelled_loss(self, labelled: Batch) -> Tensor:
         """The loss of the labelled batch, with a graph."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from semiseg.data.plan import NetworkPlan
 from semiseg.errors import ConfigError
@@ -68,6 +69,16 @@ def in_channels_last(network: Network) -> Network:
         if parameter.ndim == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     return network
+
+
+def compiled_passes(network: Network, backend: str = "") -> Callable[[Tensor], Tensor]:
+    """The network's forward pass, which `torch.compile` makes when it is first called; its weights are the network's.
+
+    With CUDA graphs on a GPU, where small networks wait for their kernels to be launched. backend: another one.
+    """
+    if backend:
+        return torch.compile(network, dynamic=False, backend=backend)
+    return torch.compile(network, dynamic=False, mode="reduce-overhead")
 
 
 def onnx_graph(network: Network, patch: Shape) -> bytes:

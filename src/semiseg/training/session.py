@@ -64,6 +64,8 @@ class Session:
     """Whether another number of threads may be tried where the pace collapses."""
     distils: bool = False
     """Whether a model of our own labelled the taught cases."""
+    compiled: bool = False
+    """Whether training passes are."""
 
     @property
     def place(self) -> Place:
@@ -139,6 +141,7 @@ class Session:
             seed=self.train.seed,
             device=self.device,
             autocast=self.place.autocast,
+            compiled=self.compiled,
         )
 
 

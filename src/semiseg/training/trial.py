@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 from typing import cast
@@ -15,16 +15,22 @@ from semiseg.data.plan import NetworkPlan, Plan
 from semiseg.losses import supervised_loss
 from semiseg.methods.optimiser import NamedOptimiser
 from semiseg.methods.settings import OptimiserSettings
-from semiseg.models.build import build_network, in_channels_last
+from semiseg.models.build import build_network, compiled_passes, in_channels_last
+from semiseg.models.layers import Network
 from semiseg.processes import usable_cores
 from semiseg.types import Shape
 
 _SIDE = 24
 _THREAD_TRIES = 3
+_COMPILED_TRIES = 5
 TRIAL_SHARE = 0.03
 """Of the minutes, that trying networks may take."""
 TRIED_LEVELS = 4
 """Of the networks that are tried: the coarser ones cost little."""
+COMPILED_MINUTES = 60.0
+"""Compiling passes takes a minute or so: it is not tried for shorter runs."""
+COMPILED_GAIN, COMPILED_ERROR = 0.85, 0.01
+"""Of the eager step's time, what a compiled one takes at most to be worth it; and how far their losses may be apart."""
 WIDER_COSTS = 4.0
 """Times as long as half of its features a network takes at most."""
 
@@ -82,6 +88,29 @@ def voxel_seconds(
     return costs
 
 
+def compiling_pays(plan: Plan, device: torch.device, autocast: torch.dtype | None, *, backend: str = "") -> bool:
+    """Whether `torch.compile` makes training steps of the plan's student faster on this device, and as right.
+
+    Small networks wait for their kernels to be launched on a GPU; compiled, they are launched as one. On a CPU steps
+    took 0.93 to 0.99 of the time, and 77 s to compile (docs/lab/benchmarks.md), so it is not tried there. backend: of
+    `torch.compile`. What fails, for want of a compiler say, does not pay.
+    """
+
+    def timed(compiled: bool) -> tuple[float, float]:
+        network = build_network(plan.student, channels=len(plan.channels), classes=plan.labels.count, seed=0)
+        network = in_channels_last(network.to(device))
+        forward = compiled_passes(network, backend) if compiled else network
+        trial = _Trial(network, forward, plan.patch, plan.batch, device, autocast)
+        first = trial.step()[1]
+        return min(trial.step()[0] for _ in range(_COMPILED_TRIES)), first
+
+    try:
+        (eager, loss), (compiled, same) = timed(False), timed(True)
+    except Exception:  # noqa: BLE001 (whatever a compiler raises)
+        return False
+    return compiled < COMPILED_GAIN * eager and abs(same - loss) <= COMPILED_ERROR * abs(loss)
+
+
 def _step_seconds(
     plan: NetworkPlan,
     patch: Shape,
@@ -94,17 +123,38 @@ def _step_seconds(
 ) -> list[float]:
     """Seconds of training steps after a first that is not counted."""
     network = in_channels_last(build_network(plan, channels=channels, classes=classes, seed=0).to(device))
-    optimiser = NamedOptimiser(network, OptimiserSettings())
-    images = torch.zeros((batch, channels, *patch), device=device).contiguous(memory_format=torch.channels_last_3d)
-    labels = torch.zeros((batch, *patch), dtype=torch.int64, device=device)
-    times = []
-    for _ in range(tries + 1):
+    trial = _Trial(network, network, patch, batch, device, autocast)
+    return [trial.step()[0] for _ in range(tries + 1)][1:]
+
+
+class _Trial:
+    """Training steps on random patches that are taken again and again."""
+
+    def __init__(
+        self,
+        network: Network,
+        forward: Callable[[Tensor], Tensor],
+        patch: Shape,
+        batch: int,
+        device: torch.device,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._forward, self._device, self._autocast = forward, device, autocast
+        self._optimiser = NamedOptimiser(network, OptimiserSettings())
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn((batch, network.channels, *patch), generator=generator).to(device)
+        self._images = images.contiguous(memory_format=torch.channels_last_3d)
+        self._labels = torch.randint(network.classes, (batch, *patch), generator=generator).to(device)
+
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step, and its loss."""
         began = time.perf_counter()
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            logits = network(images)
-        torch.autograd.backward(supervised_loss(labels, logits.float()))
-        optimiser.step({name: cast(Tensor, p.grad) for name, p in optimiser.parameters.items()}, 1e-3)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return times[1:]
+        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            logits = self._forward(self._images)
+        loss = supervised_loss(self._labels, logits.float())
+        torch.autograd.backward(loss)
+        gradients = {name: cast(Tensor, p.grad) for name, p in self._optimiser.parameters.items()}
+        self._optimiser.step(gradients, 1e-3)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - began, float(loss.detach())
