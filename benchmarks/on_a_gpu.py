@@ -6,6 +6,7 @@
 Parts, in this order, and about how long each may take; what would begin after --minutes is left out, and named:
 
     passes      a batch of 2 of the paper's network there and back, and a tile, by precision and layout of memory
+    compiled    a batch of 2 of small networks there and back, eager and compiled, and how long compiling takes
     feedback    dense feedback in supervised steps, in turn
     train       `semiseg train` of the paper's plan on phantoms: steps a second, waiting for batches and checkpoints
     file        a CT of 512 x 512 x 100 voxels, file to file, again and again, by the network that was trained
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +50,7 @@ from semiseg.geometry import triple
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.scans import read_label
 from semiseg.methods.settings import MplSettings, SupervisedSettings
-from semiseg.models.build import build_network
+from semiseg.models.build import build_network, compiled_passes, in_channels_last
 from semiseg.models.layers import Network
 from semiseg.prediction.parity import class_dice
 from semiseg.prediction.settings import PredictSettings
@@ -64,6 +66,7 @@ sys.path.insert(0, str(HERE))
 import training_speed  # noqa: E402
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": None}
+SMALL_NETWORKS, SMALL_PATCH = (8, 16), (32, 48, 64)
 LAYOUTS: dict[str, Any] = {"channels last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
 
@@ -166,6 +169,40 @@ def _milliseconds_of(
     trained, peak = _milliseconds(train, device), _peak_gb(device)
     network.eval()
     return {"batch_of_2_ms": round(trained, 2), "peak_gb": peak, "tile_ms": round(_milliseconds(predict, device), 2)}
+
+
+def _compiled(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """What a run of an hour tries. On a CPU, where this is only to run, by the tracer alone."""
+    found, repeats = {}, 50 if device.type == "cuda" else 1
+    for features in SMALL_NETWORKS:
+        plan = NetworkPlan(
+            features=tuple(features * 2**level for level in range(4)),
+            kernels=((3, 3, 3),) * 4,
+            strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        )
+        network = in_channels_last(build_network(plan, channels=1, classes=3, seed=0).to(device))
+        images = torch.randn((2, 1, *SMALL_PATCH), device=device).contiguous(memory_format=torch.channels_last_3d)
+        labels = torch.randint(0, 3, (2, *SMALL_PATCH), device=device)
+
+        def train(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = forward(images)  # noqa: B023 (called within the turn)
+            functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # noqa: B023
+            network.zero_grad(set_to_none=True)  # noqa: B023
+
+        eager = _milliseconds(partial(train, network), device, repeats)
+        forward = compiled_passes(network, "" if device.type == "cuda" else "aot_eager")
+        began = time.perf_counter()
+        train(forward)
+        _wait(device)
+        made = time.perf_counter() - began
+        compiled = _milliseconds(partial(train, forward), device, repeats)
+        found[f"{features} features"] = {
+            "eager_ms": round(eager, 2),
+            "compiled_ms": round(compiled, 2),
+            "made_s": round(made, 1),
+        }
+    return found
 
 
 def _feedback(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
@@ -290,6 +327,7 @@ def _same(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 PARTS: dict[str, Part] = {
     "passes": _passes,
+    "compiled": _compiled,
     "feedback": _feedback,
     "train": _train,
     "file": _file,
