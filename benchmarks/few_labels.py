@@ -38,7 +38,7 @@ class RealSet:
 
 SETS = {
     "hippocampus": RealSet("Dataset004_Hippocampus", 4, {"plan.spacing_mm": [1.5] * 3, "plan.patch": [24, 32, 24]}),
-    "head_neck": RealSet("Dataset101_HeadNeckCT", 8, {"plan.spacing_mm": [5.0] * 3, "plan.patch": [48, 32, 32]}),
+    "head_neck": RealSet("Dataset101_HeadNeckCT", 8, {"plan.spacing_mm": [4.375] * 3, "plan.patch": [32, 48, 28]}),
     # Three patients: both frames of each stand side by side in the list.
     "acdc": RealSet("Dataset103_ACDC", 6, {"plan.spacing_mm": [10.0, 3.0, 3.0], "plan.patch": [8, 64, 64]}),
 }
