@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 
 from semiseg.cases import map_cases
 from semiseg.errors import DataError
-from semiseg.processes import warn_of_other_programs, worker_pool
+from semiseg.processes import gpu_names, warn_of_other_programs, worker_pool
 
 PARENT = """
 import os, sys, time
@@ -39,6 +39,35 @@ def test_a_worker_computes_on_one_thread() -> None:
     with worker_pool(1) as pool:
         assert pool.submit(os.getpid).result() != os.getpid()
         assert pool.submit(threads).result() == {1}
+
+
+def seen_gpus() -> tuple[int, str | None]:
+    time.sleep(0.5)  # so that the other processes get some, too
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(["3", "GPU-a"], {"3", "GPU-a"}), ([], {"7"})])
+def test_each_process_sees_one_gpu_in_turn(monkeypatch: pytest.MonkeyPatch, gpus: list[str], seen: set[str]) -> None:
+    """Without any, what this process sees; which is as before in both cases."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with worker_pool(4, gpus=gpus) as pool:
+        found = dict(one.result() for one in [pool.submit(seen_gpus) for _ in range(8)])
+    assert set(found.values()) == seen
+    if gpus and len(found) == 4:
+        assert sorted(map(str, found.values())) == ["3", "3", "GPU-a", "GPU-a"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [(None, ["0", "1"]), ("2,5", ["2", "5"]), ("GPU-a, GPU-b,GPU-c", ["GPU-a", "GPU-b"])]
+)
+def test_gpus_have_the_names_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_names(2) == names
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see which processes live")

@@ -43,13 +43,20 @@ def map_cases(
 
 
 def each_case(
-    function: Callable[[T], R], cases: Sequence[T], *, workers: int, lost: Callable[[T], R], whole: bool = False
+    function: Callable[[T], R],
+    cases: Sequence[T],
+    *,
+    workers: int,
+    lost: Callable[[T], R],
+    whole: bool = False,
+    gpus: Sequence[str] = (),
 ) -> Iterator[tuple[int, R]]:
     """`function` of each case with the case's index, as they are done: by `workers` processes, or in this one where one
     is enough. Each process gets the function once, and so what it holds, a network say.
 
     lost: given a case whose process was killed, and again when it did this case alone; what it returns takes the
-    result's place. whole: the processes share all cores, in the place of one thread each.
+    result's place. whole: the processes share all cores, in the place of one thread each. gpus: each process sees one
+    of them.
     """
     if _clusters and workers > 1 and cases:
         yield from _clusters[0].each(function, cases, lost=lost)
@@ -63,7 +70,7 @@ def each_case(
         workers = min(workers, len(left))
         threads = max(1, usable_cores() // workers) if whole else 1
         # Unpickled with the first case, not before: what goes wrong then is raised, and is no killed process.
-        pool = worker_pool(workers, threads=threads, begin=partial(_keep, pickle.dumps(function)))
+        pool = worker_pool(workers, threads=threads, begin=partial(_keep, pickle.dumps(function)), gpus=gpus)
         waiting = iter(left)
         running: dict[Future[R], int] = {}
         done = set[int]()

@@ -132,7 +132,8 @@ def predict_into(
     loaded, engine = _opened((model, *ensemble), scans, output, settings, lambda text: None if quiet else print(text))
     if outputs.of_dicom and not quiet and (text := uncoded_text(list(loaded.plan.labels.organs.values()))):
         print(text, file=sys.stderr)
-    side_by_side = workers(1)
+    gpus = _gpus(engine, settings)
+    side_by_side = workers(max(1, len(gpus)))
     if side_by_side > 1 and settings.max_gpu_memory:
         raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
     room_for_two = True
@@ -152,6 +153,7 @@ def predict_into(
                 settings,
                 outputs=outputs,
                 workers=side_by_side,
+                gpus=gpus,
                 overlapping=room_for_two,
                 progress=advance,
             )
@@ -168,6 +170,15 @@ def predict_into(
             file=sys.stderr,
         )
     return outcomes
+
+
+def _gpus(engine: Engine, settings: PredictSettings) -> list[str]:
+    """Several GPUs, which predict scans side by side, a process for each."""
+    if settings.max_gpu_memory or "torch" not in engine.name:
+        return []
+    from semiseg.prediction.device import gpus_to_share
+
+    return gpus_to_share(settings.device)
 
 
 def _opened(

@@ -7,9 +7,10 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 from threadpoolctl import threadpool_limits
 
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -113,14 +115,17 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def worker_pool(count: int, *, threads: int = 1, begin: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+def worker_pool(
+    count: int, *, threads: int = 1, begin: Callable[[], object] | None = None, gpus: Sequence[str] = ()
+) -> ProcessPoolExecutor:
     """A pool of `count` processes of so many compute threads each, which end when this process does, even if killed.
 
     They are spawned: a fork would copy the locks of this process's threads, of which torch has many. Unlike
     multiprocessing's own they do not run the caller's script again, which therefore needs no `if __name__ ==
-    "__main__"`; what they are given must be functions of a module. begin: called in each, before anything else.
+    "__main__"`; what they are given must be functions of a module. begin: called in each, before anything else. gpus:
+    as `CUDA_VISIBLE_DEVICES` names them; each process sees one, in turn. Without them it sees all.
     """
-    return _Pool(count, mp_context=_SpawnContext(), initializer=_begin, initargs=(threads, begin))
+    return _Pool(count, mp_context=_SpawnContext(gpus), initializer=_begin, initargs=(threads, begin))
 
 
 class _Pool(ProcessPoolExecutor):
@@ -153,14 +158,44 @@ def _signals_later() -> Iterator[None]:
 
 
 class _Process(SpawnProcess):
+    gpu = ""
+
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing's name)
-        with _hidden_main():
+        with _hidden_main(), _one_gpu(process_obj.gpu):
             return SpawnProcess._Popen(process_obj)
 
 
 class _SpawnContext(SpawnContext):
-    Process = _Process
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._gpus = cycle(gpus or [""])
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        process = _Process(*args, **kwargs)
+        process.gpu = next(self._gpus)
+        return process
+
+
+@contextmanager
+def _one_gpu(gpu: str) -> Iterator[None]:
+    """Within, processes that are started see this GPU alone; an empty name changes nothing."""
+    before = os.environ.get(_VISIBLE)
+    if gpu:
+        os.environ[_VISIBLE] = gpu
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_VISIBLE] = before
+        elif gpu:
+            del os.environ[_VISIBLE]
+
+
+def gpu_names(count: int) -> list[str]:
+    """The names of the `count` GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` has them."""
+    visible = [one.strip() for one in os.environ.get(_VISIBLE, "").split(",") if one.strip()]
+    return visible[:count] if len(visible) >= count else [str(number) for number in range(count)]
 
 
 @contextmanager

@@ -69,3 +69,16 @@ def test_a_gpu_is_named_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None
     assert choose_device("cuda:0") == torch.device("cuda:0")
     with pytest.raises(ConfigError, match=r"device = 'cuda:2', but torch .* sees 2 CUDA devices"):
         choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "shared"),
+    [("auto", 3, ["0", "1", "2"]), ("cuda", 2, ["0", "1"]), ("cuda:1", 2, []), ("auto", 1, []), ("cpu", 2, [])],
+)
+def test_gpus_are_shared_where_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, asked: str, count: int, shared: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert devices.gpus_to_share(asked) == shared

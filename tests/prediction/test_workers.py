@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from semiseg import predict_run
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
 from semiseg.prediction.engines.opening import is_installed, open_engine
@@ -58,6 +59,33 @@ def test_labels_do_not_depend_on_the_workers(name: str, model: Model, scans: Pat
     again = predict_scans(found, model, engine, tmp_path / "shared", SETTINGS, workers=2)
     assert all(one.reused for one in again)
     assert len(read_jsonl(tmp_path / "shared" / "predictions.jsonl")) == 4
+
+
+class TellsGpu(type(Path())):  # type: ignore[misc]
+    """A path that writes down which GPUs the process sees that receives it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return _told_gpu, (str(self), str(self.parent.parent / f"gpus of {self.name}"))
+
+
+def _told_gpu(path: str, file: str) -> Path:
+    Path(file).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    return Path(path)
+
+
+def test_several_gpus_predict_side_by_side(
+    model: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process for each, which sees its own alone."""
+    monkeypatch.setattr(predict_run, "_gpus", lambda engine, settings: ["4", "6"])
+    for number, scan in enumerate(found := find_scans([scans])):
+        object.__setattr__(scan, "images", (TellsGpu(scan.images[0]),))
+        assert scan.id == str(number)
+    outcomes = predict_run.predict_into(model.folder, found, tmp_path / "out", SETTINGS, quiet=True)
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    seen = {file.read_text() for file in tmp_path.glob("gpus of *")}
+    assert seen <= {"4", "6"}
+    assert seen
 
 
 class Deadly(type(Path())):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from semiseg.errors import ConfigError
 from semiseg.prediction.byte_sizes import parse_bytes, show_bytes
+from semiseg.processes import gpu_names
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,6 +31,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device = {name!r}, but this machine has no MPS: use cpu or auto.")
     return device
+
+
+def gpus_to_share(name: str) -> list[str]:
+    """The GPUs that processes share, one each, as `CUDA_VISIBLE_DEVICES` names them: all where a setting leaves open
+    which (auto or cuda), and there are several; else none."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() and name in ("auto", "cuda") else 0
+    return gpu_names(count) if count > 1 else []
 
 
 def gpu_bytes(name: str) -> int:

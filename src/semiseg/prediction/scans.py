@@ -48,6 +48,7 @@ def predict_scans(
     *,
     outputs: Outputs = LABELS_ALONE,
     workers: int = 1,
+    gpus: Sequence[str] = (),
     overlapping: bool = True,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -57,9 +58,9 @@ def predict_scans(
     A scan whose output was made from the same files by the same model and settings is not done again. A scan that
     cannot be read is listed with its error and does not stop the rest; an output of another model is removed.
 
-    workers: processes that share the cores, each with the engine of its own. overlapping: where one process works, a
-    thread of it reads the next scan and writes the last one meanwhile. progress: called with (done, of how many, the
-    id of the last).
+    workers: processes that share the cores, each with the engine of its own. gpus: as of `each_case`. overlapping:
+    where one process works, a thread of it reads the next scan and writes the last one meanwhile. progress: called with
+    (done, of how many, the id of the last).
     """
     _check_outputs(scans, output, settings, outputs)
     output.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def predict_scans(
     else:
         lost = partial(_lost, output=output, model=model, engine=engine, outputs=outputs)
         alone = partial(_one_alone, begin=begin)
-        for index, found in each_case(alone, jobs, workers=workers, lost=lost, whole=True):
+        for index, found in each_case(alone, jobs, workers=workers, lost=lost, whole=True, gpus=gpus):
             done(index, *found)
     if outputs.statistics:
         rows = {row["id"]: row for row in read_predictions(output) if "error" not in row}
