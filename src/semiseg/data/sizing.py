@@ -110,7 +110,9 @@ class Candidate:
         """Expected loss of Dice; comparable between plans for one data set alone."""
         square, single = FEW_STEPS
         harder = max(1.0, self.organ_voxels / EASY_ORGAN)
-        effective = max(1.0, self.steps * (self.plan.batch / 2 / harder) ** 0.5)
+        effective = max(
+            1.0, self.steps * (self.plan.batch / 2 / harder) ** 0.5 * min(1.0, self.seen / LARGEST_LOOK) ** 0.5
+        )
         few_steps: float = (square / effective) ** 2 + single / effective
         few_features = FEW_FEATURES * max(0.0, log2(32 / self.plan.teacher.features[0]))
         halvings = -log2(max(1e-6, self.seen))
