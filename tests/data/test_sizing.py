@@ -244,7 +244,7 @@ def test_each_term_of_the_loss_has_its_sign() -> None:
     assert candidate(base=32).loss < base < candidate(base=8).loss
     assert candidate(organ=4000.0).loss == base < candidate(organ=40_000.0).loss
     # Where little is seen, steps are worth less.
-    lost = [candidate(steps=600.0, covered=share).loss - candidate(steps=6e6, covered=share).loss for share in (0.3, 0.1)]
+    lost = [candidate(600.0, share).loss - candidate(6e6, share).loss for share in (0.3, 0.1)]
     assert lost[1] == pytest.approx((120 / 600) ** 2 * 2.5 + 12 / 600 * 2.5**0.5, rel=1e-3)
     assert lost[0] < lost[1] / 2
     # What a patch sees beyond a quarter of the scan is worth less than up to it.
