@@ -145,7 +145,7 @@ def test_a_recipe_that_cannot_be_names_file_and_key(tmp_path: Path, text: str, k
 
 
 def test_an_unknown_key_is_told_what_is_known() -> None:
-    with pytest.raises(ConfigError, match=r"the command: unknown key train\.step\. Did you mean train\.steps\?"):
+    with pytest.raises(ConfigError, match=r"settings: unknown key train\.step\. Did you mean train\.steps\?"):
         load_settings(None, ["train.step=4"])
 
 

@@ -33,8 +33,8 @@ def load_settings(
         tables = _with_override(tables, override)
         section, _, key = override.partition("=")[0].strip().partition(".")
         _resolve_paths(tables, {section: [one for one in PATHS.get(section, ()) if one == key]}, Path())
-    source = str(recipe) if recipe else "settings of the command"
-    return settings_from(tables, source=f"{source} with those of the command" if recipe and overrides else source)
+    source = f"{recipe}, with settings on top" if recipe and overrides else str(recipe or "settings")
+    return settings_from(tables, source=source)
 
 
 PATHS = {"data": ("root", "teacher", "label_list", "exclude", "store"), "train": ("weights",)}

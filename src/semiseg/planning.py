@@ -223,6 +223,9 @@ def _settled_here(run: Path, settings: RunSettings) -> Settled:
             device = choose_device(settled.device)
     if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
         settled = replace(settled, threads=None, precision=None)
+    processor = processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if (settled.processor, settled.torch) != (processor, str(torch.__version__)):
+        settled = replace(settled, compiled=None)  # what another machine or another torch compiled may fail here
     cores = max(1, usable_cores() // ranks_here())
     threads = train.threads or settled.threads or (fastest_threads(cores) if device.type == "cpu" else cores)
     if ranks_here() > 1:
@@ -232,7 +235,7 @@ def _settled_here(run: Path, settings: RunSettings) -> Settled:
     settled = replace(
         settled,
         device=device.type if settings.train.device == "auto" else settings.train.device,
-        processor=processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        processor=processor,
         threads=threads,
         precision=precision or choose_precision(train.precision, device),
         torch=str(torch.__version__),

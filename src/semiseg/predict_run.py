@@ -132,8 +132,7 @@ def predict_into(
     loaded, engine = _opened((model, *ensemble), scans, output, settings, lambda text: None if quiet else print(text))
     if outputs.of_dicom and not quiet and (text := uncoded_text(list(loaded.plan.labels.organs.values()))):
         print(text, file=sys.stderr)
-    gpus = _gpus(engine, settings)
-    side_by_side = workers(max(1, len(gpus)))
+    side_by_side = workers(1)
     if side_by_side > 1 and settings.max_gpu_memory:
         raise ConfigError("max_gpu_memory is kept to by one process: leave out --workers or --max-gpu-memory.")
     room_for_two = True
@@ -153,7 +152,7 @@ def predict_into(
                 settings,
                 outputs=outputs,
                 workers=side_by_side,
-                gpus=gpus,
+                gpus=_gpus(engine, settings) if side_by_side > 1 else (),
                 overlapping=room_for_two,
                 progress=advance,
             )
@@ -173,8 +172,8 @@ def predict_into(
 
 
 def _gpus(engine: Engine, settings: PredictSettings) -> list[str]:
-    """Several GPUs, which predict scans side by side, a process for each."""
-    if settings.max_gpu_memory or "torch" not in engine.name:
+    """The GPUs that several processes share, where they predict on one."""
+    if "torch" not in engine.name:
         return []
     from semiseg.prediction.device import gpus_to_share
 

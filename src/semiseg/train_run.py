@@ -71,7 +71,7 @@ def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunS
     settings = replace(settings, train=replace(settings.train, minutes=minutes, steps=None))
     write_settings(run / "run.toml", settings)
     # What was laid down was for other minutes.
-    write_settled(run, replace(read_settled(run), timeline=(), finished=False))
+    write_settled(run, replace(read_settled(run), timeline=(), finished=False, compiled=None))
     return settings
 
 
@@ -182,7 +182,8 @@ def _announcement(session: Session, settled: Settled) -> str:
     train = session.train
     length = f"for {in_minutes(train.minutes)}" if train.steps is None else f"{counted(train.steps, 'step')}"
     alone = session.method.uses_unlabelled and not of_role(session.cases, "unlabelled")
-    on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision})"
+    compiled = ", compiled steps" * session.compiled
+    on = f"{settled.device} ({counted(settled.threads or 1, 'thread')}, {settled.precision}{compiled})"
     if asked_ranks() > 1:
         on = f"{counted(asked_ranks(), 'rank')}, each on {on}"
     return f"Trains {length} on {on}." + (" There are no unlabelled scans: it learns from labels alone." * alone)

@@ -119,6 +119,12 @@ def test_organs_that_the_border_cuts_do_not_lie_otherwise(tmp_path: Path) -> Non
     assert found(tmp_path, PLAIN, turned).mirror_axes == (1, 2)
 
 
+def test_where_no_plane_is_seen_whole_the_headers_are_believed(tmp_path: Path) -> None:
+    """All scans are cut along Z and Y."""
+    whole = body((1, (0, 0, 2), (24, 24, 4)), (2, (0, 0, 9), (24, 24, 4)), (3, (0, 0, 16), (24, 24, 4)))
+    assert found(tmp_path, PLAIN, [whole] * 4).reasons[-1].endswith("headers are believed.")
+
+
 @pytest.mark.parametrize("far", [2, 4])
 def test_organs_that_lie_in_each_other_have_no_direction(far: int) -> None:
     """A lesion anywhere in its organ: the step between their centres says nothing of how a patient lies."""

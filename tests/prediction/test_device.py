@@ -72,13 +72,23 @@ def test_a_gpu_is_named_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "count", "shared"),
-    [("auto", 3, ["0", "1", "2"]), ("cuda", 2, ["0", "1"]), ("cuda:1", 2, []), ("auto", 1, []), ("cpu", 2, [])],
+    ("asked", "kinds", "shared"),
+    [
+        ("auto", "AAA", ["0", "1", "2"]),
+        ("cuda", "AA", ["0", "1"]),
+        ("auto", "ABA", ["0", "2"]),  # an old card for the display says nothing of the others
+        ("auto", "AB", []),
+        ("cuda:1", "AA", []),
+        ("auto", "A", []),
+        ("cpu", "AA", []),
+    ],
 )
 def test_gpus_are_shared_where_none_is_named(
-    monkeypatch: pytest.MonkeyPatch, asked: str, count: int, shared: list[str]
+    monkeypatch: pytest.MonkeyPatch, asked: str, kinds: str, shared: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: kinds[number])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert devices.gpus_to_share(asked) == shared

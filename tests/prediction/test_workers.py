@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from semiseg import predict_run
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
+from semiseg.prediction import device
 from semiseg.prediction.engines.opening import is_installed, open_engine
 from semiseg.prediction.ensemble import EnsembleEngine
 from semiseg.prediction.inputs import find_scans
@@ -62,7 +66,7 @@ def test_labels_do_not_depend_on_the_workers(name: str, model: Model, scans: Pat
 
 
 class TellsGpu(type(Path())):  # type: ignore[misc]
-    """A path that writes down which GPUs the process sees that receives it."""
+    """A path that writes down which GPUs the process sees that receives it, once two processes have."""
 
     def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return _told_gpu, (str(self), str(self.parent.parent / f"gpus of {self.name}"))
@@ -70,6 +74,10 @@ class TellsGpu(type(Path())):  # type: ignore[misc]
 
 def _told_gpu(path: str, file: str) -> Path:
     Path(file).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    for _ in range(300):
+        if len(list(Path(file).parent.glob("gpus of *"))) > 1:
+            break
+        time.sleep(0.1)
     return Path(path)
 
 
@@ -77,15 +85,31 @@ def test_several_gpus_predict_side_by_side(
     model: Model, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process for each, which sees its own alone."""
-    monkeypatch.setattr(predict_run, "_gpus", lambda engine, settings: ["4", "6"])
+    monkeypatch.setattr(device, "gpus_to_share", lambda name: ["4", "6"])
+    monkeypatch.setattr(predict_run, "workers", lambda usual: 2)
     for number, scan in enumerate(found := find_scans([scans])):
         object.__setattr__(scan, "images", (TellsGpu(scan.images[0]),))
         assert scan.id == str(number)
-    outcomes = predict_run.predict_into(model.folder, found, tmp_path / "out", SETTINGS, quiet=True)
+    settings = replace(SETTINGS, engine="torch")
+    outcomes = predict_run.predict_into(model.folder, found, tmp_path / "out", settings, quiet=True)
     assert [outcome.error for outcome in outcomes] == [None] * 4
     seen = {file.read_text() for file in tmp_path.glob("gpus of *")}
-    assert seen <= {"4", "6"}
-    assert seen
+    assert seen == {"4", "6"}
+
+
+def test_engines_of_the_processor_share_no_gpus(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpus_to_share", lambda name: ["4", "6"])
+    engine = open_engine(model, "torch", device="cpu")
+    assert predict_run._gpus(engine, SETTINGS) == ["4", "6"]
+    engine.name = "openvino"
+    assert predict_run._gpus(engine, SETTINGS) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's compiler imports it
+def test_a_process_compiles_what_was_compiled(model: Model) -> None:
+    for compiled in (False, True):
+        engine = open_engine(model, "torch", device="cpu", compiled=compiled)
+        assert (pickle.loads(pickle.dumps(engine)).network._compiled_call_impl is not None) is compiled
 
 
 class Deadly(type(Path())):  # type: ignore[misc]

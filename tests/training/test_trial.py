@@ -18,7 +18,7 @@ from semiseg.methods.settings import method_settings
 from semiseg.settings import RunSettings
 from semiseg.training import session, trial
 from semiseg.training.settings import TrainSettings
-from semiseg.training.settled import Settled
+from semiseg.training.settled import Settled, read_settled, write_settled
 from semiseg.training.trial import compiling_pays, fastest_threads, voxel_seconds
 
 CPU = torch.device("cpu")
@@ -179,6 +179,44 @@ def test_compiling_is_tried_once_on_a_gpu_where_there_is_time(
         tmp_path, [], plan, settings.sampling, settings.augment, settings.method, asked, torch.device(device)
     )
     assert train_run._may_be_compiled(one, settled) is tried
+
+
+def test_what_the_trial_found_is_kept(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RunSettings()
+    parts = (settings.sampling, settings.augment, settings.method, settings.train)
+    one = session.Session(tmp_path, [], plan, *parts, CPU)
+    for found in (True, False):
+        monkeypatch.setattr(trial, "compiling_pays", lambda *told, found=found: found)
+        assert train_run._compiled_or_not(one, quiet=True).compiled is found
+        assert read_settled(tmp_path).compiled is found
+
+
+def test_another_torch_does_not_trust_the_trial(tmp_path: Path) -> None:
+    settings = RunSettings(train=TrainSettings(device="cpu", precision="float32", threads=1))
+    with session.torch_as_it_was():
+        settled, _ = planning.settle_machine(tmp_path, settings)
+        write_settled(tmp_path, replace(settled, compiled=True))
+        assert planning.settle_machine(tmp_path, settings)[0].compiled
+        write_settled(tmp_path, replace(settled, compiled=True, torch="2.0.0"))
+        assert planning.settle_machine(tmp_path, settings)[0].compiled is None
+
+
+def test_passes_are_eager_where_compiled_ones_fail(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step."""
+    settings = RunSettings()
+    parts = (settings.sampling, settings.augment, settings.method, settings.train)
+    one = session.Session(tmp_path, [], plan, *parts, CPU, compiled=True)
+    tried: list[bool] = []
+
+    def fails_compiled(given: session.Session) -> None:
+        tried.append(given.compiled)
+        if given.compiled:
+            raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(session, "rehearse", fails_compiled)
+    assert not session.rehearsed(one).compiled
+    assert tried == [True, False]
+    assert read_settled(tmp_path).compiled is False
 
 
 def test_a_method_is_built_with_compiled_passes(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

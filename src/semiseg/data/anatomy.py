@@ -133,7 +133,7 @@ def directions(cases: Sequence[dict[int, Organ]], mirror_axis: int) -> Direction
                 if apart > max(case[a].radius_mm, case[b].radius_mm):
                     row[:] = step / apart
                     row[[*case[a].cut, *case[b].cut]] = np.nan
-        if np.isfinite(rows).any(axis=1).sum() < max(FEWEST_CASES, len(cases) / 2):
+        if not any(len(_in_plane(rows, axis)) for axis in range(3)):
             continue
         one_side = rows.copy()
         one_side[:, mirror_axis] = np.abs(one_side[:, mirror_axis])

@@ -31,7 +31,7 @@ _SMALL_BOX = 30_000
 _PLACES = tuple((a / 3, b / 3, (a + b) % 3 / 3) for a in range(3) for b in range(3))
 """Parts of a coarse voxel by which a small organ is shifted along Z, Y and X."""
 _LONGEST_END = 16
-"""Voxels that are added along an axis at most, so that the box is whole coarse voxels long."""
+"""Fewer voxels than this are added along an axis, so that the box is whole coarse voxels long."""
 
 
 def grid_ceilings(

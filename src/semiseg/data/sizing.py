@@ -45,7 +45,8 @@ the root of how many times more."""
 FEW_FEATURES = 0.006
 """For each halving of the features, from 32 on."""
 SMALL_PATCH, LARGEST_LOOK, SMALLER_PATCH = 0.04, 0.25, 0.004
-"""For each halving of the share of the median scan that a label is decided by: below a quarter, and above."""
+"""For each halving of the share of the median scan that a label is decided by: below a quarter, and above. Below it
+steps count less, too, by the root."""
 EFFECTIVE_REACH = 0.75
 """Of a network's receptive field, what its labels are decided by: the middle counts most (Luo et al. 2016)."""
 _COARSER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)

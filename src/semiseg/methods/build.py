@@ -65,7 +65,7 @@ def build_method(
     compiled: bool = False,
 ) -> Method:
     """The method that has these settings, on `device`. Weights depend on the seed and the plan alone. compiled: whether
-    its passes in training are."""
+    its passes in training are compiled."""
 
     def network(name: str) -> Network:
         built = build_network(

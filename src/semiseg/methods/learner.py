@@ -76,7 +76,11 @@ class Learner:
 
     def gradient(self, loss: Tensor) -> Parameters:
         """d loss / d parameters by name."""
-        return gradients_of(loss, self.optimiser.parameters)
+        gradient = gradients_of(loss, self.optimiser.parameters)
+        if self.forward is self.network:
+            return gradient
+        # A compiled pass writes into memory of its own, which the next pass of any network takes again.
+        return {name: value.clone() for name, value in gradient.items()}
 
     def update(self, gradient: Parameters, rate: float) -> Tensor:
         """Take an optimiser step by a gradient, which the average follows; the gradient's norm."""

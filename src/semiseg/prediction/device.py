@@ -34,10 +34,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def gpus_to_share(name: str) -> list[str]:
-    """The GPUs that processes share, one each, as `CUDA_VISIBLE_DEVICES` names them: all where a setting leaves open
-    which (auto or cuda), and there are several; else none."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() and name in ("auto", "cuda") else 0
-    return gpu_names(count) if count > 1 else []
+    """The GPUs that processes share, one each, as `CUDA_VISIBLE_DEVICES` names them: all of the chosen one's kind where
+    a setting leaves open which (auto or cuda), and there are several; else none."""
+    if not torch.cuda.is_available() or name not in ("auto", "cuda"):
+        return []
+    kinds = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    chosen = kinds[torch.cuda.current_device()]
+    alike = [gpu for gpu, kind in zip(gpu_names(len(kinds)), kinds, strict=True) if kind == chosen]
+    return alike if len(alike) > 1 else []
 
 
 def gpu_bytes(name: str) -> int:

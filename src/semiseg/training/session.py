@@ -65,7 +65,7 @@ class Session:
     distils: bool = False
     """Whether a model of our own labelled the taught cases."""
     compiled: bool = False
-    """Whether training passes are."""
+    """Whether training passes are compiled."""
 
     @property
     def place(self) -> Place:
@@ -177,7 +177,7 @@ def torch_as_it_was() -> Iterator[None]:
 def set_up_torch(threads: int, *, deterministic: bool) -> None:
     """Threads and determinism of this process."""
     torch.set_num_threads(threads)
-    # Not by `use_deterministic_algorithms`, which imports torch's compiler: seconds, and training never compiles.
+    # Not by `use_deterministic_algorithms`, which imports torch's compiler: seconds, and few runs compile.
     torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     # New memory is not to be filled with NaN, which that mode does to find reads of it: 4 to 9 % of a step.
     _memory.fill_uninitialized_memory = False
@@ -205,10 +205,23 @@ def rehearse(session: Session) -> None:
                 method.step(labelled, unlabelled, draw)
 
 
+def rehearsed(session: Session) -> Session:
+    """The session after `rehearse`: with eager passes where compiled ones fail, as `settled.toml` says then."""
+    if session.compiled:
+        try:
+            rehearse(session)
+            return session
+        except Exception:  # noqa: BLE001 (whatever a compiler raises, or no memory for what it keeps)
+            session = replace(session, compiled=False)
+            write_settled(session.run, replace(read_settled(session.run), compiled=False))
+    rehearse(session)
+    return session
+
+
 def train_session(session: Session, *, quiet: bool = False) -> None:
     """Train (or go on training) to the last step; leaves checkpoints, metrics, the model and the feedback maps."""
     if session.device.type == "cuda" and load_latest(session.run / "checkpoints") is None:
-        rehearse(session)
+        session = rehearsed(session)
     method = session.build(Phases.of_steps(0, 1, 1))
     data = session.open_data(fitting_readers(session.device.type))
     try:

@@ -35,10 +35,12 @@ class PlanSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Settled:
-    """What was found out on the machine, as far as it has been needed. compiled: whether training passes are. timeline:
-    rows of `Stretch`, of so many minutes. finished: the last one was followed to its end. lengthened: minutes, or
-    steps, that the run was first asked for, and again before each `--continue`; such a run is not made once more by its
-    files. weights: hash of the model that it began with."""
+    """What was found out on the machine, as far as it has been needed.
+
+    compiled: whether training passes are compiled. timeline: rows of `Stretch`, of so many minutes. finished: the last
+    one was followed to its end. lengthened: minutes, or steps, that the run was first asked for, and again before each
+    `--continue`; such a run is not made once more by its files. weights: hash of the model that it began with.
+    """
 
     device: str | None = None
     processor: str | None = None

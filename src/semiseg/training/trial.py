@@ -22,7 +22,9 @@ from semiseg.types import Shape
 
 _SIDE = 24
 _THREAD_TRIES = 3
-_COMPILED_TRIES = 5
+_COMPILED_WARM, _COMPILED_TRIES = 3, 5
+"""Steps that are not timed, since CUDA graphs are compiled in the first and recorded in the second, and those that
+are."""
 TRIAL_SHARE = 0.03
 """Of the minutes, that trying networks may take."""
 TRIED_LEVELS = 4
@@ -30,7 +32,8 @@ TRIED_LEVELS = 4
 COMPILED_MINUTES = 60.0
 """Compiling passes takes a minute or so: it is not tried for shorter runs."""
 COMPILED_GAIN, COMPILED_ERROR = 0.85, 0.01
-"""Of the eager step's time, what a compiled one takes at most to be worth it; and how far their losses may be apart."""
+"""Of the eager step's time, what a compiled one takes at most to be worth it; and how far the losses of the last steps
+may be apart."""
 WIDER_COSTS = 4.0
 """Times as long as half of its features a network takes at most."""
 
@@ -93,7 +96,7 @@ def compiling_pays(plan: Plan, device: torch.device, autocast: torch.dtype | Non
 
     Small networks wait for their kernels to be launched on a GPU; compiled, they are launched as one. On a CPU steps
     took 0.93 to 0.99 of the time, and 77 s to compile (docs/lab/benchmarks.md), so it is not tried there. backend: of
-    `torch.compile`. What fails, for want of a compiler say, does not pay.
+    `torch.compile`. Where compiling fails it does not pay; a missing compiler is one reason.
     """
 
     def timed(compiled: bool) -> tuple[float, float]:
@@ -101,8 +104,8 @@ def compiling_pays(plan: Plan, device: torch.device, autocast: torch.dtype | Non
         network = in_channels_last(network.to(device))
         forward = compiled_passes(network, backend) if compiled else network
         trial = _Trial(network, forward, plan.patch, plan.batch, device, autocast)
-        first = trial.step()[1]
-        return min(trial.step()[0] for _ in range(_COMPILED_TRIES)), first
+        steps = [trial.step() for _ in range(_COMPILED_WARM + _COMPILED_TRIES)]
+        return min(seconds for seconds, _ in steps[_COMPILED_WARM:]), steps[-1][1]
 
     try:
         (eager, loss), (compiled, same) = timed(False), timed(True)

@@ -48,8 +48,14 @@ class TorchEngine:
         self._say = say
 
     def __getstate__(self) -> dict[str, Any]:
-        """In another process it says nothing: what there is to say is said here."""
-        return vars(self) | {"_say": None}
+        """In another process it says nothing: what there is to say is said here. It compiles what was compiled."""
+        return vars(self) | {"_say": None, "compiled": self.network._compiled_call_impl is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        compiled = state.pop("compiled")
+        vars(self).update(state)
+        if compiled:
+            self.network.compile()
 
     def run(self, tiles: FloatArray) -> FloatArray:
         """As `Engine.run`. Where the device has no memory for all tiles they are computed in smaller batches.
