@@ -163,7 +163,8 @@ def test_the_folds_are_a_teacher_together(
     scan = next(data.rglob("phantom_004_0000.nii.gz"))
     assert semiseg_command("predict", run, scan, "--output", together, "--engine", "torch").code == 0
     given, alike = (read_label(folder / "phantom_004.nii.gz")[0] for folder in (student / "teacher_labels", together))
-    assert (given == alike).all()
+    # The two calls differ in how many threads and tiles they compute at once: a voxel in a thousand may lie on an edge.
+    assert (given != alike).mean() < 1e-3
     (row,) = read_jsonl(student / "teacher_labels" / "predictions.jsonl")
     assert row["model"] == read_jsonl(together / "predictions.jsonl")[0]["model"]
 
