@@ -183,15 +183,9 @@ def _compiled(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any
         network = in_channels_last(build_network(plan, channels=1, classes=3, seed=0).to(device))
         images = torch.randn((2, 1, *SMALL_PATCH), device=device).contiguous(memory_format=torch.channels_last_3d)
         labels = torch.randint(0, 3, (2, *SMALL_PATCH), device=device)
-
-        def train(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
-            with torch.autocast(device.type, torch.bfloat16):
-                logits = forward(images)  # noqa: B023 (called within the turn)
-            functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]  # noqa: B023
-            network.zero_grad(set_to_none=True)  # noqa: B023
-
-        eager = _milliseconds(partial(train, network), device, repeats)
         forward = compiled_passes(network, "" if device.type == "cuda" else "aot_eager")
+        train = partial(_there_and_back, network, images, labels)
+        eager = _milliseconds(partial(train, network), device, repeats)
         began = time.perf_counter()
         train(forward)
         _wait(device)
@@ -203,6 +197,18 @@ def _compiled(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any
             "made_s": round(made, 1),
         }
     return found
+
+
+def _there_and_back(
+    network: Network,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    with torch.autocast(images.device.type, torch.bfloat16):
+        logits = forward(images)
+    functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+    network.zero_grad(set_to_none=True)
 
 
 def _feedback(folder: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
