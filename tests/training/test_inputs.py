@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -200,16 +201,18 @@ def test_a_round_that_goes_on_keeps_its_poses(
     assert {file: file.stat().st_mtime_ns for file in files} == files
 
 
-def test_scans_of_a_round_are_drawn_by_seed_and_round(feed: Callable[..., Feed]) -> None:
+def test_rounds_take_turns_through_the_scans(feed: Callable[..., Feed]) -> None:
     def drawn(number: int, **changes: int) -> tuple[str, ...]:
         return tuple(case.name for case in feed(**changes)._drawn(number, 2, 0))
 
     assert drawn(1) == drawn(1)
     assert len(set(drawn(1))) == 3
-    assert len({drawn(number) for number in range(1, 9)}) > 1
+    everything = tuple(f"u{n}" for n in range(8))
+    turns = [scan for number in range(1, 9) for scan in drawn(number)]
+    assert set(drawn(1)).isdisjoint(drawn(2)), "no network labels what it has just learnt from"
+    assert Counter(turns) == dict.fromkeys(everything, 3)
     assert len({drawn(1, seed=seed) for seed in range(8)}) > 1
     assert set(drawn(1)) < set(drawn(1, label_scans=5)), "more of them are the same and others"
-    everything = tuple(f"u{n}" for n in range(8))
     assert drawn(1, label_scans=0) == drawn(1, label_scans=8) == drawn(1, label_scans=99) == everything
 
 

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from heapq import nsmallest
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from math import degrees, prod
 from pathlib import Path
 from statistics import fmean
@@ -302,20 +301,23 @@ class Feed:
 
     def _drawn(self, number: int, first: int, before: int) -> tuple[Path, ...]:
         """The unlabelled scans of a round that begins with a step, the one before it with another: so many as the
-        settings say, each drawn by its id, or all; fewer where a doubtful network would take long for them beside the
-        training in between."""
+        settings say, or all; fewer where a doubtful network would take long for them beside the training in between.
+
+        Rounds take turns through the scans in an order that is drawn once. So a scan is labelled by a network that has
+        not learnt from an earlier label of its own, while there are scans enough, and that was long ago otherwise
+        (cross-labelling: Huo et al., ATSO, CVPR 2021).
+        """
         cases, count = self.data.unlabelled, self._asked
+        begin = (number - 1) * count
         if len(self.method.scan_labellers(first)) > 1:
             times = 1 + len(found_poses(self._rounds_before(first)))  # mirror images are not counted
             count = min(count, int(LABELLED_SHARE * (first - before) / self._scan_steps / times))
-        if count >= len(cases):
-            return cases
 
         def lot(case: Path) -> float:
-            draw = Draw(seed=self.settings.seed, step=number)
-            return float(draw.generator(f"whether {case.name} is labelled").random())
+            return float(Draw(seed=self.settings.seed).generator(f"when {case.name} is labelled").random())
 
-        return tuple(sorted(nsmallest(count, cases, key=lot)))
+        turns = cycle(sorted(cases, key=lot))
+        return tuple(sorted(islice(turns, begin, begin + count)))
 
     @cached_property
     def _plan(self) -> Plan:
