@@ -111,6 +111,16 @@ def case_times(page: Page, address: str, repeats: int) -> dict[str, float]:
     return found
 
 
+def time_beside_thumbnails(page: Page, address: str) -> dict[str, float]:
+    """Seconds until the CT is there while the server makes thumbnails of five such CTs."""
+    page.goto(address)
+    page.wait_for_selector(".case-card")
+    began = time.perf_counter()
+    page.goto(f"{address.split('/?')[0]}/#/cases/ct_0")
+    page.wait_for_selector("[data-ready]")
+    return {"cold, beside thumbnails, s": time.perf_counter() - began}
+
+
 def differences(page: Page, address: str) -> dict[str, float]:
     """Mean difference in grey levels of each plane from the slice that the server draws, without the label."""
     page.keyboard.press("1")
@@ -186,9 +196,12 @@ def main() -> None:
                 page.on("request", lambda request: asked.add(urlsplit(request.url).hostname))
                 return page
 
+            unseen = real_ct(given.data, work / f"unseen by {browser_name}")
+            with serving(unseen, work) as address:
+                beside = time_beside_thumbnails(page_of(), address)
             with serving(ct, work) as address:
                 page = page_of()
-                found = case_times(page, address, given.repeats)
+                found = beside | case_times(page, address, given.repeats)
                 if given.pictures:
                     given.pictures.mkdir(parents=True, exist_ok=True)
                     page.screenshot(path=given.pictures / f"ct_{browser_name.split()[0]}.png")

@@ -138,7 +138,7 @@ class PseudoRoundsSettings(SemiSupervisedSettings):
     """Rounds after the warm-up, of one length; fewer and longer ones, where scans are so large that labelling some for
     each would take long beside the training."""
     label_scans: int = 24
-    """Unlabelled scans that are labelled in a round, drawn anew in each. 0 is all of them."""
+    """Unlabelled scans that are labelled in a round. Rounds take turns through the scans. 0 is all of them."""
 
     title: ClassVar[str] = "pseudo-labels in rounds"
     needs_unlabelled: ClassVar[bool] = False
