@@ -94,7 +94,7 @@ def current_label(run: Path, case: RunCase, *, mended: bool = True) -> Path | No
     folders = (PSEUDO_LABELS, REVIEWED_LABELS, TEACHER_LABELS)
     files = [label_map(run / folder, case.id) for folder in ((CORRECTIONS,) if mended else ()) + folders]
     own = [Path(case.label)] if case.label else []
-    return next((file for file in (*files, *own) if file.is_file()), None)
+    return next((file for file in (*files, *own) if file.exists()), None)
 
 
 def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> Path:

@@ -15,8 +15,8 @@ import SimpleITK
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Dataset, LabelScheme, Remark
 from semiseg.io.flare22_labels import FLARE22_ORGANS
+from semiseg.io.label_scheme import automatic_pairs
 from semiseg.io.layouts import read_dataset
-from semiseg.io.layouts.labels import automatic_pairs
 from semiseg.io.scans import read_volume
 
 LABELS = {"background": 0, "left kidney": 1, "right kidney": 2}
@@ -655,12 +655,6 @@ def test_plain_labels_with_255_for_what_nobody_labelled_are_told_how_to_ignore_i
     scan(tmp_path / "labels" / "a.nii.gz", array)
     (tmp_path / "labels.json").write_text(json.dumps({"liver": 1, "spleen": 2, "ignore": 3}))
     assert read_dataset(tmp_path).labels.ignore == 3
-
-
-def test_masks_of_one_organ_each_are_to_be_merged(tmp_path: Path) -> None:
-    scans(tmp_path, "s0000/ct", "s0000/segmentations/liver", "s0000/segmentations/spleen")
-    with pytest.raises(DataError, match=r"merge masks of one organ each first\.$"):
-        read_dataset(tmp_path)
 
 
 def test_an_unknown_folder_says_what_was_looked_for_and_found(tmp_path: Path) -> None:

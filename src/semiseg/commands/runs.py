@@ -23,7 +23,7 @@ class Check(WorksOnCases):
     folder: tyro.conf.Positional[Path]
     """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/. Or a folder or a zip of DICOM, whose series are
     listed."""
-    layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
+    layout: Literal["auto", "nnunet", "msd", "flare22", "plain", "masks"] = "auto"
     """How the folder is laid out."""
     minutes: float | None = None
     """Also make the plan that so many minutes of training on this machine would get, and say why."""

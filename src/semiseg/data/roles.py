@@ -26,6 +26,8 @@ WITH_LABELS: tuple[Role, ...] = ("labelled", "corrected", "accepted", "taught")
 """Roles of the cases that training learns from as labelled ones."""
 FEWEST_TO_VALIDATE = 20
 """Below so many labelled cases none is held out: they are too few to give away."""
+VALIDATED = 0.2
+"""The share that is held out otherwise, where nothing else scores a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class DataSettings:
 
     root: str = ""
     """The dataset folder; relative paths start from the folder of the run file that names them."""
-    layout: Literal["auto", "nnunet", "msd", "flare22", "plain"] = "auto"
+    layout: Literal["auto", "nnunet", "msd", "flare22", "plain", "masks"] = "auto"
     """How the folder is laid out; auto looks."""
     modality: Literal["auto", "ct", "mr"] = "auto"
     """What the scans are: CT is normalised by Hounsfield units, MR scan by scan. auto takes the channel's name in

@@ -82,9 +82,9 @@ class LabelScheme:
 class Dataset:
     """A folder of scans, read by `semiseg.io.layouts.read_dataset`.
 
-    layout: `nnunet`, `msd`, `flare22` or `plain`. channels: names in order, such as `("CT",)`. train_order: ids of
-    training cases in the order in which a label budget spends labels (`splits.json`), or empty. problems: what the
-    layout itself shows to be wrong without opening a scan (a label that exists for no image), as `(file, text)`.
+    layout: `nnunet`, `msd`, `flare22`, `plain` or `masks`. channels: names in order, such as `("CT",)`. train_order:
+    ids of training cases in the order in which a label budget spends labels (`splits.json`), or empty. problems: what
+    the layout itself shows to be wrong without opening a scan (a label that exists for no image), as `(file, text)`.
     remarks: what is usable and yet to be looked at.
     """
 

@@ -5,7 +5,7 @@ Arrays are canonical `(Z, Y, X)`. A format is a module with the functions of `Fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,7 @@ from semiseg.io.dicom import reading as dicom
 from semiseg.io.dicom.places import place_of, stamp_of
 from semiseg.io.file_kinds import FormatName, format_of, is_written
 from semiseg.io.grid import Grid
+from semiseg.io.masks import files_of_masks, is_mask_folder, mask_files
 from semiseg.io.voxels import StoredVoxels
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape
 from semiseg.words import counted
@@ -70,6 +71,10 @@ def _format(path: Path) -> Format:
     if (named := _FORMATS.get(format_of(path))) is not None:
         return named
     return nifti if place_of(path) is None else dicom  # NIfTI's names files of other formats
+
+
+def _is_dicom(path: Path) -> bool:
+    return not is_mask_folder(path) and _format(path) is dicom
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class RawVolume:
 
 def read_grid(path: Path) -> Grid:
     """Read the header only. Raises `DataError` for what is no scan, or not 3D or 4D."""
+    if is_mask_folder(path):
+        path = next(iter(mask_files(path).values()))
     return _format(path).read_grid(path)
 
 
@@ -139,7 +146,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         try:
-            found += _format(path).files(path)
+            found += files_of(files_of_masks(path)) if is_mask_folder(path) else _format(path).files(path)
         except DataError:
             found.append(path)
     return found
@@ -148,7 +155,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 def hash_of(paths: Sequence[Path], *, salt: str = "") -> str:
     """SHA-256 of the contents of all files that scans and label maps are made of, and of `salt`, hexadecimal. Of DICOM
     it also counts whether the series is made regular."""
-    series = [path for path in paths if _format(path) is dicom]
+    series = [path for path in paths if _is_dicom(path)]
     salt = " ".join([salt, *map(dicom.digest_of, series)])
     return hash_files(files_of([path for path in paths if path not in series]), salt=salt)
 
@@ -158,7 +165,7 @@ def stamps_of(paths: Sequence[Path]) -> dict[str, list[int]]:
     all that lies in its folder. Raises `OSError` for a missing one."""
     found: dict[str, list[int]] = {}
     for path in paths:
-        if _format(path) is dicom:
+        if _is_dicom(path):
             found[str(path)] = list(stamp_of(path))
         else:
             found |= {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in files_of([path])}
@@ -199,7 +206,7 @@ def read_scan(paths: Sequence[Path]) -> RawVolume:
 
 
 def read_label(path: Path) -> tuple[LabelArray, Grid]:
-    """Read a label map `(Z, Y, X)`: uint8 where it fits, uint16 otherwise.
+    """Read a label map `(Z, Y, X)`: uint8 where it fits, uint16 otherwise; or a folder of masks (`semiseg.io.masks`).
 
     Raises `DataError` for values that are not whole numbers from 0 to 65535 (to within 0.001, or half of a step in
     which a file stores them), for the many values of a grey-scale image, and for 4D files.
@@ -210,6 +217,8 @@ def read_label(path: Path) -> tuple[LabelArray, Grid]:
 
 def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
     """The same, and how far from a whole number the worst value was."""
+    if is_mask_folder(path):
+        return _merged(mask_files(path))
     voxels = _format(path).read_voxels(path)
     grid, stored = voxels.grid, voxels.stored
     exact = stored.dtype.kind in "iu" and voxels.slope == 1 and voxels.inter == 0  # as most are: no floats of them
@@ -243,6 +252,22 @@ def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
             f"{_NO_LABEL_MAP}"
         )
     return label, grid, worst
+
+
+def _merged(masks: Mapping[int, Path]) -> tuple[LabelArray, Grid, float]:
+    """Masks by value as one label map. Where two overlap, the higher value counts: a tumour in its organ, say."""
+    label, first, worst = None, None, 0.0
+    for value, file in masks.items():
+        mask, grid, off = read_label_rounded(file)
+        if label is None or first is None:
+            label, first = np.zeros(mask.shape, dtype=np.uint8 if max(masks) < 256 else np.uint16), grid
+        elif misfit := grid.misfit(first, "Make all masks of a scan on one grid."):
+            raise DataError(f"{file}: not on the grid of {next(iter(masks.values()))}: {misfit}")
+        label[mask > 0] = value
+        worst = max(worst, off)
+    assert label is not None  # a scheme has an organ
+    assert first is not None
+    return label, first, worst
 
 
 def _different_values(label: LabelArray) -> int:
@@ -286,8 +311,11 @@ def write_map(path: Path, array_zyx: FloatArray, grid: Grid, like: Path | None =
 
 
 def write_scan(path: Path, image: Path) -> None:
-    """Write what one file holds into another, in the format of its name: as it is stored, or as float32 where voxels
-    have a slope."""
+    """Write what one file (or a folder of masks) holds into another, in the format of its name: as it is stored, or as
+    float32 where voxels have a slope."""
+    if is_mask_folder(image):
+        write_label(path, *read_label(image))
+        return
     voxels = _format(image).read_voxels(image)
     stored = voxels.stored
     if voxels.slope != 1 or voxels.inter != 0:

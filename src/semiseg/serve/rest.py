@@ -22,7 +22,7 @@ from semiseg.data.partial import ignore_value
 from semiseg.data.reviews import REVIEWED_LABELS
 from semiseg.errors import DataError
 from semiseg.io.file_kinds import ending, is_written
-from semiseg.io.layouts.labels import IGNORE
+from semiseg.io.label_scheme import IGNORE
 from semiseg.io.scans import files_of, read_grid, read_label, stamps_of
 from semiseg.serve.asking import read_form
 from semiseg.serve.forms import label_nrrd, parts_response

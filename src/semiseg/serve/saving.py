@@ -20,7 +20,7 @@ from semiseg.files import atomic_file
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import label_map
 from semiseg.io.grid import Grid
-from semiseg.io.layouts.labels import IGNORE
+from semiseg.io.label_scheme import IGNORE
 from semiseg.io.scans import read_grid, read_label, write_label
 from semiseg.serve.work import Work
 from semiseg.types import LabelArray

@@ -16,10 +16,11 @@ from semiseg.errors import DataError
 from semiseg.io.dataset import Case, LabelScheme
 from semiseg.io.dicom.places import EVERY
 from semiseg.io.file_kinds import scans_by_stem
+from semiseg.io.label_scheme import parse_labels
 from semiseg.io.layouts import is_heap, read_dataset
 from semiseg.io.layouts.folders import read_object
-from semiseg.io.layouts.labels import parse_labels
 from semiseg.io.layouts.plain import labels_found
+from semiseg.io.masks import is_mask_folder
 from semiseg.io.modality import UNKNOWN_CHANNEL, is_ct, name_channels
 from semiseg.io.scans import files_of
 from semiseg.prediction.inputs import find_scans
@@ -37,7 +38,8 @@ _NAMED_BY = 12
 def state_of(*paths: Path) -> State:
     """Size and time of files, by which a change is noticed; of scans also of the files that their headers name."""
     found = []
-    for file in chain.from_iterable([path] if path.is_dir() else files_of([path]) for path in paths):
+    folders = {path for path in paths if path.is_dir() and not is_mask_folder(path)}
+    for file in chain.from_iterable([path] if path in folders else files_of([path]) for path in paths):
         try:
             stat = file.stat()
         except OSError:

@@ -1,4 +1,4 @@
-"""Which cases a folder holds: nnU-Net raw, MSD, FLARE22, or a plain pair of folders, by one function."""
+"""Which cases a folder holds: nnU-Net raw, MSD, FLARE22, a plain pair of folders, or masks, by one function."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from semiseg.errors import ConfigError, DataError, UnsupportedError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.file_kinds import ENDINGS_TEXT, TO_NIFTI, holds_dicom, is_read, scan_files, stem, visible, what_it_holds
+from semiseg.io.label_scheme import automatic_pairs, declared_pairs
 from semiseg.io.layouts.flare22 import is_flare22, read_flare22
 from semiseg.io.layouts.folders import CHANNEL, TRAINING, Found, read_object, train_order, unique_cases
-from semiseg.io.layouts.labels import automatic_pairs, declared_pairs
+from semiseg.io.layouts.masks import is_masks, read_masks
 from semiseg.io.layouts.msd import read_msd
 from semiseg.io.layouts.nnunet import read_nnunet
 from semiseg.io.layouts.plain import IMAGES, LABELS, read_plain
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[[Path, SeriesChoice], Found]] = {
     "msd": read_msd,
     "flare22": read_flare22,
     "plain": read_plain,
+    "masks": read_masks,
 }
 _MAKE_ONE = (
     "Bring scans and label maps into images/ and labels/ under equal names (links suffice), or list them where they "
@@ -32,7 +34,8 @@ _MAKE_ONE = (
 )
 _LOOKED_FOR = (
     "nnunet (imagesTr/ID_0000.nii.gz and dataset.json), msd (a dataset.json that lists its training files), "
-    "flare22 (FLARE22_Tr_0001_0000.nii.gz in any sub-folder), plain (images/ and labels/)"
+    "flare22 (FLARE22_Tr_0001_0000.nii.gz in any sub-folder), plain (images/ and labels/), masks (ID/ct.nii.gz and "
+    "ID/segmentations/liver.nii.gz)"
 )
 
 
@@ -47,8 +50,8 @@ def read_dataset(
     """What the folder holds. Few voxels are read: those that tell CT from MR, and by the plain layout whole labels to
     count classes that nobody named.
 
-    layout: `auto` looks; or `nnunet`, `msd`, `flare22`, `plain`. mirror_pairs: names of classes that are each other's
-    mirror image; None takes the dataset's own `mirror_pairs`, or pairs names that differ by left and right.
+    layout: `auto` looks; or `nnunet`, `msd`, `flare22`, `plain`, `masks`. mirror_pairs: names of classes that are each
+    other's mirror image; None takes the dataset's own `mirror_pairs`, or pairs names that differ by left and right.
     modality: `ct` or `mr`, where names and values do not count. choice: which series of DICOM are scans. An image
     without a label is an unlabelled case; what cannot be used is left out and listed in `Dataset.problems`.
 
@@ -112,7 +115,7 @@ def _layout_of(root: Path) -> str:
         return "flare22"
     if (root / IMAGES).is_dir() and (root / LABELS).is_dir():
         return "plain"
-    return ""
+    return "masks" if is_masks(root) else ""
 
 
 def detect_layout(root: Path) -> str:
@@ -130,8 +133,6 @@ def detect_layout(root: Path) -> str:
     holds = what_it_holds(root)
     below = next((entry for entry in visible(root) if entry.is_dir() and _layout_of(entry)), None)
     unread = f" If {below} is the data set, name that folder." if below else f" {_MAKE_ONE}"
-    if any((entry / "segmentations").is_dir() for entry in visible(root)):
-        unread += " A label is one file of numbers: merge masks of one organ each first."
     if holds and not is_read(holds):
         unread = f" It holds {holds}. {TO_NIFTI}"
     if "DICOM" in holds:

@@ -15,6 +15,7 @@ from semiseg.files import read_json
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split, unusable_id
 from semiseg.io.file_kinds import TO_NIFTI, is_read, kind_of, scan_files, stem, visible, what_it_holds, why_unread
 from semiseg.io.layouts.series import SeriesChoice, dicom_places, is_place, series_by_id
+from semiseg.io.masks import is_mask_folder
 from semiseg.words import counted, shortened
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUn", "imagesTs"
@@ -70,7 +71,8 @@ def note_unread(folder: Path, problems: Problems, remarks: list[Remark], *, dico
     """
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         problems.append((folder, "may not be read. Change its permissions."))
-    note_files([entry for entry in visible(folder) if not (dicom and is_place(entry))], problems, remarks)
+    entries = [entry for entry in visible(folder) if not (dicom and is_place(entry)) and not is_mask_folder(entry)]
+    note_files(entries, problems, remarks)
 
 
 def note_files(files: Iterable[Path], problems: Problems, remarks: list[Remark]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from semiseg.errors import DataError, UnsupportedError
 from semiseg.io.dataset import LabelScheme, Remark
 from semiseg.io.file_kinds import ENDINGS_TEXT, is_scan
+from semiseg.io.label_scheme import parse_channels, parse_labels
 from semiseg.io.layouts.folders import (
     TEST,
     TEST_LABELS,
@@ -25,7 +26,6 @@ from semiseg.io.layouts.folders import (
     refuse_other_files,
     unlabelled_folders,
 )
-from semiseg.io.layouts.labels import parse_channels, parse_labels
 from semiseg.io.layouts.series import SeriesChoice
 
 

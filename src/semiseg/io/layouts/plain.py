@@ -1,7 +1,8 @@
 """A plain pair of folders: `images/` and `labels/` with equal names, with or without nnU-Net's `_0000`.
 
 Names of classes come from an optional labels.json or dataset.json; otherwise they are `class_1`, `class_2`, ... up to
-the highest value in the label files. `imagesUn/`, `imagesTs/` and `labelsTs/` are read if they are there.
+the highest value in the label files. `imagesUn/`, `imagesTs/` and `labelsTs/` are read if they are there. A label
+may be a folder of masks (`semiseg.io.masks`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split
-from semiseg.io.file_kinds import ENDINGS_TEXT, scan_files
+from semiseg.io.file_kinds import ENDINGS_TEXT, scan_files, visible
+from semiseg.io.label_scheme import parse_labels, unknown_names
 from semiseg.io.layouts.folders import (
     CHANNEL,
     TEST,
@@ -31,9 +33,9 @@ from semiseg.io.layouts.folders import (
     refuse_other_files,
     unlabelled_folders,
 )
-from semiseg.io.layouts.labels import parse_labels, unknown_names
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
 from semiseg.io.layouts.series import SeriesChoice, series_by_id
+from semiseg.io.masks import is_mask_folder
 from semiseg.io.modality import UNKNOWN_CHANNEL
 from semiseg.io.scans import read_label
 
@@ -57,7 +59,7 @@ def read_plain(root: Path, choice: SeriesChoice) -> Found:
         note_unread(root / images, problems, remarks, dicom=True)
         if label_folder:
             note_unread(root / label_folder, problems, remarks)
-        references = by_stem(scan_files(root / label_folder), problems) if label_folder else {}
+        references = _references(root / label_folder, problems) if label_folder else {}
         scans = by_stem(scan_files(root / images), problems)
         for name, series in series_by_id(root / images, references, choice, problems, remarks).items():
             keep_first(scans, name, series, problems)
@@ -91,6 +93,15 @@ def read_plain(root: Path, choice: SeriesChoice) -> Found:
         problems=problems,
         remarks=remarks,
     )
+
+
+def _references(folder: Path, problems: Problems) -> dict[str, Path]:
+    """Label maps and folders of masks, by their names."""
+    found = by_stem(scan_files(folder), problems)
+    for entry in visible(folder):
+        if is_mask_folder(entry):
+            keep_first(found, entry.name, entry, problems)
+    return found
 
 
 def _by_channel(images: dict[str, Path], *, numbered: bool) -> dict[str, dict[int, Path]]:

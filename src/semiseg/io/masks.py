@@ -1,0 +1,65 @@
+"""A label as a folder of masks, one file for each organ, as TotalSegmentator and AbdomenAtlas have it.
+
+    ROOT/labels.json                                   {"liver": 1, "left_kidney": 2}
+    ROOT/ID/segmentations/liver.nii.gz, left_kidney.nii.gz, ...   (or ROOT/labels/ID/liver.nii.gz, ...)
+
+labels.json (or the "labels" of a dataset.json) chooses the organs and gives each its value, so that another mask
+changes nothing. The folder stands for a label map wherever one is read (`semiseg.io.scans`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from semiseg.errors import DataError
+from semiseg.files import read_json
+from semiseg.io.dataset import LabelScheme
+from semiseg.io.file_kinds import scan_files, scan_named, scans_by_stem
+from semiseg.io.label_scheme import parse_labels
+from semiseg.words import shortened
+
+MASKS = "segmentations"
+_OF_LABELS = ("labels", "labelsTs")
+_NAMES = ("labels.json", "dataset.json")
+
+
+def is_mask_folder(path: Path) -> bool:
+    """Whether a path names a folder of masks, by where it lies and what it holds."""
+    placed = path.name == MASKS or path.parent.name in _OF_LABELS
+    return placed and path.is_dir() and bool(scan_files(path))
+
+
+def named_organs(folder: Path) -> tuple[Path, LabelScheme]:
+    """The organs to learn from masks, and the file that names them. Raises `DataError` where there is none."""
+    root = folder.parent.parent
+    own, described = (root / name for name in _NAMES)
+    if own.is_file():
+        return own, parse_labels(read_json(own), own)
+    if described.is_file() and isinstance(value := read_json(described), dict) and "labels" in value:
+        return described, parse_labels(value["labels"], described)
+    names = {name: value for value, name in enumerate(scans_by_stem(folder), 1)}
+    raise DataError(
+        f"{folder}: nothing says which of these masks are to be learnt. Write {root / _NAMES[0]} with those that are, "
+        f"numbered from 1: {json.dumps(names)}"
+    )
+
+
+def mask_files(folder: Path) -> dict[int, Path]:
+    """The masks of a folder by the value of their organ, ascending.
+
+    Raises `DataError` where nothing says which organs count, or one of them has no file.
+    """
+    file, scheme = named_organs(folder)
+    found = {value: scan_named(folder, name) for value, name in sorted(scheme.organs.items())}
+    if missing := [scheme.names[value] for value, mask in found.items() if mask is None]:
+        raise DataError(
+            f"{folder}: has no mask of {shortened(missing)}, which {file} names. Where the scan has none of it, put an "
+            "empty mask there."
+        )
+    return {value: mask for value, mask in found.items() if mask is not None}
+
+
+def files_of_masks(folder: Path) -> list[Path]:
+    """What the label is made of: the masks that count, and the file that says so."""
+    return [*mask_files(folder).values(), named_organs(folder)[0]]

@@ -1,0 +1,153 @@
+"""Labels as folders of masks: a file for each organ."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.errors import DataError
+from semiseg.io.layouts import read_dataset
+from semiseg.io.scans import files_of, hash_of, read_grid, read_label, write_scan
+from semiseg.view.contents import state_of
+
+ORGANS = {"liver": 1, "spleen": 2, "tumour": 3}
+
+
+def write(file: Path, array: np.ndarray, shift: float = 0.0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    affine[0, 3] = shift
+    nib.save(nib.Nifti1Image(array.astype(np.uint8), affine), file)
+
+
+def masks(folder: Path) -> np.ndarray:
+    """A liver with a tumour in it, a spleen, and an organ that nobody asked for; their label map `(Z, Y, X)`."""
+    liver, spleen, tumour = (np.zeros((5, 4, 3)) for _ in range(3))
+    liver[:3], spleen[4], tumour[1, 1] = 1, 255, 1
+    for name, mask in (("liver", liver), ("spleen", spleen), ("tumour", tumour), ("colon", np.ones((5, 4, 3)))):
+        write(folder / f"{name}.nii.gz", mask)
+    label = liver + 2 * (spleen > 0)
+    label[tumour > 0] = 3
+    return label.transpose(2, 1, 0)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """As TotalSegmentator's data set: two labelled scans, one for testing, one without masks, two in a folder."""
+    for name in ("s1", "s2", "s3", "s4"):
+        write(tmp_path / name / "ct.nii.gz", np.arange(60).reshape(5, 4, 3))
+        if name != "s4":
+            masks(tmp_path / name / "segmentations")
+    for name in ("u1", "u2"):
+        write(tmp_path / "imagesUn" / f"{name}.nii.gz", np.zeros((5, 4, 3)))
+    (tmp_path / "labels.json").write_text(json.dumps(ORGANS))
+    (tmp_path / "meta.csv").write_text("image_id;age;split\ns1;40;train\ns3;50;test\n")
+    return tmp_path
+
+
+def test_a_scan_with_masks_is_labelled_and_one_without_is_not(root: Path) -> None:
+    dataset = read_dataset(root)
+    assert dataset.layout == "masks"
+    assert dataset.labels.organs == {value: name for name, value in ORGANS.items()}
+    found = {case.id: (case.split, case.label is not None) for case in dataset.cases}
+    assert found == {
+        "s1": ("train", True),
+        "s2": ("train", True),
+        "s3": ("test", True),
+        "s4": ("train", False),
+        "u1": ("train", False),
+        "u2": ("train", False),
+    }
+    assert not dataset.problems
+
+
+def test_masks_are_one_label_map_in_which_the_higher_value_counts(root: Path) -> None:
+    expected = masks(root / "s1" / "segmentations")
+    label, grid = read_label(root / "s1" / "segmentations")
+    np.testing.assert_array_equal(label, expected)
+    assert label.dtype == np.uint8
+    assert set(np.unique(label)) == {0, 1, 2, 3}, "the colon is not asked for"
+    for other in (read_grid(root / "s1" / "segmentations"), read_grid(root / "s1" / "ct.nii.gz")):
+        assert grid.misfit(other, "") is None
+
+
+def test_what_a_label_is_made_of_is_the_masks_that_count_and_the_list(root: Path) -> None:
+    folder = root / "s1" / "segmentations"
+    named = [file.name for file in files_of([folder])]
+    assert named == ["liver.nii.gz", "spleen.nii.gz", "tumour.nii.gz", "labels.json"]
+    before = hash_of([folder])
+    write(folder / "colon.nii.gz", np.zeros((5, 4, 3)))
+    assert hash_of([folder]) == before
+    write(folder / "spleen.nii.gz", np.zeros((5, 4, 3)))
+    changed = hash_of([folder])
+    assert changed != before
+    (root / "labels.json").write_text(json.dumps({"spleen": 1, "liver": 2, "tumour": 3}))
+    assert hash_of([folder]) != changed
+
+
+def test_a_copy_of_masks_is_one_label_map(root: Path) -> None:
+    write_scan(root / "copy.nii.gz", root / "s1" / "segmentations")
+    np.testing.assert_array_equal(read_label(root / "copy.nii.gz")[0], read_label(root / "s1" / "segmentations")[0])
+
+
+def test_the_pages_notice_a_changed_mask(root: Path) -> None:
+    before = state_of(root / "s1" / "segmentations")
+    write(root / "s1" / "segmentations" / "spleen.nii.gz", np.zeros((5, 4, 3)))
+    assert state_of(root / "s1" / "segmentations") != before
+
+
+def test_a_plain_folder_of_labels_may_hold_masks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    plain = tmp_path_factory.mktemp("plain")
+    for name in ("a", "b"):
+        write(plain / "images" / f"{name}.nii.gz", np.arange(60).reshape(5, 4, 3))
+    expected = masks(plain / "labels" / "a")
+    with pytest.raises(DataError, match=r"labels\.json with those that are, numbered from 1: .*\"colon\": 1"):
+        read_dataset(plain)
+    shutil.copy(root / "labels.json", plain)
+    dataset = read_dataset(plain)
+    assert [(case.id, case.label) for case in dataset.cases] == [("a", plain / "labels" / "a"), ("b", None)]
+    assert not dataset.problems
+    np.testing.assert_array_equal(read_label(plain / "labels" / "a")[0], expected)
+
+
+def test_nobody_guesses_which_organs_are_to_be_learnt(root: Path) -> None:
+    (root / "labels.json").unlink()
+    text = f'Write {root / "labels.json"} with those that are, numbered from 1: {{"colon": 1, "liver": 2, '
+    with pytest.raises(DataError, match=re.escape(text)):
+        read_dataset(root)
+
+
+def test_a_missing_mask_is_not_taken_for_a_missing_organ(root: Path) -> None:
+    (root / "s1" / "segmentations" / "spleen.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"has no mask of spleen, which .*labels.json names.*an empty mask"):
+        read_label(root / "s1" / "segmentations")
+
+
+def test_masks_on_two_grids_are_refused(root: Path) -> None:
+    write(root / "s1" / "segmentations" / "spleen.nii.gz", np.zeros((5, 4, 3)), shift=7)
+    with pytest.raises(DataError, match=r"spleen.nii.gz: not on the grid of .*liver.nii.gz"):
+        read_label(root / "s1" / "segmentations")
+
+
+def test_what_is_not_clear_is_named(root: Path) -> None:
+    write(root / "s2" / "pet.nii.gz", np.zeros((5, 4, 3)))
+    shutil.copy(root / "s3" / "ct.nii.gz", root / "s3" / "a.nii.gz")
+    (root / "s3" / "ct.nii.gz").rename(root / "s3" / "b.nii.gz")
+    (root / "s1" / "ct.nii.gz").unlink()
+    dataset = read_dataset(root)
+    assert [case.id for case in dataset.cases] == ["s2", "s4", "u1", "u2"], "ct.nii.gz is the scan beside another one"
+    texts = {str(path.relative_to(root)): text for path, text in dataset.problems}
+    assert texts["s1/segmentations"].startswith("masks without a scan")
+    assert "which of a, b is the scan? Call it ct.nii.gz" in texts["s3"]
+
+
+def test_the_layout_can_be_asked_for_and_says_what_it_needs(tmp_path: Path) -> None:
+    write(tmp_path / "s1" / "ct.nii.gz", np.zeros((5, 4, 3)))
+    with pytest.raises(DataError, match=r"no sub-folder has masks. Put them into ID/segmentations"):
+        read_dataset(tmp_path, layout="masks")
