@@ -14,9 +14,11 @@ from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.remarks import print_label_remarks, print_remarks
 from semiseg.data.reviews import TEACHER_LABELS, Review, count_roles, made_review, read_review, write_review
 from semiseg.data.roles import (
+    VALIDATED,
     RunCase,
     assign_roles,
     of_role,
+    read_run_cases,
     taught,
     with_hashes,
     write_run_cases,
@@ -87,7 +89,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
     if not quiet:
         print_remarks(dataset)
     settings.evaluate.check_labels(dataset.labels)
-    validation = settings.train.validation_fraction if settings.train.validation_every else 0.0
+    validation = _validation_fraction(run, dataset, settings) if settings.train.validation_every else 0.0
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
     dataset, cases = _with_other_labels(run, dataset, cases, settings, quiet=quiet)
     training = [case.case() for case in of_role(cases, *LEARNT_FROM)]
@@ -136,6 +138,19 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             looks = f"Unlike the other scans in their intensities: {shortened(names)}."
             print(f"{looks} Look whether they belong to the set.")
     return plan
+
+
+def _validation_fraction(run: Path, dataset: Dataset, settings: RunSettings) -> float:
+    """The share of the labelled cases that is held out, as in a run that was prepared before. Where test cases have
+    labels, these tell how good the model is, and all other labels are learnt from."""
+    if settings.train.validation_fraction is not None:
+        return settings.train.validation_fraction
+    if (file := run / "cases.jsonl").exists():
+        is_scored = not of_role(read_run_cases(file), "validation")
+    else:
+        held_back = settings.data.development > 0 or settings.data.fold is not None
+        is_scored = held_back or any(case.split == "test" and case.label for case in dataset.cases)
+    return 0.0 if is_scored else VALIDATED
 
 
 def _with_other_labels(

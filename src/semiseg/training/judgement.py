@@ -35,17 +35,16 @@ def judge_training(
         "minutes": _overrun(settings, seconds),
         "convergence": _not_converged([row["labelled_loss"] for row in rows if "labelled_loss" in row]),
         "unlabelled": _not_learnt_from(read_rounds(run)),
-        "validation": "" if validated else _NO_VALIDATION + (_TESTS_TELL if tested else _NOTHING_TELLS),
+        "validation": "" if validated or tested else _NOTHING_TELLS,
     }
     for topic, text in found.items():
         add_notice(run, topic, text)
     return [text for text in found.values() if text]
 
 
-_NO_VALIDATION = "No validation case was held back, since labelled scans are few: "
-_TESTS_TELL = "only the scores of the test cases tell how good the model is."
 _NOTHING_TELLS = (
-    "nothing tells how good the model is. Put scans with labels into imagesTs and labelsTs, or use --folds 5."
+    "No validation case was held back, so nothing tells how good the model is. Put scans with labels into imagesTs and "
+    "labelsTs, or use --folds 5."
 )
 
 

@@ -40,9 +40,10 @@ class TrainSettings:
     schedule: Literal["poly", "plateau"] = "poly"
     """Learning rate: (1 - step/steps)^0.9, or reduced when the smoothed loss no longer falls (the paper)."""
 
-    validation_fraction: float = 0.2
+    validation_fraction: float | None = None
     """Share of the labelled training cases held out for validation; none below 20 labelled cases, which are too few to
-    give any away."""
+    give any away. None is a fifth where no test case has a label, and nothing where the test cases tell how good the
+    model is."""
     validation_every: int = 1
     """Epochs of 250 steps between validations; 0 turns validation off and trains on all labelled cases. Where minutes
     are given it waits longer where it would take more than a twentieth of them."""
@@ -68,7 +69,7 @@ class TrainSettings:
         for name in ("threads", "validation_every", "refresh_steps", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} = {getattr(self, name)}: give 0 or more.")
-        if not 0 <= self.validation_fraction < 1:
+        if self.validation_fraction is not None and not 0 <= self.validation_fraction < 1:
             raise ConfigError(
                 f"train.validation_fraction = {self.validation_fraction}: give a number from 0 to below 1."
             )
