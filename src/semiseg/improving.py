@@ -42,10 +42,11 @@ def rank(
 ) -> list[Doubt]:
     """Order the unlabelled cases of a trained run by how doubtful their pseudo-labels are, the most doubtful first.
 
-    Writes `run/ranking.csv`, `run/doubt/ID.json` (of slices) and, where `exclude_worst` names a share of the cases,
-    `run/exclude.txt`, a list for `data.exclude`. by: disagreement of the run's two networks (teacher and student,
-    partners, the network of the last round's labels and the one that learnt them, or a network and its average), or of
-    its model with that of another run (against: the round before, say); entropy; or random, the baseline.
+    Cases that these networks judged before are not judged again. Writes `run/ranking.csv`, `run/doubt/ID.json` and,
+    where `exclude_worst` names a share of the cases, `run/exclude.txt`, a list for `data.exclude`. by: disagreement of
+    the run's two networks (teacher and student, partners, the network of the last round's labels and the one that
+    learnt them, or a network and its average), or of its model with that of another run (against: the round before,
+    say); entropy; or random, the baseline.
 
     Raises `DataError` where the run has no checkpoint or no unlabelled case, `ConfigError` where the other run's
     networks do not fit this run's or there is none to disagree with.
@@ -90,7 +91,7 @@ def rank(
             session.plan,
             poses=found_poses(read_rounds(run)),
             workers=workers(1),
-            slices=run / DOUBT,
+            kept=run / DOUBT,
             progress=advance,
         )
     if problems:
@@ -123,9 +124,10 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
     if not of_role(read_run_cases(run / "cases.jsonl"), "validation"):
         raise DataError(
             f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
-            f"{FEWEST_TO_VALIDATE} labelled ones or more and neither train.validation_fraction nor "
-            "train.validation_every is 0: label more scans, or make a new run with --folds 5, whose networks predict "
-            "all labelled scans out of fold. Until then labels stay as predicted."
+            f"{FEWEST_TO_VALIDATE} labelled ones or more, no test case has a label, and neither "
+            "train.validation_fraction nor train.validation_every is 0. Make a new run with --folds 5, whose networks "
+            "predict all labelled scans out of fold, or with --set train.validation_fraction=0.2. Until then labels "
+            "stay as predicted."
         )
     chosen = choose_steps(
         _pairs(run, "validation", run / "validation", plan, settings, quiet=quiet),

@@ -190,6 +190,18 @@ def test_a_study_without_a_dataset_is_refused_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_study_that_could_not_score_is_refused_before_anything_is_made(
+    study: Path, semiseg_command: Command, phantoms: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data, ignore=shutil.ignore_patterns("labelsTs"))
+    answer = semiseg_command("study", study, "--data", data, "--output", tmp_path / "runs")
+    assert answer.code == 2
+    assert "no test case has a label, so no run would have scores" in answer.err
+    assert '"data.development" = 10' in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("log", "code", "reason"),
     [

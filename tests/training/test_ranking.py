@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from plans import PLAN
 from semiseg.data.plan import Plan
 from semiseg.data.poses import Pose
 from semiseg.errors import DataError
 from semiseg.io.store import OpenCase, StoredCase, open_case, write_case
+from semiseg.models.build import build_network
 from semiseg.prediction.engines.base import Engine
+from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.rows import Doubt, read_ranking
 from semiseg.training.ranking import case_and_slices, doubts, ranked, write_ranking
 from semiseg.types import FloatArray
@@ -39,6 +42,11 @@ class Thresholds:
         image = tiles[:, 0]
         labels = (image > self.limits[0]).astype(int) + (image > self.limits[1])
         return np.stack([self.sharpness * (labels == k) for k in range(3)], axis=1).astype(np.float32)
+
+
+def network_of(seed: int) -> TorchEngine:
+    network = build_network(SMALL.student, channels=1, classes=3, seed=seed).eval()
+    return TorchEngine(network, torch.device("cpu"), None)
 
 
 @pytest.fixture
@@ -160,6 +168,33 @@ def test_every_case_is_judged_and_progress_is_told(case: Path, tmp_path: Path) -
     assert [doubt["id"] for doubt in found] == ["c", "c"]
     assert told == [(1, 3, "c"), (2, 3, "damaged"), (3, 3, "c")]
     assert [str(damaged) in text for text in problems] == [True]
+
+
+def test_what_was_judged_is_kept_and_not_judged_again(case: Path, tmp_path: Path) -> None:
+    judged: list[int] = []
+
+    def looked(engine: TorchEngine) -> TorchEngine:
+        engine.network.register_forward_hook(lambda *_: judged.append(1))
+        return engine
+
+    def ranked_by(first: TorchEngine, second: TorchEngine | None) -> Doubt:
+        judged.clear()
+        (found,), problems = doubts([case], first, second, SMALL, kept=tmp_path, progress=lambda *_: None)
+        assert not problems
+        return found
+
+    first, second = (looked(network_of(seed)) for seed in (1, 2))
+    before = ranked_by(first, second)
+    assert judged
+    assert ranked_by(first, second) == before
+    assert not judged, "neither network looked again"
+    alone = ranked_by(first, None)
+    assert judged
+    assert math.isnan(alone["disagreement"])
+    again = ranked_by(first, None)
+    assert not judged
+    assert math.isnan(again["disagreement"])
+    assert again["entropy"] == alone["entropy"] == before["entropy"]
 
 
 def test_workers_judge_alike(case: Path) -> None:

@@ -16,7 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from semiseg.data.plan import read_plan
+from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError, DataError
+from semiseg.io.layouts import read_dataset
+from semiseg.io.layouts.series import SeriesChoice
 from semiseg.processes import ending_with_this, processor_name, usable_cores
 from semiseg.rows import read_metrics
 from semiseg.run_folder import wait_for
@@ -69,6 +72,8 @@ def made_runs(
         )
     if len(missing) < len(wanted):
         yield before
+    if missing:
+        _refuse_unscored(missing[0][1].data)
     failed: list[DataError] = []
     running: set[subprocess.Popen[bytes]] = set()
     with ThreadPoolExecutor(jobs) as pool:
@@ -163,6 +168,19 @@ def known_runs(file: Path, results: Path, *, baseline: str | None = None) -> Stu
             "has them with --results."
         )
     return known.study(keys)
+
+
+def _refuse_unscored(data: DataSettings) -> None:
+    """Raise `ConfigError` where no run would have scores, before any is made."""
+    if data.development or data.folds:
+        return
+    choice = SeriesChoice(data.series, data.resample)
+    dataset = read_dataset(Path(data.root), layout=data.layout, modality=data.modality, choice=choice)
+    if not any(case.split == "test" and case.label for case in dataset.cases):
+        raise ConfigError(
+            f"{data.root}: no test case has a label, so no run would have scores. Put labels into labelsTs; or let "
+            'labelled cases be held back, ten for example: in the study file, under [common], "data.development" = 10.'
+        )
 
 
 def _with_threads(settings: RunSettings, threads: int) -> RunSettings:

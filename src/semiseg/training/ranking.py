@@ -6,9 +6,10 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.plan import Plan
 from semiseg.data.poses import AS_IT_LIES, Pose, posed_case, surest
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import write_json, write_text
+from semiseg.files import digest_of, read_json, write_json, write_text
 from semiseg.geometry import triple
 from semiseg.io.store import OpenCase, StoredCase, open_case
 from semiseg.methods.phases import Phases
@@ -29,7 +30,7 @@ from semiseg.prediction.window import Window
 from semiseg.randomness import Draw
 from semiseg.rows import Doubt
 from semiseg.training.checkpoint import load_latest
-from semiseg.training.scan_labels import labels_of, mean_dice, scan_logits, seen_in_pose
+from semiseg.training.scan_labels import labels_of, mean_dice, scan_logits, seen_in_pose, weights_digest
 from semiseg.training.session import Session
 from semiseg.types import DoubleArray
 from semiseg.words import as_text_cell
@@ -110,13 +111,16 @@ def doubts(
     *,
     poses: Sequence[Pose] = (),
     workers: int = 1,
-    slices: Path | None = None,
+    kept: Path | None = None,
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[Doubt], list[str]]:
     """The doubt of every stored case, and of those that cannot be read, or whose process was killed, why not. poses: as
-    `case_and_slices`. slices: a folder for the doubt of their slices, `ID.json`."""
+    `case_and_slices`. kept: a folder for what is found, with the doubt of slices, `ID.json`; a case that these networks
+    judged before is not judged again."""
+    networks = [weights_digest(engine.network) for engine in (first, second) if isinstance(engine, TorchEngine)]
+    judge = digest_of([networks, [asdict(pose) for pose in poses]])[:16]
     found = map_cases(
-        partial(_doubt_or_why, first=first, second=second, plan=plan, poses=poses, slices=slices),
+        partial(_doubt_or_why, first=first, second=second, plan=plan, poses=poses, kept=kept, judge=judge),
         cases,
         workers=workers,
         lost=lambda folder: f"{folder}: {WAS_KILLED}.",
@@ -127,15 +131,41 @@ def doubts(
 
 
 def _doubt_or_why(
-    folder: Path, first: Engine, second: Engine | None, plan: Plan, poses: Sequence[Pose], slices: Path | None
+    folder: Path,
+    first: Engine,
+    second: Engine | None,
+    plan: Plan,
+    poses: Sequence[Pose],
+    kept: Path | None,
+    judge: str,
 ) -> Doubt | str:
     try:
-        found, of_slices = case_and_slices(open_case(folder), first, second, plan, poses)
+        case = open_case(folder)
+        judged_by = f"{judge} {case.meta.hash}"
+        file = kept / f"{case.meta.id}.json" if kept else None
+        if file and (before := _judged_before(file, judged_by)):
+            return before
+        found, of_slices = case_and_slices(case, first, second, plan, poses)
     except DataError as error:
         return str(error)
-    if slices:
-        write_json(slices / f"{found['id']}.json", dict(of_slices))
+    if file:
+        doubt = dict(found) | ({} if second else {"disagreement": None})  # JSON has no nan
+        write_json(file, dict(of_slices) | {"doubt": doubt, "judged_by": judged_by})
     return found
+
+
+def _judged_before(file: Path, judged_by: str) -> Doubt | None:
+    """What the same networks said of the same case, if they did."""
+    if not file.is_file() or (said := read_json(file)).get("judged_by") != judged_by:
+        return None
+    known: dict[str, Any] = said["doubt"]
+    return Doubt(
+        id=known["id"],
+        entropy=known["entropy"],
+        disagreement=math.nan if known["disagreement"] is None else known["disagreement"],
+        organs=known["organs"],
+        organ_voxels=known["organ_voxels"],
+    )
 
 
 def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:

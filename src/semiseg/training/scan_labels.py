@@ -334,10 +334,15 @@ def labels_folder(kept: Path, network: nn.Module) -> Path:
 
     So a run that is resumed finds its labels again, and never those of an attempt whose network came out otherwise.
     """
+    return kept / weights_digest(network)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """By what a network is known again: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for value in network.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return kept / digest.hexdigest()[:16]
+    return digest.hexdigest()[:16]
 
 
 def remove_other_labels(kept: Path, folders: Collection[Path]) -> None:
