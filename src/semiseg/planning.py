@@ -78,7 +78,8 @@ def _plan_of(folder: str, dataset: Dataset) -> Plan:
             )
     labels = replace(model.plan.labels, ignore=dataset.labels.ignore, unknown=dataset.labels.unknown)
     sizes = replace(model.plan, labels=labels, teacher=model.sizes, student=model.sizes, dataset=dataset.name)
-    return replace(sizes, reasons=(f"Everything is that of {folder}, whose weights training starts from.",))
+    reason = "Everything is that of the model whose weights training starts from (train.weights)."
+    return replace(sizes, reasons=(reason,))
 
 
 def what_comes(run: Path, plan: Plan, fingerprint: Fingerprint, cases: Sequence[RunCase], settings: RunSettings) -> str:

@@ -191,8 +191,8 @@ def _scores_of_tests(run: Path) -> Path:
 def compare(
     runs: AnyPath | Sequence[AnyPath], *, names: Sequence[str] = (), page: AnyPath | None = None, quiet: bool = False
 ) -> Comparison:
-    """Compare evaluated runs on their common test cases, the first as baseline: the paper's tables. page: an HTML file
-    to write them to besides."""
+    """Compare runs that were evaluated on the same test cases, the first as baseline: the paper's tables. page: an
+    HTML file to write them to besides."""
     folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     for run in folders:
         if run.is_dir() and not (run / "summary.json").exists():

@@ -171,7 +171,7 @@ class Evaluate(WorksOnCases):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Computes):
-    """Compare evaluated runs on their common test cases, the first as baseline."""
+    """Compare runs that were evaluated on the same test cases, the first as baseline."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Two or more run folders."""

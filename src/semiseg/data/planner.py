@@ -57,13 +57,15 @@ class PlanSettings:
     """Memory for training in GB; None is 16 on mps and 4 on cpu, and on cuda what `semiseg prepare` finds that the GPU
     has, less a reserve. The planner alone takes 48 there, where the paper's plan fits."""
     spacing_mm: Spacing | None = None
-    """Target spacing (Z, Y, X) in mm; None takes nnU-Net's rule."""
+    """Target spacing (Z, Y, X) in mm. None is chosen for the minutes, and is nnU-Net's rule where steps are given."""
     patch: Shape | None = None
-    """Patch (Z, Y, X) in voxels of the target spacing; None grows it from the data."""
+    """Patch (Z, Y, X) in voxels of the target spacing. None is chosen for the minutes, and grown from the data where
+    steps are given."""
     batch: int | None = None
     """Samples in a batch; None takes what fits, from 2 to the paper's 8, and 2 on cpu."""
     base_features: int | None = None
-    """Features of the teacher's finest level; None is the paper's 32 (16 on cpu), fewer where memory is short."""
+    """Features of the teacher's finest level. None is chosen for the minutes: 8, 16 or 32. Where steps are given it is
+    the paper's 32 (16 on cpu), fewer where memory is short."""
     student_base_features: int | None = None
     """Features of the finest level of the student, the network that is shipped; None is the teacher's number."""
     network: str = "unet"

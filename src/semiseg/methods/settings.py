@@ -129,7 +129,8 @@ class RoundPhases(PretrainedPhases):
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoRoundsSettings(SemiSupervisedSettings):
-    """Pseudo-labels of whole scans in rounds: the default (decision 0023)."""
+    """Pseudo-labels of whole scans in rounds: the default (decision 0024). The last fifth of a run learns from labels
+    alone, whatever `phases.finetune` says."""
 
     name: Literal["pseudo_rounds"] = "pseudo_rounds"
     phases: RoundPhases = field(default_factory=RoundPhases)
