@@ -13,6 +13,7 @@ hidden (`ensemble`: the mean of their logits), and these labels are mended by wh
   network         design B: a small network sees the scan and the logits, and learns what to add to them to be right on
                   the held-back scans; how much of it is added (0, 1/4, 1/2 or 1) is chosen on scans that this network
                   has not learnt from either
+  network_oracle  the same with the part that is best on the pool by its hidden labels: what design B could reach
 
 Said of each is the mean Dice of the pool's labels, that of a student that learns from them (as in
 pseudo_label_ladder.py), and of the network, whether it knows which doubtful voxels are wrong (the area under the ROC
@@ -46,7 +47,7 @@ from semiseg.io.scans import read_grid, read_volume, write_label
 from semiseg.randomness import Draw
 from semiseg.run_folder import prepared_settings
 from semiseg.scoring.label_efficiency import verdict
-from semiseg.types import FloatArray
+from semiseg.types import FloatArray, LabelArray
 
 RESULTS = Path(__file__).resolve().parent / "results" / "held_out_correction.json"
 PARTS = (0.0, 0.25, 0.5, 1.0)
@@ -121,14 +122,17 @@ class Correction:
         numbers, oracle = certain_decision(held, len(organs)), best_decision(pool, len(organs))
         part, network = chosen_network(held, list(organs))
         added = [network(scan) for scan in pool]
+        by_part = self._by_part(pool, added, list(organs))
+        best = max(PARTS, key=lambda part: by_part[str(part)])
         ways = {
             "ensemble": ([scan.q.argmax(0).astype(np.uint8) for scan in pool], {}),
             "numbers": ([numbers.labels(scan.q) for scan in pool], said(numbers)),
             "numbers_oracle": ([oracle.labels(scan.q) for scan in pool], said(oracle)),
             "network": (
-                [changed(scan.q, part * one).argmax(0).astype(np.uint8) for scan, one in zip(pool, added, strict=True)],
-                {"part": part, **knowledge(pool, added), "by_part": self._by_part(pool, added, list(organs))},
+                corrected(pool, added, part),
+                {"part": part, **knowledge(pool, added), "by_part": by_part},
             ),
+            "network_oracle": (corrected(pool, added, best), {"part": best}),
         }
         folder, found = self.subset.folder / "labels", {}
         for way, (labels, more) in ways.items():
@@ -193,6 +197,12 @@ def changed(q: FloatArray, added: FloatArray) -> FloatArray:
     logits = np.log(np.maximum(q, 1e-12)) + added
     grown = np.exp(logits - logits.max(0))
     return np.asarray(grown / grown.sum(0), dtype=np.float32)
+
+
+def corrected(scans: Sequence[Labelled], added: Sequence[FloatArray], part: float) -> list[LabelArray]:
+    """The most probable labels when a part of what is added counts."""
+    pairs = zip(scans, added, strict=True)
+    return [changed(scan.q, part * one).argmax(0).astype(np.uint8) for scan, one in pairs]
 
 
 def mean_of(scans: Sequence[Labelled], q: Sequence[FloatArray], organs: list[int]) -> float:

@@ -10,12 +10,15 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from semiseg.cli import main
 from semiseg.demo.dataset import write_phantom_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `plans.py`
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is slow, and nothing is wrong
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -85,7 +85,7 @@ def test_the_unusual_settings_differ_from_the_defaults_in_every_section() -> Non
         assert getattr(UNUSUAL, field.name) != getattr(RunSettings(), field.name), field.name
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rate=st.floats(min_value=0, exclude_min=True, max_value=1e9, allow_nan=False),
     zoom=st.tuples(st.floats(0.1, 1), st.floats(1, 1e300)),

@@ -40,7 +40,7 @@ def test_a_scan_gets_the_looks_of_another() -> None:
     np.testing.assert_allclose(quantiles(mapped(dim, source, target)), target, rtol=0.02, atol=0.02)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=30))
 def test_the_map_keeps_the_order_and_its_own_histogram_changes_nothing(values: list[float]) -> None:
     array = np.sort(np.array(values, dtype=np.float32))

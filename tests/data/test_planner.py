@@ -178,7 +178,7 @@ def test_a_rank_needs_the_memory_of_its_part_of_the_batch() -> None:
     assert whole < shared < 1.1 * whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(*[st.integers(8, 300)] * 3),
     spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),

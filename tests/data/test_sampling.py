@@ -66,7 +66,7 @@ def _holds(box: Box, voxel: Shape) -> bool:
     return all(a <= v < b for a, v, b in zip(box.start, voxel, box.stop, strict=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shape=st.tuples(*[st.integers(1, 30)] * 3),
     patch=st.tuples(*[st.integers(1, 20)] * 3),

@@ -139,7 +139,7 @@ def test_a_proportional_patch_has_as_many_voxels_as_was_asked_for(scan: Shape, v
     assert asked / 2 <= prod(found) <= 2 * max(asked, prod(min(8, n) for n in scan))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     shape=st.tuples(*[st.integers(2, 300)] * 3).filter(lambda shape: sorted(shape)[1] >= 8),
     spacing=st.tuples(*[st.floats(0.3, 6.0)] * 3),

@@ -46,7 +46,7 @@ def test_what_was_written_is_read(stored: OpenCase) -> None:
     assert stored.read_label(whole).dtype == np.uint16
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     start=st.tuples(*(st.integers(-20, n - 1) for n in SHAPE)),
     shape=st.tuples(*[st.integers(21, 40)] * 3),

@@ -475,7 +475,7 @@ VALUES = ("", "short", "MET_SHORT", "MET_FLOAT", "float", "3", "4", "-1", "2 3 4
           "1 0 0 0 1 0 0 0 1", "9" * 5000, "1 1 1", "little", "big", "\x00", "é" * 99, '"um" "')  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(
     ending=st.sampled_from([".nrrd", ".mha"]),
     changed=st.lists(st.tuples(st.sampled_from(FIELDS), st.sampled_from(VALUES) | st.text(max_size=20)), max_size=3),

@@ -30,7 +30,7 @@ def _image(shape: tuple[int, ...]) -> np.ndarray:
     order=st.sampled_from([0, 1, 3]),
     clip=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_same_as_in_numpy(
     device: str, shape: tuple[int, int, int], out: tuple[int, int, int], axis: int | None, order: int, clip: bool
 ) -> None:

@@ -91,7 +91,7 @@ def test_errors_beside_ignored_voxels_do_count() -> None:
     assert robust_hausdorff_mm(distances, 100.0) == 2.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), tolerance_mm=st.floats(0.0, 4.0))
 def test_the_measures_are_symmetric_and_do_not_see_the_margin(seed: int, tolerance_mm: float) -> None:
     rng = np.random.Generator(np.random.Philox(key=seed))

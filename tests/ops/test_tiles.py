@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from semiseg.ops.tiles import gaussian_importance, tile_starts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(size=st.integers(4, 40), tile=st.integers(1, 4), step=st.sampled_from([0.1, 0.3, 0.5, 1.0]))
 def test_every_voxel_lies_in_a_tile(size: int, tile: int, step: float) -> None:
     starts = tile_starts(size, tile, step)

@@ -87,7 +87,7 @@ def test_rows_that_come_piece_by_piece_give_the_same_bits(shape: Shape, axis: in
         assert np.array_equal(probabilities.probabilities, whole)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     out=st.tuples(*[st.integers(1, 20)] * 3),

@@ -38,7 +38,7 @@ def read_all(path: Path) -> None:
         read_volume(scan.images)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(data=st.data())
 def test_zips_of_anything_are_refused_or_read(
     members: list[bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -96,7 +96,7 @@ def test_labelling_is_in_the_minutes_and_not_in_the_pace(tmp_path: Path) -> None
     assert not run.tried
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(changes=st.lists(st.tuples(st.integers(5, 600), st.floats(0.2, 5.0)), max_size=4), each=st.floats(1.0, 4.0))
 def test_an_overrun_is_bounded_however_the_pace_changes(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, float]], each: float
