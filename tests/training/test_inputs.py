@@ -225,6 +225,9 @@ def test_little_training_labels_few_scans_and_too_little_none(
     assert [len(one._drawn(1, first, 0)) for first in (2, 5, 10, 100)] == [1, 2, 5, 5]
     assert [len(one._drawn(2, 100, before)) for before in (98, 95, 90)] == [1, 2, 5]
     assert one.method.shortest_round == 5 * 216 / (2 * 64)
+    with monkeypatch.context() as patch:  # labelled in four ways each
+        patch.setattr(inputs, "found_poses", lambda _: (Pose((0, 2, 1), ()),) * 3)
+        assert [len(one._drawn(2, first, 0)) for first in (2, 5, 10, 100)] == [1, 2, 4, 5]
     assert not any(unlabelled for *_, unlabelled in one.steps(0, 8, PHASES))
     assert [(row["step"], row["trusted"], row["why"]) for row in rounds(tmp_path)] == [(5, False, inputs.TOO_EARLY)]
     assert not list((tmp_path / "run").glob("scan_labels/*/*.b2nd"))

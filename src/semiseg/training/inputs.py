@@ -310,8 +310,9 @@ class Feed:
         cases, count = self.data.unlabelled, self._asked
         begin = (number - 1) * count
         if len(self.method.scan_labellers(first)) > 1:
+            worth = int(LABELLED_SHARE * (first - before) / self._scan_steps)
             times = 1 + len(found_poses(self._rounds_before(first)))  # mirror images are not counted
-            count = min(count, int(LABELLED_SHARE * (first - before) / self._scan_steps / times))
+            count = min(count, worth, max(worth // times, LOOKED_AT))  # looking in all poses is no reason for none
 
         def lot(case: Path) -> float:
             return float(Draw(seed=self.settings.seed).generator(f"when {case.name} is labelled").random())
