@@ -72,7 +72,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for number in range(arguments.first_subset, arguments.first_subset + arguments.subsets):
         Correction.of(arguments, number).measure()
-    print_table(read_json(arguments.results))
+    rows = read_json(arguments.results)
+    print_table([row for row in rows if (row["set"], row["steps"]) == (arguments.name, arguments.steps)])
 
 
 @dataclass(frozen=True)

@@ -145,12 +145,20 @@ def _validation_fraction(run: Path, dataset: Dataset, settings: RunSettings) -> 
     labels, these tell how good the model is, and all other labels are learnt from."""
     if settings.train.validation_fraction is not None:
         return settings.train.validation_fraction
-    if (file := run / "cases.jsonl").exists():
-        is_scored = not of_role(read_run_cases(file), "validation")
+    if (run / "plan.toml").exists() and (before := _cases_before(run)):
+        is_scored = not of_role(before, "validation")
     else:
         held_back = settings.data.development > 0 or settings.data.fold is not None
         is_scored = held_back or any(case.split == "test" and case.label for case in dataset.cases)
     return 0.0 if is_scored else VALIDATED
+
+
+def _cases_before(run: Path) -> list[RunCase]:
+    """Those that were prepared before; none where their list is missing or damaged, as it is written anew."""
+    try:
+        return read_run_cases(run / "cases.jsonl")
+    except DataError:
+        return []
 
 
 def _with_other_labels(

@@ -195,11 +195,12 @@ def test_a_study_that_could_not_score_is_refused_before_anything_is_made(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(phantoms, data, ignore=shutil.ignore_patterns("labelsTs"))
-    answer = semiseg_command("study", study, "--data", data, "--output", tmp_path / "runs")
-    assert answer.code == 2
-    assert "no test case has a label, so no run would have scores" in answer.err
-    assert '"data.development" = 10' in answer.err
-    assert not (tmp_path / "runs").exists()
+    for flags in ([], ["--list"]):
+        answer = semiseg_command("study", study, "--data", data, "--output", tmp_path / "runs", *flags)
+        assert answer.code == 2
+        assert "no test case has a label, so no run would have scores" in answer.err
+        assert '"data.development" = 10' in answer.err
+        assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

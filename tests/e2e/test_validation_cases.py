@@ -41,3 +41,5 @@ def test_labels_are_held_back_where_no_test_case_has_one(data: Path, tmp_path: P
     assert roles(tmp_path / "off", data, "train.validation_every=0")["labelled"] == enough
     shutil.copy(tmp_path / kept.name, kept)
     assert roles(tmp_path / "b", data)["validation"] == fifth, "a test label that comes later changes no run"
+    (tmp_path / "b" / "cases.jsonl").write_text("damaged")
+    assert roles(tmp_path / "b", data)["labelled"] == enough, "as if it were prepared for the first time"

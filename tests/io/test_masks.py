@@ -11,6 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from semiseg.data.labels import read_checked_label
+from semiseg.data.roles import DataSettings, assign_roles
 from semiseg.errors import DataError
 from semiseg.io.layouts import read_dataset
 from semiseg.io.scans import files_of, hash_of, read_grid, read_label, write_scan
@@ -100,6 +102,96 @@ def test_the_pages_notice_a_changed_mask(root: Path) -> None:
     before = state_of(root / "s1" / "segmentations")
     write(root / "s1" / "segmentations" / "spleen.nii.gz", np.zeros((5, 4, 3)))
     assert state_of(root / "s1" / "segmentations") != before
+
+
+def test_a_link_does_not_change_which_list_counts(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A set of links to some scans of another, with a list of its own."""
+    mine = tmp_path_factory.mktemp("mine")
+    (mine / "labels.json").write_text(json.dumps({"spleen": 1, "liver": 2}))
+    for name in ("s1", "s2"):
+        (mine / name).symlink_to(root / name)
+    (case, _) = assign_roles(read_dataset(mine), DataSettings(), validation_fraction=0, seed=0)
+    assert case.label == str(mine / "s1" / "segmentations")
+    label = read_label(Path(case.label))[0]
+    theirs = read_label(root / "s1" / "segmentations")[0]
+    np.testing.assert_array_equal(label == 2, (theirs == 1) | (theirs == 3))
+
+
+def test_a_list_that_changed_after_the_run_was_prepared_is_refused(root: Path) -> None:
+    scan, folder = root / "s1" / "ct.nii.gz", root / "s1" / "segmentations"
+    of_the_run = read_dataset(root).labels
+    read_checked_label(folder, scan, read_grid(scan), of_the_run)
+    for changed in ({"spleen": 1, "liver": 2, "tumour": 3}, {"liver": 1}):
+        (root / "labels.json").write_text(json.dumps(changed))
+        with pytest.raises(DataError, match=r"labels.json names other organs, or numbers them otherwise"):
+            read_checked_label(folder, scan, read_grid(scan), of_the_run)
+
+
+def test_one_list_counts_where_there_are_two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    plain = tmp_path_factory.mktemp("plain")
+    write(plain / "images" / "a.nii.gz", np.arange(60).reshape(5, 4, 3))
+    masks(plain / "labels" / "a")
+    (plain / "labels.json").write_text(json.dumps({"liver": 1, "spleen": 2}))
+    (plain / "dataset.json").write_text(json.dumps({"labels": {"spleen": 1, "liver": 2}}))
+    label = read_label(plain / "labels" / "a")[0]
+    dataset = read_dataset(plain)
+    assert dataset.labels.names[int(label[0, 0, 4])] == "spleen"
+
+
+def test_a_map_of_several_organs_is_no_mask(root: Path) -> None:
+    write(root / "s1" / "segmentations" / "liver.nii.gz", np.arange(60).reshape(5, 4, 3) % 3)
+    with pytest.raises(DataError, match=r"liver.nii.gz: a mask of one organ has one value above 0, but this has 1, 2"):
+        read_label(root / "s1" / "segmentations")
+
+
+def test_masks_know_no_ignore_value(root: Path) -> None:
+    (root / "labels.json").write_text(json.dumps({"liver": 1, "ignore": 2}))
+    with pytest.raises(DataError, match=r"labels.json: names an ignore value"):
+        read_dataset(root)
+
+
+def test_endings_may_be_of_any_letter_case(root: Path) -> None:
+    folder = root / "s1" / "segmentations"
+    expected = read_label(folder)[0]
+    (folder / "liver.nii.gz").rename(folder / "liver.NII.GZ")
+    np.testing.assert_array_equal(read_label(folder)[0], expected)
+
+
+def test_test_scans_may_lie_in_folders_of_their_own(root: Path) -> None:
+    for name in ("t1", "t2", "t3"):
+        write(root / "imagesTs" / f"{name}.nii.gz", np.zeros((5, 4, 3)))
+    masks(root / "labelsTs" / "t1")
+    write(root / "labelsTs" / "t2.nii.gz", np.zeros((5, 4, 3)))
+    found = {case.id: case.label for case in read_dataset(root).cases if case.split == "test"}
+    assert found == {
+        "s3": root / "s3" / "segmentations",
+        "t1": root / "labelsTs" / "t1",
+        "t2": root / "labelsTs" / "t2.nii.gz",
+        "t3": None,
+    }
+
+
+def test_what_is_not_read_is_said(root: Path) -> None:
+    shutil.rmtree(root / "s2" / "segmentations")
+    (root / "s2" / "segmentations").mkdir()
+    (root / "s2" / "segmentations" / "liver.mgz").write_bytes(b"x")
+    write(root / "loose.nii.gz", np.zeros((5, 4, 3)))
+    (root / "meta.csv").write_text("image_id;split\ns3;test\ns9;test\n")
+    dataset = read_dataset(root)
+    said = " ".join(text for _, text in dataset.problems) + " ".join(text for _, _, text in dataset.remarks)
+    for part in (".mgz", "1 scan beside the folders", "calls s9 test, which have no folder"):
+        assert part in said
+    (root / "meta.csv").write_bytes("image_id;split\nMüller;test\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"meta.csv: no table that can be read .* Save it as CSV in UTF-8"):
+        read_dataset(root)
+
+
+def test_a_damaged_folder_of_masks_is_named_where_it_is_read(root: Path) -> None:
+    folder = root / "s1" / "segmentations"
+    (folder / "liver.nii.gz").unlink()
+    assert len(hash_of([folder])) == 64, "a hash that is asked for before it is read"
+    with pytest.raises(DataError, match="has no mask of liver"):
+        read_grid(folder)
 
 
 def test_a_plain_folder_of_labels_may_hold_masks(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

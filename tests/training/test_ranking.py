@@ -188,6 +188,9 @@ def test_what_was_judged_is_kept_and_not_judged_again(case: Path, tmp_path: Path
     assert judged
     assert ranked_by(first, second) == before
     assert not judged, "neither network looked again"
+    (tmp_path / "c.json").write_text('["damaged"]')
+    assert ranked_by(first, second) == before
+    assert judged, "what cannot be read is made anew"
     alone = ranked_by(first, None)
     assert judged
     assert math.isnan(alone["disagreement"])

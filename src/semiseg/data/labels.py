@@ -9,6 +9,7 @@ import numpy as np
 from semiseg.errors import DataError
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.grid import Grid
+from semiseg.io.masks import is_mask_folder, refuse_other_organs
 from semiseg.io.scans import read_label
 from semiseg.types import LabelArray
 from semiseg.words import counted
@@ -28,6 +29,8 @@ def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme)
     image, grid: the scan that it belongs to. Raises `DataError` for another grid than the scan's, and for
     values that the dataset does not declare.
     """
+    if is_mask_folder(path):
+        refuse_other_organs(path, labels.names)
     label, label_grid = read_label(path)
     if misfit := label_grid.misfit(grid, "Resample it onto the scan, or restore the file."):
         raise DataError(f"{path}: not on the grid of {image}: {misfit}")

@@ -301,7 +301,7 @@ class _Composer:
             files = [Path(self.case.label)]
         else:
             files = [label_map(self.source.folder / name, self.case.id) for name in _JUDGED]
-        return next((file for file in files if file.is_file() and label_sha256(*files_of([file])) == sha256), None)
+        return next((file for file in files if file.exists() and label_sha256(*files_of([file])) == sha256), None)
 
     def _before(self) -> ReviewedCase | None:
         """As it was in the run that was reviewed, unless its own label has changed since."""

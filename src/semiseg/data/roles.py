@@ -14,6 +14,7 @@ from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split, unusable_id
 from semiseg.io.dicom.series import without_uid
 from semiseg.io.file_kinds import label_map
+from semiseg.io.masks import is_mask_folder
 from semiseg.randomness import Draw
 from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.words import counted
@@ -229,12 +230,14 @@ def _shuffled(ids: Sequence[str], seed: int, purpose: str) -> list[str]:
 
 
 class _Absolute:
-    """Paths from the root on, without links, of files most of which share a folder."""
+    """Paths from the root on, without links, of files most of which share a folder; of folders of masks with links."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, Path] = {}
 
     def of(self, file: Path) -> str:
+        if is_mask_folder(file):  # where it lies says which list names its organs
+            return str(file.absolute())
         if file.is_symlink():
             return str(file.resolve())
         if file.parent not in self._folders:

@@ -10,18 +10,19 @@ changes nothing. The folder stands for a label map wherever one is read (`semise
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from semiseg.errors import DataError
 from semiseg.files import read_json
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import scan_files, scan_named, scans_by_stem
+from semiseg.io.file_kinds import scan_files, scans_by_stem
 from semiseg.io.label_scheme import parse_labels
 from semiseg.words import shortened
 
 MASKS = "segmentations"
 _OF_LABELS = ("labels", "labelsTs")
-_NAMES = ("labels.json", "dataset.json")
+_NAMES = ("dataset.json", "labels.json")
 
 
 def is_mask_folder(path: Path) -> bool:
@@ -33,16 +34,34 @@ def is_mask_folder(path: Path) -> bool:
 def named_organs(folder: Path) -> tuple[Path, LabelScheme]:
     """The organs to learn from masks, and the file that names them. Raises `DataError` where there is none."""
     root = folder.parent.parent
-    own, described = (root / name for name in _NAMES)
-    if own.is_file():
-        return own, parse_labels(read_json(own), own)
+    described, own = (root / name for name in _NAMES)
     if described.is_file() and isinstance(value := read_json(described), dict) and "labels" in value:
-        return described, parse_labels(value["labels"], described)
+        return described, _without_ignore(parse_labels(value["labels"], described), described)
+    if own.is_file():
+        return own, _without_ignore(parse_labels(read_json(own), own), own)
     names = {name: value for value, name in enumerate(scans_by_stem(folder), 1)}
     raise DataError(
-        f"{folder}: nothing says which of these masks are to be learnt. Write {root / _NAMES[0]} with those that are, "
-        f"numbered from 1: {json.dumps(names)}"
+        f"{folder}: nothing says which of these masks are to be learnt. Write {own} with those that are, numbered from "
+        f"1: {json.dumps(names)}"
     )
+
+
+def _without_ignore(scheme: LabelScheme, file: Path) -> LabelScheme:
+    if scheme.ignore is not None:
+        raise DataError(
+            f"{file}: names an ignore value, which masks of one organ each do not have. Take it off the list."
+        )
+    return scheme
+
+
+def refuse_other_organs(folder: Path, names: Mapping[int, str]) -> None:
+    """Raise `DataError` where the list of organs gives masks other values than a run does, of which these names are."""
+    file, scheme = named_organs(folder)
+    if dict(names) != scheme.names:
+        raise DataError(
+            f"{folder}: {file} names other organs, or numbers them otherwise, than when the run was prepared. "
+            "Restore it, or make a new run."
+        )
 
 
 def mask_files(folder: Path) -> dict[int, Path]:
@@ -51,13 +70,13 @@ def mask_files(folder: Path) -> dict[int, Path]:
     Raises `DataError` where nothing says which organs count, or one of them has no file.
     """
     file, scheme = named_organs(folder)
-    found = {value: scan_named(folder, name) for value, name in sorted(scheme.organs.items())}
-    if missing := [scheme.names[value] for value, mask in found.items() if mask is None]:
+    there = scans_by_stem(folder)
+    if missing := [name for name in scheme.organs.values() if name not in there]:
         raise DataError(
             f"{folder}: has no mask of {shortened(missing)}, which {file} names. Where the scan has none of it, put an "
             "empty mask there."
         )
-    return {value: mask for value, mask in found.items() if mask is not None}
+    return {value: there[name] for value, name in sorted(scheme.organs.items())}
 
 
 def files_of_masks(folder: Path) -> list[Path]:

@@ -18,12 +18,12 @@ from semiseg.geometry import from_canonical, to_canonical
 from semiseg.io import metaimage, nifti, nrrd
 from semiseg.io.dicom import reading as dicom
 from semiseg.io.dicom.places import place_of, stamp_of
-from semiseg.io.file_kinds import FormatName, format_of, is_written
+from semiseg.io.file_kinds import FormatName, format_of, is_written, scan_files
 from semiseg.io.grid import Grid
 from semiseg.io.masks import files_of_masks, is_mask_folder, mask_files
 from semiseg.io.voxels import StoredVoxels
 from semiseg.types import AnyArray, FloatArray, LabelArray, Shape
-from semiseg.words import counted
+from semiseg.words import counted, shortened
 
 _MAX_LABEL = 65535
 _ROUNDING = 1e-3
@@ -148,7 +148,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
         try:
             found += files_of(files_of_masks(path)) if is_mask_folder(path) else _format(path).files(path)
         except DataError:
-            found.append(path)
+            found += scan_files(path) if is_mask_folder(path) else [path]
     return found
 
 
@@ -259,6 +259,12 @@ def _merged(masks: Mapping[int, Path]) -> tuple[LabelArray, Grid, float]:
     label, first, worst = None, None, 0.0
     for value, file in masks.items():
         mask, grid, off = read_label_rounded(file)
+        if len(found := np.unique(mask[mask > 0])) > 1:
+            values = shortened([str(one) for one in found])
+            raise DataError(
+                f"{file}: a mask of one organ has one value above 0, but this has {values}. "
+                "A label map of several organs is a file of its own: labels/ID.nii.gz."
+            )
         if label is None or first is None:
             label, first = np.zeros(mask.shape, dtype=np.uint8 if max(masks) < 256 else np.uint16), grid
         elif misfit := grid.misfit(first, "Make all masks of a scan on one grid."):

@@ -18,6 +18,7 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scans_by_stem, visible
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.grid import Grid
+from semiseg.io.masks import is_mask_folder, refuse_other_organs
 from semiseg.io.scans import read_label
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import score_case
@@ -185,6 +186,8 @@ def _read_reference(file: Path, grid: Grid, labels: LabelScheme) -> tuple[LabelA
 
 def _score_files(case: _Pair, labels: LabelScheme, rules: Rules, tolerance_mm: dict[str, float]) -> CaseScores:
     id, reference_file, prediction_file, image = case
+    if is_mask_folder(reference_file):
+        refuse_other_organs(reference_file, labels.names)
     prediction, prediction_grid = read_label(prediction_file)
     reference, grid = _read_reference(reference_file, prediction_grid, labels)
     remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."

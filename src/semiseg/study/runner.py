@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from importlib.metadata import version
@@ -72,8 +72,7 @@ def made_runs(
         )
     if len(missing) < len(wanted):
         yield before
-    if missing:
-        _refuse_unscored(missing[0][1].data)
+    _refuse_unscored([settings.data for _, settings, _ in missing])
     failed: list[DataError] = []
     running: set[subprocess.Popen[bytes]] = set()
     with ThreadPoolExecutor(jobs) as pool:
@@ -111,7 +110,9 @@ def listed_runs(file: Path, output: Path, results: Path, *, data: Path | None = 
     study = load_study(file)
     known = _Known(results / "results.json", study, file)
     commands = []
-    for run, settings, key in _wanted(study, file, data):
+    wanted = _wanted(study, file, data)
+    _refuse_unscored([settings.data for _, settings, key in wanted if not known.has(key)])
+    for run, settings, key in wanted:
         folder = (output / folder_name(run.name, key)).resolve()
         if not known.has(key) and not (folder / "summary.json").exists():
             recipe = folder.with_name(f"{folder.name}.toml")
@@ -170,13 +171,14 @@ def known_runs(file: Path, results: Path, *, baseline: str | None = None) -> Stu
     return known.study(keys)
 
 
-def _refuse_unscored(data: DataSettings) -> None:
-    """Raise `ConfigError` where no run would have scores, before any is made."""
-    if data.development or data.folds:
-        return
-    choice = SeriesChoice(data.series, data.resample)
-    dataset = read_dataset(Path(data.root), layout=data.layout, modality=data.modality, choice=choice)
-    if not any(case.split == "test" and case.label for case in dataset.cases):
+def _refuse_unscored(runs: Sequence[DataSettings]) -> None:
+    """Raise `ConfigError` where a run would have no scores, before any is made."""
+    unscored = [data for data in runs if not (data.development or data.folds)]
+    for data in {(data.root, data.layout, data.series, data.resample): data for data in unscored}.values():
+        choice = SeriesChoice(data.series, data.resample)
+        dataset = read_dataset(Path(data.root), layout=data.layout, modality=data.modality, choice=choice)
+        if any(case.split == "test" and case.label for case in dataset.cases):
+            continue
         raise ConfigError(
             f"{data.root}: no test case has a label, so no run would have scores. Put labels into labelsTs; or let "
             'labelled cases be held back, ten for example: in the study file, under [common], "data.development" = 10.'

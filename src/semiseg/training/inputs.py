@@ -303,9 +303,8 @@ class Feed:
         """The unlabelled scans of a round that begins with a step, the one before it with another: so many as the
         settings say, or all; fewer where a doubtful network would take long for them beside the training in between.
 
-        Rounds take turns through the scans in an order that is drawn once. So a scan is labelled by a network that has
-        not learnt from an earlier label of its own, while there are scans enough, and that was long ago otherwise
-        (cross-labelling: Huo et al., ATSO, CVPR 2021).
+        Rounds take turns through the scans in an order that is drawn once. So where there are scans for two rounds or
+        more, no network labels a scan that it has just learnt from (cross-labelling: Huo et al., ATSO, CVPR 2021).
         """
         cases, count = self.data.unlabelled, self._asked
         begin = (number - 1) * count

@@ -36,6 +36,8 @@ from semiseg.types import DoubleArray
 from semiseg.words import as_text_cell
 
 Order = Literal["disagreement", "entropy", "random"]
+_FORM = 1
+"""Of what is kept of a case. Raise it where a case is judged otherwise: then all are judged anew."""
 BACKGROUND = 0.99
 """Voxels that are background with a higher probability say nothing of doubt, and are most of a scan."""
 
@@ -118,7 +120,7 @@ def doubts(
     `case_and_slices`. kept: a folder for what is found, with the doubt of slices, `ID.json`; a case that these networks
     judged before is not judged again."""
     networks = [weights_digest(engine.network) for engine in (first, second) if isinstance(engine, TorchEngine)]
-    judge = digest_of([networks, [asdict(pose) for pose in poses]])[:16]
+    judge = digest_of([_FORM, networks, plan.patch, [asdict(pose) for pose in poses]])[:16]
     found = map_cases(
         partial(_doubt_or_why, first=first, second=second, plan=plan, poses=poses, kept=kept, judge=judge),
         cases,
@@ -156,16 +158,22 @@ def _doubt_or_why(
 
 def _judged_before(file: Path, judged_by: str) -> Doubt | None:
     """What the same networks said of the same case, if they did."""
-    if not file.is_file() or (said := read_json(file)).get("judged_by") != judged_by:
+    if not file.is_file():
         return None
-    known: dict[str, Any] = said["doubt"]
-    return Doubt(
-        id=known["id"],
-        entropy=known["entropy"],
-        disagreement=math.nan if known["disagreement"] is None else known["disagreement"],
-        organs=known["organs"],
-        organ_voxels=known["organ_voxels"],
-    )
+    try:
+        said: dict[str, Any] = read_json(file)
+        if said["judged_by"] != judged_by:
+            return None
+        known = said["doubt"]
+        return Doubt(
+            id=known["id"],
+            entropy=known["entropy"],
+            disagreement=math.nan if known["disagreement"] is None else known["disagreement"],
+            organs=known["organs"],
+            organ_voxels=known["organ_voxels"],
+        )
+    except (DataError, KeyError, TypeError):  # damaged, or of an earlier form: it is written anew
+        return None
 
 
 def ranked(found: Sequence[Doubt], by: Order, *, seed: int = 0) -> list[Doubt]:

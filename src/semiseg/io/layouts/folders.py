@@ -58,20 +58,34 @@ def keep_first(found: dict[Key, Path], key: Key, file: Path, problems: Problems)
         problems.append((file, f"the same id as {first}. Keep one of the two files."))
 
 
+def references_in(folder: Path, problems: Problems) -> dict[str, Path]:
+    """Label maps and folders of masks, by their names."""
+    found = by_stem(scan_files(folder), problems)
+    for entry in visible(folder):
+        if is_mask_folder(entry):
+            keep_first(found, entry.name, entry, problems)
+    return found
+
+
 def unlabelled_folders(root: Path) -> list[str]:
     """Names of the sub-folders that hold unlabelled scans; `imagesUn` where there is none."""
     found = [entry.name for entry in visible(root) if entry.is_dir() and entry.name.lower() in UNLABELLED_NAMES]
     return found or [UNLABELLED]
 
 
-def note_unread(folder: Path, problems: Problems, remarks: list[Remark], *, dicom: bool = False) -> None:
+def note_unread(
+    folder: Path, problems: Problems, remarks: list[Remark], *, dicom: bool = False, masks: bool = False
+) -> None:
     """Add what lies in a folder of scans and is not read as one: whoever put it there thinks it is.
 
-    One line for all of a kind. Volumes and folders of them are problems, other files remarks. dicom: is read there.
+    One line for all of a kind. Volumes and folders of them are problems, other files remarks. dicom, masks: are read
+    there.
     """
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         problems.append((folder, "may not be read. Change its permissions."))
-    entries = [entry for entry in visible(folder) if not (dicom and is_place(entry)) and not is_mask_folder(entry)]
+    entries = [
+        entry for entry in visible(folder) if not (dicom and is_place(entry)) and not (masks and is_mask_folder(entry))
+    ]
     note_files(entries, problems, remarks)
 
 

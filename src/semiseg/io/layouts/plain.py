@@ -15,7 +15,7 @@ import numpy as np
 
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split
-from semiseg.io.file_kinds import ENDINGS_TEXT, scan_files, visible
+from semiseg.io.file_kinds import ENDINGS_TEXT, scan_files
 from semiseg.io.label_scheme import parse_labels, unknown_names
 from semiseg.io.layouts.folders import (
     CHANNEL,
@@ -30,12 +30,12 @@ from semiseg.io.layouts.folders import (
     note_unread,
     pair_up,
     read_object,
+    references_in,
     refuse_other_files,
     unlabelled_folders,
 )
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
 from semiseg.io.layouts.series import SeriesChoice, series_by_id
-from semiseg.io.masks import is_mask_folder
 from semiseg.io.modality import UNKNOWN_CHANNEL
 from semiseg.io.scans import read_label
 
@@ -58,8 +58,8 @@ def read_plain(root: Path, choice: SeriesChoice) -> Found:
     for images, label_folder, split in folders:
         note_unread(root / images, problems, remarks, dicom=True)
         if label_folder:
-            note_unread(root / label_folder, problems, remarks)
-        references = _references(root / label_folder, problems) if label_folder else {}
+            note_unread(root / label_folder, problems, remarks, masks=True)
+        references = references_in(root / label_folder, problems) if label_folder else {}
         scans = by_stem(scan_files(root / images), problems)
         for name, series in series_by_id(root / images, references, choice, problems, remarks).items():
             keep_first(scans, name, series, problems)
@@ -93,15 +93,6 @@ def read_plain(root: Path, choice: SeriesChoice) -> Found:
         problems=problems,
         remarks=remarks,
     )
-
-
-def _references(folder: Path, problems: Problems) -> dict[str, Path]:
-    """Label maps and folders of masks, by their names."""
-    found = by_stem(scan_files(folder), problems)
-    for entry in visible(folder):
-        if is_mask_folder(entry):
-            keep_first(found, entry.name, entry, problems)
-    return found
 
 
 def _by_channel(images: dict[str, Path], *, numbered: bool) -> dict[str, dict[int, Path]]:

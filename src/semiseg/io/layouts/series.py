@@ -12,6 +12,7 @@ from semiseg.io.dicom.places import Chosen, called, choose, left_out, path_of, t
 from semiseg.io.dicom.series import Series, Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
 from semiseg.io.file_kinds import holds_dicom, kind_of, scan_named, visible
+from semiseg.io.masks import is_mask_folder
 
 Problems = list[tuple[Path, str]]
 
@@ -103,7 +104,10 @@ def labelled_name(place: Path) -> str:
     empty where there is none of that name. So a scan has one id, whether the data set or its place is named."""
     images, name = place.absolute().parent, case_name(place.absolute())
     labels = _LABELS.get(images.name)
-    return name if labels and scan_named(images.parent / labels, name) else ""
+    if not labels:
+        return ""
+    there = images.parent / labels
+    return name if scan_named(there, name) or is_mask_folder(there / name) else ""
 
 
 def case_name(place: Path) -> str:
