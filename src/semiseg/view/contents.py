@@ -158,7 +158,7 @@ def folder_contents(folder: Path, labels: Path | None = None) -> Fresh[Contents]
 
     def folders(made: Contents) -> set[Path]:
         files = [file for case in made.cases.values() for file in (*case.images, case.reference) if file]
-        return {folder} | {file.parent for file in files}
+        return {file.parent for file in files}
 
     return Fresh(make, folder / "dataset.json", folder / "labels.json", folder / "meta.csv", also=folders)
 
