@@ -4,7 +4,7 @@
     ROOT/ID/segmentations/liver.nii.gz, left_kidney.nii.gz, ...   (or ROOT/labels/ID/liver.nii.gz, ...)
 
 labels.json (or the "labels" of a dataset.json) chooses the organs and gives each its value, so that another mask
-changes nothing. The folder stands for a label map wherever one is read (`semiseg.io.scans`).
+changes nothing. The folder stands for the label map of a scan of a data set (`semiseg.io.scans` reads it).
 """
 
 from __future__ import annotations
