@@ -21,8 +21,8 @@ class Check(WorksOnCases):
     """Open every file of a dataset folder; say what is there, and what is wrong."""
 
     folder: tyro.conf.Positional[Path]
-    """Dataset folder: nnU-Net, MSD, FLARE22, or images/ and labels/. Or a folder or a zip of DICOM, whose series are
-    listed."""
+    """Dataset folder: nnU-Net, MSD, FLARE22, images/ and labels/, or a mask for each organ. Or a folder or a zip of
+    DICOM, whose series are listed."""
     layout: Literal["auto", "nnunet", "msd", "flare22", "plain", "masks"] = "auto"
     """How the folder is laid out."""
     minutes: float | None = None

@@ -3,6 +3,8 @@
 ROOT/labels.json                               {"liver": 1, "spleen": 2}: the organs to learn
 ROOT/s0001/ct.nii.gz (or mri.nii.gz)           the scan
 ROOT/s0001/segmentations/liver.nii.gz, ...     its masks; a scan without them is unlabelled
+ROOT/imagesUn/                                 further unlabelled scans
+ROOT/imagesTs/, ROOT/labelsTs/                 test scans, and their label maps or folders of masks
 ROOT/meta.csv                                  TotalSegmentator's table: what its column `split` calls test is test
 """
 
