@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,18 @@ def test_every_command_has_help(semiseg_command: Command, name: str) -> None:
     answer = semiseg_command(name, "--help")
     assert answer.code == 0
     assert f"usage: semiseg {name}" in answer.out
+    for noise in ("None", "(default: )", "(default: False)", "(default: 0)"):
+        assert noise not in answer.out
+
+
+def test_help_shows_first_what_is_asked_for_most(semiseg_command: Command) -> None:
+    shown = semiseg_command("run", "--help").out
+    flags = re.findall(r"^\W+--(\w+)", shown, re.MULTILINE)
+    assert flags[:3] == ["data", "minutes", "labelled"]
+    assert flags[-4:] == ["quiet", "threads", "workers", "scheduler"]
+    assert "usage: semiseg predict [-h] [PREDICT OPTIONS] MODEL [SCANS ...]" in semiseg_command("predict", "--help").out
+    # A line is broken for the terminal, not where the source has it.
+    assert not re.search(r"^\W+overrides\W+$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -20,33 +20,35 @@ import tyro
 
 from semiseg.cases import use_cluster
 from semiseg.commands import models, runs, serve, sharing, stores, studies, view
+from semiseg.commands.help import plain_help
 from semiseg.errors import ConfigError, SemisegError
 from semiseg.files import why_not_written
 from semiseg.processes import ask_for_workers, asked_ranks, limit_threads, stop_with_starter
 from semiseg.words import printable
 
-_COMMANDS: dict[str, Callable[..., Any]] = {
+_COMMANDS: dict[str, type] = {
+    "demo": models.Demo,
     "check": runs.Check,
-    "prepare": runs.Prepare,
-    "train": runs.Train,
+    "run": runs.Run,
     "predict": models.Predict,
+    "view": view.View,
+    "rank": runs.Rank,
+    "correct": runs.Correct,
+    "serve": serve.Serve,
     "evaluate": models.Evaluate,
     "compare": models.Compare,
     "study": studies.Study,
-    "report": runs.Report,
-    "run": runs.Run,
-    "rank": runs.Rank,
-    "correct": runs.Correct,
-    "view": view.View,
-    "serve": serve.Serve,
     "postprocess": runs.Postprocess,
     "export": models.Export,
     "push": sharing.Push,
     "pull": sharing.Pull,
+    "prepare": runs.Prepare,
+    "train": runs.Train,
+    "report": runs.Report,
     "store": stores.Store,
     "measure": models.Measure,
-    "demo": models.Demo,
 }
+"""In the order of `semiseg --help`: what a new user needs first, parts of `run` and what is rarely asked for last."""
 
 
 def _print_error(kind: str, text: str) -> None:
@@ -72,10 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _execute(arguments: Sequence[str]) -> int:
     command: Any = tyro.extras.subcommand_cli_from_dict(
-        _COMMANDS,
+        dict(_COMMANDS),
         prog="semiseg",
         args=arguments,
         description="A few labelled and very many unlabelled 3D scans in, a good segmenter out.",
+        config=(tyro.conf.DisallowNone,),
+        registry=plain_help(_COMMANDS.values()),
     )
     for flag, limit in (("threads", limit_threads), ("workers", ask_for_workers)):
         if count := getattr(command, flag, 0):

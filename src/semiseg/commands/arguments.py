@@ -43,8 +43,6 @@ class RunArguments(WorksOnCases):
 
     run: tyro.conf.Positional[Path]
     """Run folder, for example runs/first; everything is kept there, and the same command goes on."""
-    recipe: Path | None = None
-    """A TOML file of settings (recipes/flare22.toml has the plan of the published system)."""
     data: Path | None = None
     """Dataset folder; overrides the recipe's data.root."""
     minutes: float | None = None
@@ -52,6 +50,9 @@ class RunArguments(WorksOnCases):
     train.minutes."""
     labelled: int | None = None
     """Keep only so many labels and hide all others; overrides data.labelled."""
+    method: str | None = None
+    """Learning method: pseudo_rounds (the default), supervised, masked, pseudo_label, mpl, mean_teacher, cross_pseudo
+    or copy_paste; overrides method.name."""
     modality: Literal["auto", "ct", "mr"] | None = None
     """What the scans are, where the channel's name and their values should not count; overrides data.modality."""
     series: str | None = None
@@ -60,9 +61,8 @@ class RunArguments(WorksOnCases):
     resample: Quiet = False
     """Of DICOM: make series of tilted, missing or uneven slices regular, which are otherwise left out; overrides
     data.resample."""
-    method: str | None = None
-    """Learning method: pseudo_rounds (the default), supervised, masked, pseudo_label, mpl, mean_teacher, cross_pseudo
-    or copy_paste; overrides method.name."""
+    recipe: Path | None = None
+    """A TOML file of settings (recipes/flare22.toml has the plan of the published system)."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Any setting, as section.key=value, for example --set train.steps=100; can be repeated."""
     quiet: Quiet = False

@@ -1,0 +1,62 @@
+"""How flags are shown by `--help`: what is asked for most comes first, and a default only where it says something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import Annotated, Any, get_origin
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from semiseg.commands.arguments import WorksOnCases
+
+_LAST = ("quiet", *(field.name for field in fields(WorksOnCases)))
+"""Flags that are shown below all others."""
+_SAY_NOTHING = ("", "None", "False", "0", "''")
+"""Defaults of flags that do nothing until they are given, or whose text says what happens."""
+
+
+def plain_help(commands: Iterable[type]) -> ConstructorRegistry:
+    """What tyro is told about the flags of these dataclasses."""
+    registry, known, asked = ConstructorRegistry(), set(commands), set[Any]()
+
+    @registry.struct_rule
+    def plain(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if info.type not in known or info.type in asked:
+            return None
+        asked.add(info.type)  # tyro's own rule is to answer
+        try:
+            found = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            asked.remove(info.type)
+        assert isinstance(found, StructConstructorSpec)
+        shown = sorted(found.fields, key=lambda field: _LAST.index(field.name) if field.name in _LAST else -1)
+        return replace(found, fields=tuple(map(_shown, shown)))
+
+    return registry
+
+
+def _shown(field: StructFieldSpec) -> StructFieldSpec:
+    text = field.helptext
+    kind: Any = Annotated[field.type, tyro.conf.arg(metavar=_place(field), help_behavior_hint=_default)]
+    return replace(field, type=kind, helptext=lambda: _in_one_line(text() if callable(text) else text))
+
+
+def _place(field: StructFieldSpec) -> str | None:
+    """What a thing that has no flag is called: RUN, SCANS ..., [LABELS]."""
+    kind: Any = field.type
+    if tyro.conf.Positional not in getattr(kind, "__metadata__", ()):
+        return None
+    several = " ..." if get_origin(kind.__origin__) is tuple else ""
+    name = f"{field.name.upper()}{several}"
+    return name if field.default is tyro.MISSING_NONPROP else f"[{name}]"
+
+
+def _in_one_line(text: str | None) -> str | None:
+    """Lines are broken for the terminal, not where the source has them."""
+    return text and " ".join(text.split())
+
+
+def _default(value: str) -> str:
+    return "" if value in _SAY_NOTHING else f"(default: {value})"
