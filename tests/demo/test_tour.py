@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.demo.tour import BASELINE, MPL, START, DemoSize, demo_settings, going_on, run_demo
+from semiseg.demo.tour import ALONE, BOTH, START, DemoSize, demo_settings, going_on, run_demo
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl
 from semiseg.prediction.model import load_model
@@ -20,33 +20,33 @@ SIZE = DemoSize(labelled=1, unlabelled=1, test=1, shape_zyx=(24, 32, 32))
 @pytest.mark.usefixtures("one_core")
 def test_the_demo_leaves_both_runs_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "demo"
-    page = run_demo(folder, steps=10, size=SIZE)
+    page = run_demo(folder, steps=44, size=SIZE)
     assert page == folder / "report.html"
-    assert "<title>Baseline, Baseline + MPL</title>" in page.read_text(encoding="utf-8")
-    for name in (BASELINE, MPL):
+    assert "<title>Labels alone, All scans</title>" in page.read_text(encoding="utf-8")
+    for name in (ALONE, BOTH):
         assert (folder / name / "report.html").is_file()
         assert (folder / name / "summary.json").is_file()
-    steps = {name: read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] for name in (START, BASELINE, MPL)}
-    assert steps == {START: 8, BASELINE: 2, MPL: 1}  # of the same compute
-    settled = {name: read_settled(folder / name) for name in (START, BASELINE, MPL)}
+    steps = {name: read_jsonl(folder / name / "metrics.jsonl")[-1]["step"] for name in (START, ALONE, BOTH)}
+    assert steps == {START: 33, ALONE: 11, BOTH: 10}  # of the same compute
+    settled = {name: read_settled(folder / name) for name in (START, ALONE, BOTH)}
     started = load_model(folder / START).hash
-    assert {name: one.weights for name, one in settled.items()} == {START: None, BASELINE: started, MPL: started}
-    assert "weights from start, steps 2" in page.read_text(encoding="utf-8")
-    methods = {name: read_settings(folder / name / "run.toml").method.name for name in (BASELINE, MPL)}
-    assert methods == {BASELINE: "supervised", MPL: "mpl"}
+    assert {name: one.weights for name, one in settled.items()} == {START: None, ALONE: started, BOTH: started}
+    assert "weights from start, steps 11" in page.read_text(encoding="utf-8")
+    methods = {name: read_settings(folder / name / "run.toml").method.name for name in (ALONE, BOTH)}
+    assert methods == {ALONE: "supervised", BOTH: "pseudo_rounds"}
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 scan with labels, 1 without, 1 to test on" in printed
-    assert "Baseline + MPL: 1 labelled cases, 1 steps from the weights of start, seed 0" in printed
+    assert "All scans: 1 labelled cases, 10 steps from the weights of start, seed 0" in printed
 
-    weights = folder / MPL / "model" / "weights.safetensors"
+    weights = folder / BOTH / "model" / "weights.safetensors"
     before = weights.read_bytes()
     stored = {path: path.stat().st_mtime_ns for path in folder.rglob("*.b2nd")}
-    assert run_demo(folder, steps=10, size=SIZE, quiet=True) == page
+    assert run_demo(folder, steps=44, size=SIZE, quiet=True) == page
     assert weights.read_bytes() == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.b2nd")} == stored
     assert capsys.readouterr().out == ""
     with pytest.raises(DataError, match="unlabelled"):
-        run_demo(folder, steps=10, size=DemoSize(labelled=1, unlabelled=2, test=1, shape_zyx=(24, 32, 32)))
+        run_demo(folder, steps=44, size=DemoSize(labelled=1, unlabelled=2, test=1, shape_zyx=(24, 32, 32)))
 
 
 def test_the_demo_goes_by_steps(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_the_demo_goes_by_steps(tmp_path: Path) -> None:
 def test_what_goes_on_differs_in_method_and_steps_alone(tmp_path: Path) -> None:
     start = demo_settings(tmp_path, seed=3, steps=3000)
     runs = going_on(start, tmp_path / START, steps=1000)
-    assert (runs[BASELINE].train.steps, runs[MPL].train.steps) == (1000, 435)  # one of them costs 2.3
-    assert runs[BASELINE].method.optimiser == runs[MPL].method.optimiser
-    same = replace(runs[MPL], method=runs[BASELINE].method, train=replace(runs[MPL].train, steps=1000))
-    assert same == runs[BASELINE]
-    assert runs[MPL].method.parts.warmup == 0  # the teacher has learnt before
+    assert (runs[ALONE].train.steps, runs[BOTH].train.steps) == (1000, 909)  # labels alone have a tenth more
+    assert runs[ALONE].method.optimiser == runs[BOTH].method.optimiser
+    same = replace(runs[BOTH], method=runs[ALONE].method, train=replace(runs[BOTH].train, steps=1000))
+    assert same == runs[ALONE]
+    assert runs[BOTH].method.parts.warmup == 0  # the network has learnt from labels before

@@ -21,7 +21,7 @@ class Predict(WorksOnCases):
 
     model: tyro.conf.Positional[Path]
     """Model folder, or a run that was trained."""
-    inputs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    scans: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Scans, and folders of scans with their sub-folders (.nii.gz, .nrrd, .mha, and their like; channels as ID_0000,
     ID_0001); folders and zips of DICOM."""
     output: Path | None = None
@@ -90,7 +90,7 @@ class Predict(WorksOnCases):
         )
         if self.unlabelled:
             beside = self.probabilities or self.format or self.statistics or self.preview
-            if self.inputs or self.output or self.ensemble or beside or self.series or self.resample:
+            if self.scans or self.output or self.ensemble or beside or self.series or self.resample:
                 raise ConfigError(
                     "--unlabelled: scans, folder and form are the run's. Leave scans, --output, --ensemble, --format, "
                     "--statistics, --preview, --probabilities, --series and --resample out."
@@ -103,7 +103,7 @@ class Predict(WorksOnCases):
             output = self.output
             outcomes = predict_run.predict(
                 self.model,
-                self.inputs,
+                self.scans,
                 output,
                 ensemble=self.ensemble,
                 settings=settings,
@@ -176,7 +176,7 @@ class Compare(Computes):
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Two or more run folders."""
     names: tuple[str, ...] = ()
-    """Column titles of runs, for example Baseline "Baseline + MPL"."""
+    """Column titles of runs, for example "Labels alone" "All scans"."""
     page: Path | None = None
     """Write a page with the comparison to this HTML file, besides."""
 
@@ -256,14 +256,14 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Computes):
-    """The whole way on a generated abdominal CT phantom set, supervised and with Meta Pseudo Labels."""
+    """The whole way on generated abdominal CTs: with labels alone, and by the default method, with all scans."""
 
     folder: tyro.conf.Positional[Path] = Path("semiseg-demo")
     """Where everything is kept."""
     seed: int = 0
     """Of the phantoms and the training."""
     steps: int = 4000
-    """Training steps on labels alone, from the beginning; Meta Pseudo Labels get as many as take the same compute."""
+    """Training steps on labels alone, from the beginning; the default gets as many as take the same compute."""
     quiet: Quiet = False
     """Print results and errors only."""
 

@@ -15,7 +15,7 @@ from semiseg.data.roles import DataSettings
 from semiseg.data.sampling import SamplingSettings
 from semiseg.demo.dataset import RECIPE, write_phantom_dataset
 from semiseg.errors import ConfigError, DataError
-from semiseg.methods.settings import MplSettings, OptimiserSettings, SupervisedSettings, TeacherPhases
+from semiseg.methods.settings import OptimiserSettings, PseudoRoundsSettings, RoundPhases, SupervisedSettings
 from semiseg.prediction.settings import PredictSettings
 from semiseg.scoring.evaluator import EvaluateSettings
 from semiseg.settings import RunSettings
@@ -24,7 +24,7 @@ from semiseg.training.settings import TrainSettings
 from semiseg.types import Shape
 from semiseg.words import counted, in_minutes
 
-START, BASELINE, MPL = "start", "baseline", "baseline-mpl"
+START, ALONE, BOTH = "start", "labels-alone", "all-scans"
 STEPS = 4000
 """Of labels alone: by steps, so that the demo shows the same on every machine."""
 START_SHARE = 0.75
@@ -32,9 +32,8 @@ START_SHARE = 0.75
 differ by what they learnt from afterwards, not by their first weights."""
 RATE = 0.02
 """Learning rate with which both go on, a fifth of the first."""
-MPL_COST = 2.3
-"""Steps of labels alone that take as long as one of Meta Pseudo Labels, in which teacher and student learn (measured on
-a CPU)."""
+ALONE_STEPS = 1.1
+"""Steps of labels alone for one of the default: what labelling scans costs it at most (docs/protocol.md)."""
 
 
 def demo_settings(data: Path, *, seed: int, steps: int) -> RunSettings:
@@ -63,20 +62,20 @@ class DemoSize:
 
 
 def going_on(start: RunSettings, run: Path, *, steps: int) -> dict[str, RunSettings]:
-    """Settings of both runs from the trained `run`: so many steps on labels alone, and Meta Pseudo Labels as long."""
+    """Settings of both runs from the trained `run`: so many steps on labels alone, and the default as long."""
     optimiser = OptimiserSettings(learning_rate=RATE)
-    baseline = replace(
+    alone = replace(
         start,
         plan=PlanSettings(),  # the trained run's
         method=SupervisedSettings(optimiser=optimiser),
         train=replace(start.train, weights=str(run.resolve()), steps=steps),
     )
-    with_mpl = replace(
-        baseline,
-        method=MplSettings(optimiser=optimiser, phases=TeacherPhases(warmup=0.0, restart_rate=0.0)),
-        train=replace(baseline.train, steps=max(1, round(steps / MPL_COST))),
+    both = replace(
+        alone,
+        method=PseudoRoundsSettings(optimiser=optimiser, phases=RoundPhases(warmup=0.0)),
+        train=replace(alone.train, steps=max(1, round(steps / ALONE_STEPS))),
     )
-    return {BASELINE: baseline, MPL: with_mpl}
+    return {ALONE: alone, BOTH: both}
 
 
 def run_demo(
@@ -93,7 +92,7 @@ def run_demo(
     counts = f"{counted(size.labelled, 'scan')} with labels, {size.unlabelled} without, {size.test} to test on"
     console.rule(f"1. An abdominal CT phantom set: {counts}")
     page = folder / "report.html"
-    if page.exists() and not ((folder / "data" / RECIPE).exists() or (folder / BASELINE / "run.toml").exists()):
+    if page.exists() and not ((folder / "data" / RECIPE).exists() or (folder / ALONE / "run.toml").exists()):
         raise ConfigError(f"{page}: no demo made it, and it would be written over. Name a new folder, or an empty one.")
     data = write_phantom_dataset(folder / "data", seed=seed, **asdict(size))
     if not workflows.check(data, quiet=quiet).ok:
@@ -105,15 +104,15 @@ def run_demo(
     train(folder / START, quiet=quiet)
     runs = going_on(start, folder / START, steps=max(1, steps - first))
     for number, (name, settings) in enumerate(runs.items(), start=3):
-        what = "labels alone" if name == BASELINE else "all scans (Meta Pseudo Labels), same compute"
+        what = "labels alone" if name == ALONE else "all scans, by the default method, for the same compute"
         console.rule(f"{number}. From there, on {what}")
         workflows.run_all(folder / name, settings, quiet=quiet)
     console.rule("5. Both side by side")
     folders = [folder / name for name in runs]
-    workflows.compare(folders, names=["Baseline", "Baseline + MPL"], page=page, quiet=quiet)
+    workflows.compare(folders, names=["Labels alone", "All scans"], page=page, quiet=quiet)
     minutes = (time.monotonic() - began) / 60
     console.print(f"\nDone in {in_minutes(round(minutes, 1))}. Open these in a browser:")
     for path in (page, *(run / "report.html" for run in folders)):
-        console.print(f"  {path}", highlight=False)
-    console.print(f"\nLook at every case:\n  semiseg view {folder / MPL}", highlight=False)
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print(f"\nLook at every case:\n  semiseg view {folder / BOTH}", highlight=False, soft_wrap=True)
     return page
