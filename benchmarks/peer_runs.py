@@ -25,6 +25,7 @@ class PeerRun:
 
     name: str
     method: str
+    subset: int | str | None
     arguments: Namespace
     folder: Path
     dataset: Dataset
@@ -39,6 +40,7 @@ def add_arguments(parser: ArgumentParser, out: str) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labelled", type=int, required=True)
     parser.add_argument("--label-seed", type=int, default=None, help="a drawn subset; by default the first labels")
+    parser.add_argument("--label-list", type=Path, default=None, help="as data.label_list of the study")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--development", type=int, default=0, help="as data.development of the study")
     parser.add_argument("--out", type=Path, default=Path(out))
@@ -53,10 +55,15 @@ def peer_run(method: str, arguments: Namespace) -> PeerRun:
     study = read_study(file)
     if arguments.minutes != study["minutes"]:
         method = f"{method}_{arguments.minutes:g}min"
-    name = run_name(method, arguments.labelled, arguments.label_seed, 0)
+    listed = arguments.label_list
+    subset = listed.stem if listed else arguments.label_seed
+    name = run_name(method, arguments.labelled, subset, 0)
     dataset = read_dataset(arguments.data)
     settings = DataSettings(
-        labelled=arguments.labelled, label_seed=arguments.label_seed, development=arguments.development
+        labelled=arguments.labelled,
+        label_seed=arguments.label_seed,
+        label_list=str(listed.resolve()) if listed else "",
+        development=arguments.development,
     )
     cases = assign_roles(dataset, settings, validation_fraction=0, seed=0)
     test = [case for case in of_role(cases, "test") if case.label]
@@ -66,6 +73,7 @@ def peer_run(method: str, arguments: Namespace) -> PeerRun:
     return PeerRun(
         name=name,
         method=method,
+        subset=subset,
         arguments=arguments,
         folder=arguments.out / study["name"] / name,
         dataset=dataset,
@@ -101,7 +109,7 @@ def add_to_study(run: PeerRun, peak_memory_mb: float) -> dict[str, Any]:
         StudyRun(
             method=run.method,
             labelled=run.arguments.labelled,
-            label_seed=run.arguments.label_seed,
+            label_seed=run.subset,
             seed=0,
             key=run.name,
             steps=trained["steps"],

@@ -41,12 +41,15 @@ class _WithoutCuda(ModuleType):
 def main() -> None:
     folder, minutes = Path(sys.argv[1]).resolve(), float(sys.argv[2])
     _let_torchvision_load()
+    from pymic.net.net2d.unet2d import UNet2D
+    from pymic.net.net2d.unet2d_mcnet import MCNet2D
     from pymic.net.net3d.unet3d import UNet3D
     from pymic.net.net_dict_seg import SegNetDict
     from pymic.net_run import agent_seg
     from pymic.net_run.semi_sup import SSLMethodDict
 
-    SegNetDict["UNet3D"] = UNet3D  # 0.6.2 has it, and no longer lists it
+    # 0.6.2 has them, and no longer lists them.
+    SegNetDict |= {"UNet2D": UNet2D, "MCNet2D": MCNet2D, "UNet3D": UNet3D}
     if not torch.cuda.is_available():
         agent_seg.torch = _WithoutCuda("torch")
     torch.set_num_threads(1)
