@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,7 @@ from semiseg.io.layouts import read_dataset
 from semiseg.io.scans import files_of, hash_of, read_grid, read_label, write_scan
 from semiseg.view.contents import state_of
 
+Command = Callable[..., Any]
 ORGANS = {"liver": 1, "spleen": 2, "tumour": 3}
 
 
@@ -243,3 +246,16 @@ def test_the_layout_can_be_asked_for_and_says_what_it_needs(tmp_path: Path) -> N
     write(tmp_path / "s1" / "ct.nii.gz", np.zeros((5, 4, 3)))
     with pytest.raises(DataError, match=r"no sub-folder has masks. Put them into ID/segmentations"):
         read_dataset(tmp_path, layout="masks")
+
+
+def test_label_maps_are_scored_against_masks(root: Path, semiseg_command: Command) -> None:
+    for name in ("s1", "s2", "s3"):
+        write(root / "predicted" / f"{name}.nii.gz", read_label(root / name / "segmentations")[0].transpose(2, 1, 0))
+    flags = ("--predictions", root / "predicted", "--references", root)
+    assert semiseg_command("evaluate", *flags).code == 0
+    summary = json.loads((root / "predicted" / "summary.json").read_text())
+    assert [case["id"] for case in summary["cases"]] == ["s1", "s2", "s3"]
+    assert list(summary["per_organ"]) == list(ORGANS)
+    assert summary["mean"]["dice"]["mean"] == 1
+    (root / "predicted" / "s3.nii.gz").unlink()
+    assert "s3" in semiseg_command("evaluate", *flags).err

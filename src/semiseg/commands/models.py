@@ -134,7 +134,8 @@ class Evaluate(WorksOnCases):
     predictions: Path | None = None
     """Folder of predicted label maps."""
     references: Path | None = None
-    """Folder of reference label maps of the same names, DICOM SEG (ID.dcm or ID_seg.dcm) too."""
+    """Folder of reference label maps of the same names, of DICOM SEG (ID.dcm or ID_seg.dcm), or of masks
+    (ID/segmentations/liver.nii.gz)."""
     labels: Path | None = None
     """dataset.json or plan.toml that names the labels; by default 1..K without names."""
     rules: Literal["standard", "flare22"] | None = None

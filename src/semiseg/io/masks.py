@@ -16,7 +16,7 @@ from pathlib import Path
 from semiseg.errors import DataError
 from semiseg.files import read_json
 from semiseg.io.dataset import LabelScheme
-from semiseg.io.file_kinds import scan_files, scans_by_stem
+from semiseg.io.file_kinds import scan_files, scans_by_stem, visible
 from semiseg.io.label_scheme import parse_labels
 from semiseg.words import shortened
 
@@ -29,6 +29,13 @@ def is_mask_folder(path: Path) -> bool:
     """Whether a path names a folder of masks, by where it lies and what it holds."""
     placed = path.name == MASKS or path.parent.name in _OF_LABELS
     return placed and path.is_dir() and bool(scan_files(path))
+
+
+def mask_folders(folder: Path) -> dict[str, Path]:
+    """Folders of masks by the ids of their scans: `FOLDER/ID/segmentations`, or `FOLDER/ID` where that is a place of
+    labels."""
+    found = {entry.name: entry if is_mask_folder(entry) else entry / MASKS for entry in visible(folder)}
+    return {id: path for id, path in found.items() if is_mask_folder(path)}
 
 
 def named_organs(folder: Path) -> tuple[Path, LabelScheme]:

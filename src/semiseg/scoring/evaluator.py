@@ -18,7 +18,7 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scans_by_stem, visible
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.grid import Grid
-from semiseg.io.masks import is_mask_folder, refuse_other_organs
+from semiseg.io.masks import is_mask_folder, mask_folders, refuse_other_organs
 from semiseg.io.scans import read_label
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import score_case
@@ -72,8 +72,8 @@ def evaluate_folder(
     """Score every reference's prediction; write `summary.json` and `summary.csv`, return the summary.
 
     predictions: folder with `ID.nii.gz`, or another format. references: a folder of label maps of the same names (of
-    DICOM SEG `ID.dcm` or `ID_seg.dcm`), or the cases themselves. output: folder for the summary, by default that of the
-    predictions. workers: processes; 1 scores in this one.
+    DICOM SEG `ID.dcm` or `ID_seg.dcm`, or folders of masks), or the cases themselves. output: folder for the summary,
+    by default that of the predictions. workers: processes; 1 scores in this one.
 
     Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
     is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
@@ -143,7 +143,7 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pa
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
-        files = _segmentations(references) | scans_by_stem(references)
+        files = _segmentations(references) | mask_folders(references) | scans_by_stem(references)
         cases: Sequence[Reference] = [(name, files[name], None) for name in sorted(files)]
         origin = str(references)
     else:

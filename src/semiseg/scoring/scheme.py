@@ -12,15 +12,18 @@ from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.io.layouts.folders import read_object
 from semiseg.io.layouts.nnunet import dataset_labels
 from semiseg.io.layouts.plain import labels_found
+from semiseg.io.masks import mask_folders, named_organs
 
 
 def scheme_of(file: Path | None, references: Path, rules: str) -> LabelScheme:
-    """Those that a dataset.json or plan.toml names; without one the challenge's own under its rules, or the values that
-    are found."""
+    """Those that a dataset.json or plan.toml names; without one the challenge's own under its rules, the organs that a
+    list of masks names, or the values that are found."""
     if file is None:
         remedy = "Name the classes with --labels FILE: a dataset.json, or the plan.toml of a run."
         if rules == "flare22":
             return FLARE22_LABELS
+        if masks := mask_folders(references):
+            return named_organs(next(iter(masks.values())))[1]
         files = scan_files(references)
         if not files and any(file.name.lower().endswith(".dcm") for file in visible(references)):
             raise DataError(
