@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import openvino
 import pytest
 import torch
 
+from semiseg.data.plan import Plan
 from semiseg.errors import ConfigError
+from semiseg.models.build import build_network
 from semiseg.prediction.engines.opening import open_engine
 from semiseg.prediction.exchange import export_model
-from semiseg.prediction.model import Model, load_model
+from semiseg.prediction.model import Model, load_model, save_model
 
+Command = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -69,3 +73,17 @@ def test_a_model_is_never_replaced_by_its_export(model_folder: Path, tmp_path: P
     with pytest.raises(ConfigError, match="is there already"):
         export_model(load_model(folder), "onnx", folder)
     assert (folder / "weights.safetensors").is_file()
+
+
+def test_what_an_export_cannot_do_is_said(plan: Plan, tmp_path: Path, semiseg_command: Command) -> None:
+    poses = {"poses": [{"axes": [0, 1, 2], "flipped": [1]}]}
+    thick = replace(plan, anisotropic_axis=0)
+    save_model(
+        tmp_path / "model",
+        build_network(plan.student, channels=1, classes=3, seed=1),
+        thick,
+        role="student",
+        card=poses,
+    )
+    told = semiseg_command("export", tmp_path / "model", "--to", "torch", "--output", tmp_path / "out")
+    assert "(Y flipped). `semiseg predict` recognises them." in " ".join(told.out.split())

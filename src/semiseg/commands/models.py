@@ -228,6 +228,12 @@ class Export(Computes):
             print(export_bundle(model, self.output))
         else:
             print(export_model(model, self.to, self.output))
+        if model.poses and self.to != "model":
+            lie = "; ".join(pose.name for pose in model.poses)
+            print(
+                f"Scans may lie otherwise than the labelled ones ({lie}). `semiseg predict` recognises them. What was "
+                "written does not: turn them before."
+            )
         return 0
 
 
