@@ -56,22 +56,11 @@ def rank(
     from semiseg.training.scan_labels import found_poses
 
     run = Path(run)
-    if not 0 <= exclude_worst < 1:
-        raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
     if against and by != "disagreement":
         raise ConfigError(f"--against names who may disagree, but cases are ordered by {by}: leave one of them out.")
-    if exclude_worst and by == "random":
-        raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
+    _refuse_share(exclude_worst, by)
     settings = prepared_settings(run)
-    if fold_runs(run):
-        raise ConfigError(
-            f"{run}: has folds, each with networks of its own. Rank by one: semiseg rank {run / 'fold_0'}"
-        )
-    if is_worked_on(run):
-        if not any((run / "checkpoints").glob("step-*")):
-            raise DataError(f"{run}: is being trained, and has no checkpoint yet. Rank when training has ended.")
-        text = "is still being trained: ranked by its last checkpoint. Rank again when training has ended."
-        print(f"{run}: {text}", file=sys.stderr)
+    _refuse_unranked(run)
     session = open_session(run, settings, read_settled(run), choose_device(settings.train.device))
     cases = [run / "store" / case.id for case in of_role(session.cases, "unlabelled")]
     if not cases:
@@ -101,6 +90,26 @@ def rank(
     order = ranked(found, by, seed=settings.train.seed)
     write_ranking(run, order, by, exclude_worst=exclude_worst)
     return order
+
+
+def _refuse_share(exclude_worst: float, by: Order) -> None:
+    if not 0 <= exclude_worst < 1:
+        raise ConfigError(f"exclude-worst = {exclude_worst}: give a share of the cases, from 0 to below 1.")
+    if exclude_worst and by == "random":
+        raise ConfigError("exclude-worst: in random order none is the worst. Use disagreement or entropy.")
+
+
+def _refuse_unranked(run: Path) -> None:
+    """Raise where a run has no network to rank by; say so where it has not ended."""
+    if fold_runs(run):
+        raise ConfigError(
+            f"{run}: has folds, each with networks of its own. Rank by one: semiseg rank {run / 'fold_0'}"
+        )
+    if is_worked_on(run):
+        if not any((run / "checkpoints").glob("step-*")):
+            raise DataError(f"{run}: is being trained, and has no checkpoint yet. Rank when training has ended.")
+        text = "is still being trained: ranked by its last checkpoint. Rank again when training has ended."
+        print(f"{run}: {text}", file=sys.stderr)
 
 
 def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
