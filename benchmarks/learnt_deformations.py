@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     for number in range(arguments.first_subset, arguments.first_subset + arguments.subsets):
-        folder = arguments.output / arguments.name / f"subset_{number}"
+        folder = arguments.output / f"{arguments.name}_onto_{arguments.pool}" / f"subset_{number}"
         subset = Subset.of(arguments.name, number, data=arguments.data, folder=folder, pool=arguments.pool)
         for way in arguments.ways:
             moved = way.startswith("registered")
@@ -69,6 +69,7 @@ def main() -> None:
             cases = {case: round(mean_dice(values), 4) for case, values in sorted(found.items())}
             row = {
                 "set": arguments.name,
+                "pool": arguments.pool,
                 "steps": arguments.steps,
                 "subset": number,
                 "seed": 0,
@@ -76,14 +77,13 @@ def main() -> None:
                 "dice": round(float(np.mean(list(cases.values()))), 4),
                 "cases": cases,
             }
-            keep_row(arguments.results, row, ("set", "steps", "subset", "way"))
+            keep_row(arguments.results, row, ("set", "pool", "steps", "subset", "way"))
             print({key: value for key, value in row.items() if key != "cases"}, flush=True)
-    rows = [
-        row for row in read_json(arguments.results) if (row["set"], row["steps"]) == (arguments.name, arguments.steps)
-    ]
+    wanted = (arguments.name, arguments.pool, arguments.steps)
+    rows = [row for row in read_json(arguments.results) if (row["set"], row["pool"], row["steps"]) == wanted]
     alone = [row for row in rows if row["way"] == "alone"]
     for way in WAYS[1:]:
-        if these := [row for row in rows if row["way"] == way]:
+        if alone and (these := [row for row in rows if row["way"] == way]):
             both, by_case = gain(these, alone)
             over = (
                 f"[{both['low']:+.4f}, {both['high']:+.4f}], by cases [{by_case['low']:+.4f}, {by_case['high']:+.4f}]"

@@ -1,7 +1,7 @@
 """Weak to strong consistency with two strong views, as a method of a study (UniMatch without its feature perturbation:
 Yang et al., CVPR 2023, section 3.3; FixMatch has one view: Sohn et al., NeurIPS 2020).
 
-    python benchmarks/two_strong_views.py study benchmarks/studies/hippocampus_two_views.toml --data FOLDER \\
+    python benchmarks/two_strong_views.py study benchmarks/hippocampus_two_views.toml --data FOLDER \\
         --output runs/hippocampus_two_views --results docs/benchmarks/hippocampus_two_views
 
 The average of the student labels the weak view of each unlabelled patch. Two strong views of it, with other changes of
@@ -9,7 +9,8 @@ intensity and other boxes pasted from the next patch, are to get these labels wh
 
     L = 1/2 (L(labelled) + 1/2 L(view 1) + 1/2 L(view 2))
 
-Everything of the command line is as with `semiseg`. Shapes: B batch, C channels, K classes, D H W voxels.
+The changes of intensity of the second view are those of MR, whatever section [augment] says. Everything else of the
+command line is as with `semiseg`. Shapes: B batch, C channels, K classes, D H W voxels.
 """
 
 from __future__ import annotations

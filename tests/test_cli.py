@@ -64,7 +64,7 @@ def test_every_command_has_help(semiseg_command: Command, name: str) -> None:
     answer = semiseg_command(name, "--help")
     assert answer.code == 0
     assert f"usage: semiseg {name}" in answer.out
-    for noise in ("None", "(default: )", "(default: False)", "(default: 0)"):
+    for noise in ("None", "(default: )", "(default: False)", "(default: 0)", "(default: 0.0)"):
         assert noise not in answer.out
 
 

@@ -249,13 +249,31 @@ def test_the_layout_can_be_asked_for_and_says_what_it_needs(tmp_path: Path) -> N
 
 
 def test_label_maps_are_scored_against_masks(root: Path, semiseg_command: Command) -> None:
+    """By the organs' names: the values are those that the predictions have, whatever list lies beside the masks."""
+    values = {"spleen": 1, "liver": 2, "tumour": 3}
+    (root / "model").mkdir()
+    (root / "model" / "dataset.json").write_text(json.dumps({"labels": {"background": 0} | values}))
+    predicted = root / "predicted"
     for name in ("s1", "s2", "s3"):
-        write(root / "predicted" / f"{name}.nii.gz", read_label(root / name / "segmentations")[0].transpose(2, 1, 0))
-    flags = ("--predictions", root / "predicted", "--references", root)
+        label = read_label(root / name / "segmentations")[0].transpose(2, 1, 0)
+        write(predicted / f"{name}.nii.gz", np.array([0, 2, 1, 3])[label])
+    flags = ("--predictions", predicted, "--references", root)
+    assert "Add --labels MODEL/plan.toml" in semiseg_command("evaluate", *flags).err
+    flags = (*flags, "--labels", root / "model" / "dataset.json")
     assert semiseg_command("evaluate", *flags).code == 0
-    summary = json.loads((root / "predicted" / "summary.json").read_text())
+    summary = json.loads((predicted / "summary.json").read_text())
     assert [case["id"] for case in summary["cases"]] == ["s1", "s2", "s3"]
-    assert list(summary["per_organ"]) == list(ORGANS)
+    assert set(summary["per_organ"]) == set(values)
     assert summary["mean"]["dice"]["mean"] == 1
-    (root / "predicted" / "s3.nii.gz").unlink()
+    (predicted / "s3.nii.gz").unlink()
     assert "s3" in semiseg_command("evaluate", *flags).err
+
+
+def test_folders_beside_reference_label_maps_are_none_of_them(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, semiseg_command: Command
+) -> None:
+    plain = tmp_path_factory.mktemp("plain")
+    for folder in ("labelsTs", "labelsTs/old", "predicted"):
+        write(plain / folder / "a.nii.gz", np.eye(5)[..., None].repeat(3, 2))
+    flags = ("--predictions", plain / "predicted", "--references", plain / "labelsTs")
+    assert semiseg_command("evaluate", *flags).code == 0

@@ -13,7 +13,7 @@ from semiseg.commands.arguments import WorksOnCases
 
 _LAST = ("quiet", *(field.name for field in fields(WorksOnCases)))
 """Flags that are shown below all others."""
-_SAY_NOTHING = ("", "None", "False", "0", "''")
+_SAY_NOTHING = ("", "None", "False", "0", "0.0", "''")
 """Defaults of flags that do nothing until they are given, or whose text says what happens."""
 
 

@@ -137,7 +137,7 @@ class Evaluate(WorksOnCases):
     """Folder of reference label maps of the same names, of DICOM SEG (ID.dcm or ID_seg.dcm), or of masks
     (ID/segmentations/liver.nii.gz)."""
     labels: Path | None = None
-    """dataset.json or plan.toml that names the labels; by default 1..K without names."""
+    """dataset.json or plan.toml that names the labels; by default 1..K without names (masks need it)."""
     rules: Literal["standard", "flare22"] | None = None
     """standard (the default), or flare22 to score as the challenge does."""
     tolerance_mm: float | None = None
@@ -229,10 +229,10 @@ class Export(Computes):
         else:
             print(export_model(model, self.to, self.output))
         if model.poses and self.to != "model":
-            lie = "; ".join(pose.name for pose in model.poses)
+            ways = "; ".join(pose.name for pose in model.poses)
             print(
-                f"Scans may lie otherwise than the labelled ones ({lie}). `semiseg predict` recognises them. What was "
-                "written does not: turn them before."
+                f"`semiseg predict` also recognises scans that are stored in another orientation ({ways}). The "
+                "exported network does not: turn such scans as the training scans lie before it sees them."
             )
         return 0
 
@@ -246,7 +246,7 @@ class Measure:
     output: Path = Path("semiseg-measure")
     """Folder for samples.csv, summary.json and curves.png."""
     gpu: int = 0
-    """Number of the NVIDIA GPU to sample."""
+    """Number of the NVIDIA GPU to sample; by default 0, the first."""
     quiet: Quiet = False
     """Do not print the figures."""
 
@@ -268,9 +268,9 @@ class Demo(Computes):
     folder: tyro.conf.Positional[Path] = Path("semiseg-demo")
     """Where everything is kept."""
     seed: int = 0
-    """Of the phantoms and the training."""
+    """Of the phantoms and the training; by default 0."""
     steps: int = 4000
-    """Training steps on labels alone, from the beginning; the default gets as many as take the same compute."""
+    """Steps of the run on labels alone, shared ones included; the other run has fewer, for the same compute."""
     quiet: Quiet = False
     """Print results and errors only."""
 

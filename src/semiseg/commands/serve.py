@@ -30,7 +30,7 @@ class Serve(Computes):
     host: str = "127.0.0.1"
     """This machine alone; another address lets other machines in."""
     port: int = 0
-    """0 takes a free one."""
+    """By default a free one."""
     ohif: str = ""
     """Where OHIF's pages come from, such as http://localhost:3000; no page of another site may ask otherwise."""
     device: str = "auto"

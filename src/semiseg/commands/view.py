@@ -21,7 +21,7 @@ class View:
     folder: tyro.conf.Positional[Path]
     """A run, also one that is being trained; a dataset folder; an archive of DICOM; or a folder of label maps."""
     port: int = 0
-    """Of this machine (127.0.0.1); 0 takes a free one."""
+    """Of this machine (127.0.0.1); by default a free one."""
     no_browser: Quiet = False
     """Print the address, and do not open it."""
     labels: Path | None = None

@@ -34,7 +34,8 @@ def is_mask_folder(path: Path) -> bool:
 def mask_folders(folder: Path) -> dict[str, Path]:
     """Folders of masks by the ids of their scans: `FOLDER/ID/segmentations`, or `FOLDER/ID` where that is a place of
     labels."""
-    found = {entry.name: entry if is_mask_folder(entry) else entry / MASKS for entry in visible(folder)}
+    entries = [entry for entry in visible(folder.resolve()) if entry.name != MASKS]
+    found = {entry.name: entry if is_mask_folder(entry) else entry / MASKS for entry in entries}
     return {id: path for id, path in found.items() if is_mask_folder(path)}
 
 
@@ -71,19 +72,23 @@ def refuse_other_organs(folder: Path, names: Mapping[int, str]) -> None:
         )
 
 
-def mask_files(folder: Path) -> dict[int, Path]:
-    """The masks of a folder by the value of their organ, ascending.
+def mask_files(folder: Path, organs: Mapping[int, str] | None = None) -> dict[int, Path]:
+    """The masks of a folder by the value of their organ, ascending. organs: their names by value; by default those that
+    a list names.
 
     Raises `DataError` where nothing says which organs count, or one of them has no file.
     """
-    file, scheme = named_organs(folder)
+    which = "which is asked for"
+    if organs is None:
+        file, scheme = named_organs(folder)
+        organs, which = scheme.organs, f"which {file} names"
     there = scans_by_stem(folder)
-    if missing := [name for name in scheme.organs.values() if name not in there]:
+    if missing := [name for name in organs.values() if name not in there]:
         raise DataError(
-            f"{folder}: has no mask of {shortened(missing)}, which {file} names. Where the scan has none of it, put an "
+            f"{folder}: has no mask of {shortened(missing)}, {which}. Where the scan has none of it, put an "
             "empty mask there."
         )
-    return {value: there[name] for value, name in sorted(scheme.organs.items())}
+    return {value: there[name] for value, name in sorted(organs.items())}
 
 
 def files_of_masks(folder: Path) -> list[Path]:

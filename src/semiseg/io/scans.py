@@ -215,6 +215,12 @@ def read_label(path: Path) -> tuple[LabelArray, Grid]:
     return label, grid
 
 
+def read_masks(folder: Path, organs: Mapping[int, str]) -> tuple[LabelArray, Grid]:
+    """A folder of masks as a label map with these values by name, whatever list lies beside them. Raises `DataError` as
+    `read_label`, and where an organ has no mask."""
+    return _merged(mask_files(folder, organs))[:2]
+
+
 def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
     """The same, and how far from a whole number the worst value was."""
     if is_mask_folder(path):

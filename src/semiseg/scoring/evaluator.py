@@ -18,8 +18,8 @@ from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import scans_by_stem, visible
 from semiseg.io.flare22_labels import FLARE22_ORGANS
 from semiseg.io.grid import Grid
-from semiseg.io.masks import is_mask_folder, mask_folders, refuse_other_organs
-from semiseg.io.scans import read_label
+from semiseg.io.masks import is_mask_folder, mask_folders
+from semiseg.io.scans import read_label, read_masks
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import score_case
 from semiseg.scoring.summary import CaseScores, Rules, Summary, refuse_foreign_summary, summarise, write_summary
@@ -143,7 +143,7 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pa
     if isinstance(references, Path):
         if not references.is_dir():
             raise DataError(f"{references}: there is no such folder of reference label maps.")
-        files = _segmentations(references) | mask_folders(references) | scans_by_stem(references)
+        files = _segmentations(references) | scans_by_stem(references) or mask_folders(references)
         cases: Sequence[Reference] = [(name, files[name], None) for name in sorted(files)]
         origin = str(references)
     else:
@@ -176,7 +176,9 @@ def _segmentations(folder: Path) -> dict[str, Path]:
 
 
 def _read_reference(file: Path, grid: Grid, labels: LabelScheme) -> tuple[LabelArray, Grid]:
-    """A label map and its grid; grid: the prediction's, on which a SEG is put."""
+    """A label map and its grid; grid: the prediction's, on which a SEG is put. Masks and SEG go by organs' names."""
+    if is_mask_folder(file):
+        return read_masks(file, labels.organs)
     if not file.name.lower().endswith(_DICOM):
         return read_label(file)
     from semiseg.io.dicom.segmentation_reading import read_segmentation
@@ -186,8 +188,6 @@ def _read_reference(file: Path, grid: Grid, labels: LabelScheme) -> tuple[LabelA
 
 def _score_files(case: _Pair, labels: LabelScheme, rules: Rules, tolerance_mm: dict[str, float]) -> CaseScores:
     id, reference_file, prediction_file, image = case
-    if is_mask_folder(reference_file):
-        refuse_other_organs(reference_file, labels.names)
     prediction, prediction_grid = read_label(prediction_file)
     reference, grid = _read_reference(reference_file, prediction_grid, labels)
     remedy = "Predict on the scan that the reference was drawn on, or resample one onto the other."
