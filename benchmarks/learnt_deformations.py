@@ -8,8 +8,8 @@ Each labelled scan is registered onto each scan of a pool without labels (diffeo
 and its label are moved there: an exact label of a scan whose shape somebody has. Trained on is:
 
   alone              the labelled scans, with the random deformations of augmentation
-  registered         the same, and all that were moved, each seen as often as a labelled one
-  rounds             the labelled scans and the pool, by the default method
+  rounds             these and the pool, by the default method
+  registered         the labelled scans and all that were moved, each seen as often
   registered_rounds  all of these
 
 Scored on training scans that are held back, of which no run knows anything. What is done is not done again. Writes
@@ -22,18 +22,19 @@ import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
 
-from few_labels import SETS, Subset, keep_row, made_run, mean_dice
+from few_labels import SETS, Subset, keep_row, made_run, mean_dice, organ_dice
 from pseudo_label_ladder import gain
 from semiseg.files import atomic_folder, read_json, write_json
 from semiseg.scoring.label_efficiency import verdict
 
 RESULTS = Path(__file__).resolve().parent / "results" / "learnt_deformations.json"
-WAYS = ("alone", "registered", "rounds", "registered_rounds")
+WAYS = ("alone", "rounds", "registered", "registered_rounds")
 HELD_BACK = 40
 SMOOTH_VOXELS, ITERATIONS = 1.5, 60
 """Of the demons, at each resolution."""
@@ -49,11 +50,17 @@ def main() -> None:
     parser.add_argument("--subsets", type=int, default=3)
     parser.add_argument("--first-subset", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--alone-steps", type=int, default=0, help="of labels alone in the differences; 0 is as many")
     parser.add_argument("--pool", type=int, default=30, help="scans without labels")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--fit", action="store_true", help="how well registration fits labelled scans; no run is made")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    if arguments.fit:
+        subset = Subset.of(arguments.name, 0, data=arguments.data, folder=arguments.output, pool=arguments.pool)
+        print("mean Dice of labels centred and registered:", *np.round(fit_of_labels(subset), 4))
+        return
     for number in range(arguments.first_subset, arguments.first_subset + arguments.subsets):
         folder = arguments.output / f"{arguments.name}_onto_{arguments.pool}" / f"subset_{number}"
         subset = Subset.of(arguments.name, number, data=arguments.data, folder=folder, pool=arguments.pool)
@@ -79,16 +86,20 @@ def main() -> None:
             }
             keep_row(arguments.results, row, ("set", "pool", "steps", "subset", "way"))
             print({key: value for key, value in row.items() if key != "cases"}, flush=True)
-    wanted = (arguments.name, arguments.pool, arguments.steps)
-    rows = [row for row in read_json(arguments.results) if (row["set"], row["pool"], row["steps"]) == wanted]
-    alone = [row for row in rows if row["way"] == "alone"]
-    for way in WAYS[1:]:
-        if alone and (these := [row for row in rows if row["way"] == way]):
-            both, by_case = gain(these, alone)
-            over = (
-                f"[{both['low']:+.4f}, {both['high']:+.4f}], by cases [{by_case['low']:+.4f}, {by_case['high']:+.4f}]"
-            )
-            print(f"{way} minus alone: {both['mean']:+.4f} {over}: {verdict(both)}")
+    print_differences(arguments)
+
+
+def print_differences(arguments: argparse.Namespace) -> None:
+    """Of each way to those before it, on the choices of labels that both have."""
+    rows = [
+        row for row in read_json(arguments.results) if (row["set"], row["pool"]) == (arguments.name, arguments.pool)
+    ]
+    steps = dict.fromkeys(WAYS, arguments.steps) | {"alone": arguments.alone_steps or arguments.steps}
+    found = {way: [row for row in rows if (row["way"], row["steps"]) == (way, steps[way])] for way in WAYS}
+    for one, other in combinations([way for way in WAYS if found[way]], 2):
+        both, by_case = gain(found[other], found[one])
+        over = f"[{both['low']:+.4f}, {both['high']:+.4f}], over cases [{by_case['low']:+.4f}, {by_case['high']:+.4f}]"
+        print(f"{other} minus {one} of {steps[one]} steps: {both['mean']:+.4f} {over}: {verdict(both)}")
 
 
 def write_set(root: Path, subset: Subset, *, moved: bool) -> None:
@@ -132,12 +143,36 @@ def moved_onto(pool: Sequence[Path], image: Path, label: Path) -> Iterator[tuple
         )
 
 
-def registration(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.Transform:
-    """From places of `fixed` to those of `moving` that look alike."""
-    centred = SimpleITK.CenteredTransformInitializer(
+def fit_of_labels(subset: Subset) -> tuple[float, float]:
+    """Mean Dice of one labelled scan's labels on another's grid with the other's, over organs and ordered pairs of the
+    first four: where both are centred alone, and where one is registered onto the other."""
+    files = {case.id: (str(case.images[0]), str(case.label)) for case in subset.dataset.cases}
+    organs = list(subset.dataset.labels.organs)
+    found = []
+    for one, other in permutations(subset.labelled[:4], 2):
+        moving, fixed = (coarser(SimpleITK.ReadImage(files[id][0], SimpleITK.sitkFloat32)) for id in (one, other))
+        given, true = (SimpleITK.ReadImage(files[id][1], SimpleITK.sitkUInt8) for id in (one, other))
+        ways = (SimpleITK.Transform(), centred(fixed, moving), registration(fixed, moving))
+        labels = [
+            values_of(SimpleITK.Resample(label, fixed, way, SimpleITK.sitkNearestNeighbor, 0))
+            for label, way in zip((true, given, given), ways, strict=True)
+        ]
+        found.append([mean_dice(organ_dice(label, labels[0], organs)) for label in labels[1:]])
+    before, after = np.mean(found, axis=0)
+    return float(before), float(after)
+
+
+def centred(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.Transform:
+    """From places of `fixed` to those of `moving`, centre upon centre."""
+    return SimpleITK.CenteredTransformInitializer(
         fixed, moving, SimpleITK.Euler3DTransform(), SimpleITK.CenteredTransformInitializerFilter.GEOMETRY
     )
-    there = SimpleITK.Resample(moving, fixed, centred, SimpleITK.sitkLinear, float(np.median(values_of(moving))))
+
+
+def registration(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.Transform:
+    """From places of `fixed` to those of `moving` that look alike."""
+    first = centred(fixed, moving)
+    there = SimpleITK.Resample(moving, fixed, first, SimpleITK.sitkLinear, float(np.median(values_of(moving))))
     matched = SimpleITK.HistogramMatching(there, fixed, 128, 10, False)
     field = None
     for shrink in (2, 1):
@@ -151,7 +186,7 @@ def registration(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.T
         else:
             field = demons.Execute(small, seen, SimpleITK.Resample(field, small))
     moved = SimpleITK.DisplacementFieldTransform(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64))
-    return SimpleITK.CompositeTransform([centred, moved])
+    return SimpleITK.CompositeTransform([first, moved])
 
 
 def coarser(image: SimpleITK.Image) -> SimpleITK.Image:
@@ -170,7 +205,7 @@ def coarser(image: SimpleITK.Image) -> SimpleITK.Image:
 
 
 def values_of(image: SimpleITK.Image) -> np.ndarray:
-    return np.asarray(SimpleITK.GetArrayViewFromImage(image))
+    return np.asarray(SimpleITK.GetArrayFromImage(image))
 
 
 if __name__ == "__main__":
