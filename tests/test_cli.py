@@ -237,6 +237,8 @@ def test_a_damaged_labelled_case_may_be_left_out(
     data, run = shutil.copytree(phantoms, tmp_path / "data"), tmp_path / "run"
     damaged = data / "labelsTr" / "phantom_001.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:200])
+    checked = semiseg_command("check", data, "--minutes", 2)
+    assert (checked.code, "The plan for 2 minutes is made once there are no errors." in checked.out) == (1, True)
     refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_001", "data.exclude=FILE")
     (tmp_path / "bad.txt").write_text("phantom_001\n")
     answer = semiseg_command("prepare", run, "--data", data, *tiny, "--set", f"data.exclude={tmp_path / 'bad.txt'}")

@@ -20,5 +20,10 @@ def add_notice(run: Path, topic: str, text: str) -> None:
 
 def read_notices(run: Path) -> list[str]:
     """The texts that stand, in the order in which their topics first came up; empty where a run has none."""
+    return list(notices_by_topic(run).values())
+
+
+def notices_by_topic(run: Path) -> dict[str, str]:
+    """The texts that stand, as `read_notices`."""
     last = {row["topic"]: row["text"] for row in read_notice_rows(run / NOTICES)}
-    return [text for text in last.values() if text]
+    return {topic: text for topic, text in last.items() if text}

@@ -47,7 +47,7 @@ from semiseg.scoring import (
     read_summary,
 )
 from semiseg.scoring.scheme import scheme_of
-from semiseg.scoring.summary import never_found
+from semiseg.scoring.summary import never_found, too_forgiving
 from semiseg.settings import RunSettings
 from semiseg.train_run import together, train
 from semiseg.training.settings import TrainSettings
@@ -92,6 +92,8 @@ def check(
         print(f"\nThe plan for {in_minutes(minutes)} on this machine:")
         for reason in plan.reasons:
             print(f"  {reason}")
+    elif minutes is not None:
+        print(f"The plan for {in_minutes(minutes)} is made once there are no errors.")
     return report
 
 
@@ -157,8 +159,9 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
         )
     if not cases:
         raise DataError(
-            f"{run}/cases.jsonl: no test case has a label. Put labels into labelsTs and run `semiseg prepare {run}`, "
-            "which looks again and does nothing twice, or name two folders with --predictions and --references."
+            f"{run}/cases.jsonl: no test case has a label. Put scans into imagesTs and their labels into labelsTs and "
+            f"give `semiseg run {run}` again, which predicts and scores them and does nothing twice; or name two folders "
+            "with --predictions and --references."
         )
     references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
     labels = plan.labels
@@ -176,10 +179,11 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
         )
     if not quiet:
         print_summary(summary)
-    missed = never_found(summary)
-    add_notice(run, "missed", missed)
-    if missed and not quiet:
-        print(f"Note: {missed}")
+    noticed = {"missed": never_found(summary), "tolerance": too_forgiving(summary, plan.spacing_mm)}
+    for topic, text in noticed.items():
+        add_notice(run, topic, text)
+        if text and not quiet:
+            print(f"Note: {text}")
     return summary
 
 

@@ -73,6 +73,8 @@ def test_every_method_is_trained_scored_and_compared(study: Path, compared: Any)
     assert all(f"| 2 | {method} |" in table for method in METHODS)
     assert "reference: no run of another program with 3 labels is known yet" in compared.out
     assert "Against another program" not in table + page
+    short = f"{STEPS} training steps were made"
+    assert table.count(short) == page.count(short) == published.count(short) == len(METHODS)
 
 
 def test_runs_that_are_known_are_not_made_again(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from semiseg.reporting.numbers import value
 from semiseg.reporting.run_data import RunData, read_run
 from semiseg.reporting.scoring import banner, tolerance_sentences, worst_distance
-from semiseg.scoring.summary import never_found, organs_never_found
+from semiseg.scoring.summary import never_found, organs_never_found, too_forgiving
 
 
 @pytest.fixture
@@ -33,6 +34,23 @@ def test_an_organ_is_never_found_where_every_case_that_has_it_scores_zero(data: 
     assert banner(told) == ["liver was never found in 6 test scans."], "said once"
     data.summary["cases"][3]["organs"]["liver"]["dice"] = 0.01
     assert banner(data) == []
+
+
+def test_a_tolerance_of_many_voxels_is_said(data: RunData) -> None:
+    assert data.summary is not None
+    assert set(data.summary["tolerance_mm"].values()) == {2.0}
+    assert too_forgiving(data.summary, (0.4, 0.4, 0.1)) == "", "five voxels"
+    said = too_forgiving(data.summary, (0.03, 0.02, 0.02))
+    assert said.startswith("NSD forgives 2 mm, which is 67 voxels of the plan's grid")
+    assert "--set evaluate.tolerance_mm=0.03" in said
+    data.summary["tolerance_mm"]["liver"] = 0.03
+    assert too_forgiving(data.summary, (0.03, 0.02, 0.02)) == "", "somebody has thought of it"
+
+
+def test_distances_keep_two_digits_below_a_millimetre() -> None:
+    assert [value(mm, "hd95_mm") for mm in (0.0, 0.0141, 0.5, 3.14, 12.0)] == [
+        "0.0 mm", "0.014 mm", "0.5 mm", "3.1 mm", "12.0 mm",
+    ]  # fmt: skip
 
 
 def test_several_organs_that_were_never_found_are_one_sentence(data: RunData) -> None:

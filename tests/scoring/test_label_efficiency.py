@@ -11,7 +11,14 @@ from scipy import stats
 
 from semiseg.errors import DataError
 from semiseg.randomness import Draw
-from semiseg.reporting.study import compute_figures, efficiency_lines, forest_figure, most_different, study_tables
+from semiseg.reporting.study import (
+    NOTICED,
+    compute_figures,
+    efficiency_lines,
+    forest_figure,
+    most_different,
+    study_tables,
+)
 from semiseg.scoring.label_efficiency import (
     Study,
     StudyRun,
@@ -69,6 +76,14 @@ def a_study(*runs: StudyRun, ceiling: int | None = None) -> Study:
 
 BASE = (0.5, 0.6, 0.7, 0.8, 0.55, 0.65)
 BETTER = (0.6, 0.65, 0.72, 0.83, 0.59, 0.71)
+
+
+def test_what_runs_noticed_is_counted_by_method_and_labels() -> None:
+    said = [a_run("base", 4, BASE, subset=n) | {"notices": {"steps": f"{n} steps."}} for n in (1, 2)]
+    quiet = a_run("base", 4, BASE, subset=3)
+    (title, header, rows) = study_tables(a_study(*said, quiet, a_run("other", 4, BASE)))[-1]  # type: ignore[arg-type]
+    assert (title, header) == (NOTICED, ["labels", "method", "runs", "the first of them"])
+    assert rows == [["4", "base", "2/3", "1 steps."]]
 
 
 def test_a_method_is_compared_on_the_runs_that_the_baseline_has_too() -> None:

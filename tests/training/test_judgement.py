@@ -16,7 +16,7 @@ from semiseg.training.settings import TrainSettings
 
 def judged(run: Path, train: TrainSettings | None = None, **changes: Any) -> list[str]:
     """Of a training with nothing to complain of, but for the changes."""
-    given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "validated": True, "tested": True} | changes
+    given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "labelled": 8, "scored": True} | changes
     return judge_training(run, train or TrainSettings(minutes=10.0), **given)
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_said_where_all_is_well(tmp_path: Path) -> None:
 )
 def test_few_steps(tmp_path: Path, train: TrainSettings, remedy: str) -> None:
     (said,) = judged(tmp_path, train, steps=FEW_STEPS - 1)
-    assert said.startswith(f"{FEW_STEPS - 1} training steps were made: below {FEW_STEPS}")
+    assert said.startswith(f"{FEW_STEPS - 1} training steps were made, and on most sets a network needs more")
     assert remedy in said
     assert judged(tmp_path, train, steps=FEW_STEPS) == []
 
@@ -102,16 +102,21 @@ def test_unlabelled_scans_that_nothing_was_learnt_from(tmp_path: Path, trusted: 
 
 
 def test_no_validation(tmp_path: Path) -> None:
-    assert not judged(tmp_path, validated=False), "the test cases tell how good it is"
-    (said,) = judged(tmp_path, validated=False, tested=False)
+    (said,) = judged(tmp_path, scored=False)
     assert said.startswith("No validation case was held back")
     assert "nothing tells how good the model is" in said
     assert said.endswith("labelsTs, or use --folds 5.")
 
 
+@pytest.mark.parametrize(("labelled", "end"), [(3, "labelsTs, or use --folds 3."), (1, "imagesTs and labelsTs.")])
+def test_no_more_folds_are_named_than_there_are_labels(tmp_path: Path, labelled: int, end: str) -> None:
+    (said,) = judged(tmp_path, labelled=labelled, scored=False)
+    assert said.endswith(end)
+
+
 def test_a_run_that_went_on_takes_back_what_is_no_longer_so(tmp_path: Path) -> None:
-    judged(tmp_path, steps=10, validated=False, tested=False)
+    judged(tmp_path, steps=10, scored=False)
     assert len(read_notices(tmp_path)) == 2
-    judged(tmp_path, validated=False, tested=False)
+    judged(tmp_path, scored=False)
     (standing,) = read_notices(tmp_path)
     assert standing.startswith("No validation case")

@@ -87,7 +87,7 @@ def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> No
     trusted, why = verdict(Found(LEAST_AGREEMENT, 1.0, (), 2))
     assert trusted
     assert (
-        why == "unlabelled scans are learnt from: two states of the network agree by 0.90 (Dice) on unlabelled scans."
+        why == "unlabelled scans are learnt from: two states of the network agree by 0.900 (Dice) on unlabelled scans."
     )
 
 
@@ -96,6 +96,14 @@ def test_states_that_contradict_each_other_are_not() -> None:
     assert not trusted
     assert why.startswith("nothing is learnt from unlabelled scans yet: two states of the network agree by 0.89")
     assert "0.9 is needed" in why
+
+
+def test_agreement_is_not_rounded_up_to_what_is_needed() -> None:
+    """0.8996 was shown as 0.90, and 0.9 as needed."""
+    short = Found(LEAST_AGREEMENT - 0.0004, 1.0, (), 2)
+    assert short.agreement_shown == 0.899
+    assert "agree by 0.899 (Dice) on unlabelled scans, and 0.9 is needed" in verdict(short)[1]
+    assert replace(short, agreement=LEAST_AGREEMENT).agreement_shown == LEAST_AGREEMENT
 
 
 def test_organs_that_are_not_found_are_named_however_well_states_agree() -> None:

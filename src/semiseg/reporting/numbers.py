@@ -14,15 +14,21 @@ def value(number: float | None, metric: str = "dice") -> str:
     """`0.851` for Dice and NSD, `3.1 mm` for HD95, a dash for None."""
     if number is None:
         return NOTHING
-    return f"{number:.1f} mm" if metric == "hd95_mm" else f"{number:.3f}"
+    return f"{distance(number)} mm" if metric == "hd95_mm" else f"{number:.3f}"
+
+
+def distance(mm: float) -> str:
+    """`3.1`, and two digits of what is below a millimetre: `0.014`."""
+    return f"{mm:.2g}" if 0 < mm < 1 else f"{mm:.1f}"
 
 
 def interval(found: Interval, metric: str = "dice") -> str:
     """The interval's ends, `0.842–0.859`, or a dash."""
     if found["low"] is None or found["high"] is None:
         return NOTHING
-    digits, unit = (1, " mm") if metric == "hd95_mm" else (3, "")
-    return f"{found['low']:.{digits}f}–{found['high']:.{digits}f}{unit}"
+    if metric == "hd95_mm":
+        return f"{distance(found['low'])}–{distance(found['high'])} mm"
+    return f"{found['low']:.3f}–{found['high']:.3f}"
 
 
 def ends(found: Interval, metric: str = "dice") -> str:

@@ -14,7 +14,7 @@ from semiseg.files import write_text
 from semiseg.io.colours import organ_colours
 from semiseg.methods.settings import known_kind
 from semiseg.reporting.figures import Curve, learning_curves, organ_plot, words
-from semiseg.reporting.numbers import count, duration, ends, interval, spread, value
+from semiseg.reporting.numbers import count, distance, duration, ends, interval, spread, value
 from semiseg.reporting.overlays import NEGATIVE_RGB, POSITIVE_RGB
 from semiseg.reporting.pictures import case_pictures, feedback_pictures, mean_dice, ranked
 from semiseg.reporting.rounds import labelled_scans
@@ -98,7 +98,7 @@ def load_template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"value": value, "range": interval, "ends": ends, "spread": spread}
-    environment.filters |= {"words": words, "svg": Markup}
+    environment.filters |= {"distance": distance, "words": words, "svg": Markup}
     environment.tests["few"] = is_range
     environment.globals["style"] = _package_text("style.css")
     return environment.get_template(name)

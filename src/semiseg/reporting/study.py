@@ -33,6 +33,7 @@ from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, markdown_table, p_text
 from semiseg.words import counted
 
+NOTICED = "What runs noticed of themselves"
 _CASES = 3
 """Cases that are drawn."""
 
@@ -64,6 +65,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         against=against_reference(study),
         signed=_signed,
         p_text=p_text,
+        noticed=(NOTICED, *_notice_rows(study)),
         cases=_drawn_cases(study, runs) if runs else [],
     )
     write_text(path, page)
@@ -142,11 +144,12 @@ StudyTable = tuple[str, list[str], list[list[str]]]
 
 def study_tables(study: Study) -> list[StudyTable]:
     """Methods by label budgets, the mean over organs first; then against the study's reference, where one is run; then
-    Dice and NSD by organ."""
+    Dice and NSD by organ, and what runs noticed of themselves."""
     tables = [("Mean over organs", *_mean_rows(study)), (reference_title(study), *_reference_rows(study))]
     for metric in PAPER_METRICS:
         title = f"Mean {TITLES[metric]} by organ, and minus {study['baseline']} on the runs of both"
         tables.append((title, *_organ_rows(study, metric)))
+    tables.append((NOTICED, *_notice_rows(study)))
     return [table for table in tables if table[2]]
 
 
@@ -239,6 +242,19 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
         ]
         rows.append([str(labelled), *([f"{compute:g} x"] if several else []), method, *cells])
     return ["labels", *(["compute"] if several else []), "method", *map(words, study["organs"])], rows
+
+
+def _notice_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    """What runs of a method, budget and compute noticed, in how many of them, and the first one's words."""
+    several = len({run.get("compute", 1.0) for run in study["runs"]}) > 1
+    groups = groups_of(study["runs"]).items()
+    rows = []
+    for (method, labelled, compute), runs in sorted(groups, key=lambda group: group[0][1:]):
+        for topic in dict.fromkeys(topic for run in runs for topic in run.get("notices", {})):
+            texts = [run["notices"][topic] for run in runs if topic in run.get("notices", {})]
+            times = [f"{compute:g} x"] if several else []
+            rows.append([str(labelled), *times, method, f"{len(texts)}/{len(runs)}", texts[0]])
+    return ["labels", *(["compute"] if several else []), "method", "runs", "the first of them"], rows
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:

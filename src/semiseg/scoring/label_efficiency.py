@@ -35,7 +35,7 @@ class StudyRun(TypedDict):
     """One run and its scores. label_seed: None is the first labels of `splits.json`, a text the
     name of a list. compute: how many times the
     study's steps or minutes, 1 where it is left out. key: of all its settings. peak_memory_mb: of its process;
-    gpu_peak_mb: of the GPU that it was trained on, if it was."""
+    gpu_peak_mb: of the GPU that it was trained on, if it was. notices: what its reader must know, by topic."""
 
     method: str
     labelled: int
@@ -47,6 +47,7 @@ class StudyRun(TypedDict):
     minutes: float
     peak_memory_mb: float
     gpu_peak_mb: NotRequired[float]
+    notices: NotRequired[dict[str, str]]
     cases: dict[str, dict[str, Scores]]
 
 

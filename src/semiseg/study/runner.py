@@ -20,6 +20,7 @@ from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.series import SeriesChoice
+from semiseg.notices import notices_by_topic
 from semiseg.processes import ending_with_this, processor_name, usable_cores
 from semiseg.rows import read_metrics
 from semiseg.run_folder import wait_for
@@ -239,6 +240,8 @@ def _row(run: PlannedRun, folder: Path, key: str) -> StudyRun:
     )
     if on_gpu := [float(line["gpu_peak_mb"]) for line in metrics if "gpu_peak_mb" in line]:
         made["gpu_peak_mb"] = max(on_gpu)
+    if notices := notices_by_topic(folder):
+        made["notices"] = notices
     return made
 
 

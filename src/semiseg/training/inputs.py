@@ -217,7 +217,7 @@ class Feed:
             "round": number,
             "step": first,
             "scans": len(drawn) if judged.trusted else 0,
-            "agreement": None if judged.found is None else round(judged.found.agreement, 4),
+            "agreement": None if judged.found is None else judged.found.agreement_shown,
             "found": {name: classes.get(value, 0) for value, name in place.plan.labels.organs.items()},
             "trusted": judged.trusted,
             "why": judged.why,

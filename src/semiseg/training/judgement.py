@@ -12,6 +12,7 @@ from semiseg.training.settings import TrainSettings
 from semiseg.words import in_minutes
 
 FEW_STEPS = 500
+USUAL_FOLDS = 5
 STILL_FALLING = 0.82
 """The loss of the last fifth of a run, divided by that of the fifth before the last but one. Runs with less gained 0.01
 to 0.03 Dice by three to four times the steps: docs/lab/first_hour.md."""
@@ -23,11 +24,12 @@ _FEWEST_ROWS = 20
 
 
 def judge_training(
-    run: Path, settings: TrainSettings, *, steps: int, seconds: float, validated: bool, tested: bool
+    run: Path, settings: TrainSettings, *, steps: int, seconds: float, labelled: int, scored: bool
 ) -> list[str]:
     """Add to the run's notices what its steps, minutes and losses say, and return the sentences.
 
-    validated, tested: whether validation cases were held back, and whether there are test cases with labels.
+    labelled: how many cases are learnt from that a person labelled. scored: whether there are labels that the model is
+    held against.
     """
     rows = read_metrics(run)
     found = {
@@ -35,24 +37,26 @@ def judge_training(
         "minutes": _overrun(settings, seconds),
         "convergence": _not_converged([row["labelled_loss"] for row in rows if "labelled_loss" in row]),
         "unlabelled": _not_learnt_from(read_rounds(run)),
-        "validation": "" if validated or tested else _NOTHING_TELLS,
+        "validation": "" if scored else _nothing_tells(labelled),
     }
     for topic, text in found.items():
         add_notice(run, topic, text)
     return [text for text in found.values() if text]
 
 
-_NOTHING_TELLS = (
-    "No validation case was held back, so nothing tells how good the model is. Put scans with labels into imagesTs and "
-    "labelsTs, or use --folds 5."
-)
+def _nothing_tells(labelled: int) -> str:
+    folds = f", or use --folds {min(USUAL_FOLDS, labelled)}" if labelled > 1 else ""
+    return (
+        "No validation case was held back, so nothing tells how good the model is. Put scans with labels into imagesTs "
+        f"and labelsTs{folds}."
+    )
 
 
 def _few_steps(settings: TrainSettings, steps: int) -> str:
     if steps >= FEW_STEPS:
         return ""
     remedy = "Give more steps." if settings.steps is not None else "Give more --minutes, or a machine with less to do."
-    return f"{steps} training steps were made: below {FEW_STEPS} a network has hardly learnt. {remedy}"
+    return f"{steps} training steps were made, and on most sets a network needs more than {FEW_STEPS}. {remedy}"
 
 
 def _overrun(settings: TrainSettings, seconds: float) -> str:

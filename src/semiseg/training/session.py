@@ -266,8 +266,8 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
         session.train,
         steps=steps,
         seconds=seconds,
-        validated=bool(data.validation),
-        tested=any(case.label for case in of_role(session.cases, "test")),
+        labelled=len(of_role(session.cases, "labelled")),
+        scored=bool(data.validation) or any(case.label for case in of_role(session.cases, "test")),
     )
     for text in () if quiet else said:
         print(f"Note: {text}")

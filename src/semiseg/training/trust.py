@@ -7,6 +7,7 @@ of them have to be: then nothing is learnt of the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ class Found:
     organs: int
 
     @property
+    def agreement_shown(self) -> float:
+        """To three decimals, and rounded down: what is shown as enough is enough."""
+        return math.floor(self.agreement * 1000) / 1000
+
+    @property
     def unknown(self) -> tuple[str, ...]:
         """Of which organs nothing is learnt, where something is learnt of the others: at most half of all."""
         return self.implausible if 2 * len(self.implausible) <= self.organs else ()
@@ -77,7 +83,7 @@ TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short 
 
 def verdict(found: Found) -> tuple[bool, str]:
     """Whether a round learns from unlabelled scans, and the sentence that says why."""
-    said = f"two states of the network agree by {found.agreement:.2f} (Dice) on unlabelled scans"
+    said = f"two states of the network agree by {found.agreement_shown:.3f} (Dice) on unlabelled scans"
     few, count = found.implausible[:NAMED], len(found.implausible)
     organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
     not_found = f"{'is' if count == 1 else 'are'} not found in them as in labelled ones"
