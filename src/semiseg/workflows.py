@@ -160,8 +160,8 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
     if not cases:
         raise DataError(
             f"{run}/cases.jsonl: no test case has a label. Put scans into imagesTs and their labels into labelsTs and "
-            f"give `semiseg run {run}` again, which predicts and scores them and does nothing twice; or name two folders "
-            "with --predictions and --references."
+            f"give `semiseg run {run}` again, which predicts and scores them and does nothing twice; or name two "
+            "folders with --predictions and --references."
         )
     references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
     labels = plan.labels
