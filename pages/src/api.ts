@@ -9,7 +9,7 @@ export interface Info {
   kind: "run" | "folder";
   name: string;
   organs: Organ[];
-  modality: "ct" | "other";
+  /** For channels of CT. */
   windows: Window[];
   default_window: string | null;
   pages: { run: boolean; cases: boolean; review: boolean; report: boolean };
@@ -63,7 +63,15 @@ export interface OrganOfCase {
   stale: boolean;
 }
 
-export interface Layer { name: string; kind: "image" | "label" | "map"; title: string; url: string }
+export interface Layer {
+  name: string;
+  kind: "image" | "label" | "map";
+  title: string;
+  url: string;
+  /** Of images: what is black and white as it opens, and whether its values are HU. */
+  window?: [number, number];
+  is_ct?: boolean;
+}
 
 export interface Case {
   id: string;
@@ -75,7 +83,6 @@ export interface Case {
   reviewed_layer: string | null;
   doubtful: Planes;
   centroids: Record<string, [number, number, number]>;
-  window: [number, number] | null;
   doubt: number | null;
   label_sha256: string | null;
   decision: Decision | "mixed" | null;

@@ -50,9 +50,9 @@ function forgetOthers(ids: string[]): void {
   for (const id of details.keys()) if (!ids.includes(id)) details.delete(id);
 }
 
-// What one chose for a case holds for the next.
-const choice: { visible: Set<string> | null; style: Look["style"]; opacity: number; window: [number, number] | null; organ: string | null; arranged: Arrangement } = {
-  visible: null, style: "outline", opacity: 0.5, window: null, organ: null, arranged: "all",
+// What one chose for a case holds for the next; windows: by the layer.
+const choice: { visible: Set<string> | null; style: Look["style"]; opacity: number; windows: Map<string, [number, number]>; organ: string | null; arranged: Arrangement } = {
+  visible: null, style: "outline", opacity: 0.5, windows: new Map(), organ: null, arranged: "all",
 };
 const recent: string[] = [];
 
@@ -85,14 +85,14 @@ export function casePage(where: Where): Page {
     if (stopped) return;
     recent.splice(0, recent.length, ...[id, ...recent.filter((one) => one !== id)].slice(0, KEPT));
     choice.visible ??= new Set([found.reviewed_layer ?? "prediction", "prediction", ...(found.reviewed_layer === "reference" ? ["reference"] : [])]);
-    if (info.modality !== "ct") choice.window = null; // each scan has intensities of its own
+    for (const layer of found.layers) if (!layer.is_ct) choice.windows.delete(layer.name); // each scan has intensities of its own
     panel();
     const frame = await prepare(found);
     if (stopped) return;
     const look: Look = { scan: null, low: 0, high: 1, style: choice.style, opacity: choice.opacity, shown: [] };
     stage = new Stage(frame, painter!, look);
     stage.onmove = () => tellPosition();
-    stage.onwindow = () => ((choice.window = [look.low, look.high]), panelWindow());
+    stage.onwindow = () => setWindow([look.low, look.high]);
     setLook();
     fill(holder, stage.root);
     stage.arrange(choice.arranged === "3d" && !webgl ? "all" : choice.arranged);
@@ -152,6 +152,8 @@ export function casePage(where: Where): Page {
     const images = found!.layers.filter((layer) => layer.kind === "image");
     return images.find((layer) => layer.name !== "scan" && isShown(layer)) ?? images[0];
   };
+  const windowOf = (layer: Layer | undefined): [number, number] => (layer && (choice.windows.get(layer.name) ?? layer.window)) ?? [0, 1];
+  const presetsOf = (layer: Layer | undefined) => (layer?.is_ct ? info.windows : []);
   const shownLayers = (): Layer[] => [...(scanLayer() ? [scanLayer()!] : []), ...found!.layers.filter((layer) => layer.kind !== "image" && isShown(layer))];
 
   function coloursOf(layer: Layer): Map<number, Rgb> {
@@ -171,7 +173,7 @@ export function casePage(where: Where): Page {
       wide: several && layer.name === "reference",
       filled: layer.name === "difference",
     }));
-    const [low, high] = choice.window ?? found.window ?? [0, 1];
+    const [low, high] = windowOf(scanLayer());
     Object.assign(stage.look, { scan: scanLayer()?.name ?? null, low, high, style: choice.style, opacity: choice.opacity, shown: hidden ? [] : shown });
     stage.refresh();
     void third();
@@ -187,6 +189,7 @@ export function casePage(where: Where): Page {
     }
     setLook();
     panelLayers();
+    panelWindow();
   }
 
   // ---- 3D
@@ -342,14 +345,15 @@ export function casePage(where: Where): Page {
   const isShownName = (name: string): boolean => choice.visible!.has(name) && found!.layers.some((layer) => layer.name === name);
 
   function panelWindow(): void {
-    const [low, high] = choice.window ?? found!.window ?? [0, 1];
-    const digits = high - low < 10 ? 2 : 0;
-    const presets = info.windows.map((one) =>
+    const scan = scanLayer();
+    const [low, high] = windowOf(scan);
+    const digits = high - low < 10 ? Math.min(12, Math.max(2, 1 - Math.floor(Math.log10(high - low)))) : 0;
+    const presets = presetsOf(scan).map((one) =>
       el("button", { class: "chip", "aria-pressed": one.low === low && one.high === high ? "true" : "false", title: `${one.low} to ${one.high} HU`, onclick: () => setWindow([one.low, one.high]) }, one.name),
     );
     fill(
       windowBox,
-      el("h2", {}, "Window ", el("small", {}, `${low.toFixed(digits)} to ${high.toFixed(digits)}${info.modality === "ct" ? " HU" : ""} `, key("W"))),
+      el("h2", {}, "Window ", el("small", {}, `${low.toFixed(digits)} to ${high.toFixed(digits)}${scan?.is_ct ? " HU" : ""} `, key("W"))),
       presets.length ? el("div", { class: "chips" }, ...presets) : el("div", { class: "chips" }, el("button", { class: "chip", onclick: () => setWindow(null) }, "as it opens")),
     );
   }
@@ -399,15 +403,18 @@ export function casePage(where: Where): Page {
   // ---- changes
 
   function setWindow(window: [number, number] | null): void {
-    choice.window = window;
+    const scan = scanLayer();
+    if (scan && window) choice.windows.set(scan.name, window);
+    else if (scan) choice.windows.delete(scan.name);
     setLook();
     panelWindow();
   }
 
   function nextWindow(): void {
-    if (!info.windows.length) return setWindow(null);
-    const at = info.windows.findIndex((one) => one.low === stage?.look.low && one.high === stage.look.high);
-    const next = info.windows[(at + 1) % info.windows.length]!;
+    const presets = presetsOf(scanLayer());
+    if (!presets.length) return setWindow(null);
+    const at = presets.findIndex((one) => one.low === stage?.look.low && one.high === stage.look.high);
+    const next = presets[(at + 1) % presets.length]!;
     setWindow([next.low, next.high]);
   }
 

@@ -38,8 +38,8 @@ export class PngPainter implements Painter {
       layers: [...(look.scan && look.scan !== "scan" ? [look.scan] : []), ...look.shown.map((one) => one.name)].join(","),
       style: look.style,
       opacity: look.opacity.toFixed(2),
-      low: String(Math.round(look.low * 100) / 100),
-      high: String(Math.round(look.high * 100) / 100),
+      low: look.low.toPrecision(6),
+      high: look.high.toPrecision(6),
       organ: this.organ(),
       size: Math.min(LARGEST, Math.max(128, 128 * Math.ceil(pixels / 128))),
     })}`;

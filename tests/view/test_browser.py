@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_orientation import MARK, ORIENTATIONS, SHAPE, body
 from view_browser import Browser, browser, colourful, drawn, far, open_case, picture
-from view_server import Served, label_maps, save_label, save_scan, serving
+from view_server import Served, channels, label_maps, save_label, save_scan, serving
 
 from semiseg.decisions import read_decisions
 
@@ -112,6 +112,41 @@ def test_window_overlay_and_slices_change_what_is_shown(chromium: Browser, serve
         page.mouse.click(box["x"] + box["width"] / 2 - 2, box["y"] + box["height"] / 2 - 2)  # half a voxel
         page.wait_for_selector(f".pane[data-plane=coronal] .caption:has-text('Coronal {SHAPE[1] // 2 + 1} /')")
         page.wait_for_selector(f".pane[data-plane=sagittal] .caption:has-text('Sagittal {SHAPE[2] // 2 + 1} /')")
+
+
+def test_each_channel_is_shown_in_a_window_of_its_own(chromium: Browser, tmp_path: Path) -> None:
+    scan = np.abs(body(np.eye(4)))
+    folder = channels(tmp_path / "data", T2=scan, ADC=(20 * scan).astype(np.int16))
+    with serving(folder, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served) as page:
+        open_case(page, "one")
+        page.keyboard.press("2")  # the label away
+
+        def shown() -> str:
+            return str(page.inner_text(".window small"))
+
+        (low, high), (other_low, other_high) = (
+            one["window"] for one in served.json("/api/cases/one")["layers"] if one["kind"] == "image"
+        )
+        texts = [f"{low:.0f} to {high:.0f}", f"{other_low:.0f} to {other_high:.0f}"]
+        assert texts[0] in shown()
+        first = picture(page, "axial", (80, 72), (1.0, 1.0))
+        page.keyboard.press("1")  # the other channel, which is as dark
+        page.wait_for_function("text => document.querySelector('.window small').innerText.includes(text)", arg=texts[1])
+        page.wait_for_timeout(500)
+        assert far(picture(page, "axial", (80, 72), (1.0, 1.0)), first)[0] <= 2
+        box = page.locator(".pane[data-plane=axial]").bounding_box()
+        page.mouse.move(box["x"] + 100, box["y"] + 100)
+        page.mouse.down(button="right")
+        page.mouse.move(box["x"] + 200, box["y"] + 150)
+        page.mouse.up(button="right")
+        dragged = shown()
+        assert not any(text in dragged for text in texts)
+        page.keyboard.press("1")
+        assert texts[0] in shown()
+        page.keyboard.press("1")
+        assert shown() == dragged
+        page.click("button.chip:has-text('as it opens')")
+        assert texts[1] in shown()
 
 
 def test_organs_turn_in_3d(chromium: Browser, served: Served) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_browser import PLANES, orientations, slice_of
-from test_orientation import SHAPE
+from test_orientation import SHAPE, body
 from view_browser import Browser, browser, colourful, drawn, far, open_case, picture
-from view_server import Served, serving
+from view_server import Served, channels, serving
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,22 @@ def test_three_planes_are_drawn_by_the_server(chromium: Browser, served: Served,
             rows, columns = np.argwhere(colourful(shown)).mean(axis=0)
             assert rows < shown.shape[0] / 2
             assert columns < shown.shape[1] / 2
+
+
+def test_a_channel_of_small_values_is_drawn_in_its_own_window(chromium: Browser, tmp_path: Path) -> None:
+    scan = np.abs(body(np.eye(4)))
+    folder = channels(tmp_path / "data", T2=scan, ADC=(scan / 300_000).astype(np.float32))
+    with serving(folder, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served) as page:
+        open_case(page, "one")
+        page.keyboard.press("2")  # the label away
+        settled(page)
+        first = picture(page, "axial", (80, 72), (1.0, 1.0))
+        assert np.ptp(first) > 100
+        page.keyboard.press("1")  # the other channel
+        settled(page)
+        assert far(picture(page, "axial", (80, 72), (1.0, 1.0)), first)[0] <= 2
+        high = next(one["window"][1] for one in served.json("/api/cases/one")["layers"] if one["name"] == "scan_1")
+        assert f"to {high:.5f}" in page.inner_text(".window small")
 
 
 def test_wheel_keys_and_clicks_move(chromium: Browser, served: Served) -> None:

@@ -21,7 +21,7 @@ from semiseg.view.source import open_source
 def test_a_dataset_is_shown(phantoms: Path, tmp_path: Path) -> None:
     with serving(phantoms, decisions=tmp_path / "decisions.jsonl") as served:
         info = served.json("/api/info")
-        assert (info["kind"], info["modality"], info["label_reviewed"]) == ("folder", "ct", "labels")
+        assert (info["kind"], info["windows"][0]["name"], info["label_reviewed"]) == ("folder", "soft tissue", "labels")
         assert info["pages"] == {"run": False, "cases": True, "review": True, "report": False}
         rows = served.json("/api/cases")["rows"]
         assert [row["role"] for row in rows].count("test") == 1
@@ -79,7 +79,7 @@ def test_a_folder_of_label_maps_without_names_is_shown(tmp_path: Path) -> None:
         assert [organ["name"] for organ in served.json("/api/info")["organs"]] == ["class_1", "class_2"]
         case = served.json("/api/cases/one")
         assert [layer["name"] for layer in case["layers"]] == ["reference"]
-        assert case["window"] is None
+        assert "window" not in case["layers"][0], "labels have none"
         for picture in ("slice.png?layers=reference", "strip.png", "thumbnail.png"):
             assert served.client.get(f"/api/cases/one/{picture}").status_code == 200
 

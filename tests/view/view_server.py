@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,17 @@ def label_maps(folder: Path) -> Path:
             label[10, 18, 20] = 2
         label[2, 3, 4 : 4 + number % 4] = 0
         save_label(folder / f"case_{number}.nii.gz", label)
+    return folder
+
+
+def channels(folder: Path, **scans: AnyArray) -> Path:
+    """A dataset of one case, whose scan has these channels."""
+    for number, scan in enumerate(scans.values()):
+        save_scan(folder / "imagesTr" / f"one_{number:04d}.nii.gz", scan, np.eye(4))
+    save_scan(folder / "labelsTr" / "one.nii.gz", np.ones(scan.shape, dtype=np.uint8), np.eye(4))
+    names = {str(number): name for number, name in enumerate(scans)}
+    description = {"channel_names": names, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     return folder
 
 

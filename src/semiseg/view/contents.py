@@ -100,9 +100,8 @@ class Contents:
         """The organs' label values as text, by name."""
         return {name: str(value) for value, name in self.organs.items()}
 
-    @property
-    def is_ct(self) -> bool:
-        return bool(self.channels) and is_ct(self.channels[0])
+    def is_ct(self, channel: int) -> bool:
+        return channel < len(self.channels) and is_ct(self.channels[channel])
 
 
 def run_contents(run: Path) -> Fresh[Contents]:

@@ -46,7 +46,7 @@ class Drawing:
     def __init__(self, source: Source, volumes: Volumes, measurer: Measurer) -> None:
         self._source, self._volumes, self._measurer = source, volumes, measurer
         self._pictures: ByteCache[bytes] = ByteCache(_PICTURE_BYTES, len)
-        self._windows: dict[str, tuple[float, float]] = {}
+        self._windows: dict[tuple[str, int], tuple[float, float]] = {}
         plan = source.folder / "plan.toml"
         self._normalisation: Fresh[ChannelNormalisation] = Fresh(lambda: read_plan(plan).normalisation[0], plan)
 
@@ -57,14 +57,16 @@ class Drawing:
             raise DataError(f"{case.id}: has neither a scan nor a label.")
         return read_grid(path)
 
-    def window(self, case: ViewCase) -> tuple[float, float]:
-        """What is black and white where nobody says: soft tissue for CT, else percentiles 1 and 99.5."""
-        if self._source.contents().is_ct:
+    def window(self, case: ViewCase, channel: int = 0) -> tuple[float, float]:
+        """What of a channel is black and white where nobody says: soft tissue for CT, else its own percentiles 1 and
+        99.5."""
+        if self._source.contents().is_ct(channel):
             return SOFT_TISSUE_HU
-        if case.id not in self._windows:
-            scan = self._scan(case)
-            self._windows[case.id] = (0.0, 1.0) if scan is None else _percentiles(scan)
-        return self._windows[case.id]
+        key = (case.id, channel)
+        if key not in self._windows:
+            scan = self._scan(case, channel)
+            self._windows[key] = (0.0, 1.0) if scan is None else _percentiles(scan)
+        return self._windows[key]
 
     def doubtful(self, case: ViewCase, measured: Measures | None, organ: str) -> Shape:
         """For each plane the slice to look at first: the most doubtful by the network, else the one on which outlines
@@ -106,7 +108,7 @@ class Drawing:
             [self._drawn(case, layer, style, opacity, organ) for layer in asked if layer.kind != "image"],
             plane,
             index if index >= 0 else grid.shape_zyx[PLANES.index(plane)] // 2,
-            window or self.window(case),
+            window or self.window(case, shown.channel if shown else 0),
             grid=grid,
             fit=(longest, longest),
         )
@@ -207,8 +209,9 @@ class Drawing:
         organs = self._organs(measured) if measured else {}
         return centre(grid.shape_zyx, organs.get(organ), organs)
 
-    def _scan(self, case: ViewCase) -> Volume | None:
-        layer = next((layer for layer in self._source.layers(case) if layer.kind == "image"), None)
+    def _scan(self, case: ViewCase, channel: int = 0) -> Volume | None:
+        images = (layer for layer in self._source.layers(case) if layer.kind == "image")
+        layer = next((layer for layer in images if layer.channel == channel), None)
         return self._volumes.get(case, layer) if layer else None
 
     def _judged_layer(self, case: ViewCase) -> Layer | None:

@@ -12,11 +12,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from semiseg.io.colours import organ_colours
 from semiseg.reporting.overlays import PLANES
 from semiseg.view.asking import number, one_of, organ_name, whole_number
-from semiseg.view.contents import doubt_of
+from semiseg.view.contents import ViewCase, doubt_of
 from semiseg.view.measures import Measures
 from semiseg.view.review import ORDERS, review
 from semiseg.view.sending import nifti_response, png_response
 from semiseg.view.shared import Pages
+from semiseg.view.source import Layer
 from semiseg.view.table import FILTERS, SORTS, decision_of, is_stale
 
 WINDOWS = (
@@ -43,6 +44,7 @@ def info(pages: Pages, _: Request) -> Response:
     contents = source.contents()
     colours = organ_colours(contents.organs.values())
     is_run = source.kind == "run"
+    windows = WINDOWS if any(map(contents.is_ct, range(len(contents.channels)))) else ()
     reviewable = bool(source.all_reviewed())
     return JSONResponse(
         {
@@ -51,11 +53,8 @@ def info(pages: Pages, _: Request) -> Response:
             "organs": [
                 {"value": value, "name": name, "colour": colours[name]} for value, name in contents.organs.items()
             ],
-            "modality": "ct" if contents.is_ct else "other",
-            "windows": [{"name": name, "low": low, "high": high} for name, low, high in WINDOWS]
-            if contents.is_ct
-            else [],
-            "default_window": WINDOWS[0][0] if contents.is_ct else None,
+            "windows": [{"name": name, "low": low, "high": high} for name, low, high in windows],
+            "default_window": windows[0][0] if windows else None,
             "pages": {
                 "run": is_run,
                 "cases": bool(contents.cases),
@@ -132,12 +131,12 @@ def case(pages: Pages, request: Request) -> Response:
                     "title": layer.title,
                     "url": f"/api/cases/{quote(case.id, safe='')}/layers/{layer.name}.nii",
                 }
+                | (_grey(pages, case, layer) if layer.kind == "image" else {})
                 for layer in layers
             ],
             "reviewed_layer": source.reviewed_layer(case),
             "doubtful": dict(zip(PLANES, pages.drawing.doubtful(case, measured, ""), strict=True)),
             "centroids": _centroids(contents.organs, measured),
-            "window": pages.drawing.window(case) if case.images else None,
             "doubt": doubt_of(contents.doubts.get(case.id)),
             "label_sha256": digest,
             "decision": decision_of(stand, case.id, names),
@@ -145,6 +144,12 @@ def case(pages: Pages, request: Request) -> Response:
             "corrected": source.correction(case) is not None,
         }
     )
+
+
+def _grey(pages: Pages, case: ViewCase, layer: Layer) -> dict[str, Any]:
+    """The window in which a channel opens, and whether those of CT are for it."""
+    is_ct = pages.source.contents().is_ct(layer.channel)
+    return {"window": pages.drawing.window(case, layer.channel), "is_ct": is_ct}
 
 
 def _centroids(organs: dict[int, str], measured: Measures | None) -> dict[str, tuple[float, float, float]]:
