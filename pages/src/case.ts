@@ -1,7 +1,7 @@
 // One case: its layers in three planes and in 3D, what is known of its organs, and the decision.
 import { bytes, getCase, ofCase, post, type Case, type Decision, type Layer } from "./api";
 import { list, loadMore, showFolder } from "./cases";
-import { el, fill, fixed, key, swatch, words } from "./dom";
+import { el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
 import { frameOf, parseNifti, type Frame, type Triple, type Volume } from "./nifti";
 import { GlPainter, webGl } from "./paint_gl";
@@ -384,7 +384,7 @@ export function casePage(where: Where): Page {
           { class: choice.organ === organ.name ? "chosen" : "", title: odd || undefined, onclick: () => chooseOrgan(choice.organ === organ.name ? null : organ.name) },
           el("td", {}, el("span", { class: "organ" }, swatch(organ.colour), words(organ.name))),
           el("td", { class: "number" }, one?.score === null || one?.score === undefined ? "" : fixed(one.score, 3)),
-          el("td", { class: `number ${odd ? "odd" : ""}` }, odd === "missing" ? "missing" : one?.volume_ml === null || one?.volume_ml === undefined ? "–" : `${fixed(one.volume_ml, one.volume_ml < 10 ? 2 : 0)} mL`),
+          el("td", { class: `number ${odd ? "odd" : ""}` }, odd === "missing" ? "missing" : volume(one?.volume_ml)),
           el("td", { class: "mark" }, one?.decision && one.decision !== of.decision ? badge(one.decision, one.stale) : null),
         );
       }))),

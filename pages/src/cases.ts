@@ -1,6 +1,6 @@
 // All cases: a grid of thumbnails or a list, sorted and filtered. The address holds the choice, so that Back returns to it.
 import { get, post, query, type CaseList, type CaseRow } from "./api";
-import { count, el, fill, fixed, key, swatch, words } from "./dom";
+import { count, el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings } from "./keys";
 import { complain, go, hashOfCase, info, note, toast, type Page, type Where } from "./shell";
 import { thumbnail } from "./thumbs";
@@ -192,7 +192,7 @@ export function casesPage(where: Where): Page {
       "table",
       { class: "list" },
       el("thead", {}, el("tr", {}, header("", ""), header("id", "Case"), header("", "Role"), header("score", "Dice", "number"), header("doubt", "Doubt", "number"),
-        header("volume", "Volume, mL", "number"), header("fragments", "Pieces", "number"), header("", "Remarks"), header("decision", "Decision"))),
+        header("volume", "Volume", "number"), header("fragments", "Pieces", "number"), header("", "Remarks"), header("decision", "Decision"))),
       el("tbody", { class: "items" }),
     );
   }
@@ -217,7 +217,7 @@ export function casesPage(where: Where): Page {
     const parts: [string, string][] = [];
     if (row.score !== null) parts.push(["Dice", fixed(row.score, 3)]);
     if (row.doubt !== null) parts.push(["doubt", fixed(row.doubt, 3)]);
-    if (row.volume_ml !== null) parts.push(["", `${fixed(row.volume_ml, row.volume_ml < 10 ? 2 : 0)} mL`]);
+    if (row.volume_ml !== null) parts.push(["", volume(row.volume_ml)]);
     if (row.fragments !== null && row.fragments > 0) parts.push(["", `${row.fragments} piece${row.fragments === 1 ? "" : "s"}`]);
     return el("div", { class: "facts-line" }, ...parts.map(([name, value]) => el("span", {}, name ? `${name} ` : "", el("b", {}, value))), ...remarks(row));
   }
@@ -256,7 +256,7 @@ export function casesPage(where: Where): Page {
       el("td", {}, words(row.role), row.corrected ? " · corrected" : ""),
       el("td", { class: "number" }, fixed(row.score, 3)),
       el("td", { class: "number" }, fixed(row.doubt, 3)),
-      el("td", { class: "number" }, fixed(row.volume_ml, 1)),
+      el("td", { class: "number" }, volume(row.volume_ml)),
       el("td", { class: "number" }, fixed(row.fragments, 0)),
       el("td", { class: "remarks" }, ...remarks(row)),
       el("td", {}, badge(row.decision, row.stale)),

@@ -52,6 +52,13 @@ export function fixed(value: number | null | undefined, digits: number): string 
   return value === null || value === undefined || !Number.isFinite(value) ? "–" : value.toFixed(digits);
 }
 
+/** A volume with its unit: mm³ where mL would show little or nothing of it. */
+export function volume(ml: number | null | undefined): string {
+  if (ml === null || ml === undefined) return "–";
+  if (ml === 0) return "0 mL";
+  return ml < 0.1 ? `${(1000 * ml).toPrecision(3)} mm³` : `${fixed(ml, ml < 10 ? 2 : 0)} mL`;
+}
+
 export const count = (value: number): string => value.toLocaleString("en-GB");
 
 export function duration(seconds: number | null | undefined): string {

@@ -2,7 +2,7 @@
 // decision is sent while the next one is looked at already.
 import { get, getCase, ofCase, post, query, type Case, type CaseList, type Decision, type Judged, type Queue } from "./api";
 import { showFolder } from "./cases";
-import { count, duration, el, fill, fixed, key, swatch, words } from "./dom";
+import { count, duration, el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
 import { complain, go, hashOfCase, info, toast, type Page, type Where } from "./shell";
 import { VERDICTS } from "./verdicts";
@@ -199,7 +199,7 @@ export function reviewPage(where: Where): Page {
         el("h3", {}, of.doubt === null ? "Organs" : `Doubt ${fixed(of.doubt, 3)}`),
         el("ul", {}, ...organs.map((organ) => el("li", { class: organ.missing || organ.outlier ? "odd" : "" },
           el("span", { class: "organ" }, swatch(colourOf(organ.name)), words(organ.name)),
-          organ.missing ? " missing" : organ.volume_ml === null ? "" : ` ${fixed(organ.volume_ml, organ.volume_ml < 10 ? 2 : 0)} mL`,
+          organ.missing ? " missing" : organ.volume_ml === null ? "" : ` ${volume(organ.volume_ml)}`,
           organ.outlier ? ", unusual" : "",
           organ.fragments !== null && organ.fragments > 1 ? `, ${organ.fragments} pieces` : "")))),
     );

@@ -10,7 +10,7 @@ import pytest
 from test_browser import PLANES, orientations, slice_of
 from test_orientation import SHAPE, body
 from view_browser import Browser, browser, colourful, drawn, far, open_case, picture
-from view_server import Served, channels, serving
+from view_server import Served, channels, label_maps, serving
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,30 @@ def test_a_channel_of_small_values_is_drawn_in_its_own_window(chromium: Browser,
         assert far(picture(page, "axial", (80, 72), (1.0, 1.0)), first)[0] <= 2
         high = next(one["window"][1] for one in served.json("/api/cases/one")["layers"] if one["name"] == "scan_1")
         assert f"to {high:.5f}" in page.inner_text(".window small")
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "together", "liver"),
+    [((0.02, 0.02, 0.02), "0.00356 mm³", "0.00305 mm³"), ((2.0, 1.0, 1.0), "0.89 mL", "0.76 mL")],
+)
+def test_volumes_can_be_read_wherever_they_are_shown(
+    chromium: Browser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spacing_mm: tuple[float, float, float],
+    together: str,
+    liver: str,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    maps = label_maps(tmp_path / "maps", spacing_mm)
+    with serving(maps, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served, "cases") as page:
+        page.wait_for_selector(f".case-card[data-id=case_11] .facts-line:has-text('{together}')")
+        page.keyboard.press("t")
+        page.wait_for_selector(f"tr[data-id=case_11] td:text-is('{together}')")
+        open_case(page, "case_11")
+        page.wait_for_selector(f".organs td:text-is('{liver}')")
+        page.keyboard.press("Shift+V")  # case_3, whose liver is as large, lacks an organ and is the first
+        page.wait_for_selector(f".review-facts li:has-text('liver {liver}')")
 
 
 def test_wheel_keys_and_clicks_move(chromium: Browser, served: Served) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from view_server import Served, save_label, serving
+from view_server import Served, label_maps, save_label, serving
 
 from semiseg.decisions import DecisionLog, read_decisions
 from semiseg.io.scans import read_label
@@ -21,10 +21,14 @@ from semiseg.view.measures import FILE
 def served(label_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving(label_folder) as found:
-        end = time.monotonic() + 30
-        while found.json("/api/cases")["measured"] < 1:
-            assert time.monotonic() < end
+        wait_until_measured(found)
         yield found
+
+
+def wait_until_measured(served: Served) -> None:
+    end = time.monotonic() + 30
+    while served.json("/api/cases")["measured"] < 1:
+        assert time.monotonic() < end
 
 
 def ids(served: Served, **query: object) -> list[str]:
@@ -65,6 +69,16 @@ def test_what_is_odd_is_found(served: Served) -> None:
     organs = {organ["name"]: organ for organ in served.json("/api/cases/case_5")["organs"]}
     assert (organs["spleen"]["outlier"], organs["liver"]["outlier"]) == (True, False)
     assert organs["spleen"]["volume_ml"] == pytest.approx(10 * 8 * 10 * 2 / 1000)
+
+
+def test_organs_of_tiny_voxels_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(label_maps(tmp_path / "maps", (0.02, 0.02, 0.02))) as served:
+        wait_until_measured(served)
+        assert ids(served, filter="outlier") == ["case_5"]
+        rows = served.json("/api/cases", sort="volume")["rows"]
+        assert [row["id"] for row in rows[:2]] == ["case_3", "case_11"]
+        assert rows[0]["volume_ml"] == pytest.approx((6 * 8 * 8 - 3) * 8e-9, rel=1e-6)
 
 
 def test_decisions_are_shown_by_case_and_by_organ(served: Served) -> None:

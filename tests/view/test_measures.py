@@ -32,6 +32,12 @@ def test_an_organ_is_measured_by_hand() -> None:
     assert organ["doubtful"][1] in (3, 4)
 
 
+def test_an_organ_of_tiny_voxels_has_a_volume() -> None:
+    label = np.zeros((4, 4, 4), dtype=np.uint8)
+    label[1:3, 1, 1] = 1
+    assert measure(label, (1e-3, 1e-3, 1e-3))[0]["1"]["volume_ml"] == pytest.approx(2e-12, rel=1e-6, abs=0)
+
+
 def test_the_longest_outline_is_counted_in_edges() -> None:
     label = np.zeros((5, 9, 9), dtype=np.uint8)
     label[1, 3:6, 3:6] = 1
@@ -57,6 +63,7 @@ def measured(volumes: list[float], pieces: int = 1) -> list[Measures]:
     organ = {"fragments": pieces, "centroid": (0, 0, 0), "first": (0, 0, 0), "stop": (1, 1, 1), "doubtful": (0, 0, 0)}
     return [
         Measures(
+            version=2,
             sha256="",
             shape_zyx=(1, 1, 1),
             spacing_mm=(1, 1, 1),
@@ -135,7 +142,14 @@ def test_labels_are_measured_once_and_again_where_they_change(
     assert len(read_jsonl(kept)) == different + 1
 
 
-@pytest.mark.parametrize("damage", [b"{}\n", b"no json\n", b'{"sha256": 1}\n'])
+VERSION_1 = (
+    b'{"sha256": "a", "shape_zyx": [1, 1, 1], "spacing_mm": [1, 1, 1], "doubtful": [0, 0, 0], "organs": {"1": '
+    b'{"volume_ml": 0.001, "fragments": 1, "centroid": [0, 0, 0], "first": [0, 0, 0], "stop": [1, 1, 1], '
+    b'"doubtful": [0, 0, 0]}}}\n'
+)
+
+
+@pytest.mark.parametrize("damage", [b"{}\n", b"no json\n", b'{"sha256": 1}\n', VERSION_1])
 def test_damaged_measures_are_made_again(
     label_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:

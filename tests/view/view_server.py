@@ -75,7 +75,7 @@ def serving(
         listening.close()
 
 
-def label_maps(folder: Path) -> Path:
+def label_maps(folder: Path, spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0)) -> Path:
     """Twelve label maps of two organs, one of which case_3 lacks; in case_5 it is large, in case_7 in two pieces."""
     folder.mkdir()
     (folder / "labels.json").write_text('{"background": 0, "liver": 1, "spleen": 2}', encoding="utf-8")
@@ -88,7 +88,7 @@ def label_maps(folder: Path) -> Path:
         if number == 7:
             label[10, 18, 20] = 2
         label[2, 3, 4 : 4 + number % 4] = 0
-        save_label(folder / f"case_{number}.nii.gz", label)
+        save_label(folder / f"case_{number}.nii.gz", label, spacing_mm)
     return folder
 
 

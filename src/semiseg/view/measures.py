@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PositiveFloat, TypeAdapter, ValidationError
 from scipy import ndimage
 from typing_extensions import TypedDict
 
@@ -20,6 +21,7 @@ from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.geometry import triple
 from semiseg.io.scans import files_of, read_label
+from semiseg.scoring.metrics import volume_ml
 from semiseg.types import BoolArray, LabelArray, Shape, Spacing
 from semiseg.view.contents import State, ViewCase, state_of
 from semiseg.view.source import Source
@@ -39,7 +41,7 @@ class OrganMeasures(TypedDict):
     """Of one organ. centroid, first, stop: canonical (z, y, x), of it and of the box around it. doubtful: for axial,
     coronal and sagittal the slice on which its outline is longest."""
 
-    volume_ml: float
+    volume_ml: PositiveFloat
     fragments: int
     centroid: tuple[float, float, float]
     first: tuple[int, int, int]
@@ -48,8 +50,10 @@ class OrganMeasures(TypedDict):
 
 
 class Measures(TypedDict):
-    """Of a label map with this hash: what is in it, by value as text. doubtful: as of an organ, for all of them."""
+    """Of a label map with this hash: what is in it, by value as text. version: of the form; 1 had volumes of four
+    decimals. doubtful: as of an organ, for all of them."""
 
+    version: Literal[2]
     sha256: str
     shape_zyx: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -63,7 +67,6 @@ _MEASURES: TypeAdapter[Measures] = TypeAdapter(Measures)
 def measure(label: LabelArray, spacing_mm: Spacing) -> tuple[dict[str, OrganMeasures], Shape]:
     """The values of a label map `(Z, Y, X)` that are in it, by value as text; and for each axis the slice on which
     their outlines are longest together, the middle one where there is nothing."""
-    voxel_ml = math.prod(spacing_mm) / 1000
     found: dict[str, OrganMeasures] = {}
     together = [np.zeros(n, dtype=np.int64) for n in label.shape]
     for value, box in enumerate(ndimage.find_objects(label), start=1):
@@ -76,7 +79,7 @@ def measure(label: LabelArray, spacing_mm: Spacing) -> tuple[dict[str, OrganMeas
         for whole, part, inside in zip(together, outlines, box, strict=True):
             whole[inside] += part
         found[str(value)] = OrganMeasures(
-            volume_ml=round(int(np.count_nonzero(mask)) * voxel_ml, 4),
+            volume_ml=volume_ml(mask, spacing_mm),
             fragments=_pieces(mask),
             centroid=(round(z, 2), round(y, 2), round(x, 2)),
             first=first,
@@ -133,7 +136,7 @@ def usual_among(measured: Collection[Measures]) -> Usual:
     pieces: dict[str, list[int]] = {}
     for one in measured:
         for value, organ in one["organs"].items():
-            logs.setdefault(value, []).append(math.log(max(organ["volume_ml"], 1e-6)))
+            logs.setdefault(value, []).append(math.log(organ["volume_ml"]))
             pieces.setdefault(value, []).append(organ["fragments"])
     volumes = {}
     for value, found in logs.items():
@@ -233,7 +236,12 @@ class Measurer:
             label, grid = read_label(path)
             organs, doubtful = measure(label, grid.spacing_mm)
             found = Measures(
-                sha256=digest, shape_zyx=grid.shape_zyx, spacing_mm=grid.spacing_mm, doubtful=doubtful, organs=organs
+                version=2,
+                sha256=digest,
+                shape_zyx=grid.shape_zyx,
+                spacing_mm=grid.spacing_mm,
+                doubtful=doubtful,
+                organs=organs,
             )
             with self._writing, suppress(OSError):  # a folder that cannot be written: then it is measured each time
                 self._by_hash[digest] = found

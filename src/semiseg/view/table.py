@@ -174,7 +174,7 @@ def _row(
         role=contents.cases[id].role,
         score=sum(defined) / len(defined) if defined else None,
         doubt=doubt_of(contents.doubts.get(id)),
-        volume_ml=round(sum(one["volume_ml"] for one in here), 4) if known else None,
+        volume_ml=sum(one["volume_ml"] for one in here) if known else None,
         fragments=sum(one["fragments"] for one in here) if known else None,
         missing=[name for name in found["missing"] if name in names],
         outliers=[name for name in found["outliers"] if name in names],
