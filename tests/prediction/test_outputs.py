@@ -197,6 +197,14 @@ def test_statistics_are_right(model: Model, tmp_path: Path) -> None:
             assert cells["touches_border"] == ("yes" if row["touches_border"] else "no")
 
 
+def test_volumes_of_tiny_voxels_are_kept(plan: Plan) -> None:
+    labels = np.zeros((4, 4, 4), dtype=np.uint8)
+    labels[1, 1, :3] = 1
+    census = take_census(labels, [RawChannel(labels)], 3)
+    rows = organ_rows(census, (0.02, 0.02, 0.02), plan)
+    assert [row["ml"] for row in rows] == [2.4e-8, 0.0]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_census_counts_any_layout_in_memory(plan: Plan, seed: int) -> None:
     draw = np.random.default_rng(seed)

@@ -79,7 +79,7 @@ def organ_rows(census: Census, spacing_mm: Spacing, plan: Plan) -> list[dict[str
             for name, total in zip(names, census.sums, strict=True)
         }
         rows.append(
-            {"organ": organ, "value": value, "voxels": count, "ml": round(count * one_ml, 4)}
+            {"organ": organ, "value": value, "voxels": count, "ml": float(f"{count * one_ml:.6g}")}
             | means
             | {"touches_border": census.touches_border(value)}
         )
