@@ -62,15 +62,15 @@ export function start(given: Info, makers: Record<PageName, MakePage>): void {
   const route = () => {
     const [path = "", search = ""] = location.hash.replace(/^#\/?/, "").split("?");
     const parts = path.split("/").map(decode);
-    const name = (PAGES.find((page) => page.name === parts[0])?.name ?? home()) as PageName;
+    const name = parts[0] ? PAGES.find((page) => page.name === parts[0])?.name : home();
     current?.dispose?.();
     setBindings([]);
-    if (name !== "cases" || !parts[1]) origin = location.hash.replace(/^#\/?/, "") || name;
+    if (name && (name !== "cases" || !parts[1])) origin = location.hash.replace(/^#\/?/, "") || name;
     for (const link of links) {
       if (link.dataset.page === name) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    current = makers[name]({ parts: parts.slice(1), query: new URLSearchParams(search) });
+    current = name ? makers[name]({ parts: parts.slice(1), query: new URLSearchParams(search) }) : noPage();
     document.body.classList.toggle("whole", current.whole === true);
     fill(body, current.root);
     body.focus({ preventScroll: true });
@@ -86,6 +86,13 @@ function decode(text: string): string {
   } catch {
     return text;
   }
+}
+
+/** What is shown where the address is of no page. */
+function noPage(): Page {
+  const first = PAGES.find((page) => page.name === home())!;
+  const link = el("a", { href: `#/${first.name}` }, first.title);
+  return { root: el("p", { class: "empty" }, "There is no page at this address: ", el("code", {}, location.hash), ". The first page is ", link, ".") };
 }
 
 function home(): PageName {

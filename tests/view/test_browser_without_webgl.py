@@ -100,6 +100,15 @@ def test_volumes_can_be_read_wherever_they_are_shown(
         page.wait_for_selector(f".review-facts li:has-text('liver {liver}')")
 
 
+def test_an_address_of_no_page_says_so(chromium: Browser, served: Served) -> None:
+    with chromium.page(served, "case/LAS") as page:
+        page.wait_for_selector("main:has-text('There is no page at this address: #/case/LAS.')")
+        assert page.query_selector(".cases, nav [aria-current]") is None
+        page.click("main a:text-is('Cases')")
+        page.wait_for_selector(".case-card")
+        assert page.evaluate("() => location.hash").startswith("#/cases")
+
+
 def test_wheel_keys_and_clicks_move(chromium: Browser, served: Served) -> None:
     with chromium.page(served) as page:
         open_case(page, "RAS")
