@@ -75,15 +75,20 @@ def organ_rows(census: Census, spacing_mm: Spacing, plan: Plan) -> list[dict[str
     for value, organ in plan.labels.organs.items():
         count = int(voxels[value])
         means = {
-            name: round(float(total[value]) / count, 3) if count else None
+            name: _to_six_digits(float(total[value]) / count) if count else None
             for name, total in zip(names, census.sums, strict=True)
         }
         rows.append(
-            {"organ": organ, "value": value, "voxels": count, "ml": float(f"{count * one_ml:.6g}")}
+            {"organ": organ, "value": value, "voxels": count, "ml": _to_six_digits(count * one_ml)}
             | means
             | {"touches_border": census.touches_border(value)}
         )
     return rows
+
+
+def _to_six_digits(number: float) -> float:
+    """Six significant ones: organs of tiny voxels have some 1e-6 ml, and diffusion some 1e-3 mm²/s."""
+    return float(f"{number:.6g}")
 
 
 def mean_names(plan: Plan) -> list[str]:

@@ -102,7 +102,7 @@ def _legend(
     entries = []
     for name in organs.values():
         ml = volumes_ml[name]
-        amount = f"{ml:.3g} ml" if ml < 100 else f"{ml:.0f} ml"
+        amount = f"{1000 * ml:.3g} mm³" if ml < 0.1 else f"{ml:.3g} ml" if ml < 100 else f"{ml:.0f} ml"
         entries.append((name, f"{name.replace('_', ' ')}  {amount if ml else 'not found'}", bool(ml)))
     wide = max(font.getlength(text) for _, text, _ in entries) + _LINE + 2 * _GAP
     columns = max(1, int(width // wide))
