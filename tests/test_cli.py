@@ -170,10 +170,10 @@ def test_until_it_is_trained_a_run_may_still_change(
     data, run = shutil.copytree(phantoms, tmp_path / "data"), tmp_path / "run"
     damaged = data / "imagesUn" / "phantom_003_0000.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_003", "others are kept", "data.exclude")
+    advised = f"data.exclude={run / 'damaged.txt'}"
+    refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_003", "others are kept", advised)
     stored = (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns
-    (tmp_path / "bad.txt").write_text("phantom_003\n")
-    exclude = ["--set", f"data.exclude={tmp_path / 'bad.txt'}", "--set", "train.seed=4", "--method", "supervised"]
+    exclude = ["--set", advised, "--set", "train.seed=4", "--method", "supervised"]
     assert semiseg_command("prepare", run, *exclude, "--quiet").code == 0
     assert (run / "store" / "phantom_002" / "image.b2nd").stat().st_mtime_ns == stored
     refused(
@@ -239,9 +239,12 @@ def test_a_damaged_labelled_case_may_be_left_out(
     damaged.write_bytes(damaged.read_bytes()[:200])
     checked = semiseg_command("check", data, "--minutes", 2)
     assert (checked.code, "The plan for 2 minutes is made once there are no errors." in checked.out) == (1, True)
-    refused(semiseg_command("prepare", run, "--data", data, *tiny), "phantom_001", "data.exclude=FILE")
-    (tmp_path / "bad.txt").write_text("phantom_001\n")
-    answer = semiseg_command("prepare", run, "--data", data, *tiny, "--set", f"data.exclude={tmp_path / 'bad.txt'}")
+    (tmp_path / "bad.txt").write_text("phantom_003\n")
+    exclude = ["--set", f"data.exclude={tmp_path / 'bad.txt'}"]
+    advised = f"data.exclude={run / 'damaged.txt'}"
+    refused(semiseg_command("prepare", run, "--data", data, *tiny, *exclude), "phantom_001", advised)
+    assert (run / "damaged.txt").read_text().splitlines()[1:] == ["phantom_003", "phantom_001"], "those before, too"
+    answer = semiseg_command("prepare", run, "--data", data, *tiny, "--set", advised)
     assert answer.code == 0
     assert "phantom_001" not in (run / "cases.jsonl").read_text()
 

@@ -18,6 +18,7 @@ from semiseg.data.roles import (
     RunCase,
     assign_roles,
     of_role,
+    read_ids,
     read_run_cases,
     taught,
     with_hashes,
@@ -119,13 +120,16 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             training, plan, run / "store", shared=shared, workers=workers(), verify=verify, progress=advance
         )
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
-    failed = [f"{result.id}: {result.error}" for result in results if result.error]
+    failed = {result.id: result.error for result in results if result.error}
     if failed:
+        before = read_ids(settings.data.exclude, "exclude") if settings.data.exclude else []
+        damaged = run / "damaged.txt"
+        write_text(damaged, "\n".join(["# cases that could not be prepared", *before, *failed]) + "\n")
         raise DataError(
             f"{len(failed)} of {counted(len(results), 'case')} could not be prepared (the others are kept):\n  "
-            + "\n  ".join(failed)
-            + "\nMend or remove the files; or leave the cases out: write their ids into a text file, one a line, and "
-            "give the same command with --set data.exclude=FILE."
+            + "\n  ".join(f"{id}: {error}" for id, error in failed.items())
+            + f"\nMend or remove the files; or leave these cases out: give the same command with --set "
+            f"data.exclude={damaged}, which lists them."
         )
     index = write_index(run / "store", [case.id for case in training], anew=verify)
     stored = IndexedCases(index, [run / "store" / case.id for case in training])
