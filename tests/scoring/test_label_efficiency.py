@@ -17,6 +17,7 @@ from semiseg.reporting.study import (
     efficiency_lines,
     forest_figure,
     most_different,
+    noticed_table,
     study_tables,
 )
 from semiseg.scoring.label_efficiency import (
@@ -81,7 +82,7 @@ BETTER = (0.6, 0.65, 0.72, 0.83, 0.59, 0.71)
 def test_what_runs_noticed_is_counted_by_method_and_labels() -> None:
     said = [a_run("base", 4, BASE, subset=n) | {"notices": {"steps": f"{n} steps."}} for n in (1, 2)]
     quiet = a_run("base", 4, BASE, subset=3)
-    (title, header, rows) = study_tables(a_study(*said, quiet, a_run("other", 4, BASE)))[-1]  # type: ignore[arg-type]
+    title, header, rows = noticed_table(a_study(*said, quiet, a_run("other", 4, BASE)))  # type: ignore[arg-type]
     assert (title, header) == (NOTICED, ["labels", "method", "runs", "the first of them"])
     assert rows == [["4", "base", "2/3", "1 steps."]]
 

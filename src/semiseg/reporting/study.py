@@ -65,7 +65,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         against=against_reference(study),
         signed=_signed,
         p_text=p_text,
-        noticed=(NOTICED, *_notice_rows(study)),
+        noticed=noticed_table(study),
         cases=_drawn_cases(study, runs) if runs else [],
     )
     write_text(path, page)
@@ -144,12 +144,11 @@ StudyTable = tuple[str, list[str], list[list[str]]]
 
 def study_tables(study: Study) -> list[StudyTable]:
     """Methods by label budgets, the mean over organs first; then against the study's reference, where one is run; then
-    Dice and NSD by organ, and what runs noticed of themselves."""
+    Dice and NSD by organ."""
     tables = [("Mean over organs", *_mean_rows(study)), (reference_title(study), *_reference_rows(study))]
     for metric in PAPER_METRICS:
         title = f"Mean {TITLES[metric]} by organ, and minus {study['baseline']} on the runs of both"
         tables.append((title, *_organ_rows(study, metric)))
-    tables.append((NOTICED, *_notice_rows(study)))
     return [table for table in tables if table[2]]
 
 
@@ -160,7 +159,9 @@ def study_markdown(study: Study) -> str:
         f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
         f"Machine: {machine}."
     )
-    tables = (f"{title}:\n\n{markdown_table(header, rows)}" for title, header, rows in study_tables(study))
+    noticed = noticed_table(study)
+    shown = [*study_tables(study), *([noticed] if noticed[2] else [])]
+    tables = (f"{title}:\n\n{markdown_table(header, rows)}" for title, header, rows in shown)
     return "\n\n".join([head, *tables]) + "\n"
 
 
@@ -244,7 +245,7 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
     return ["labels", *(["compute"] if several else []), "method", *map(words, study["organs"])], rows
 
 
-def _notice_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+def noticed_table(study: Study) -> StudyTable:
     """What runs of a method, budget and compute noticed, in how many of them, and the first one's words."""
     several = len({run.get("compute", 1.0) for run in study["runs"]}) > 1
     groups = groups_of(study["runs"]).items()
@@ -254,7 +255,7 @@ def _notice_rows(study: Study) -> tuple[list[str], list[list[str]]]:
             texts = [run["notices"][topic] for run in runs if topic in run.get("notices", {})]
             times = [f"{compute:g} x"] if several else []
             rows.append([str(labelled), *times, method, f"{len(texts)}/{len(runs)}", texts[0]])
-    return ["labels", *(["compute"] if several else []), "method", "runs", "the first of them"], rows
+    return NOTICED, ["labels", *(["compute"] if several else []), "method", "runs", "the first of them"], rows
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:

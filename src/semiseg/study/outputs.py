@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.files import write_text
-from semiseg.reporting.study import study_markdown, study_tables, write_study_page
+from semiseg.reporting.study import noticed_table, study_markdown, study_tables, write_study_page
 from semiseg.scoring.label_efficiency import Study
 from semiseg.scoring.tables import print_table
 from semiseg.words import counted
@@ -17,6 +17,11 @@ def print_study(study: Study) -> None:
     for table in study_tables(study):
         print()
         print_table(*table, total=False)
+    title, _, rows = noticed_table(study)
+    if rows:
+        print(f"\n{title}")
+    for labels, *which, text in rows:
+        print(f"  {labels} labels, {', '.join(which)}: {text}")
 
 
 def write_table(study: Study, results: Path) -> None:
