@@ -11,7 +11,6 @@ export interface Info {
   organs: Organ[];
   /** For channels of CT. */
   windows: Window[];
-  default_window: string | null;
   pages: { run: boolean; cases: boolean; review: boolean; report: boolean };
   label_reviewed: string;
   reviewer: string;

@@ -56,7 +56,7 @@ export function fixed(value: number | null | undefined, digits: number): string 
 export function volume(ml: number | null | undefined): string {
   if (ml === null || ml === undefined) return "–";
   if (ml === 0) return "0 mL";
-  return ml < 0.1 ? `${(1000 * ml).toPrecision(3)} mm³` : `${fixed(ml, ml < 10 ? 2 : 0)} mL`;
+  return ml < 0.1 ? `${(1000 * ml).toPrecision(3)} mm³` : `${fixed(ml, ml < 10 ? 2 : ml < 100 ? 1 : 0)} mL`;
 }
 
 export const count = (value: number): string => value.toLocaleString("en-GB");

@@ -252,7 +252,7 @@ void main() {
   if (any(lessThan(along, vec2(0.))) || any(greaterThanEqual(along, size))) { result = vec4(0., 0., 0., 1.); return; }
   vec2 at = size - along - .5;
   vec2 pixel = 1. / place.zw;
-  vec3 colour = vec3(${scan === "none" ? "0." : "clamp((value(at) - grey.x) / max(grey.y - grey.x, 1e-6), 0., 1.)"});
+  vec3 colour = vec3(${scan === "none" ? "0." : "clamp((value(at) - grey.x) / max(grey.y - grey.x, 1e-30), 0., 1.)"});
   ${
     map
       ? `ivec3 index = ivec3(floor(heat_first + .5 + heat_across * at.x + heat_down * at.y));

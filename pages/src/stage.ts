@@ -166,7 +166,7 @@ export class Stage {
 
   /** Brightness up and down, contrast left and right. */
   private drag(from: { x: number; y: number; low: number; high: number }, event: PointerEvent): void {
-    const width = Math.max(1e-6, (from.high - from.low) * Math.exp((event.clientX - from.x) / 250));
+    const width = Math.max(1e-30, (from.high - from.low) * Math.exp((event.clientX - from.x) / 250));
     const level = (from.high + from.low) / 2 + ((event.clientY - from.y) / 400) * (from.high - from.low);
     this.look.low = level - width / 2;
     this.look.high = level + width / 2;

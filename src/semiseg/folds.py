@@ -18,11 +18,12 @@ from semiseg.data.roles import of_role, read_run_cases
 from semiseg.data.shared_store import store_beside
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
-from semiseg.notices import add_notice, read_notices
+from semiseg.notices import add_notice, notices_by_topic
 from semiseg.predict_run import predict_test_cases
 from semiseg.reporting import write_report
 from semiseg.run_folder import fold_runs, refuse_links
 from semiseg.scoring import print_summary
+from semiseg.scoring.evaluator import TOLERANCE, too_forgiving
 from semiseg.scoring.summary import Summary, read_summary, summarise, write_summary
 from semiseg.settings import RunSettings, write_settings
 from semiseg.training.settled import Settled, read_settled, write_settled
@@ -85,7 +86,10 @@ def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     summary = out_of_fold(run)
     write_summary(run, summary)
     for fold in fold_runs(run):
-        add_notice(run, fold.name, " ".join(f"{fold.name}: {text}" for text in read_notices(fold)))
+        own = (text for topic, text in notices_by_topic(fold).items() if topic != TOLERANCE)
+        add_notice(run, fold.name, " ".join(f"{fold.name}: {text}" for text in own))
+    plan = read_plan(run / "plan.toml")
+    add_notice(run, TOLERANCE, too_forgiving(settings.evaluate, plan.spacing_mm, run))
     if not quiet:
         print("\nOut of fold: every labelled scan, predicted by the network that has not learnt from it.")
         print_summary(summary)

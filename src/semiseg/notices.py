@@ -24,6 +24,6 @@ def read_notices(run: Path) -> list[str]:
 
 
 def notices_by_topic(run: Path) -> dict[str, str]:
-    """The texts that stand, as `read_notices`."""
+    """The same, by topic."""
     last = {row["topic"]: row["text"] for row in read_notice_rows(run / NOTICES)}
     return {topic: text for topic, text in last.items() if text}

@@ -121,10 +121,12 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
         )
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
     failed = {result.id: result.error for result in results if result.error}
+    damaged = run / "damaged.txt"
+    if not failed and settings.data.exclude != str(damaged.resolve()):
+        damaged.unlink(missing_ok=True)
     if failed:
         before = read_ids(settings.data.exclude, "exclude") if settings.data.exclude else []
-        damaged = run / "damaged.txt"
-        write_text(damaged, "\n".join(["# cases that could not be prepared", *before, *failed]) + "\n")
+        write_text(damaged, "\n".join(["# left out before, and could not be prepared", *before, *failed]) + "\n")
         raise DataError(
             f"{len(failed)} of {counted(len(results), 'case')} could not be prepared (the others are kept):\n  "
             + "\n  ".join(f"{id}: {error}" for id, error in failed.items())

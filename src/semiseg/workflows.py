@@ -46,8 +46,9 @@ from semiseg.scoring import (
     print_summary,
     read_summary,
 )
+from semiseg.scoring.evaluator import TOLERANCE, too_forgiving
 from semiseg.scoring.scheme import scheme_of
-from semiseg.scoring.summary import never_found, too_forgiving
+from semiseg.scoring.summary import never_found
 from semiseg.settings import RunSettings
 from semiseg.train_run import together, train
 from semiseg.training.settings import TrainSettings
@@ -159,8 +160,8 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
         )
     if not cases:
         raise DataError(
-            f"{run}/cases.jsonl: no test case has a label. Put scans into imagesTs and their labels into labelsTs and "
-            f"give `semiseg run {run}` again, which predicts and scores them and does nothing twice; or name two "
+            f"{run}/cases.jsonl: no test case has a label. Put test scans and their labels into imagesTs and labelsTs "
+            f"and give `semiseg run {run}` again, which predicts and scores them and does nothing twice; or name two "
             "folders with --predictions and --references."
         )
     references = [(case.id, Path(case.label or ""), Path(case.images[0])) for case in cases]
@@ -179,7 +180,7 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
         )
     if not quiet:
         print_summary(summary)
-    noticed = {"missed": never_found(summary), "tolerance": too_forgiving(summary, plan.spacing_mm)}
+    noticed = {"missed": never_found(summary), TOLERANCE: too_forgiving(settings, plan.spacing_mm, run)}
     for topic, text in noticed.items():
         add_notice(run, topic, text)
         if text and not quiet:

@@ -74,6 +74,7 @@ def test_every_method_is_trained_scored_and_compared(study: Path, compared: Any)
     assert "reference: no run of another program with 3 labels is known yet" in compared.out
     assert "Against another program" not in table + page
     short = f"{STEPS} training steps were made"
+    assert compared.out.count(f"  2 labels, supervised, 1 of 1 runs: {short}") == 1
     assert table.count(short) == page.count(short) == published.count(short) == len(METHODS)
 
 

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from semiseg.data.plan import ChannelNormalisation, Plan
 from semiseg.errors import ConfigError
@@ -26,8 +26,8 @@ from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import Outputs
 from semiseg.prediction.scans import predict_scan_to, predict_scans
 from semiseg.prediction.settings import PredictSettings
-from semiseg.prediction.statistics import fullest_slices, organ_rows, take_census
-from semiseg.reporting.preview import preview_png
+from semiseg.prediction.statistics import fullest_slices, mean_names, organ_rows, take_census
+from semiseg.reporting.preview import preview_png, volume_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -203,6 +203,20 @@ def test_volumes_of_tiny_voxels_are_kept(plan: Plan) -> None:
     census = take_census(labels, [RawChannel(labels)], 3)
     rows = organ_rows(census, (0.02, 0.02, 0.02), plan)
     assert [row["ml"] for row in rows] == [2.4e-8, 0.0]
+
+
+def test_means_of_small_intensities_are_kept(plan: Plan) -> None:
+    """Diffusion in mm²/s is some 0.001."""
+    labels, scan = np.ones((2, 2, 2), dtype=np.uint8), RawChannel(np.full((2, 2, 2), 0.00123456, dtype=np.float32))
+    (name,) = mean_names(plan)
+    assert organ_rows(take_census(labels, [scan], 3), (1.0, 1.0, 1.0), plan)[0][name] == 0.00123456
+
+
+def test_the_font_of_previews_has_all_that_is_written() -> None:
+    font = ImageFont.load_default(14)
+    missing = bytes(font.getmask("\ue123"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in volume_text(6e-6) + volume_text(5.0))
+    assert [volume_text(ml) for ml in (6.65e-6, 0.5, 12.34, 1234.5)] == ["0.00665 mm3", "0.5 ml", "12.3 ml", "1234 ml"]
 
 
 @pytest.mark.parametrize("seed", range(6))

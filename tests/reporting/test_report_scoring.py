@@ -10,7 +10,8 @@ import pytest
 from semiseg.reporting.numbers import value
 from semiseg.reporting.run_data import RunData, read_run
 from semiseg.reporting.scoring import banner, tolerance_sentences, worst_distance
-from semiseg.scoring.summary import never_found, organs_never_found, too_forgiving
+from semiseg.scoring.evaluator import EvaluateSettings, too_forgiving
+from semiseg.scoring.summary import never_found, organs_never_found
 
 
 @pytest.fixture
@@ -36,15 +37,14 @@ def test_an_organ_is_never_found_where_every_case_that_has_it_scores_zero(data: 
     assert banner(data) == []
 
 
-def test_a_tolerance_of_many_voxels_is_said(data: RunData) -> None:
-    assert data.summary is not None
-    assert set(data.summary["tolerance_mm"].values()) == {2.0}
-    assert too_forgiving(data.summary, (0.4, 0.4, 0.1)) == "", "five voxels"
-    said = too_forgiving(data.summary, (0.03, 0.02, 0.02))
+def test_a_tolerance_of_many_voxels_is_said() -> None:
+    settings, run = EvaluateSettings(tolerance_mm=2.0), Path("runs/a")
+    assert too_forgiving(settings, (0.4, 0.4, 0.1), run) == "", "five voxels"
+    said = too_forgiving(settings, (0.03, 0.02, 0.02), run)
     assert said.startswith("NSD forgives 2 mm, which is 67 voxels of the plan's grid")
-    assert "--set evaluate.tolerance_mm=0.03" in said
-    data.summary["tolerance_mm"]["liver"] = 0.03
-    assert too_forgiving(data.summary, (0.03, 0.02, 0.02)) == "", "somebody has thought of it"
+    assert "`semiseg run runs/a --set evaluate.tolerance_mm=0.03`" in said
+    for other in (EvaluateSettings(rules="flare22"), EvaluateSettings(organ_tolerance_mm={"liver": 0.1})):
+        assert too_forgiving(other, (0.03, 0.02, 0.02), run) == "", "the setting would change nothing, or not all"
 
 
 def test_distances_keep_two_digits_below_a_millimetre() -> None:

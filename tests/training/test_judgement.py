@@ -36,7 +36,7 @@ def test_nothing_is_said_where_all_is_well(tmp_path: Path) -> None:
 )
 def test_few_steps(tmp_path: Path, train: TrainSettings, remedy: str) -> None:
     (said,) = judged(tmp_path, train, steps=FEW_STEPS - 1)
-    assert said.startswith(f"{FEW_STEPS - 1} training steps were made, and on most sets a network needs more")
+    assert said.startswith(f"{FEW_STEPS - 1} training steps were made, and {FEW_STEPS} or more are usual.")
     assert remedy in said
     assert judged(tmp_path, train, steps=FEW_STEPS) == []
 

@@ -186,8 +186,8 @@ def _inspect_label(file: Path, dataset: Dataset, remarks: list[Remark]) -> tuple
         shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more values" if len(parts) > 4 else "")
         source = _LABEL_SOURCES.get(dataset.layout, "the label list")
         last, most = max(labels.names), max(strange)
-        added = "add the label" if most == last + 1 else f"name all values up to {most}"
-        text = f"{shown}, but {source} ends at {last}. Fix the file, or {added}."
+        added = ", or add the label" if most == last + 1 and labels.ignore is None else ""
+        text = f"{shown}, but {source} ends at {last}. Fix the file{added}."
         remarks.append(("error", file, text))
     elif not any(value in labels.organs for value in counts):
         text = "the label is empty: no voxel has a class. Remove the file if nobody has labelled the scan."

@@ -94,6 +94,13 @@ def _panel(
     return panel
 
 
+def volume_text(ml: float) -> str:
+    """A volume with its unit, in letters that the font has."""
+    if ml < 0.1:
+        return f"{1000 * ml:.3g} mm3"
+    return f"{ml:.3g} ml" if ml < 100 else f"{ml:.0f} ml"
+
+
 def _legend(
     width: int, organs: Mapping[int, str], colours: Mapping[str, str], volumes_ml: Mapping[str, float]
 ) -> Image.Image:
@@ -102,8 +109,8 @@ def _legend(
     entries = []
     for name in organs.values():
         ml = volumes_ml[name]
-        amount = f"{1000 * ml:.3g} mm³" if ml < 0.1 else f"{ml:.3g} ml" if ml < 100 else f"{ml:.0f} ml"
-        entries.append((name, f"{name.replace('_', ' ')}  {amount if ml else 'not found'}", bool(ml)))
+        amount = volume_text(ml) if ml else "not found"
+        entries.append((name, f"{name.replace('_', ' ')}  {amount}", bool(ml)))
     wide = max(font.getlength(text) for _, text, _ in entries) + _LINE + 2 * _GAP
     columns = max(1, int(width // wide))
     rows = -(-len(entries) // columns)

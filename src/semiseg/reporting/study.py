@@ -33,7 +33,7 @@ from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, markdown_table, p_text
 from semiseg.words import counted
 
-NOTICED = "What runs noticed of themselves"
+NOTICED = "Warnings of the runs"
 _CASES = 3
 """Cases that are drawn."""
 
@@ -246,16 +246,18 @@ def _organ_rows(study: Study, metric: Metric) -> tuple[list[str], list[list[str]
 
 
 def noticed_table(study: Study) -> StudyTable:
-    """What runs of a method, budget and compute noticed, in how many of them, and the first one's words."""
+    """The warnings of each method, budget and compute, in how many of the runs that are known to have none or some, and
+    one of them."""
     several = len({run.get("compute", 1.0) for run in study["runs"]}) > 1
     groups = groups_of(study["runs"]).items()
     rows = []
     for (method, labelled, compute), runs in sorted(groups, key=lambda group: group[0][1:]):
         for topic in dict.fromkeys(topic for run in runs for topic in run.get("notices", {})):
-            texts = [run["notices"][topic] for run in runs if topic in run.get("notices", {})]
+            known = [run["notices"] for run in runs if "notices" in run]
+            texts = [notices[topic] for notices in known if topic in notices]
             times = [f"{compute:g} x"] if several else []
-            rows.append([str(labelled), *times, method, f"{len(texts)}/{len(runs)}", texts[0]])
-    return NOTICED, ["labels", *(["compute"] if several else []), "method", "runs", "the first of them"], rows
+            rows.append([str(labelled), *times, method, f"{len(texts)} of {len(known)}", texts[0]])
+    return NOTICED, ["labels", *(["compute"] if several else []), "method", "runs", "example"], rows
 
 
 def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:

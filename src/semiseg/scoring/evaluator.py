@@ -23,7 +23,7 @@ from semiseg.io.scans import read_label, read_masks
 from semiseg.scoring.flare22 import FLARE22_TOLERANCE_MM, score_case_flare22
 from semiseg.scoring.metrics import score_case
 from semiseg.scoring.summary import CaseScores, Rules, Summary, refuse_foreign_summary, summarise, write_summary
-from semiseg.types import LabelArray
+from semiseg.types import LabelArray, Spacing
 from semiseg.words import counted, shortened
 
 Reference = tuple[str, Path, Path | None]
@@ -33,6 +33,10 @@ _Pair = tuple[str, Path, Path, Path | None]
 _DICOM = ".dcm"
 Progress = Callable[[int, int], None]
 """Called with the numbers of cases done and in all."""
+
+
+TOLERANCE, FORGIVEN_VOXELS = "tolerance", 5
+"""The topic of the notice where NSD forgives more than so many voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,18 @@ class EvaluateSettings:
     def check_labels(self, labels: LabelScheme) -> None:
         """Raise `ConfigError` where organs are named, or rules asked for, that do not fit a dataset's labels."""
         _scored_organs(labels, self)
+
+
+def too_forgiving(settings: EvaluateSettings, spacing_mm: Spacing, run: Path) -> str:
+    """A sentence where NSD forgives errors of many voxels, and so says little; empty otherwise. spacing_mm: of the
+    run's grid."""
+    tolerance, voxel = settings.tolerance_mm, max(spacing_mm)
+    if settings.rules != "standard" or settings.organ_tolerance_mm or tolerance <= FORGIVEN_VOXELS * voxel:
+        return ""
+    return (
+        f"NSD forgives {tolerance:g} mm, which is {tolerance / voxel:.0f} voxels of the plan's grid: it says little. "
+        f"`semiseg run {run} --set evaluate.tolerance_mm={voxel:.2g}` scores again, and trains nothing."
+    )
 
 
 def evaluate_folder(

@@ -17,7 +17,6 @@ from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
 from semiseg.scoring.metrics import OrganScores
 from semiseg.scoring.statistics import BOOTSTRAP_SAMPLES, Interval, mean_interval
-from semiseg.types import Spacing
 from semiseg.words import as_text_cell
 
 Metric = Literal["dice", "nsd", "hd95_mm"]
@@ -157,8 +156,6 @@ def read_summary(path: Path) -> Summary:
     return summary
 
 
-FORGIVEN_VOXELS = 5
-"""From so many on that NSD forgives, it is said."""
 _ANEW = "Run `semiseg evaluate` again."
 
 
@@ -172,18 +169,6 @@ def never_found(summary: Summary) -> str:
     ((organ, cases),) = found.items()
     where = "the one test case that has it" if cases == 1 else f"the {cases} test cases that have it"
     return f"{organ} was never found in {where}."
-
-
-def too_forgiving(summary: Summary, spacing_mm: Spacing) -> str:
-    """A sentence where NSD forgives errors of many voxels, and so says nothing; empty otherwise. spacing_mm: of a grid
-    that is no finer than the scans'."""
-    tolerance, voxel = min(summary["tolerance_mm"].values()), max(spacing_mm)
-    if tolerance <= FORGIVEN_VOXELS * voxel:
-        return ""
-    return (
-        f"NSD forgives {tolerance:g} mm, which is {tolerance / voxel:.0f} voxels of the plan's grid: it says little "
-        f"here. Give the same command again with --set evaluate.tolerance_mm={voxel:.2g}, which trains nothing."
-    )
 
 
 def organs_never_found(summary: Summary) -> dict[str, int]:

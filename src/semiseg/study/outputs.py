@@ -21,7 +21,7 @@ def print_study(study: Study) -> None:
     if rows:
         print(f"\n{title}")
     for labels, *which, text in rows:
-        print(f"  {labels} labels, {', '.join(which)}: {text}")
+        print(f"  {counted(int(labels), 'label')}, {', '.join(which)} runs: {text}")
 
 
 def write_table(study: Study, results: Path) -> None:

@@ -24,6 +24,7 @@ from semiseg.notices import notices_by_topic
 from semiseg.processes import ending_with_this, processor_name, usable_cores
 from semiseg.rows import read_metrics
 from semiseg.run_folder import wait_for
+from semiseg.scoring.evaluator import TOLERANCE
 from semiseg.scoring.label_efficiency import (
     Reference,
     Study,
@@ -236,12 +237,12 @@ def _row(run: PlannedRun, folder: Path, key: str) -> StudyRun:
         steps=int(metrics[-1]["step"]),
         minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,
         peak_memory_mb=0.0,
+        # A study's runs are not scored again one by one.
+        notices={topic: text for topic, text in notices_by_topic(folder).items() if topic != TOLERANCE},
         cases=scores_of(summary),
     )
     if on_gpu := [float(line["gpu_peak_mb"]) for line in metrics if "gpu_peak_mb" in line]:
         made["gpu_peak_mb"] = max(on_gpu)
-    if notices := notices_by_topic(folder):
-        made["notices"] = notices
     return made
 
 

@@ -56,7 +56,7 @@ def _few_steps(settings: TrainSettings, steps: int) -> str:
     if steps >= FEW_STEPS:
         return ""
     remedy = "Give more steps." if settings.steps is not None else "Give more --minutes, or a machine with less to do."
-    return f"{steps} training steps were made, and on most sets a network needs more than {FEW_STEPS}. {remedy}"
+    return f"{steps} training steps were made, and {FEW_STEPS} or more are usual. {remedy}"
 
 
 def _overrun(settings: TrainSettings, seconds: float) -> str:

@@ -62,11 +62,11 @@ class Drawing:
         99.5."""
         if self._source.contents().is_ct(channel):
             return SOFT_TISSUE_HU
-        key = (case.id, channel)
-        if key not in self._windows:
-            scan = self._scan(case, channel)
-            self._windows[key] = (0.0, 1.0) if scan is None else _percentiles(scan)
-        return self._windows[key]
+        if (case.id, channel) not in self._windows:  # of all channels: large scans are read anew each time
+            layer = next((layer for layer in self._source.layers(case) if layer.kind == "image"), None)
+            scans = self._volumes.channels(case, layer) if layer else ()
+            self._windows |= {(case.id, n): _percentiles(scan) for n, scan in enumerate(scans)}
+        return self._windows.get((case.id, channel), (0.0, 1.0))
 
     def doubtful(self, case: ViewCase, measured: Measures | None, organ: str) -> Shape:
         """For each plane the slice to look at first: the most doubtful by the network, else the one on which outlines
@@ -209,9 +209,8 @@ class Drawing:
         organs = self._organs(measured) if measured else {}
         return centre(grid.shape_zyx, organs.get(organ), organs)
 
-    def _scan(self, case: ViewCase, channel: int = 0) -> Volume | None:
-        images = (layer for layer in self._source.layers(case) if layer.kind == "image")
-        layer = next((layer for layer in images if layer.channel == channel), None)
+    def _scan(self, case: ViewCase) -> Volume | None:
+        layer = next((layer for layer in self._source.layers(case) if layer.kind == "image"), None)
         return self._volumes.get(case, layer) if layer else None
 
     def _judged_layer(self, case: ViewCase) -> Layer | None:

@@ -103,7 +103,7 @@ def _shown(plane: Plane, box: Box, shape: Shape) -> tuple[slice, slice]:
 def _grey(picture: AnyArray, scan: Volume, window: tuple[float, float]) -> Rgb:
     low, high = window
     values = picture.astype(np.float32) * scan.raw.slope + scan.raw.inter
-    levels = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
+    levels = np.clip((values - low) / max(high - low, 1e-30), 0, 1) * 255
     return np.asarray(np.rint(levels), dtype=np.uint8)
 
 

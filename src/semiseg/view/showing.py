@@ -54,7 +54,6 @@ def info(pages: Pages, _: Request) -> Response:
                 {"value": value, "name": name, "colour": colours[name]} for value, name in contents.organs.items()
             ],
             "windows": [{"name": name, "low": low, "high": high} for name, low, high in windows],
-            "default_window": windows[0][0] if windows else None,
             "pages": {
                 "run": is_run,
                 "cases": bool(contents.cases),

@@ -114,9 +114,13 @@ class Volumes:
     def get(self, case: ViewCase, layer: Layer) -> Volume:
         """A layer. Raises `DataError` where its file is damaged, or not on the scan's grid."""
         if layer.form == "scan":
-            found = self._kept(case, layer, lambda: _read_scan(case))
+            found = self.channels(case, layer)
             return found[layer.channel if layer.channel < len(found) else 0]
         return self._kept(case, layer, lambda: (self._read(case, layer),))[0]
+
+    def channels(self, case: ViewCase, layer: Layer) -> tuple[Volume, ...]:
+        """All channels of the scan that a layer is of, by one reading. Raises as `get`."""
+        return self._kept(case, layer, lambda: _read_scan(case))
 
     def _kept(self, case: ViewCase, layer: Layer, make: Callable[[], tuple[Volume, ...]]) -> tuple[Volume, ...]:
         name = "scan" if layer.form == "scan" else layer.name
