@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,21 @@ def test_a_round_learns_from_the_scans_that_are_drawn_for_it(
     assert len(folders) == 2, "of the last round's two networks"
     # The one that is held against the other has labelled the round before's, too.
     assert min(len(list(folder.glob("*.b2nd"))) for folder in folders) == 1
+
+
+def test_a_tolerance_of_many_voxels_is_noticed_and_what_is_advised_helps(
+    runs: dict[str, Path], semiseg_command: Command, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs["supervised"], tmp_path / "run")
+    answer = semiseg_command("run", run, "--set", "evaluate.tolerance_mm=500")
+    assert answer.code == 0, answer
+    (told,) = (text for text in read_notices(run) if text.startswith("NSD forgives 500 mm"))
+    assert f"Note: {told}" in answer.out
+    advised = re.search(r"`semiseg (run .*) --set (\S+)`", told)
+    assert advised
+    answer = semiseg_command(*advised[1].split(), "--set", advised[2])
+    assert answer.code == 0, answer
+    assert not any("NSD forgives" in text for text in read_notices(run))
 
 
 def test_training_leaves_what_was_asked_as_it_was(runs: dict[str, Path]) -> None:
