@@ -33,7 +33,7 @@ def main() -> None:
         file = DOCS / "benchmarks" / name / "results.json"
         if not file.is_file():
             continue
-        for point in points(read_study(file)):
+        for point in sorted(points(read_study(file)), key=lambda point: (point.labelled, point.compute)):
             both, alone = point.difference.get("dice"), point.over_cases
             if point.method != "default" or not (both and alone) or None in (both["mean"], both["low"], both["high"]):
                 continue
