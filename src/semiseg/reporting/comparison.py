@@ -10,7 +10,7 @@ from markupsafe import Markup
 from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.io.colours import organ_colours
-from semiseg.reporting.numbers import NOTHING, value
+from semiseg.reporting.numbers import NOTHING, distance, value
 from semiseg.reporting.page import METRIC_NAMES, facts, load_template, method_name, trained_on
 from semiseg.reporting.pictures import DrawnCase, image_path, mean_dice, one_slice
 from semiseg.reporting.run_data import RunData, read_run
@@ -115,4 +115,5 @@ def difference(paired: PairedDifference, metric: Metric) -> Markup | str:
 
 
 def _signed(number: float, metric: Metric) -> str:
-    return f"{number:+.{1 if metric == 'hd95_mm' else 3}f}".replace("-", "−")
+    size = distance(abs(number)) if metric == "hd95_mm" else f"{abs(number):.3f}"
+    return f"{'−' if number < 0 else '+'}{size}"
