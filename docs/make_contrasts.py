@@ -15,7 +15,7 @@ from semiseg.scoring.label_efficiency import MARGIN, points, read_study, verdict
 DOCS = Path(__file__).resolve().parent
 PICTURE = DOCS / "assets" / "contrasts.svg"
 STUDIES = {
-    "hippocampus_by_minutes": "hippocampus, 5 minutes",
+    "hippocampus_converged": "hippocampus",
     "head_neck_by_minutes": "head and neck, 8 minutes",
     "left_atrium_by_minutes": "left atrium, 8 minutes",
     "acdc_mixed_converged": "ACDC, all groups",
