@@ -7,7 +7,8 @@ Transformations learnt by registration, as augmentation (Zhao et al., CVPR 2019)
 Each labelled scan is registered onto each scan of a pool without labels (diffeomorphic demons, two resolutions), and it
 and its label are moved there: an exact label of a scan whose shape somebody has. Trained on is:
 
-  alone              the labelled scans, with the random deformations of augmentation
+  unseen             the labelled scans, with the random deformations of augmentation
+  alone              these, with the histograms of the pool, too, as labels alone always have them
   rounds             these and the pool, by the default method
   registered         the labelled scans and all that were moved, each seen as often
   registered_rounds  all of these
@@ -34,7 +35,7 @@ from semiseg.files import atomic_folder, read_json, write_json
 from semiseg.scoring.label_efficiency import verdict
 
 RESULTS = Path(__file__).resolve().parent / "results" / "learnt_deformations.json"
-WAYS = ("alone", "rounds", "registered", "registered_rounds")
+WAYS = ("unseen", "alone", "rounds", "registered", "registered_rounds")
 HELD_BACK = 40
 SMOOTH_VOXELS, ITERATIONS = 1.5, 60
 """Of the demons, at each resolution."""
@@ -66,9 +67,10 @@ def main() -> None:
         subset = Subset.of(arguments.name, number, data=arguments.data, folder=folder, pool=arguments.pool)
         for way in arguments.ways:
             moved = way.startswith("registered")
-            root = folder / ("Dataset_registered" if moved else "Dataset_alone")
+            named = "registered" if moved else "unseen" if way == "unseen" else "alone"
+            root = folder / f"Dataset_{named}"
             if not root.exists():
-                write_set(root, subset, moved=moved)
+                write_set(root, replace(subset, pool=[]) if way == "unseen" else subset, moved=moved)
             here = replace(subset, root=root, plain={})  # all scans of the folder that have a label are learnt from
             method = "pseudo_rounds" if way.endswith("rounds") else "supervised"
             settings = here.settings(arguments.steps, method__name=method)

@@ -120,19 +120,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             training, plan, run / "store", shared=shared, workers=workers(), verify=verify, progress=advance
         )
     write_run_cases(run / "cases.jsonl", with_hashes(cases, {result.id: result.hash for result in results}))
-    failed = {result.id: result.error for result in results if result.error}
-    damaged = run / "damaged.txt"
-    if not failed and settings.data.exclude != str(damaged.resolve()):
-        damaged.unlink(missing_ok=True)
-    if failed:
-        before = read_ids(settings.data.exclude, "exclude") if settings.data.exclude else []
-        write_text(damaged, "\n".join(["# left out before, and could not be prepared", *before, *failed]) + "\n")
-        raise DataError(
-            f"{len(failed)} of {counted(len(results), 'case')} could not be prepared (the others are kept):\n  "
-            + "\n  ".join(f"{id}: {error}" for id, error in failed.items())
-            + f"\nMend or remove the files; or leave these cases out: give the same command with --set "
-            f"data.exclude={damaged}, which lists them."
-        )
+    _refuse_damaged(run, settings, {result.id: result.error for result in results if result.error}, of=len(results))
     index = write_index(run / "store", [case.id for case in training], anew=verify)
     stored = IndexedCases(index, [run / "store" / case.id for case in training])
     if not quiet:
@@ -144,6 +132,22 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             looks = f"Unlike the other scans in their intensities: {shortened(names)}."
             print(f"{looks} Look whether they belong to the set.")
     return plan
+
+
+def _refuse_damaged(run: Path, settings: RunSettings, failed: dict[str, str], *, of: int) -> None:
+    """Raise `DataError` where some of so many cases could not be prepared, which `run/damaged.txt` lists then."""
+    damaged, asked = run / "damaged.txt", settings.data.exclude
+    if failed:
+        before = read_ids(asked, "exclude") if asked else []
+        write_text(damaged, "\n".join(["# left out before, and could not be prepared", *before, *failed]) + "\n")
+        raise DataError(
+            f"{len(failed)} of {counted(of, 'case')} could not be prepared (the others are kept):\n  "
+            + "\n  ".join(f"{id}: {error}" for id, error in failed.items())
+            + "\nMend or remove the files; or leave these cases out: give the same command with --set "
+            f"data.exclude={damaged}, which lists them."
+        )
+    if asked != str(damaged.resolve()):  # else good scans would be left out when they are mended
+        damaged.unlink(missing_ok=True)
 
 
 def _validation_fraction(run: Path, dataset: Dataset, settings: RunSettings) -> float:

@@ -252,10 +252,9 @@ def noticed_table(study: Study) -> StudyTable:
     groups = groups_of(study["runs"]).items()
     rows = []
     for (method, labelled, compute), runs in sorted(groups, key=lambda group: group[0][1:]):
-        for topic in dict.fromkeys(topic for run in runs for topic in run.get("notices", {})):
-            known = [run["notices"] for run in runs if "notices" in run]
+        known, times = [run["notices"] for run in runs if "notices" in run], [f"{compute:g} x"] if several else []
+        for topic in dict.fromkeys(topic for notices in known for topic in notices):
             texts = [notices[topic] for notices in known if topic in notices]
-            times = [f"{compute:g} x"] if several else []
             rows.append([str(labelled), *times, method, f"{len(texts)} of {len(known)}", texts[0]])
     return NOTICED, ["labels", *(["compute"] if several else []), "method", "runs", "example"], rows
 
