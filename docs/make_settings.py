@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from semiseg.methods.settings import DEFAULT, OptimiserSettings, PhaseSettings, method_names, settings_kind
+from semiseg.methods.settings import DEFAULT, OptimiserSettings, PretrainedPhases, method_names, settings_kind
 from semiseg.settings import RunSettings
 
 PAGE = Path(__file__).parent / "settings.md"
@@ -44,7 +44,7 @@ def page() -> str:
     for section in fields(RunSettings):
         parts.append(f"## [{section.name}]\n\n{meanings[section.name]}\n")
         if section.name == "method":
-            shared = [*keys(OptimiserSettings, "optimiser."), *keys(PhaseSettings, "phases.")]
+            shared = [*keys(OptimiserSettings, "optimiser."), *keys(PretrainedPhases, "phases.")]
             parts.append(table((key, default if "opt" in key else "by method", text) for key, default, text in shared))
             for name in sorted(method_names(), key=lambda one: one != DEFAULT):
                 kind = settings_kind(name)

@@ -18,10 +18,10 @@ class AugmentSettings:
     enabled: bool = True
     """Whether anything is augmented."""
     mirror_axes: tuple[int, ...] | None = None
-    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2; None is what the labelled scans
-    show (the plan's). Left and right are exchanged in mirror pairs."""
+    """Axes (0 Z, 1 Y, 2 X) along which a sample is mirrored, each with probability 1/2. Not set: what the labelled
+    scans show (the plan's). Left and right are exchanged in mirror pairs."""
     turn_degrees: tuple[float, float, float] | None = None
-    """Largest angles about the Z, Y and X axis, in either direction; None is what the labelled scans show (the
+    """Largest angles about the Z, Y and X axis, in either direction. Not set: what the labelled scans show (the
     plan's)."""
     zoom: tuple[float, float] = (0.7, 1.4)
     """Range of the size of the anatomy after scaling relative to before, the same along all axes."""

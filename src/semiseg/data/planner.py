@@ -54,24 +54,24 @@ class PlanSettings:
     """Where training will run; `semiseg prepare` settles auto by what is there, the planner alone takes cuda: a CPU
     gets fewer features, smaller patches and batches, since time is its limit."""
     memory_budget_gb: float | None = None
-    """Memory for training in GB; None is 16 on mps and 4 on cpu, and on cuda what `semiseg prepare` finds that the GPU
+    """Memory for training in GB. Not set: 16 on mps and 4 on cpu, and on cuda what `semiseg prepare` finds that the GPU
     has, less a reserve. The planner alone takes 48 there, where the paper's plan fits."""
     spacing_mm: Spacing | None = None
-    """Target spacing (Z, Y, X) in mm. None is chosen for the minutes, and is nnU-Net's rule where steps are given."""
+    """Target spacing (Z, Y, X) in mm. Not set: chosen for the minutes; by nnU-Net's rule where steps are given."""
     patch: Shape | None = None
-    """Patch (Z, Y, X) in voxels of the target spacing. None is chosen for the minutes, and grown from the data where
+    """Patch (Z, Y, X) in voxels of the target spacing. Not set: chosen for the minutes, and grown from the data where
     steps are given."""
     batch: int | None = None
-    """Samples in a batch; None takes what fits, from 2 to the paper's 8, and 2 on cpu."""
+    """Samples in a batch. Not set: what fits, from 2 to the paper's 8, and 2 on cpu."""
     base_features: int | None = None
-    """Features of the teacher's finest level. None is chosen for the minutes: 8, 16 or 32. Where steps are given it is
+    """Features of the teacher's finest level. Not set: 8, 16 or 32 by the minutes. Where steps are given it is
     the paper's 32 (16 on cpu), fewer where memory is short."""
     student_base_features: int | None = None
-    """Features of the finest level of the student, the network that is shipped; None is the teacher's number."""
+    """Features of the finest level of the student, the network that is shipped. Not set: the teacher's number."""
     network: str = "unet"
     """unet: the paper's. residual_encoder: nnU-Net's ResEnc presets. Or the name of one that was added."""
     max_features: int | None = None
-    """No level has more features than this; None is the paper's 512, and nnU-Net's 320 for a residual encoder."""
+    """No level has more features than this. Not set: the paper's 512, and nnU-Net's 320 for a residual encoder."""
     max_levels: int = 5
     """At most so many levels, the paper's five; small scans get fewer."""
 

@@ -48,9 +48,9 @@ class DataSettings:
     resample: bool = False
     """Make series of DICOM regular whose slices are tilted, missing or uneven: otherwise they are left out."""
     labelled: int | None = None
-    """A label budget: so many training cases keep their labels and all others hide theirs; None uses every label."""
+    """A label budget: so many training cases keep their labels and all others hide theirs. Not set: all keep them."""
     label_seed: int | None = None
-    """Which cases keep theirs: None takes the first of `splits.json` (or by name), a number draws by that seed."""
+    """Which cases keep theirs: a number draws by that seed. Not set: the first of `splits.json` (or by name)."""
     label_list: str = ""
     """A text file with the ids of the cases that keep their labels, one a line, in the order in which a budget spends
     them: what `semiseg rank` wrote and you have labelled, say. Relative paths as `root`."""
@@ -71,7 +71,8 @@ class DataSettings:
     as `root`."""
     teacher_labels: str = ""
     """A folder of label maps by another program or person, which the unlabelled cases are learnt from: ID.nii.gz, or
-    ID/ORGAN.nii.gz as TotalSegmentator writes. Organs that it does not know are ignored. Relative paths as `root`."""
+    ID/ORGAN.nii.gz as TotalSegmentator writes. What it calls background may be an organ that it does not know.
+    Relative paths as `root`."""
     teacher_names: str = ""
     """Which organ is which in them: a TOML or JSON file with lines such as `liver = 5`, or `spleen = "spleen"` for the
     name of a file; by default names.toml in the folder, or equal names. Relative paths as `root`."""
@@ -82,7 +83,7 @@ class DataSettings:
     """Folder for prepared scans, which runs share; by default `prepared-scans` beside the run. Relative paths as
     `root`."""
     mirror_pairs: tuple[tuple[str, str], ...] | None = None
-    """Pairs of label names that mirroring exchanges; None takes dataset.json's, or left_x with right_x."""
+    """Pairs of label names that mirroring exchanges. Not set: those of dataset.json, or left_x with right_x."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "series", without_uid(self.series))

@@ -42,7 +42,7 @@ class TrainSettings:
 
     validation_fraction: float | None = None
     """Share of the labelled training cases held out for validation; none below 20 labelled cases, which are too few to
-    give any away. None is a fifth where no test case has a label, and nothing where the test cases tell how good the
+    give any away. Not set: a fifth where no test case has a label, and nothing where the test cases tell how good the
     model is."""
     validation_every: int = 1
     """Epochs of 250 steps between validations; 0 turns validation off and trains on all labelled cases. Where minutes
