@@ -83,7 +83,7 @@ def _begin(run: Path, own: Path, index: int, settings: RunSettings) -> None:
 def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     """Write what the folds say together: `summary.json` of all labelled scans, the scores of the test cases by the
     averaged networks if there are any, and the page."""
-    summary = out_of_fold(run)
+    summary = out_of_fold(run, settings.data.patients)
     write_summary(run, summary)
     for fold in fold_runs(run):
         own = (text for topic, text in notices_by_topic(fold).items() if topic != TOLERANCE)
@@ -105,9 +105,9 @@ def summed_up(run: Path, settings: RunSettings, *, quiet: bool) -> Path:
     return write_report(run)
 
 
-def out_of_fold(run: Path) -> Summary:
-    """The scores of all folds as one summary; raises `DataError` where a fold has none, and where they do not have
-    every labelled scan once."""
+def out_of_fold(run: Path, patients: str) -> Summary:
+    """The scores of all folds as one summary. patients: `DataSettings.patients`. Raises `DataError` where a fold has
+    none, and where they do not have every labelled scan once."""
     summaries = [read_summary(fold / "summary.json") for fold in fold_runs(run)]
     if not summaries:
         raise DataError(f"{run}: has no folds. Make them with `semiseg run {run} --folds 5`.")
@@ -121,7 +121,7 @@ def out_of_fold(run: Path) -> Summary:
         )
     organs = {int(value): name for value, name in first["organs"].items()}
     cases = sorted((case for summary in summaries for case in summary["cases"]), key=lambda case: case["id"])
-    return summarise(cases, organs, first["tolerance_mm"], first["rules"])
+    return summarise(cases, organs, first["tolerance_mm"], first["rules"], patients)
 
 
 def closing_lines(run: Path) -> list[str]:

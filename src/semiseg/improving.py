@@ -135,8 +135,8 @@ def postprocess(run: AnyPath, *, quiet: bool = False) -> dict[str, Any]:
             f"{run}: no validation cases, and nothing may be chosen on others. A run holds cases back where it has "
             f"{FEWEST_TO_VALIDATE} labelled ones or more, no test case has a label, and neither "
             "train.validation_fraction nor train.validation_every is 0. Make a new run with --folds 5, whose networks "
-            "predict all labelled scans out of fold, or, with as many labels, with --set "
-            "train.validation_fraction=0.2. Until then labels stay as predicted."
+            "predict all labelled scans out of fold, or with --set train.validation_fraction=0.2. Until then labels "
+            "stay as predicted."
         )
     chosen = choose_steps(
         _pairs(run, "validation", run / "validation", plan, settings, quiet=quiet),

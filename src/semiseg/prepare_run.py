@@ -14,7 +14,6 @@ from semiseg.data.prepare import prepare_cases, write_recipe
 from semiseg.data.remarks import print_label_remarks, print_remarks
 from semiseg.data.reviews import TEACHER_LABELS, Review, count_roles, made_review, read_review, write_review
 from semiseg.data.roles import (
-    VALIDATED,
     RunCase,
     assign_roles,
     of_role,
@@ -88,7 +87,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
         choice=SeriesChoice(settings.data.series, settings.data.resample),
     )
     if not quiet:
-        print_remarks(dataset)
+        print_remarks(dataset, settings.data.patients)
     settings.evaluate.check_labels(dataset.labels)
     validation = _validation_fraction(run, dataset, settings) if settings.train.validation_every else 0.0
     cases = assign_roles(dataset, settings.data, validation_fraction=validation, seed=settings.train.seed)
@@ -150,9 +149,9 @@ def _refuse_damaged(run: Path, settings: RunSettings, failed: dict[str, str], *,
         damaged.unlink(missing_ok=True)
 
 
-def _validation_fraction(run: Path, dataset: Dataset, settings: RunSettings) -> float:
-    """The share of the labelled cases that is held out, as in a run that was prepared before. Where test cases have
-    labels, these tell how good the model is, and all other labels are learnt from."""
+def _validation_fraction(run: Path, dataset: Dataset, settings: RunSettings) -> float | None:
+    """The share of the labelled cases that is held out, as in a run that was prepared before; None is the usual one.
+    Where test cases have labels, these tell how good the model is, and all other labels are learnt from."""
     if settings.train.validation_fraction is not None:
         return settings.train.validation_fraction
     if (run / "plan.toml").exists() and (before := _cases_before(run)):
@@ -160,7 +159,7 @@ def _validation_fraction(run: Path, dataset: Dataset, settings: RunSettings) -> 
     else:
         held_back = settings.data.development > 0 or settings.data.fold is not None
         is_scored = held_back or any(case.split == "test" and case.label for case in dataset.cases)
-    return 0.0 if is_scored else VALIDATED
+    return 0.0 if is_scored else None
 
 
 def _cases_before(run: Path) -> list[RunCase]:

@@ -150,7 +150,8 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
     """Score `run/predictions` against the labels of the run's test cases. output: folder for the summary, by default
     the run, and its folder `tests` where it has folds."""
     run = Path(run)
-    settings = prepared_settings(run).evaluate
+    prepared = prepared_settings(run)
+    settings, patients = prepared.evaluate, prepared.data.patients
     plan = read_plan(run / "plan.toml")
     cases = [case for case in of_role(read_run_cases(run / "cases.jsonl"), "test") if case.label]
     if not cases and fold_runs(run):
@@ -177,6 +178,7 @@ def evaluate_run(run: AnyPath, *, output: AnyPath | None = None, quiet: bool = F
             output=_scores_of_tests(run) if output is None else Path(output),
             workers=workers(),
             progress=lambda done, total: advance(done, total, ""),
+            patients=patients,
         )
     if not quiet:
         print_summary(summary)

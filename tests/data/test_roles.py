@@ -13,6 +13,7 @@ from semiseg.data.roles import (
     DataSettings,
     RunCase,
     assign_roles,
+    fold_parts,
     of_role,
     read_run_cases,
     with_hashes,
@@ -44,7 +45,9 @@ def dataset(labelled: int = 10, unlabelled: int = 3, tests: int = 2, order: tupl
     )
 
 
-def roles(of: Dataset, settings: DataSettings | None = None, *, fraction: float = 0.0, seed: int = 0) -> dict[str, str]:
+def roles(
+    of: Dataset, settings: DataSettings | None = None, *, fraction: float | None = 0.0, seed: int = 0
+) -> dict[str, str]:
     cases = assign_roles(of, settings or DataSettings(), validation_fraction=fraction, seed=seed)
     assert [case.id for case in cases] == [case.id for case in of.cases]
     return {case.id: case.role for case in cases}
@@ -157,9 +160,10 @@ def test_validation_cases_are_held_out_of_the_labelled() -> None:
 
 def test_few_labels_are_not_given_away() -> None:
     """Of 20 a fifth is 4; of 19 even one would be missed more."""
-    assert not ids(roles(dataset(labelled=FEWEST_TO_VALIDATE - 1), fraction=0.2), "validation")
-    assert not ids(roles(dataset(labelled=24), DataSettings(labelled=4), fraction=0.2), "validation")
-    assert len(ids(roles(dataset(labelled=FEWEST_TO_VALIDATE), fraction=0.2), "validation")) == FEWEST_TO_VALIDATE // 5
+    assert not ids(roles(dataset(labelled=FEWEST_TO_VALIDATE - 1), fraction=None), "validation")
+    assert not ids(roles(dataset(labelled=24), DataSettings(labelled=4), fraction=None), "validation")
+    assert len(ids(roles(dataset(labelled=FEWEST_TO_VALIDATE), fraction=None), "validation")) == FEWEST_TO_VALIDATE // 5
+    assert len(ids(roles(dataset(labelled=8), fraction=0.25), "validation")) == 2  # asked for
 
 
 def test_validation_never_takes_the_last_label() -> None:
@@ -220,3 +224,31 @@ def test_the_real_splits_set_the_order(real_data: Path) -> None:
     found = roles(data, DataSettings(labelled=4))
     assert set(ids(found, "labelled")) == set(data.train_order[:4])
     assert Counter(found.values()) == {"labelled": 4, "unlabelled": 156, "test": 40}
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_part_no_patient(folds: int) -> None:
+    names = [f"P{patient:02}_{scan}" for patient in range(7) for scan in range(1 + patient % 3)]
+    parts = fold_parts(names, folds, ".+(?=_)")
+    assert sorted(case for part in parts for case in part) == names
+    patients = [{case.split("_")[0] for case in part} for part in parts]
+    assert sum(map(len, patients)) == 7  # none in two
+    assert max(map(len, patients)) - min(map(len, patients)) <= 1
+
+
+def test_held_back_scans_and_drawn_budgets_part_no_patient() -> None:
+    names = [f"P{patient:02}_{scan}" for patient in range(12) for scan in "ab"]
+    label = Path("label.nii.gz")
+    cases = tuple(Case(id=name, images=(Path(f"{name}.nii.gz"),), label=label, split="train") for name in names)
+    of = replace(dataset(), cases=cases)
+    found = roles(of, DataSettings(patients=".+(?=_)"), fraction=0.25)
+    held = ids(found, "validation")
+    assert len(held) == 6
+    assert {case[:3] for case in held}.isdisjoint(case[:3] for case in ids(found, "labelled"))
+    drawn = ids(roles(of, DataSettings(patients=".+(?=_)", labelled=8, label_seed=1)), "labelled")
+    assert (len(drawn), len({case[:3] for case in drawn})) == (8, 4)
+
+
+def test_more_folds_than_patients_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data.folds = 3, but the labelled cases are of 1 patient"):
+        roles(dataset(), DataSettings(patients=".", folds=3, fold=0))

@@ -195,8 +195,8 @@ def test_what_cannot_be_is_refused(
 @pytest.mark.parametrize(("count", "folds"), [(4, 3), (10, 5), (7, 2), (5, 5)])
 def test_parts_are_of_one_size_and_do_not_depend_on_the_order(count: int, folds: int) -> None:
     ids = [f"case{n}" for n in range(count)]
-    parts = fold_parts(ids, folds)
-    assert parts == fold_parts(ids[::-1], folds)
+    parts = fold_parts(ids, folds, "")
+    assert parts == fold_parts(ids[::-1], folds, "")
     assert sorted(case for part in parts for case in part) == sorted(ids)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

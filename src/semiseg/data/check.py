@@ -25,6 +25,8 @@ from semiseg.data.check_case import (
 from semiseg.data.check_plan import plan_remarks
 from semiseg.data.extents import odd_extents
 from semiseg.data.laterality import measured_mirror_axis
+from semiseg.data.patients import BIDS
+from semiseg.data.remarks import patient_remarks
 from semiseg.geometry import LEFT_RIGHT_AXIS, triple
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.types import Spacing
@@ -96,6 +98,7 @@ def check_dataset(dataset: Dataset, *, workers: int = 1, progress: Progress | No
         *_turned_headers(dataset),
         *_unlabelled(facts, dataset.root),
         *plan_remarks(facts, dataset),
+        *patient_remarks(dataset, BIDS),
     ]
     problems += [as_problem(remark, dataset.root) for remark in between_cases]
     target = _median_spacing(facts)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from semiseg.data.check_case import Remark, inspect_header, role_of
+from semiseg.data.check_case import Remark, Severity, inspect_header, role_of
 from semiseg.data.extents import odd_extents
+from semiseg.data.patients import patients_in_both, untold_patients
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.store_index import IndexedCases
 
@@ -19,8 +20,9 @@ _SHOWN = 5
 """So many lines of one kind are printed, and then how many more there are."""
 
 
-def print_remarks(dataset: Dataset) -> None:
-    """Print to stderr what was set aside, what is doubtful of the set, and of the headers of its scans."""
+def print_remarks(dataset: Dataset, patients: str) -> None:
+    """Print to stderr what was set aside, what is doubtful of the set, and of the headers of its scans. patients:
+    `DataSettings.patients`."""
     print_alike("set aside", dataset.problems)
     found: list[Remark] = [*dataset.remarks]
     scans = []
@@ -28,9 +30,20 @@ def print_remarks(dataset: Dataset) -> None:
         grids = [inspect_header(file, found) for file in case.images]
         if grids[0]:
             scans.append((case.images[0], grids[0].shape_zyx, grids[0].spacing_mm))
-    found += [*odd_extents(scans), *_tests_trained_on(dataset.cases)]
+    found += [*odd_extents(scans), *_tests_trained_on(dataset.cases), *patient_remarks(dataset, patients)]
     for severity in ("warning", "note"):  # what cannot be read is said by what reads it
         print_alike(severity, [(file, text) for kind, file, text in found if kind == severity])
+
+
+def patient_remarks(dataset: Dataset, pattern: str) -> list[Remark]:
+    """Of patients who have several scans, or seem to: a warning where one is trained and tested on, and a note where
+    nothing says who is who. pattern: `DataSettings.patients`."""
+    tests, training = ([case.id for case in dataset.cases if case.split == split] for split in ("test", "train"))
+    said: list[tuple[Severity, str]] = [
+        ("warning", patients_in_both(tests, training, pattern)),
+        ("note", untold_patients([*training, *tests], pattern)),
+    ]
+    return [(severity, dataset.root, text) for severity, text in said if text]
 
 
 def _tests_trained_on(cases: Sequence[Case]) -> list[Remark]:

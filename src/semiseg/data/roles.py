@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from semiseg.data.patients import BIDS, by_patient, refuse_wrong_pattern
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split, unusable_id
@@ -26,7 +27,7 @@ learnt from one that was set aside."""
 WITH_LABELS: tuple[Role, ...] = ("labelled", "corrected", "accepted", "taught")
 """Roles of the cases that training learns from as labelled ones."""
 FEWEST_TO_VALIDATE = 20
-"""Below so many labelled cases none is held out: they are too few to give away."""
+"""Below so many labelled cases none is held out unasked: they are too few to give away."""
 VALIDATED = 0.2
 """The share that is held out otherwise, where nothing else scores a run."""
 
@@ -58,6 +59,10 @@ class DataSettings:
     """A text file with the ids of training cases that nothing is learnt from, one a line: damaged ones, or those with
     the worst pseudo-labels (`semiseg rank --exclude-worst`). A label budget is not spent on them. Relative paths as
     `root`."""
+    patients: str = BIDS
+    """Which scans are of one patient: a regular expression for the beginning of an id that names the patient, such as
+    `.+(?=_)` for P01_1 and P01_2. Folds, held-back scans and drawn budgets part no patient, and intervals are over
+    patients."""
     development: int = 0
     """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
     place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
@@ -95,6 +100,7 @@ class DataSettings:
             raise ConfigError("data.teacher and data.teacher_labels both label the unlabelled cases: leave one out.")
         if self.teacher_names and not self.teacher_labels:
             raise ConfigError("data.teacher_names says what the values of data.teacher_labels mean: name both.")
+        refuse_wrong_pattern(self.patients)
         if self.development < 0:
             raise ConfigError(f"data.development = {self.development}: give 0 or more.")
         if self.folds and (self.folds < 2 or self.development):
@@ -123,11 +129,13 @@ _ADAPTER: TypeAdapter[RunCase] = TypeAdapter(RunCase)
 _KEYS = {field.name for field in fields(RunCase)}
 
 
-def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fraction: float, seed: int) -> list[RunCase]:
+def assign_roles(
+    dataset: Dataset, settings: DataSettings, *, validation_fraction: float | None, seed: int
+) -> list[RunCase]:
     """One `RunCase` per case of the dataset, in its order; no test cases where `development` takes their place.
 
-    validation_fraction: share of the labelled training cases that is held out, if there are at least 20 (0: none).
-    seed: of the held-out choice. Raises `ConfigError` where the label budget cannot be met, and `DataError` where
+    validation_fraction: share of the labelled training cases that is held out; None is a fifth of 20 or more. seed: of
+    the held-out choice. Raises `ConfigError` where the label budget cannot be met, and `DataError` where
     nothing is labelled.
     """
     excluded = set(_known_ids(settings.exclude, "exclude", dataset)) if settings.exclude else set[str]()
@@ -141,14 +149,15 @@ def assign_roles(dataset: Dataset, settings: DataSettings, *, validation_fractio
     else:
         drawn = everyone
         if settings.label_seed is not None:
-            drawn = _shuffled(everyone, settings.label_seed, "label budget")
+            patients = _shuffled(everyone, settings.patients, settings.label_seed, "label budget")
+            drawn = [case for patient in patients for case in patient]
         left_out = held_back | excluded
         order = [case for case in drawn if case not in left_out]
     kept = _within_budget(dataset, settings, order, listed=len(listed))
     if settings.fold is not None:
-        held_back = set(fold_parts(kept, settings.folds)[settings.fold])
+        held_back = set(fold_parts(kept, settings.folds, settings.patients)[settings.fold])
         kept = [case for case in kept if case not in held_back]
-    held_out = _held_out(kept, validation_fraction, seed)
+    held_out = _held_out(kept, settings.patients, validation_fraction, seed)
     learnt_from = set(kept)
 
     def role(case: Case) -> Role:
@@ -206,28 +215,37 @@ def _within_budget(dataset: Dataset, settings: DataSettings, order: list[str], *
             f"data.folds = {settings.folds}, but only {counted(len(kept), 'case is', 'cases are')} labelled. "
             "Give fewer folds."
         )
+    if (patients := len(by_patient(kept, settings.patients))) < settings.folds:
+        raise ConfigError(
+            f"data.folds = {settings.folds}, but the labelled cases are of {counted(patients, 'patient')} by "
+            f"data.patients = {settings.patients!r}. Give fewer folds, or mend data.patients."
+        )
     return kept
 
 
-def _held_out(kept: list[str], validation_fraction: float, seed: int) -> set[str]:
-    """The labelled cases that are validated on."""
-    if validation_fraction <= 0 or len(kept) < FEWEST_TO_VALIDATE:
+def _held_out(kept: list[str], pattern: str, validation_fraction: float | None, seed: int) -> set[str]:
+    """The labelled cases that are validated on, all or none of a patient's."""
+    if validation_fraction is None:
+        validation_fraction = VALIDATED if len(kept) >= FEWEST_TO_VALIDATE else 0.0
+    if validation_fraction <= 0:
         return set()
-    count = min(max(1, round(validation_fraction * len(kept))), len(kept) - 1)
+    patients = [*by_patient(kept, pattern).values()]
+    count = min(max(1, round(validation_fraction * len(patients))), len(patients) - 1)
     generator = Draw(seed=seed).generator("validation cases")
-    return {kept[i] for i in generator.choice(len(kept), count, replace=False)}
+    return {case for i in generator.choice(len(patients), count, replace=False) for case in patients[i]}
 
 
-def fold_parts(ids: Sequence[str], folds: int) -> list[list[str]]:
-    """The ids in so many parts that differ in size by one at most, drawn once and for all by the ids themselves."""
-    drawn = _shuffled(ids, 0, "folds")
-    return [drawn[part::folds] for part in range(folds)]
+def fold_parts(ids: Sequence[str], folds: int, pattern: str) -> list[list[str]]:
+    """The ids in so many parts, drawn once and for all by the ids themselves; parts differ by one patient at most, and
+    no patient is in two. pattern: `DataSettings.patients`."""
+    drawn = _shuffled(ids, pattern, 0, "folds")
+    return [[case for patient in drawn[part::folds] for case in patient] for part in range(folds)]
 
 
-def _shuffled(ids: Sequence[str], seed: int, purpose: str) -> list[str]:
-    """The ids in an order that is drawn, and the same in whatever order they are given."""
-    names = sorted(ids)
-    return [names[i] for i in Draw(seed=seed).generator(purpose).permutation(len(names))]
+def _shuffled(ids: Sequence[str], pattern: str, seed: int, purpose: str) -> list[list[str]]:
+    """The ids of each patient, patients in an order that is drawn, and the same in whatever order ids are given."""
+    patients = [*by_patient(sorted(ids), pattern).values()]
+    return [patients[i] for i in Draw(seed=seed).generator(purpose).permutation(len(patients))]
 
 
 class _Absolute:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from semiseg.scoring.statistics import Interval, is_range
-from semiseg.words import counted
+from semiseg.scoring.statistics import Interval, independent, is_range
+from semiseg.scoring.tables import cases_text
 
 NOTHING = "–"
 
@@ -40,7 +40,7 @@ def ends(found: Interval, metric: str = "dice") -> str:
 
 def spread(found: Interval) -> str:
     """What stands below a mean by itself: `95 % interval 0.842–0.859, 8 cases`, `range 0.7–0.9 of 4 cases`."""
-    cases = counted(found["count"], "case")
+    cases = cases_text(found["count"], independent(found))
     if found["low"] is None:
         return cases
     if is_range(found):

@@ -20,7 +20,7 @@ from semiseg.reporting.pictures import case_pictures, feedback_pictures, mean_di
 from semiseg.reporting.rounds import labelled_scans
 from semiseg.reporting.run_data import RunData, read_run
 from semiseg.reporting.scoring import banner, tolerance_sentences, worst_distance
-from semiseg.scoring.statistics import FEWEST_CASES, is_range
+from semiseg.scoring.statistics import is_range
 from semiseg.scoring.summary import METRICS, Metric, Summary, pair_count
 
 METRIC_NAMES: dict[Metric, str] = {"dice": "Dice", "nsd": "NSD", "hd95_mm": "HD95"}
@@ -52,7 +52,7 @@ def _render(data: RunData) -> str:
         scored="labelled scans, each predicted by the network that has not seen it," if data.folds else "test cases",
         scored_one="labelled scan" if data.folds else "test case",
         no_tests=bool(data.roles) and not data.roles.get("test"),
-        few_cases=data.summary is not None and len(data.summary["cases"]) < FEWEST_CASES,
+        few_cases=data.summary is not None and is_range(data.summary["mean"]["dice"]),
         pairs=pair_count(data.summary["cases"]) if data.summary else (0, 0),
         worst=worst_distance(data.summary),
         tolerance=tolerance_sentences(data),

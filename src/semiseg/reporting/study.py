@@ -25,12 +25,13 @@ from semiseg.scoring.label_efficiency import (
     groups_of,
     name_of,
     organ_scores,
+    patient_count,
     points,
     verdict,
 )
 from semiseg.scoring.statistics import Interval
 from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
-from semiseg.scoring.tables import TITLES, markdown_table, p_text
+from semiseg.scoring.tables import TITLES, cases_text, markdown_table, p_text
 from semiseg.words import counted
 
 NOTICED = "Warnings of the runs"
@@ -44,6 +45,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
     methods = list(dict.fromkeys(point.method for point in found))
     page = load_template("study.html").render(
         study=study,
+        scored=scored_text(study),
         budget=budget_text(study),
         points=found,
         on_gpu=any(point.gpu_peak_mb is not None for point in found),
@@ -155,14 +157,18 @@ def study_tables(study: Study) -> list[StudyTable]:
 def study_markdown(study: Study) -> str:
     """What was run, and the tables, in Markdown."""
     machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
-    head = (
-        f"# {study['name']}: {study['dataset']}\n\n{study['test_cases']} cases scored, {budget_text(study)}. "
-        f"Machine: {machine}."
-    )
+    head = f"# {study['name']}: {study['dataset']}\n\n{scored_text(study)}, {budget_text(study)}. Machine: {machine}."
     noticed = noticed_table(study)
     shown = [*study_tables(study), *([noticed] if noticed[2] else [])]
     tables = (f"{title}:\n\n{markdown_table(header, rows)}" for title, header, rows in shown)
     return "\n\n".join([head, *tables]) + "\n"
+
+
+def scored_text(study: Study) -> str:
+    """`40 cases scored`; where patients have several, that they and not their cases count."""
+    cases, patients = study["test_cases"], patient_count(study)
+    over = "" if patients >= cases else " (intervals and p are over patients)"
+    return f"{cases_text(cases, patients)} scored{over}"
 
 
 def budget_text(study: Study) -> str:

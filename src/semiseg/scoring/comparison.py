@@ -30,18 +30,19 @@ from semiseg.scoring.summary import (
     case_means,
     organ_values,
     pair_count,
+    patients_of,
 )
 from semiseg.scoring.tables import (
     DECIMALS,
     RANGE_NOTE,
     TITLES,
     UNDEFINED,
+    cases_text,
     interval_text,
     p_text,
     print_table,
     shows_range,
 )
-from semiseg.words import counted
 
 MEAN = "mean"
 
@@ -66,6 +67,7 @@ class Comparison:
     names: tuple[str, ...]
     budgets: tuple[str, ...]
     case_count: int
+    patient_count: int
     rules: str
     distances: tuple[int, int]
     tables: dict[Metric, tuple[ComparisonRow, ...]]
@@ -73,7 +75,7 @@ class Comparison:
     @property
     def few_cases(self) -> bool:
         """Whether there are too few cases for intervals and p-values."""
-        return self.case_count < FEWEST_CASES
+        return self.patient_count < FEWEST_CASES
 
 
 def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, budgets: Sequence[str] = ()) -> Comparison:
@@ -91,16 +93,17 @@ def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, bud
         _check_comparable(names[0], summaries[0], name, summary)
     order = [case["id"] for case in summaries[0]["cases"]]
     runs = [sorted(summary["cases"], key=lambda case: order.index(case["id"])) for summary in summaries]
-    shared = _with_shared_organs(runs)
+    shared, patients = _with_shared_organs(runs), patients_of(summaries[0])
     tables: dict[Metric, tuple[ComparisonRow, ...]] = {}
     for metric in METRICS:
         columns = {o: [organ_values(run, o, metric) for run in runs] for o in summaries[0]["organs"].values()}
         columns[MEAN] = [case_means(run, metric) for run in (shared if metric == "hd95_mm" else runs)]
-        tables[metric] = tuple(_row(o, values, metric) for o, values in columns.items())
+        tables[metric] = tuple(_row(o, values, metric, patients) for o, values in columns.items())
     return Comparison(
         names=tuple(names),
         budgets=tuple(budgets),
         case_count=len(order),
+        patient_count=len(set(patients)),
         rules=summaries[0]["rules"],
         distances=(pair_count(shared[0])[0], max(pair_count(run)[1] for run in runs)),
         tables=tables,
@@ -120,13 +123,15 @@ def _with_shared_organs(runs: Sequence[Sequence[CaseScores]]) -> list[list[CaseS
     return kept
 
 
-def _row(organ: str, runs: Sequence[Sequence[float | None]], metric: Metric) -> ComparisonRow:
+def _row(organ: str, runs: Sequence[Sequence[float | None]], metric: Metric, patients: Sequence[str]) -> ComparisonRow:
     # one purpose for all runs: they draw the same cases, so their intervals move together
     draw, purpose, count = Draw(seed=0), f"{organ}/{metric}", BOOTSTRAP_SAMPLES
     return ComparisonRow(
         organ=organ,
-        values=tuple(mean_interval(run, draw, purpose, samples=count) for run in runs),
-        differences=tuple(paired_difference(runs[0], run, draw, purpose, samples=count) for run in runs[1:]),
+        values=tuple(mean_interval(run, draw, purpose, samples=count, patients=patients) for run in runs),
+        differences=tuple(
+            paired_difference(runs[0], run, draw, purpose, samples=count, patients=patients) for run in runs[1:]
+        ),
     )
 
 
@@ -189,7 +194,7 @@ def _table(comparison: Comparison, metric: Metric) -> tuple[list[str], list[list
 
 
 def _subtitle(comparison: Comparison) -> str:
-    baseline, cases = comparison.names[0], counted(comparison.case_count, "case")
+    baseline, cases = comparison.names[0], cases_text(comparison.case_count, comparison.patient_count)
     if comparison.few_cases:
         return f"{cases}, rules {comparison.rules}; mean (range of the cases), paired difference to {baseline}"
     return (

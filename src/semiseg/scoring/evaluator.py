@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 
 from semiseg.cases import WAS_KILLED, map_cases
+from semiseg.data.patients import BIDS
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import from_canonical
 from semiseg.io.dataset import LabelScheme
@@ -84,12 +85,13 @@ def evaluate_folder(
     output: Path | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    patients: str = BIDS,
 ) -> Summary:
     """Score every reference's prediction; write `summary.json` and `summary.csv`, return the summary.
 
     predictions: folder with `ID.nii.gz`, or another format. references: a folder of label maps of the same names (of
     DICOM SEG `ID.dcm` or `ID_seg.dcm`, or folders of masks), or the cases themselves. output: folder for the summary,
-    by default that of the predictions. workers: processes; 1 scores in this one.
+    by default that of the predictions. workers: processes; 1 scores in this one. patients: `DataSettings.patients`.
 
     Raises `DataError` naming every missing prediction before anything is computed, and for a prediction that
     is not on its reference's grid or has values outside of the labels; `ConfigError` where labels and rules
@@ -106,7 +108,7 @@ def evaluate_folder(
         lost=_lost,
         progress=(lambda done, total, case: progress(done, total)) if progress else None,
     )
-    summary = summarise(cases, organs, tolerance_mm, settings.rules)
+    summary = summarise(cases, organs, tolerance_mm, settings.rules, patients)
     write_summary(output, summary)
     return summary
 

@@ -15,10 +15,19 @@ import numpy as np
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from semiseg.data.patients import patient_of
 from semiseg.errors import DataError
 from semiseg.files import write_json
 from semiseg.randomness import Draw
-from semiseg.scoring.statistics import FEWEST_CASES, Interval, by_subset, crossed_interval, holm, signed_rank_p
+from semiseg.scoring.statistics import (
+    FEWEST_CASES,
+    Interval,
+    by_subset,
+    crossed_interval,
+    holm,
+    independent,
+    signed_rank_p,
+)
 from semiseg.scoring.summary import PAPER_METRICS, Metric, Summary, read_checked
 from semiseg.types import DoubleArray
 
@@ -59,7 +68,8 @@ class Reference(TypedDict):
 
 
 class Study(TypedDict):
-    """results.json. ceiling: the label budget of full supervision."""
+    """results.json. ceiling: the label budget of full supervision. patients: `DataSettings.patients`, where some have
+    several test cases."""
 
     name: str
     dataset: str
@@ -71,6 +81,7 @@ class Study(TypedDict):
     organs: list[str]
     tolerance_mm: dict[str, float]
     test_cases: int
+    patients: NotRequired[str]
     runs: list[StudyRun]
 
 
@@ -165,9 +176,10 @@ def against_reference(study: Study) -> list[AgainstReference]:
             "study file."
         )
     level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
+    patients = _patients(study, ids)
     found = []
     for (method, labelled, compute), runs in sorted(groups_of(fewer).items(), key=lambda group: group[0][1:]):
-        minus = _defined(_matrix(runs, ids, "dice") - level)
+        minus = _matrix(runs, ids, "dice") - level
         by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
         found.append(
             AgainstReference(
@@ -175,9 +187,9 @@ def against_reference(study: Study) -> list[AgainstReference]:
                 labelled=labelled,
                 compute=compute,
                 runs=len(runs),
-                difference=_interval(minus, runs, "dice"),
-                over_cases=_over_cases(by_case, labelled),
-                p_value=signed_rank_p(by_case),
+                difference=_interval(minus, runs, "dice", patients),
+                over_cases=_over_cases(by_case, labelled, patients),
+                p_value=signed_rank_p(by_case, patients),
             )
         )
     return _adjusted(found)
@@ -203,21 +215,33 @@ def groups_of(runs: Sequence[StudyRun]) -> dict[Group, list[StudyRun]]:
 def verdict(difference: Interval) -> str:
     """What a difference in Dice says: "ahead", "behind", "level" (within the margin), or "open"."""
     low, high = difference["low"], difference["high"]
-    if low is None or high is None or difference["count"] < FEWEST_CASES:
+    if low is None or high is None or independent(difference) < FEWEST_CASES:
         return "open"
     if low >= -MARGIN and high <= MARGIN:
         return "level"
     return "ahead" if low > 0 else "behind" if high < 0 else "open"
 
 
-def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric) -> Interval:
+def patient_count(study: Study) -> int:
+    """Of how many patients the test cases are."""
+    return len({patient for run in study["runs"] for patient in _patients(study, list(run["cases"]))})
+
+
+def _patients(study: Study, ids: Sequence[str]) -> list[str]:
+    """Whose each case is."""
+    return [patient_of(id, study.get("patients", "")) for id in ids]
+
+
+def _interval(values: DoubleArray, runs: Sequence[StudyRun], metric: Metric, patients: Sequence[str]) -> Interval:
     """Of `(runs, cases)`, over cases and subsets."""
-    return crossed_interval(values, _subsets(runs), Draw(seed=0), f"{runs[0]['labelled']}/{metric}", samples=_SAMPLES)
+    purpose = f"{runs[0]['labelled']}/{metric}"
+    return crossed_interval(values, _subsets(runs), Draw(seed=0), purpose, samples=_SAMPLES, patients=patients)
 
 
-def _over_cases(by_case: DoubleArray, labelled: int) -> Interval:
+def _over_cases(by_case: DoubleArray, labelled: int, patients: Sequence[str]) -> Interval:
     """Of a Dice value a case, by the draws that `_interval` has for a single subset."""
-    return crossed_interval(by_case[np.newaxis], [0], Draw(seed=0), f"{labelled}/dice", samples=_SAMPLES)
+    draw, purpose = Draw(seed=0), f"{labelled}/dice"
+    return crossed_interval(by_case[np.newaxis], [0], draw, purpose, samples=_SAMPLES, patients=patients)
 
 
 def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]]) -> Point:
@@ -225,12 +249,13 @@ def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]
     runs, baseline = groups[group], groups.get((study["baseline"], labelled, compute), [])
     ceiling = _ceiling(study, compute)
     ids = sorted(runs[0]["cases"])
+    patients = _patients(study, ids)
     point = Point(
         method=method,
         labelled=labelled,
         compute=compute,
         runs=len(runs),
-        values={metric: _interval(_matrix(runs, ids, metric), runs, metric) for metric in PAPER_METRICS},
+        values={metric: _interval(_matrix(runs, ids, metric), runs, metric, patients) for metric in PAPER_METRICS},
         minutes=float(np.mean([run["minutes"] for run in runs])),
         peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
         gpu_peak_mb=max((run["gpu_peak_mb"] for run in runs if "gpu_peak_mb" in run), default=None),
@@ -244,14 +269,14 @@ def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]
     gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in PAPER_METRICS}
     by_run = _defined(gain["dice"])
     room = None if ceiling is None else ceiling - float(by_subset(_defined(floor["dice"]), _subsets(floors)).mean())
-    difference = {metric: _interval(gain[metric], mine, metric) for metric in PAPER_METRICS}
+    difference = {metric: _interval(gain[metric], mine, metric, patients) for metric in PAPER_METRICS}
     gained = difference["dice"]["mean"]
-    by_case = by_subset(by_run, _subsets(mine)).mean(axis=0)
+    by_case = by_subset(gain["dice"], _subsets(mine)).mean(axis=0)
     return replace(
         point,
         difference=difference,
-        over_cases=_over_cases(by_case, labelled),
-        p_value=signed_rank_p(by_case),
+        over_cases=_over_cases(by_case, labelled, patients),
+        p_value=signed_rank_p(by_case, patients),
         better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
         gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
     )

@@ -1,12 +1,15 @@
-"""Means with bootstrap intervals over cases, alone and paired. The case is the unit that is drawn."""
+"""Means with bootstrap intervals over cases, alone and paired. The case is the unit that is drawn; the patient is where
+patients have several cases, since these are no independent evidence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NotRequired
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 from typing_extensions import TypedDict
 
@@ -24,7 +27,8 @@ signed-rank test can give is 0.0625, and a bootstrap of so few draws intervals t
 class Interval(TypedDict):
     """A mean over `count` cases with its 95 % bootstrap interval.
 
-    mean is None without a case. Below six cases low and high are the smallest and the largest case instead
+    patients: whose cases these are, where some have several; it then counts in the place of the cases. mean is None
+    without a case. Below six cases low and high are the smallest and the largest case instead
     (`is_range`); below two they are None, since one case says nothing about the spread.
     """
 
@@ -32,6 +36,7 @@ class Interval(TypedDict):
     low: float | None
     high: float | None
     count: int
+    patients: NotRequired[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,38 +52,79 @@ class PairedDifference:
 
 def is_range(interval: Interval) -> bool:
     """Whether the ends are those of the cases, too few for an interval, and not of a 95 % interval."""
-    return interval["count"] < FEWEST_CASES
+    return independent(interval) < FEWEST_CASES
 
 
-def mean_interval(values: Sequence[float | None], draw: Draw, purpose: str, *, samples: int) -> Interval:
+def independent(interval: Interval) -> int:
+    """How many cases, or patients where some have several, the mean is of."""
+    return interval.get("patients", interval["count"])
+
+
+Patients = Sequence[str] | None
+"""Whose each case is; None where each case is of another patient."""
+
+
+def mean_interval(
+    values: Sequence[float | None], draw: Draw, purpose: str, *, samples: int, patients: Patients = None
+) -> Interval:
     """Mean and percentile bootstrap interval (Efron 1979) of the defined values, one value per case; below six of them
-    their range.
+    their range. Where a patient has several cases, patients are drawn, each with all cases (the cluster bootstrap,
+    Davison and Hinkley 1997, 3.8).
 
     samples: number of bootstrap draws. purpose: names the draws, so that each interval has its own.
     """
-    defined = np.array([value for value in values if value is not None], dtype=np.float64)
-    mean = float(defined.mean()) if defined.size else None
+    everyone = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    defined, units = _with_units(everyone, patients)
+    count = int(units.max(initial=-1)) + 1
     ends: tuple[float | None, float | None] = (None, None)
-    if defined.size >= FEWEST_CASES:
-        ends = _bootstrap(defined, draw, purpose, samples)
+    if count >= FEWEST_CASES:
+        ends = _bootstrap(defined, units, draw, purpose, samples)
     elif defined.size > 1:
         ends = float(defined.min()), float(defined.max())
-    return Interval(mean=mean, low=ends[0], high=ends[1], count=int(defined.size))
+    mean = float(defined.mean()) if defined.size else None
+    return _interval(mean, ends, defined.size, count)
+
+
+def _interval(mean: float | None, ends: tuple[float | None, float | None], cases: int, patients: int) -> Interval:
+    found = Interval(mean=mean, low=ends[0], high=ends[1], count=cases)
+    if patients < cases:
+        found["patients"] = patients
+    return found
+
+
+def _with_units(values: DoubleArray, patients: Patients) -> tuple[DoubleArray, NDArray[np.intp]]:
+    """The finite values, and the number of each one's patient."""
+    defined = np.isfinite(values)
+    names = np.arange(values.size) if patients is None else np.array(patients)
+    return values[defined], np.unique(names[defined], return_inverse=True)[1]
 
 
 def paired_difference(
-    first: Sequence[float | None], second: Sequence[float | None], draw: Draw, purpose: str, *, samples: int
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    draw: Draw,
+    purpose: str,
+    *,
+    samples: int,
+    patients: Patients = None,
 ) -> PairedDifference:
     """`second - first` over the cases in which both are defined; entry i of both is the same case."""
-    differences = [b - a for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    differences = [None if a is None or b is None else b - a for a, b in zip(first, second, strict=True)]
+    numbers = np.array([np.nan if one is None else one for one in differences], dtype=np.float64)
     return PairedDifference(
-        difference=mean_interval(differences, draw, purpose, samples=samples),
-        p_value=signed_rank_p(np.array(differences, dtype=np.float64)),
+        difference=mean_interval(differences, draw, purpose, samples=samples, patients=patients),
+        p_value=signed_rank_p(numbers, patients),
     )
 
 
 def crossed_interval(
-    values: DoubleArray, subsets: Sequence[int], draw: Draw, purpose: str, *, samples: int
+    values: DoubleArray,
+    subsets: Sequence[int],
+    draw: Draw,
+    purpose: str,
+    *,
+    samples: int,
+    patients: Patients = None,
 ) -> Interval:
     """Mean of `(runs, cases)` with a 95 % interval for other cases and other label subsets.
 
@@ -87,25 +133,22 @@ def crossed_interval(
     too few to be drawn from. With a single one the interval is over cases alone. Cases that are NaN in a run are left
     out; count is of the others.
     """
-    values = values[:, np.isfinite(values).all(axis=0)]
-    if not values.size:
-        return Interval(mean=None, low=None, high=None, count=0)
     averaged = by_subset(values, subsets)
+    defined, units = _with_units(averaged.mean(axis=0), patients)
+    if not defined.size:
+        return Interval(mean=None, low=None, high=None, count=0)
+    averaged = averaged[:, np.isfinite(averaged).all(axis=0)]
     count, cases = averaged.shape
-    mean = float(averaged.mean())
-    if cases < 2:
-        return Interval(mean=mean, low=None, high=None, count=cases)
-    low, high = _bootstrap(averaged.mean(axis=0), draw, purpose, samples)
+    mean, drawn = float(averaged.mean()), int(units.max()) + 1
+    if drawn < 2:
+        return _interval(mean, (None, None), cases, drawn)
+    low, high = _bootstrap(defined, units, draw, purpose, samples)
     over_subsets = 0.0
     if count > 1:
         deviation = float(averaged.mean(axis=1).std(ddof=1))
         over_subsets = float(stdtrit(count - 1, (1 + _LEVEL) / 2)) * deviation / count**0.5
-    return Interval(
-        mean=mean,
-        low=mean - math.hypot(mean - low, over_subsets),
-        high=mean + math.hypot(high - mean, over_subsets),
-        count=cases,
-    )
+    ends = mean - math.hypot(mean - low, over_subsets), mean + math.hypot(high - mean, over_subsets)
+    return _interval(mean, ends, cases, drawn)
 
 
 def by_subset(values: DoubleArray, subsets: Sequence[int]) -> DoubleArray:
@@ -114,9 +157,11 @@ def by_subset(values: DoubleArray, subsets: Sequence[int]) -> DoubleArray:
     return np.stack([values[np.array(subsets) == s].mean(axis=0) for s in sorted(set(subsets))])
 
 
-def signed_rank_p(differences: DoubleArray) -> float | None:
-    """Two-sided p of the Wilcoxon signed-rank test that differences, one a case, lie around 0; None below six cases."""
-    defined = differences[np.isfinite(differences)]
+def signed_rank_p(differences: DoubleArray, patients: Patients = None) -> float | None:
+    """Two-sided p of the Wilcoxon signed-rank test that differences, one a case, or the mean of a patient's, lie around
+    0; None below six of them."""
+    defined, units = _with_units(differences, patients)
+    defined = np.bincount(units, defined) / np.bincount(units)
     if defined.size < FEWEST_CASES:
         return None
     if not np.any(defined):  # which the test itself leaves undefined
@@ -135,7 +180,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _bootstrap(values: DoubleArray, draw: Draw, purpose: str, samples: int) -> tuple[float, float]:
-    chosen = draw.generator(f"bootstrap/{purpose}").integers(0, values.size, size=(samples, values.size))
-    low, high = np.quantile(values[chosen].mean(axis=1), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+def _bootstrap(
+    values: DoubleArray, units: NDArray[np.intp], draw: Draw, purpose: str, samples: int
+) -> tuple[float, float]:
+    """units: the number of each value's patient, who is drawn with all values."""
+    sums, counts = np.bincount(units, values), np.bincount(units)
+    chosen = draw.generator(f"bootstrap/{purpose}").integers(0, sums.size, size=(samples, sums.size))
+    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)

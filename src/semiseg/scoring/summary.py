@@ -7,11 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NotRequired, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from semiseg.data.patients import BIDS, patient_of
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json, write_json, write_text
 from semiseg.randomness import Draw
@@ -37,12 +38,14 @@ class CaseScores(TypedDict):
 
 
 class Summary(TypedDict):
-    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over organs."""
+    """summary.json. organs: label value (as text) to name. mean: over cases of the case's mean over organs. patients:
+    `DataSettings.patients`, where some have several cases."""
 
     rules: Rules
     organs: dict[str, str]
     tolerance_mm: dict[str, float]
     cases: list[CaseScores]
+    patients: NotRequired[str]
     per_organ: dict[str, dict[Metric, Interval]]
     mean: dict[Metric, Interval]
 
@@ -52,14 +55,19 @@ _Read = TypeVar("_Read")
 
 
 def summarise(
-    cases: Sequence[CaseScores], organs: Mapping[int, str], tolerance_mm: Mapping[str, float], rules: Rules
+    cases: Sequence[CaseScores],
+    organs: Mapping[int, str],
+    tolerance_mm: Mapping[str, float],
+    rules: Rules,
+    patients: str = BIDS,
 ) -> Summary:
-    """Put the cases' scores together."""
+    """Put the cases' scores together. patients: `DataSettings.patients`."""
+    whose = [patient_of(case["id"], patients) for case in cases]
 
     def interval(values: Sequence[float | None], purpose: str) -> Interval:
-        return mean_interval(values, Draw(seed=0), purpose, samples=BOOTSTRAP_SAMPLES)
+        return mean_interval(values, Draw(seed=0), purpose, samples=BOOTSTRAP_SAMPLES, patients=whose)
 
-    return Summary(
+    summary = Summary(
         rules=rules,
         organs={str(value): name for value, name in organs.items()},
         tolerance_mm=dict(tolerance_mm),
@@ -70,6 +78,14 @@ def summarise(
         },
         mean={metric: interval(case_means(cases, metric), f"mean/{metric}") for metric in METRICS},
     )
+    if len(set(whose)) < len(whose):
+        summary["patients"] = patients
+    return summary
+
+
+def patients_of(summary: Summary) -> list[str]:
+    """Whose each case is, in their order."""
+    return [patient_of(case["id"], summary.get("patients", "")) for case in summary["cases"]]
 
 
 def organ_values(cases: Sequence[CaseScores], organ: str, metric: Metric) -> list[float | None]:
@@ -106,7 +122,7 @@ def refuse_foreign_summary(folder: Path) -> None:
     if file.is_file():
         with suppress(DataError):
             found = read_json(file)
-            if isinstance(found, dict) and found.keys() >= Summary.__annotations__.keys():
+            if isinstance(found, dict) and found.keys() >= Summary.__required_keys__:
                 return
         raise ConfigError(f"{file}: is no summary of ours, and would be written over. {_ELSEWHERE}")
 

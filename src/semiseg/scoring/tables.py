@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semiseg.scoring.statistics import FEWEST_CASES, Interval, is_range
-from semiseg.scoring.summary import METRICS, Metric, Summary, pair_count
+from semiseg.scoring.summary import METRICS, Metric, Summary, pair_count, patients_of
 from semiseg.words import counted
 
 TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
@@ -22,7 +22,7 @@ RANGE_NOTE = f"(a to b) is the range of fewer than {FEWEST_CASES} cases, which a
 def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Print a row per organ and the mean over organs: each metric with its 95 % interval over cases, or with its range
     where there are fewer than six."""
-    ends = "(range)" if len(summary["cases"]) < FEWEST_CASES else "[95 %]"
+    ends = "(range)" if is_range(summary["mean"]["dice"]) else "[95 %]"
     header = ["organ", "tolerance (mm)", *(f"{TITLES[metric]} {ends}" for metric in METRICS), "cases"]
     rows = []
     for organ, intervals in summary["per_organ"].items():
@@ -32,7 +32,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     cells = [interval_text(summary["mean"][metric], DECIMALS[metric]) for metric in METRICS]
     rows.append(["mean", "", *cells, str(len(summary["cases"]))])
     console = console or Console()
-    print_table(f"{counted(len(summary['cases']), 'case')}, rules {summary['rules']}", header, rows, console)
+    cases = cases_text(len(summary["cases"]), len(set(patients_of(summary))))
+    print_table(f"{cases}, rules {summary['rules']}", header, rows, console)
     intervals_of_all = [*summary["per_organ"].values(), summary["mean"]]
     notes = [RANGE_NOTE] if any(shows_range(row[metric]) for row in intervals_of_all for metric in METRICS) else []
     both, there = pair_count(summary["cases"])
@@ -40,6 +41,12 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         notes.append(f"HD95 is over the {both} of {there} organs in cases that reference and prediction both have.")
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def cases_text(cases: int, patients: int) -> str:
+    """`40 cases`, `40 cases of 20 patients`."""
+    text = counted(cases, "case")
+    return text if patients >= cases else f"{text} of {counted(patients, 'patient')}"
 
 
 def interval_text(interval: Interval, decimals: int, *, signed: bool = False) -> str:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from semiseg.data.patients import BIDS
 from semiseg.data.roles import VALIDATED, read_ids
 from semiseg.settings import RunSettings
 from semiseg.tables import flattened
@@ -34,6 +35,8 @@ def run_key(method: str, settings: RunSettings) -> str:
             parts[f"data.{name}"] = read_ids(file, name)
     if not settings.train.validation_every:  # then it does not count, and runs that were known stay known
         parts["train.validation_fraction"] = VALIDATED
+    if settings.data.patients == BIDS:  # as before there was such a setting
+        parts.pop("data.patients")
     for name in _OF_THE_MACHINE:
         parts.pop(name, None)
     parts["folder"] = Path(settings.data.root).name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.files import write_text
-from semiseg.reporting.study import noticed_table, study_markdown, study_tables, write_study_page
+from semiseg.reporting.study import noticed_table, scored_text, study_markdown, study_tables, write_study_page
 from semiseg.scoring.label_efficiency import Study
 from semiseg.scoring.tables import print_table
 from semiseg.words import counted
@@ -13,7 +13,7 @@ from semiseg.words import counted
 
 def print_study(study: Study) -> None:
     """The tables of methods by label budgets."""
-    print(f"{study['name']}, {counted(study['test_cases'], 'case')}, {counted(len(study['runs']), 'run')}")
+    print(f"{study['name']}, {scored_text(study)}, {counted(len(study['runs']), 'run')}")
     for table in study_tables(study):
         print()
         print_table(*table, total=False)

@@ -286,6 +286,10 @@ class _Known:
             before = read_study(path)
             for name in ("dataset", "machine", "organs", "tolerance_mm", "test_cases", "runs"):
                 self._study[name] = before[name]
+            if patients := before.get("patients"):
+                self._study["patients"] = patients
+        if patients := study.common.get("data.patients"):
+            self._study["patients"] = patients
 
     def has(self, key: str) -> bool:
         """Whether a run is known."""
@@ -307,6 +311,8 @@ class _Known:
         study["organs"] = list(summary["organs"].values())
         study["tolerance_mm"] = summary["tolerance_mm"]
         study["test_cases"] = len(summary["cases"])
+        if patients := summary.get("patients"):
+            study["patients"] = patients
         study["runs"] = [run for run in study["runs"] if name_of(run) != name_of(row)]
         study["runs"].append(row)
         write_study(self._path, study)

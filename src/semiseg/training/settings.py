@@ -41,9 +41,8 @@ class TrainSettings:
     """Learning rate: (1 - step/steps)^0.9, or reduced when the smoothed loss no longer falls (the paper)."""
 
     validation_fraction: float | None = None
-    """Share of the labelled training cases held out for validation; none below 20 labelled cases, which are too few to
-    give any away. Not set: a fifth where no test case has a label, and nothing where the test cases tell how good the
-    model is."""
+    """Share of the labelled training cases held out for validation. Not set: a fifth where there are 20 or more and no
+    test case has a label; otherwise nothing."""
     validation_every: int = 1
     """Epochs of 250 steps between validations; 0 turns validation off and trains on all labelled cases. Where minutes
     are given it waits longer where it would take more than a twentieth of them."""
