@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from semiseg.data.plan import Plan
+from semiseg.io.dataset import LabelScheme
 from semiseg.io.store import read_case_meta, write_case, write_labels
 from semiseg.io.store_index import IndexedCases, index_of
 from semiseg.training.scan_labels import label_file
@@ -31,14 +32,19 @@ def organs(liver: int, spleen: int) -> np.ndarray:
 def found(store: Store, plan: Plan, tmp_path: Path) -> Callable[..., Found]:
     """What is found where labelled scans have these organs, and unlabelled ones are labelled so now and before."""
 
-    def look(labelled: list[np.ndarray], now: list[np.ndarray], before: list[np.ndarray] | None = None) -> Found:
+    def look(
+        labelled: list[np.ndarray],
+        now: list[np.ndarray],
+        before: list[np.ndarray] | None = None,
+        labels: LabelScheme = plan.labels,
+    ) -> Found:
         known = [with_voxels(store(f"l{n}", label, label), label) for n, label in enumerate(labelled)]
         cases = [store(f"u{n}", label) for n, label in enumerate(now)]
         folders = [tmp_path / "now", tmp_path / "before"]
         for folder, maps in zip(folders, (now, before or now), strict=True):
             for n, label in enumerate(maps):
                 write_labels(label_file(folder, f"u{n}"), label)
-        return looked_at(cases, folders, plan, IndexedCases(index_of(known), known))
+        return looked_at(cases, folders, replace(plan, labels=labels), IndexedCases(index_of(known), known))
 
     return look
 
@@ -126,3 +132,35 @@ def test_of_organs_that_are_not_found_nothing_is_learnt_where_the_others_are(fou
     assert not verdict(replace(result, agreement=0.5))[0]
     nothing = found([organs(20, 10)], [organs(0, 0)])
     assert (nothing.implausible, nothing.unknown, nothing.agreement) == (("liver", "spleen"), (), 0)
+
+
+def test_an_organ_whose_mirror_image_is_not_found_is_not_learnt(found: Callable[..., Found]) -> None:
+    """Mirrored, the left kidney that nobody found shows what a right one is, and would be taught not to be one."""
+    names = {0: "background", 1: "left kidney", 2: "right kidney", 3: "liver", 4: "spleen"}
+    pairs = LabelScheme(names=names, mirror_pairs=((1, 2),))
+
+    def scan(left: int, right: int = 10) -> np.ndarray:
+        flat = np.zeros(512, dtype=np.uint8)
+        flat[:left], flat[100 : 100 + right], flat[200:210], flat[300:310] = 1, 2, 3, 4
+        return flat.reshape(SHAPE)
+
+    result = found([scan(10)], [scan(0)], [scan(0, right=100)], pairs)
+    assert result.implausible == ("left kidney",)
+    assert result.unknown == ("left kidney", "right kidney")
+    assert result.agreement == 1, "by what is learnt alone"
+    trusted, why = verdict(result)
+    assert trusted
+    assert (
+        "learnt from, without left kidney, which is not found in them as in labelled ones, and without its mirror "
+        "image, right kidney: two states" in why
+    )
+    alone = LabelScheme(names={0: "background", 1: "left kidney", 2: "right kidney"}, mirror_pairs=((1, 2),))
+    kidneys = [np.where(scan(size) < 3, scan(size), 0).astype(np.uint8) for size in (10, 0)]
+    result = found(kidneys[:1], kidneys[1:], labels=alone)
+    assert (result.unknown, result.agreement) == ((), 1), "by the one that is found"
+    trusted, why = verdict(result)
+    assert not trusted
+    assert why.endswith(
+        "since left kidney is not found in them as in labelled ones, and without it nothing may be learnt of its "
+        "mirror image, right kidney."
+    )

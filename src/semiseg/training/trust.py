@@ -2,7 +2,8 @@
 
 What a run can see without true labels: two states of the network, some time apart, agree on scans that neither has
 learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know. At least half
-of them have to be: then nothing is learnt of the others.
+of them have to be: then nothing is learnt of the others. Of a left-right pair both count as not found where one is:
+mirrored, what is not found of it shows what the other looks like.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ VOLUME_RANGE = 3.0
 @dataclass(frozen=True)
 class Found:
     """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. implausible:
-    names of organs that most scans lack, or have in sizes that no labelled scan has: these do not count in the
-    agreement, unless all are. organs: how many there are."""
+    names of organs that most scans lack, or have in sizes that no labelled scan has. organs: how many there are.
+    partners: names of the other organs that mirroring left-right takes for one of these. Neither counts in the
+    agreement, unless it would be of nothing then."""
 
     agreement: float
     best: float
     implausible: tuple[str, ...]
     organs: int
+    partners: tuple[str, ...] = ()
 
     @property
     def agreement_shown(self) -> float:
@@ -51,7 +54,8 @@ class Found:
     @property
     def unknown(self) -> tuple[str, ...]:
         """Of which organs nothing is learnt, where something is learnt of the others: at most half of all."""
-        return self.implausible if 2 * len(self.implausible) <= self.organs else ()
+        both = (*self.implausible, *self.partners)
+        return both if 2 * len(both) <= self.organs else ()
 
 
 def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labelled: IndexedCases) -> Found:
@@ -72,10 +76,14 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         plausible = sum(low <= volume[value] <= high for volume in volumes)
         if 2 * plausible < len(volumes):
             implausible[value] = name
-    left_out = list(implausible) if len(implausible) < len(plan.labels.organs) else []
+    order = plan.labels.permutation()
+    partners = {order[value]: plan.labels.names[order[value]] for value in implausible}
+    partners = {value: name for value, name in partners.items() if value not in implausible}
+    possible: tuple[list[int], ...] = ([*implausible, *partners], [*implausible], [])
+    left_out = next(values for values in possible if len(values) < len(plan.labels.organs))
     agreements = [mean_dice(*(np.delete(counts, left_out) for counts in pair)) for pair in compared]
-    names = tuple(implausible.values())
-    return Found(float(np.mean(agreements)), max(agreements), names, len(plan.labels.organs))
+    names, organs = tuple(implausible.values()), len(plan.labels.organs)
+    return Found(float(np.mean(agreements)), max(agreements), names, organs, tuple(partners.values()))
 
 
 TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short for labelling any to be worth its time."
@@ -84,12 +92,19 @@ TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short 
 def verdict(found: Found) -> tuple[bool, str]:
     """Whether a round learns from unlabelled scans, and the sentence that says why."""
     said = f"two states of the network agree by {found.agreement_shown:.3f} (Dice) on unlabelled scans"
-    few, count = found.implausible[:NAMED], len(found.implausible)
-    organs = ", ".join(few) if count <= NAMED else f"{count} organs ({', '.join(few)} and others)"
-    not_found = f"{'is' if count == 1 else 'are'} not found in them as in labelled ones"
+    organs, one = _named(found.implausible), len(found.implausible) == 1
+    not_found = f"{'is' if one else 'are'} not found in them as in labelled ones"
+    other = f"{'its' if one else 'their'} mirror image{'s' * (len(found.partners) != 1)}, {_named(found.partners)}"
     if found.implausible and not found.unknown:
-        return False, f"nothing is learnt from unlabelled scans yet, since {organs} {not_found}."
+        nor = f", and without {'it' if one else 'them'} nothing may be learnt of {other}" if found.partners else ""
+        return False, f"nothing is learnt from unlabelled scans yet, since {organs} {not_found}{nor}."
     if found.agreement < LEAST_AGREEMENT:
         return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."
     without = f", without {organs}, which {not_found}" if found.unknown else ""
+    without += f", and without {other}" if found.partners else ""
     return True, f"unlabelled scans are learnt from{without}: {said}."
+
+
+def _named(organs: Sequence[str]) -> str:
+    few = ", ".join(organs[:NAMED])
+    return few if len(organs) <= NAMED else f"{len(organs)} organs ({few} and others)"
