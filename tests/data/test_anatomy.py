@@ -72,7 +72,7 @@ def test_where_rows_and_columns_are_exchanged_in_some_their_plane_is_found(tmp_p
     maps = [patient(shift) if shift % 2 else patient(shift).transpose(0, 2, 1) for shift in range(6)]
     anatomy = found(tmp_path, PLAIN, maps)
     assert (anatomy.mirror_axes, anatomy.turn_degrees) == ((1, 2), (180, 30, 30))
-    assert anatomy.reasons[-1].startswith("Mirroring: along Y and X, and turning about Z, since the directions")
+    assert anatomy.reasons[-1].startswith("Mirroring: along Y and X, and turning about Z by any angle, since the dir")
 
 
 @pytest.mark.parametrize(("axes", "plane", "about"), [((0, 1), (0, 1), 2), ((0, 2), (0, 2), 1), ((1, 2), (1, 2), 0)])
@@ -219,8 +219,27 @@ def test_phantoms_lie_as_patients_lie(tmp_path: Path) -> None:
     assert (anatomy.mirror_axes, anatomy.turn_degrees) == ((2,), (30, 30, 30))
     assert anatomy.labels == FLARE22_LABELS
     exchanged = [label if n % 2 else label.transpose(0, 2, 1) for n, label in enumerate(maps)]
+    assert FLARE22_LABELS.mirror_pairs
     anatomy = found(tmp_path, FLARE22_LABELS, exchanged, spacing)
-    assert (anatomy.mirror_axes, anatomy.turn_degrees) == ((1, 2), (180, 30, 30))
+    assert (anatomy.mirror_axes, anatomy.turn_degrees) == ((2,), (180, 30, 30))
+    one_sided = replace(FLARE22_LABELS, mirror_pairs=())
+    assert found(tmp_path, one_sided, exchanged, spacing).mirror_axes == (1, 2)
+
+
+def test_left_and_right_organs_of_turned_scans_change_places_along_their_axis_alone(tmp_path: Path) -> None:
+    """Mirrored along both axes of the plane a scan is turned half around, and its left organ is its left one still."""
+    scheme = replace(PLAIN, mirror_pairs=((1, 2),))
+    turned = [np.ascontiguousarray(np.rot90(patient(), turns, (1, 2))) for turns in (0, 1, 2, 3, 0)]
+    anatomy = found(tmp_path, scheme, turned)
+    assert anatomy.labels.mirror_axis == 2
+    assert (anatomy.mirror_axes, anatomy.turn_degrees) == ((2,), (180, 30, 30))
+    assert anatomy.reasons[-1] == (
+        "Mirroring: left and right alone (axis X), and turning about Z by any angle, since the directions between "
+        "organs differ from scan to scan in the plane of Y and X."
+    )
+    # In another plane nothing comes from left to right.
+    rolled = [np.ascontiguousarray(np.rot90(patient(), turns, (0, 1))) for turns in (0, 1, 2, 3, 0)]
+    assert found(tmp_path, scheme, rolled).mirror_axes == (0, 1)
 
 
 # Pairs.

@@ -3,6 +3,8 @@
 Where the directions from organ to organ are alike in all labelled scans, a patient lies as a patient lies: only left
 and right may change places, and scans may be turned as far as the labelled ones are. Where they are not, as in scans
 whose rows and columns are exchanged in some, all that turning and mirroring in that plane makes could be a scan, too.
+With left and right organs mirroring is along their axis alone: it exchanges their names, and turning makes the rest.
+Along both axes of the plane it is half a turn, which exchanges none, and along the other axis alone it would have to.
 """
 
 from __future__ import annotations
@@ -93,13 +95,15 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
             reasons.append(f"Turning: up to {' and '.join(wide)}, since labelled scans differ from each other so far.")
         return Anatomy(labels, (axis,), turns, tuple(reasons))
     about = next(a for a in range(3) if a not in plane)
-    letters = " and ".join("ZYX"[a] for a in plane)
+    mirrored = (axis,) if labels.mirror_pairs and axis in plane else plane
+    along = ["ZYX"[a] for a in mirrored]
+    how = f"along {' and '.join(along)}" if mirrored == plane else f"left and right alone (axis {along[0]})"
     reasons.append(
-        f"Mirroring: along {letters}, and turning about {'ZYX'[about]}, since the directions between organs differ "
-        "from scan to scan in that plane."
+        f"Mirroring: {how}, and turning about {'ZYX'[about]} by any angle, since the directions between organs differ "
+        f"from scan to scan in the plane of {' and '.join('ZYX'[a] for a in plane)}."
     )
     turns = triple(ANY_DEGREES if axis == about else USUAL_DEGREES for axis in range(3))
-    return Anatomy(labels, plane, turns, tuple(reasons))
+    return Anatomy(labels, mirrored, turns, tuple(reasons))
 
 
 def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> dict[int, Organ]:
