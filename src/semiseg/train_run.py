@@ -112,17 +112,19 @@ def lengthen(run: AnyPath, more: float) -> RunSettings:
             raise ConfigError(f"--continue: training has not ended. `semiseg run {run}` goes on where it was cut off.")
         if not more > 0:
             raise ConfigError(f"--continue {more:g}: give a number above 0.")
-        warmup = settings.method.parts.warmup
-        if before / (before + more) <= warmup:
-            most = before / warmup - before
+        added = more if train.steps is None else max(1, round(more))
+        pretrained, warmup = settings.method.pretrained, settings.method.parts.warmup
+        begun = pretrained + (1 - pretrained) * warmup
+        if before / (before + added) <= begun:
+            parts = " and ".join(["pre-training"] * bool(pretrained) + ["warm-up"] * bool(warmup))
             raise ConfigError(
-                f"--continue {more:g}: the run would fall back into its warm-up, which is {warmup:g} of it. Give less "
-                f"than {most:g}, or make a new run that begins with --set train.weights={run}."
+                f"--continue {more:g}: the run would fall back into its {parts}, the first {begun:g} of it. Give less "
+                f"than {before / begun - before:g}, or make a new run that begins with --set train.weights={run}."
             )
         if train.steps is None:
-            train = replace(train, minutes=round(train.minutes + more, 6))
+            train = replace(train, minutes=round(train.minutes + added, 6))
         else:
-            train = replace(train, steps=train.steps + max(1, round(more)))
+            train = replace(train, steps=round(before + added))
         if settled.lengthened[-1:] != (before,):  # else this was begun, and cut off
             write_settled(run, replace(settled, lengthened=(*settled.lengthened, float(before))))
         settings = replace(settings, train=train)

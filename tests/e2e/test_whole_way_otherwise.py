@@ -258,12 +258,15 @@ def test_a_run_that_has_not_ended_is_not_made_longer(
     assert read_jsonl(run / "metrics.jsonl")[-1]["step"] == 9
 
 
-def test_a_run_does_not_fall_back_into_its_warm_up(
-    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path
+@pytest.mark.parametrize(("method", "first_part"), [("pseudo_label", "warm-up"), ("masked", "pre-training")])
+def test_a_run_does_not_fall_back_into_its_first_part(
+    phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path, method: str, first_part: str
 ) -> None:
+    """After its pre-training a student is replaced, and all that it learnt from labels with it."""
     run = tmp_path / "run"
-    assert semiseg_command("run", run, "--data", phantoms, "--method", "pseudo_label", *tiny, "--quiet").code == 0
-    answer = semiseg_command("run", run, "--continue", 6)
-    assert answer.code == 2
-    assert "would fall back into its warm-up, which is 0.5 of it. Give less than 6" in answer.err
+    assert semiseg_command("run", run, "--data", phantoms, "--method", method, *tiny, "--quiet").code == 0
+    for more in (6, 5.6):  # that is six steps, too
+        answer = semiseg_command("run", run, "--continue", more)
+        assert answer.code == 2
+        assert f"would fall back into its {first_part}, the first 0.5 of it. Give less than 6" in answer.err
     assert semiseg_command("run", run, "--continue", 3, "--quiet").code == 0
