@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,6 +199,21 @@ def test_a_run_goes_on_from_its_last_checkpoint(train: Train, tmp_path: Path) ->
     assert [row["labelled_loss"] for row in rows] == [*map(float, range(12))]
     train(untouched := Told(float), steps=12)
     assert untouched.rates == []
+
+
+def test_rounds_that_are_not_made_yet_are_forgotten(train: Train, tmp_path: Path) -> None:
+    """Their poses would go into the model's card, and the report would show them."""
+    rounds = tmp_path / "run" / "rounds.jsonl"
+    with pytest.raises(TrainingError):
+        train(Told(lambda step: math.nan if step == 7 else 1.0), steps=12)
+    for number, step in enumerate((2, 4, 6), start=1):  # there is a checkpoint of 4 steps
+        row = {"round": number, "step": step, "scans": 0, "agreement": None, "found": {}, "trusted": False, "why": ""}
+        append_jsonl(rounds, row | {"unknown": [], "poses": [], "lying": {}})
+    train(Told(float), steps=12)
+    assert [row["step"] for row in read_jsonl(rounds)] == [2], "the round that began with step 4 is made anew"
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(Told(float), steps=12)
+    assert read_jsonl(rounds) == []
 
 
 def test_the_share_of_time_that_steps_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

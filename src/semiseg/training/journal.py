@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from semiseg.files import append_jsonl, write_jsonl
-from semiseg.rows import read_metrics
+from semiseg.rows import read_metrics, read_rounds
+from semiseg.training.inputs import ROUNDS_FILE
 from semiseg.training.pace import Pace
 from semiseg.training.progress import TrainingProgress
 from semiseg.training.settings import TrainSettings
@@ -21,16 +23,14 @@ from semiseg.world import first_alone, is_first, mean
 class Journal:
     """A context that collects the metrics of steps and writes rows.
 
-    start: the step that training goes on from; rows of later steps, from before a kill, are removed. pace: tells how
-    many steps there will be.
+    start: the step that training goes on from; rows of later steps and rounds, from before a kill or of a training that
+    is made anew, are removed. pace: tells how many steps there will be.
     """
 
     def __init__(self, run: Path, settings: TrainSettings, *, start: int, pace: Pace, quiet: bool) -> None:
         self._pace = pace
         self._log = run / "metrics.jsonl"
-        first_alone(
-            lambda: write_jsonl(self._log, [r for r in read_metrics(run) if r["step"] <= start] if start else [])
-        )
+        first_alone(partial(_forget_from, run, start))
         self._board = open_tensorboard(run / "tensorboard") if settings.tensorboard and is_first() else None
         quiet = quiet or not is_first()
         self._progress = TrainingProgress(start, pace, quiet=quiet)
@@ -70,3 +70,10 @@ class Journal:
         self._progress.show(row)
         if self._board:
             self._board.write(row)
+
+
+def _forget_from(run: Path, start: int) -> None:
+    """Remove what rows say of a step and of what comes after it: it is done again."""
+    write_jsonl(run / "metrics.jsonl", [row for row in read_metrics(run) if row["step"] <= start] if start else [])
+    if rounds := read_rounds(run):  # which name the first of their steps, and not how many were done
+        write_jsonl(run / ROUNDS_FILE, [dict(row) for row in rounds if row["step"] < start])
