@@ -261,7 +261,7 @@ def test_zscore_makes_cases_of_any_intensity_alike() -> None:
     np.testing.assert_allclose(low, high, atol=1e-6)
 
 
-def test_the_body_of_a_ct_is_one_piece_above_air() -> None:
+def test_the_body_of_a_ct_is_above_air_without_small_pieces() -> None:
     image, label = _scan()
     image[:, :2] = -3000  # padding far below air must not become the background of the threshold
     image[10, 21:, 27:] = 300  # a table, apart from the body
@@ -297,6 +297,18 @@ def test_the_region_of_the_body_holds_all_of_it() -> None:
     assert (np.subtract(wanted.start, region.start) >= 0).all()
     assert (np.subtract(region.stop, wanted.stop) >= 0).all()
     assert (np.subtract(region.shape, wanted.shape) <= 8).all()
+
+
+def test_body_places_lie_in_both_legs_and_not_in_the_air_inside() -> None:
+    """Unlabelled patches are drawn around them, and pseudo-labels are made as far as they reach."""
+    stored = np.full((40, 60, 90), -1000, np.int16)
+    stored[:, 20:40, 10:30] = 40
+    stored[:, 22:38, 60:75] = 40  # the other leg
+    stored[10:30, 26:34, 16:24] = -850  # lung
+    stored[0, :4, :4] = 300  # a piece of the table, less than 1 % of the larger leg
+    places = body_locations(RawChannel(stored), (40, 60, 90), ct=True, count=512, generator=np.random.default_rng(0))
+    assert {int(stored[place]) for place in places} == {40}
+    assert 0.3 < np.mean([x >= 60 for _, _, x in places]) < 0.5  # 0.39 of the legs without the lung
 
 
 def test_body_places_lie_in_the_grid_even_without_a_body() -> None:

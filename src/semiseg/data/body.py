@@ -9,7 +9,6 @@ from scipy import ndimage
 
 from semiseg.geometry import CANONICAL_AXES, Box, bounding_box, triple
 from semiseg.io.scans import RawChannel
-from semiseg.ops.cleaning import largest_component
 from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
 
 _COARSE_AXIS_VOXELS = 96
@@ -73,25 +72,23 @@ class BodyBoxes:
 
 
 def body_parts(channel: FloatArray) -> BoolArray:
-    """All of the body in a CT `(Z, Y, X)`, canonical: also a second leg, and the air in lungs and bowel.
+    """All of the body in a CT `(Z, Y, X)`, canonical: `body_mask`, and what it encloses in an axial slice, such as the
+    air in lungs and bowel."""
+    return np.stack([ndimage.binary_fill_holes(piece) for piece in body_mask(channel, ct=True)])
 
-    The components above Otsu's threshold that are at least 1 % of the largest, and what they enclose in an axial slice.
-    """
+
+def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
+    """The body `(Z, Y, X)`: in CT the components above Otsu's threshold that are at least 1 % of the largest, so also a
+    second leg; otherwise all above the mean."""
+    if not ct:
+        return np.asarray(channel > channel.mean(dtype=np.float64))
+    # Padding far below air would be a third mode that draws the threshold to itself.
     bounded = np.clip(channel, _AIR_HU, _DENSE_HU)
     components, count = ndimage.label(bounded > otsu_threshold(bounded))
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
     parts = (sizes >= _SMALLEST_PART * sizes.max()) & (sizes > 0)
-    return np.stack([ndimage.binary_fill_holes(piece) for piece in parts[components]])
-
-
-def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
-    """The body `(Z, Y, X)`: in CT the largest component above Otsu's threshold, otherwise all above the mean."""
-    if not ct:
-        return np.asarray(channel > channel.mean(dtype=np.float64))
-    # Padding far below air would be a third mode that draws the threshold to itself.
-    bounded = np.clip(channel, _AIR_HU, _DENSE_HU)
-    return largest_component(bounded > otsu_threshold(bounded), corners=False)
+    return np.asarray(parts[components])
 
 
 def otsu_threshold(values: AnyArray) -> float:
