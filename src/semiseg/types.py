@@ -12,6 +12,7 @@ AnyArray = NDArray[Any]
 FloatArray = NDArray[np.float32]
 """Image or logits, float32; volumes are `(C, Z, Y, X)`."""
 DoubleArray = NDArray[np.float64]
+ComplexArray = NDArray[np.complex128]
 LabelArray = NDArray[np.integer[Any]]
 """Label map of integers, `(Z, Y, X)`."""
 BoolArray = NDArray[np.bool_]

@@ -22,10 +22,11 @@ from semiseg.data.anatomy import (
     varying_plane,
 )
 from semiseg.demo.phantom import phantom_case
+from semiseg.geometry import Box
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.flare22_labels import FLARE22_LABELS
 from semiseg.randomness import Draw
-from semiseg.types import LabelArray, Spacing
+from semiseg.types import DoubleArray, LabelArray, Spacing
 
 PLAIN = LabelScheme(names={0: "background", 1: "liver", 2: "spleen", 3: "bladder", 4: "heart"})
 UNNAMED = LabelScheme(names={0: "background", 1: "1", 2: "label_2", 3: "class 3", 4: "4"})
@@ -134,6 +135,10 @@ def test_organs_that_lie_in_each_other_have_no_direction(far: int) -> None:
     assert directions([organs_of(label, (1.0, 1.0, 1.0), scheme) for label in maps], 2) == {}
 
 
+def organ_at(centre_mm: DoubleArray, radius_mm: float = 10.0) -> Organ:
+    return Organ(centre_mm, radius_mm, Box((0, 0, 0), (1, 1, 1)))
+
+
 def lying(*degrees: float, wobble: float = 0.0) -> list[dict[int, Organ]]:
     """Patients of three organs in the plane of Z, turned about it. wobble: of the third organ's place alone, in mm."""
     found = []
@@ -141,7 +146,7 @@ def lying(*degrees: float, wobble: float = 0.0) -> list[dict[int, Organ]]:
         turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
         places = np.array([[0, 0, 0], [0, 60, 30], [20, -40, 50]], dtype=float)
         places[2] += wobble * (-1) ** number
-        found.append({value: Organ(turn @ place, 10.0) for value, place in enumerate(places, start=1)})
+        found.append({value: organ_at(turn @ place) for value, place in enumerate(places, start=1)})
     return found
 
 
@@ -167,17 +172,26 @@ def test_organs_in_a_row_along_an_axis_say_nothing_of_turns_about_it() -> None:
     """Vertebrae, say: a millimetre to the side and the direction in the plane is another one."""
     generator = np.random.default_rng(0)
     cases = [
-        {value: Organ(np.array([30.0 * value, *generator.normal(0, 3, 2)]), 10.0) for value in (1, 2, 3)}
-        for _ in range(5)
+        {value: organ_at(np.array([30.0 * value, *generator.normal(0, 3, 2)])) for value in (1, 2, 3)} for _ in range(5)
     ]
     assert turn_degrees(directions(cases, 2)) == (30, 30, 30)
+
+
+def test_the_organ_that_is_turned_most_is_left_out() -> None:
+    """The fourth lies far away and turns three times as far: without it scans are turned as the others are."""
+    cases = lying(-24, -8, 8, 24)
+    alone = turn_degrees(directions(cases, 0))
+    for case, angle in zip(cases, np.radians([-72, -24, 24, 72]), strict=True):
+        case[4] = organ_at(np.array([0, 1000 * np.cos(angle), 1000 * np.sin(angle)]))
+    assert turn_degrees(directions(cases, 0)) == alone
+    assert 60 < alone[0] < 90
 
 
 def test_one_organ_that_lies_anywhere_decides_nothing() -> None:
     """Three pairs of four organs agree, those of the fourth do not."""
     cases = lying(0, 0, 0, 0)
     for case, place in zip(cases, [(0, 90, 0), (0, -90, 0), (90, 0, 0), (-90, 0, 0)], strict=True):
-        case[4] = Organ(np.array(place, dtype=float), 10.0)
+        case[4] = organ_at(np.array(place, dtype=float))
     assert varying_plane(directions(cases, 2)) is None
 
 
@@ -189,11 +203,26 @@ def test_a_tumour_on_either_side_is_no_other_way_to_lie() -> None:
             del case[3]
             far = np.zeros(3)
             far[axis] = 90.0 * (-1) ** number
-            case[2], case[4] = Organ(0.9 * far, 10.0), Organ(far + 5.0, 80.0)
-            case[1] = Organ(np.zeros(3), 10.0)
+            case[2], case[4] = organ_at(0.9 * far), organ_at(far + 5.0, 80.0)
+            case[1] = organ_at(np.zeros(3))
         pairs = directions(cases, 2)
         assert len(pairs) == 2
         assert (varying_plane(pairs) is None) == (plane is None)
+
+
+def test_organs_are_found_among_many() -> None:
+    """In their own boxes, which overlap, as the whole map shows them."""
+    label = np.random.default_rng(0).integers(0, 60, (9, 20, 21)).astype(np.uint8)
+    label[:, :, 0] = label[:, -1] = 0
+    label[label == 7] = 255  # no organ
+    organs = organs_of(label, (3.0, 2.0, 1.0), LabelScheme(names={n: f"organ {n}" for n in range(60)}))
+    assert organs.keys() == {*range(1, 60)} - {7}
+    for value, organ in organs.items():
+        voxels = np.argwhere(label == value)
+        assert organ.centre_mm.tolist() == (voxels.mean(axis=0) * (3, 2, 1)).tolist()
+        assert (organ.box.start, organ.box.stop) == (tuple(voxels.min(axis=0)), tuple(voxels.max(axis=0) + 1))
+        sides = zip(range(3), organ.box.start, organ.box.stop, label.shape, strict=True)
+        assert organ.cut == tuple(axis for axis, low, high, size in sides if low == 0 or high == size)
 
 
 def test_directions_are_in_millimetres(tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
+from semiseg.data.labels import boxes_of, voxels_of
 from semiseg.data.laterality import measured_labels, measured_mirror_axis
 from semiseg.data.plan import ANY_DEGREES, USUAL_DEGREES
-from semiseg.geometry import triple
+from semiseg.geometry import Box, triple
 from semiseg.io.dataset import LabelScheme
-from semiseg.types import DoubleArray, LabelArray, Spacing
+from semiseg.types import BoolArray, ComplexArray, DoubleArray, LabelArray, Spacing
 
 LARGEST_SPREAD_DEGREES = 40.0
 """About the mean direction: more is no common direction."""
@@ -51,11 +52,12 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Organ:
-    """centre_mm `(3,)`, radius_mm: of a ball of its volume. cut: the axes along which the scan's border cuts it, so
-    that its centre is not known."""
+    """centre_mm `(3,)`, radius_mm: of a ball of its volume. box: around it. cut: the axes along which the scan's border
+    cuts it, so that its centre is not known."""
 
     centre_mm: DoubleArray
     radius_mm: float
+    box: Box
     cut: tuple[int, ...] = ()
 
 
@@ -109,14 +111,15 @@ def measured_anatomy(labels: LabelScheme, files: Sequence[Path]) -> Anatomy:
 def organs_of(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> dict[int, Organ]:
     """Centre and radius of every organ in a label map `(Z, Y, X)`."""
     found = {}
-    for value in labels.organs:
-        voxels = np.argwhere(label == value)
+    for value, box in boxes_of(label).items():
+        if value not in labels.organs:
+            continue
+        voxels = voxels_of(label, value, box)
         if len(voxels) >= _FEWEST_VOXELS:
             volume = len(voxels) * float(np.prod(spacing_mm))
             radius = (3 * volume / (4 * np.pi)) ** (1 / 3)
-            low, high = voxels.min(axis=0), voxels.max(axis=0)
-            cut = tuple(axis for axis in range(3) if low[axis] == 0 or high[axis] == label.shape[axis] - 1)
-            found[value] = Organ(voxels.mean(axis=0) * np.asarray(spacing_mm), float(radius), cut)
+            cut = tuple(axis for axis in range(3) if box.start[axis] == 0 or box.stop[axis] == label.shape[axis])
+            found[value] = Organ(voxels.mean(axis=0) * np.asarray(spacing_mm), float(radius), box, cut)
     return found
 
 
@@ -166,17 +169,18 @@ def _in_plane(rows: DoubleArray, axis: int) -> DoubleArray:
     return planar if len(planar) >= max(FEWEST_CASES, len(rows) / 2) else planar[:0]
 
 
-def _without_one(pairs: Directions) -> list[list[DoubleArray]]:
-    """The directions that are left without each of the organs, since one may lie anywhere, as a lesion does."""
-    organs = {organ for pair in pairs for organ in pair}
-    left = [[rows for pair, rows in pairs.items() if organ not in pair] for organ in sorted(organs)]
-    return [rows for rows in left if rows]
+def _without_one(pairs: Directions) -> list[BoolArray]:
+    """For each of the organs which pairs are left without it, since one may lie anywhere, as a lesion does."""
+    organs = np.array(list(pairs)).reshape(-1, 2)
+    left = [(organs != organ).all(axis=1) for organ in np.unique(organs)]
+    return [rest for rest in left if rest.any()]
 
 
 def varying_plane(pairs: Directions) -> tuple[int, int] | None:
     """The two axes in whose plane directions differ from case to case; None where all agree, but for those of one
     organ."""
-    if not pairs or any(all(map(_agree, rest)) for rest in _without_one(pairs)):
+    agreeing = np.array([_agree(rows) for rows in pairs.values()])
+    if not pairs or any(agreeing[rest].all() for rest in _without_one(pairs)):
         return None
     steady = min(range(3), key=lambda axis: sum(_agreement(rows, axis) for rows in pairs.values()))
     first, second = (axis for axis in range(3) if axis != steady)
@@ -188,20 +192,34 @@ def turn_degrees(pairs: Directions) -> tuple[float, float, float]:
     stay within, by Student's prediction interval for one more scan (n cases, deviation s: t * s * sqrt(1 + 1 / n)),
     without the organ that widens it most."""
     without = _without_one(pairs)
-    return triple(min((_turned(rest, axis) for rest in without), default=USUAL_DEGREES) for axis in range(3))
+    if not without:
+        return USUAL_DEGREES, USUAL_DEGREES, USUAL_DEGREES
+    found = []
+    for axis in range(3):
+        rows = np.array([_turns(rows, axis) for rows in pairs.values()])
+        telling = np.isfinite(rows).any(axis=1)
+        found.append(min(_widest(rows[rest & telling]) for rest in without))
+    return triple(found)
 
 
-def _turned(pairs: Sequence[DoubleArray], axis: int) -> float:
+def _turns(rows: DoubleArray, axis: int) -> ComplexArray:
+    """A pair's directions in the plane across an axis `(cases,)`, as complex numbers, whose angles are those to their
+    mean; NaN where a case does not show them, and all of it where they say nothing of turns about the axis."""
     first, second = (other for other in range(3) if other != axis)
-    # As complex numbers, whose angles are those in the plane. What lies along the axis says nothing of turns about it.
-    planar = [rows[:, first] + 1j * rows[:, second] for rows in pairs if len(_in_plane(rows, axis))]
-    planar = [each for each in planar if abs(np.nanmean(each)) >= _IN_PLANE]
-    if not planar:
-        return USUAL_DEGREES
+    planar: ComplexArray = rows[:, first] + 1j * rows[:, second]
+    # What lies along the axis says nothing of turns about it.
+    if not len(_in_plane(rows, axis)) or abs(mean := np.nanmean(planar)) < _IN_PLANE:
+        return np.full(len(rows), np.nan, dtype=np.complex128)
     # Each pair's mean direction is taken to one axis, so that what is left is how a case is turned.
-    turned = [each * np.nanmean(each).conj() for each in planar]
+    return np.asarray(planar * mean.conj())
+
+
+def _widest(turned: ComplexArray) -> float:
+    """How far scans are turned by pairs' directions `(pairs, cases)`."""
+    if not len(turned):
+        return USUAL_DEGREES
     shown = np.isfinite(turned).any(axis=0)
-    angles = np.degrees(np.angle(np.nanmean(np.array(turned)[:, shown], axis=0)))
+    angles = np.degrees(np.angle(np.nanmean(turned[:, shown], axis=0)))
     n = len(angles)
     wide = float(stdtrit(n - 1, 0.975) * np.std(angles, ddof=1) * sqrt(1 + 1 / n))
     return min(ANY_DEGREES, max(USUAL_DEGREES, wide))
@@ -230,7 +248,7 @@ def _mirrors(label: LabelArray, case: dict[int, Organ], pair: tuple[int, int], a
     ratio = (max(a.radius_mm, b.radius_mm) / min(a.radius_mm, b.radius_mm)) ** 3
     if ratio > _ALIKE or across > _STRAIGHT * abs(float(step[axis])) or abs(step[axis]) < a.radius_mm + b.radius_mm:
         return False
-    first, second = (np.argwhere(label == value) for value in pair)
+    first, second = (voxels_of(label, value, case[value].box) for value in pair)
     # Mirrored and laid onto the other by their centres.
     mirrored = first.astype(np.float64)
     mirrored[:, axis] = -mirrored[:, axis]

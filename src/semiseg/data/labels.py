@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from semiseg.errors import DataError
+from semiseg.geometry import Box, triple
 from semiseg.io.dataset import LabelScheme
 from semiseg.io.grid import Grid
 from semiseg.io.masks import is_mask_folder, refuse_other_organs
@@ -21,6 +24,19 @@ def count_values(label: LabelArray) -> dict[int, int]:
     length = int(label.max(initial=0)) + 1
     counts = sum((np.bincount(plane.ravel(), minlength=length) for plane in label), np.zeros(length, np.int64))
     return {int(v): int(counts[v]) for v in np.flatnonzero(counts)}
+
+
+def boxes_of(label: LabelArray) -> dict[int, Box]:
+    """The smallest box around each value above 0 that occurs in a label map `(Z, Y, X)`, by one pass over it."""
+    found = enumerate(ndimage.find_objects(label), start=1)
+    return {
+        value: Box(triple(s.start for s in where), triple(s.stop for s in where)) for value, where in found if where
+    }
+
+
+def voxels_of(label: LabelArray, value: int, box: Box) -> NDArray[np.int64]:
+    """The voxels `(N, 3)` of a value, `(z, y, x)` in the label map; box: around them."""
+    return np.argwhere(label[box.slices()] == value) + box.start
 
 
 def read_checked_label(path: Path, image: Path, grid: Grid, labels: LabelScheme) -> tuple[LabelArray, dict[int, int]]:

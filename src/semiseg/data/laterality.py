@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semiseg.data.labels import boxes_of, voxels_of
 from semiseg.errors import DataError
 from semiseg.geometry import LEFT_RIGHT_AXIS
 from semiseg.io.dataset import LabelScheme
@@ -44,8 +45,9 @@ def measured_labels(label_files: Iterable[Path]) -> Iterator[tuple[LabelArray, S
 def pair_distances_mm(label: LabelArray, spacing_mm: Spacing, labels: LabelScheme) -> DoubleArray:
     """Distance in mm along each axis between the centres of the organs of a pair, summed over the pairs: `(3,)`."""
     total = np.zeros(3)
+    boxes = boxes_of(label)
     for a, b in labels.mirror_pairs:
-        first, second = np.argwhere(label == a), np.argwhere(label == b)
-        if len(first) and len(second):
-            total += np.abs(first.mean(axis=0) - second.mean(axis=0)) * np.asarray(spacing_mm)
+        if a in boxes and b in boxes:
+            first, second = (voxels_of(label, value, boxes[value]).mean(axis=0) for value in (a, b))
+            total += np.abs(first - second) * np.asarray(spacing_mm)
     return total
