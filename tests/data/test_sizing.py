@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -70,6 +71,26 @@ def steps_said(plan: Plan) -> int:
     found = re.match(r"Time: about ([\d,]+) training steps fit", plan.reasons[0])
     assert found
     return int(found.group(1).replace(",", ""))
+
+
+class Looked(tuple[CaseFingerprint, ...]):
+    """Cases that count how often all of them are looked at."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[CaseFingerprint]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_cases_are_looked_at_a_few_times_a_grid_not_for_every_candidate() -> None:
+    """Of which there are many hundreds: with ten thousand unlabelled scans planning would take long."""
+    one = fingerprint()
+    cases = Looked(one.cases)
+    kept = kept_of(one, CPU)
+    plan = timed_plan(replace(one, cases=cases), LABELS, CPU, kept, COSTS, seconds=3600)
+    assert plan == timed_plan(one, LABELS, CPU, kept, COSTS, seconds=3600)
+    assert cases.times <= 2 * len(kept) + 10
 
 
 def test_the_usual_grid_comes_first_and_all_others_are_coarser() -> None:

@@ -121,15 +121,22 @@ ALONE = Ranks()
 
 
 def make_plan(
-    fingerprint: Fingerprint, labels: LabelScheme, settings: PlanSettings | None = None, *, ranks: Ranks = ALONE
+    fingerprint: Fingerprint,
+    labels: LabelScheme,
+    settings: PlanSettings | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    median: Shape | None = None,
 ) -> Plan:
     """The plan for a training set; the same fingerprint, labels, settings and ranks always give the same plan.
+
+    median: `median_shape` on the plan's grid where it is known, since making it looks at every case.
 
     Raises `ConfigError` if no network fits into the memory budget, or if a given patch cannot be pooled.
     """
     settings = settings or PlanSettings()
     spacing = settings.spacing_mm or target_spacing(fingerprint)
-    median = median_shape(fingerprint, spacing)
+    median = median or median_shape(fingerprint, spacing)
     strides, kernels = _levels(settings.patch or median, spacing, settings)
     units = triple(prod(stride[axis] for stride in strides) for axis in range(3))
     limit = triple(ceil(n / unit) * unit for n, unit in zip(median, units, strict=True))

@@ -165,7 +165,7 @@ def _candidates(
                     settings, spacing_mm=grid, base_features=base, patch=patch, max_levels=levels, batch=batch
                 )
                 try:
-                    plan = make_plan(fingerprint, labels, told, ranks=ranks)
+                    plan = make_plan(fingerprint, labels, told, ranks=ranks, median=median)
                 except ConfigError:
                     continue
                 key = (grid, base, plan.patch, batch)
