@@ -121,8 +121,8 @@ def _header(grid: Grid) -> Any:
 
 
 def open_nifti(path: Path) -> Any:
-    """nibabel's image, of which nothing but the header was read; raises `DataError` for what is no NIfTI file, or holds
-    fewer voxels than its header claims."""
+    """nibabel's image, of which nothing but the header was read; raises `DataError` for what is no NIfTI file, holds
+    fewer voxels than its header claims, or has them in its header."""
     if path.exists() and not path.is_file():  # which a pipe would be waited for, for ever
         raise DataError(f"{path}: no file, but a folder, a pipe or a device. Name a .nii.gz or .nii file.")
     try:
@@ -136,7 +136,7 @@ def open_nifti(path: Path) -> Any:
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}). {remedy}") from None
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
         raise DataError(f"{path}: {why_unread(path) or 'not NIfTI. Convert it to .nii.gz.'}")
-    _check_size(image, path)
+    _check_place(image, path)
     return image
 
 
@@ -151,9 +151,14 @@ def _right_ending(path: Path) -> str:
     return ""
 
 
-def _check_size(image: Any, path: Path) -> None:
-    """Raise `DataError` where a file is too small for the voxels that its header claims."""
+def _check_place(image: Any, path: Path) -> None:
+    """Raise `DataError` where voxels would begin in the header, or a file is too small for those that it claims."""
     proxy, size = image.dataobj, path.stat().st_size
+    if proxy.offset < (first := image.header.single_vox_offset):  # nibabel takes a 0 as it stands
+        raise DataError(
+            f"{path}: vox_offset = {proxy.offset}: voxels would begin in the header. Set it to {first} in the header, "
+            "or convert the scan once more."
+        )
     claimed = proxy.offset + math.prod(max(0, int(n)) for n in proxy.shape) * proxy.dtype.itemsize
     if claimed > size * (_MOST_INFLATED if _is_gzip(path) else 1):
         raise DataError(
