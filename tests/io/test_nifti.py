@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +19,35 @@ from semiseg.io.scans import read_grid, read_label, read_volume
 def save(path: Path, array: np.ndarray, kind: type = nib.Nifti1Image) -> Path:
     nib.save(kind(array, np.eye(4)), path)
     return path
+
+
+@contextmanager
+def nobody_in(folder: Path) -> Iterator[None]:
+    """As a user who may not read everything; root is one for as long, who needs the folder as the working one."""
+    before = Path.cwd()
+    folder.chmod(0o755)
+    os.chdir(folder)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        os.chdir(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.NII.GZ", "scan.nrrd", "scan.mha"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "scan.nii", np.ones((3, 4, 5), np.uint8)).rename(tmp_path / name)
+    (tmp_path / name).chmod(0)
+    with nobody_in(tmp_path):
+        with pytest.raises(PermissionError):
+            Path(name).read_bytes()
+        with pytest.raises(DataError, match=rf"{name}: .*(You may not read it: change|Permission denied)"):
+            read_grid(Path(name))
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".NII", ".NII.GZ"])

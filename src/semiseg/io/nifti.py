@@ -132,7 +132,7 @@ def open_nifti(path: Path) -> Any:
     except _UNREADABLE as error:
         if format_of(path) is None and path.is_file() and (why := why_unread(path)):
             raise DataError(f"{path}: {why}") from None
-        remedy = _right_ending(path) or "Restore or remove it."
+        remedy = _remedy(path) or "Restore or remove it."
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}). {remedy}") from None
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is a subclass
         raise DataError(f"{path}: {why_unread(path) or 'not NIfTI. Convert it to .nii.gz.'}")
@@ -140,10 +140,16 @@ def open_nifti(path: Path) -> Any:
     return image
 
 
-def _right_ending(path: Path) -> str:
-    """What to call a file that is compressed, or is not, against its ending; empty where that is not what is wrong."""
-    with path.open("rb") as stream:
-        start = stream.read(4)
+def _remedy(path: Path) -> str:
+    """What to call a file that is compressed, or is not, against its ending, or what to do about one that may not be
+    read; empty where neither is what is wrong."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(4)
+    except PermissionError:
+        return "You may not read it: change its permissions."
+    except OSError:
+        return ""
     if not _is_gzip(path) and start[:2] == b"\x1f\x8b":
         return "It is compressed: call it .nii.gz."
     if _is_gzip(path) and {int.from_bytes(start, "little"), int.from_bytes(start, "big")} & {348, 540}:
