@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from semiseg.errors import DataError
-from semiseg.io.scans import read_grid, read_label, read_volume
+from semiseg.io.scans import read_grid, read_label, read_some, read_volume, write_label, write_scan
 
 
 def save(path: Path, array: np.ndarray, kind: type = nib.Nifti1Image) -> Path:
@@ -69,3 +69,41 @@ def test_voxels_that_begin_in_the_header_are_refused(
         for read in (read_grid, read_label, lambda path: read_volume([path])):
             with pytest.raises(DataError, match=rf"scan\{ending}: .*vox_offset = 0"):
                 read(file)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("more", [(1,), (1, 1), (1, 1, 1, 1)])
+def test_axes_of_one_after_the_third_are_none(tmp_path: Path, ending: str, more: tuple[int, ...]) -> None:
+    """As dcm2niix and FSL may leave them of one frame: a scan alone, a channel among several, a label map."""
+    stored = np.arange(-30, 30, dtype=np.int16).reshape(3, 4, 5)
+    files = [tmp_path / f"a_000{channel}{ending}" for channel in range(2)]
+    for file in files:
+        if ending == ".nrrd":
+            space = "space: left-posterior-superior\nspace directions: (1,0,0) (0,1,0) (0,0,1) none\n"
+            sizes = "type: short\ndimension: 4\nsizes: 3 4 5 1\nkinds: space space space list\nendian: little\n"
+            header = f"NRRD0005\n{sizes}encoding: raw\n{space}\n"
+            file.write_bytes(header.encode() + stored.tobytes(order="F"))
+        else:
+            save(file, stored.reshape((3, 4, 5, *more)))
+    for paths in (files[:1], files):
+        volume = read_volume(paths)
+        assert volume.array.shape == (len(paths), 5, 4, 3)
+        assert sorted(volume.array[-1].ravel()) == list(range(-30, 30))
+    assert read_grid(files[0]).channels == 1
+    values, _ = read_some(files[0], 0, 10_000)
+    assert sorted(values) == list(range(-30, 30))
+    write_scan(tmp_path / "out.nii.gz", files[0])
+    write_label(tmp_path / "label.nii.gz", np.ones((5, 4, 3), np.uint8), volume.grid, files[0])
+    assert read_label(tmp_path / "label.nii.gz")[1].difference(read_grid(tmp_path / "out.nii.gz")) is None
+
+
+def test_one_frame_after_another_is_still_told_from_one(tmp_path: Path) -> None:
+    file = save(tmp_path / "five.nii", np.ones((3, 4, 5, 1, 2), np.uint8))
+    with pytest.raises(DataError, match="5D"):
+        read_grid(file)
+    file = save(tmp_path / "four.nii", np.arange(120, dtype=np.int16).reshape(3, 4, 5, 2, 1) - 60)
+    assert read_volume([file]).array.shape == (2, 5, 4, 3)
+    values, _ = read_some(file, 1, 10_000)
+    assert sorted(values) == [2 * k + 1 - 60 for k in range(60)]
+    with pytest.raises(DataError, match="one 3D file per channel"):
+        read_volume([file, file])

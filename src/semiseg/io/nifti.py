@@ -48,14 +48,15 @@ def read_some(path: Path, channel: int, most_bytes: int) -> tuple[AnyArray, int]
     values below 0."""
     image = open_nifti(path)
     data: Any = image.dataobj
-    shape = tuple(int(n) for n in image.shape)
+    shape = _shape(image)
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DataError(f"{path}: no 3D scan.")
     if data.dtype.kind == "u" and float(data.slope) >= 0 and float(data.inter) >= 0:
         return np.zeros(1), 0
     plane = shape[0] * shape[1] * data.dtype.itemsize
     slices = max(1, min(shape[2], most_bytes // plane))
-    which = (..., slice(0, slices)) if len(shape) == 3 else (..., slice(0, slices), min(channel, shape[3] - 1))
+    others = [min(channel, n - 1) for n in shape[3:]] + [0] * (len(image.shape) - len(shape))
+    which = (slice(None), slice(None), slice(0, slices), *others)
     try:
         part = np.asanyarray(data[which])
     except (OSError, EOFError, ValueError, MemoryError, ImageFileError) as error:
@@ -194,13 +195,21 @@ def _grid(image: Any, path: Path) -> Grid:
     affine[:3] *= unit_mm
     return checked_grid(
         path,
-        tuple(int(n) for n in image.shape),
+        _shape(image),
         affine,
         stored_mm=[unit_mm * float(size) for size in image.header.get_zooms()[:3]],
         voxel_bytes=image.dataobj.dtype.itemsize,
         doubts=_doubts(image.header),
         source="the header's sform or qform",
     )
+
+
+def _shape(image: Any) -> tuple[int, ...]:
+    """`(X, Y, Z)` or more, without axes of length 1 after them: one frame is a volume."""
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _doubts(header: Any) -> tuple[str, ...]:
@@ -235,7 +244,7 @@ def _read_stored(image: Any, path: Path) -> AnyArray:
         raise DataError(f"{path}: {why_damaged(error)}") from None
     if raw.dtype.kind not in "iufb":
         raise DataError(f"{path}: voxels of type {raw.dtype} are not numbers of one channel. Convert them.")
-    return raw
+    return raw.reshape(_shape(image), order="F")
 
 
 def _inflated(proxy: Any, path: Path) -> AnyArray:

@@ -188,7 +188,7 @@ def read_scan(paths: Sequence[Path]) -> RawVolume:
     for path in paths:
         voxels = _format(path).read_voxels(path)
         stored, grid = voxels.stored, voxels.grid
-        if stored.ndim == 4 and len(paths) > 1:
+        if stored.ndim == 4 and stored.shape[3] > 1 and len(paths) > 1:
             raise DataError(f"{path}: 4D ({stored.shape}), but one 3D file per channel is expected. Split it.")
         parts = [stored[..., c] for c in range(stored.shape[3])] if stored.ndim == 4 else [stored]
         found = [RawChannel(to_canonical(part, grid.affine), voxels.slope, voxels.inter) for part in parts]
