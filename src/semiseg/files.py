@@ -110,6 +110,23 @@ def atomic_folder(path: Path, *, made: Collection[str]) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
+def staging_folder(path: Path) -> Path:
+    """An empty hidden folder beside `path`, for files that `put_in_place` puts beside it, too. Where the writer is
+    killed, `remove_leftovers` removes it."""
+    folder = _temporary_name(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def put_in_place(staged: Path) -> None:
+    """Move the files of a staging folder, which are on the disk, to where they belong, and remove it."""
+    for file in sorted(staged.iterdir()):
+        file.replace(staged.parent / file.name)
+    _flush(staged.parent)
+    staged.rmdir()
+
+
 def _copy_others(folder: Path, target: Path, made: Collection[str]) -> None:
     """Copy what is not of `made` into the folder that takes the place of `folder`."""
     for entry in folder.iterdir():

@@ -42,6 +42,7 @@ class PredictionRow(TypedDict):
     engine: NotRequired[str]
     precision: NotRequired[str]
     key: NotRequired[str]
+    files: NotRequired[dict[str, str]]
     seconds: NotRequired[float]
     error: NotRequired[str]
     pose: NotRequired[str]

@@ -15,7 +15,7 @@ import torch
 from engines import Constant, Sides
 
 from semiseg.errors import ConfigError
-from semiseg.files import read_jsonl
+from semiseg.files import append_jsonl, hash_files, read_jsonl
 from semiseg.prediction import outputs as outputs_module
 from semiseg.prediction.engines.torch_engine import torch_engine
 from semiseg.prediction.inputs import find_scans
@@ -101,13 +101,14 @@ def test_the_next_is_read_and_the_last_is_written_meanwhile(model: Model, folder
     """Each scan is predicted only once the one before is on the disk, and an old result of the next is gone."""
     output, log = tmp_path / "out", tmp_path / "out" / "predictions.jsonl"
     output.mkdir()
-    log.touch()
-    for name in "bcd":  # of other files: reading a scan removes what there is of it
-        (output / f"{name}.nii.gz").write_bytes(b"old")
+    for name in "bcd":  # of another model: reading a scan removes what there is of it
+        file = output / f"{name}.nii.gz"
+        file.write_bytes(b"old")
+        append_jsonl(log, {"id": name, "key": "another", "files": {file.name: hash_files([file])}})
     seen: list[int] = []
 
     def act(number: int) -> None:
-        wait_until(lambda: len(read_jsonl(log)) == number)
+        wait_until(lambda: len(read_jsonl(log)) == 3 + number)
         if number < 3:
             wait_until(lambda: not (output / f"{'abcd'[number + 1]}.nii.gz").exists())
         if number < 2:  # two at a time

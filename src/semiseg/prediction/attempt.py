@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from semiseg.data.poses import AS_IT_LIES
 from semiseg.errors import DataError
-from semiseg.files import atomic_file, is_full, why_not_written
+from semiseg.files import atomic_file, hash_files, is_full, put_in_place, staging_folder, why_not_written
 from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
 from semiseg.io.grid import Grid
 from semiseg.io.scans import RawVolume, hash_of, read_grid, read_label, read_scan, write_map
@@ -49,6 +50,21 @@ class Outcome:
     doubts: tuple[str, ...] = ()
 
 
+class Result(NamedTuple):
+    """An attempt's end. row: for the log, which must have it before the files of `staged` are put in place: so every
+    file that is in its place is known there, whenever a process is killed. Empty where nothing new is to be said.
+    staged: None where nothing was written."""
+
+    outcome: Outcome
+    row: dict[str, Any]
+    staged: Path | None = None
+
+    def put_in_place(self) -> None:
+        """Once the log has the row."""
+        if self.staged:
+            put_in_place(self.staged)
+
+
 class Attempt:
     """A scan on its way: read, predicted, written. What goes wrong with it is its outcome; a full disk is raised."""
 
@@ -70,26 +86,29 @@ class Attempt:
         """Files that go where they are of something else."""
         self.row = row_of(scan, self._target, model, engine)
         """For the log; empty where nothing new is to be said."""
+        self._staged: Path | None = None
         self.outcome: Outcome | None = None
         self.lacked_memory = False
         self._seconds, self._key, self._foreign = 0.0, "", False
         self._volume: RawVolume | None = None
-        self._known: tuple[LabelArray, Grid, Path] | None = None
+        self._written = {} if finished is None else finished.get("files", {})
+        self._kept: dict[str, str] = {}
+        self._known: LabelArray | None = None
         self._made: tuple[LabelArray, FloatArray | None] | None = None
         self._preview: bytes | None = None
         self._grid: Grid | None = None
 
-    def whole(self) -> tuple[Outcome, dict[str, Any]]:
-        """All at once: what became of it, and the row."""
+    def whole(self) -> Result:
+        """All at once."""
         self.read()
         self.predict()
         self.write()
         return self.result()
 
-    def result(self) -> tuple[Outcome, dict[str, Any]]:
+    def result(self) -> Result:
         """What became of it, once it is written."""
         assert self.outcome is not None
-        return self.outcome, self.row
+        return Result(self.outcome, self.row, self._staged)
 
     def read(self) -> None:
         """The scan into memory, unless there is a result of the same files, model and settings."""
@@ -101,7 +120,7 @@ class Attempt:
         self._volume = None
 
     def write(self) -> None:
-        """Onto the disk."""
+        """Onto the disk, but not yet in place."""
         self._go_on(self._write)
         self._made = None
 
@@ -144,20 +163,39 @@ class Attempt:
         self._key = hash_of(self._scan.images, salt=salt)
         before = self._finished
         if before is None or before.get("key") != self._key:
-            for old in [*self._targets.all, *self.may_be_there]:
+            self._refuse_others()
+            for old in self.may_be_there:
                 old.unlink(missing_ok=True)
-        elif not (lacking := self._lacking(before)):
+        elif not (lacking := self._lacking(before)) and not self._in_the_way(before):
             pose = before.get("pose", "")
             self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True, pose=pose), {}
             return
         else:
+            self._refuse_others()
             self._known = self._labels_from_before(lacking)
             self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
+            self._kept = {file.name: self._written[file.name] for file in self.may_be_there if file.is_file()}
         self._refuse_numbered()
         self._volume = read_scan(self._scan.images)
         self._grid = self._volume.grid
-        if self._known is not None:
-            self._check_known(*self._known)
+
+    def _in_the_way(self, before: PredictionRow) -> bool:
+        """Whether a file that is asked for is there, and was not predicted; rows of an older version do not tell."""
+        others = (file for file in self._targets.all if file.name not in self._written)
+        return "files" in before and any(file.is_file() for file in others)
+
+    def _refuse_others(self) -> None:
+        """Raise `DataError` for a file of this scan's name that is not, byte by byte, what was predicted."""
+        for file in self.may_be_there:
+            if not file.exists():
+                continue
+            if file.name not in self._written:
+                raise DataError(f"{file}: was not predicted here (predictions.jsonl does not list it). Move it away.")
+            if hash_files([file]) != self._written[file.name]:
+                raise DataError(
+                    f"{file}: was changed since it was predicted, and is neither replaced nor removed. Move it away; a "
+                    "correction of a run's label may be taken back from there by `semiseg correct`."
+                )
 
     def _refuse_numbered(self) -> None:
         """Raise `DataError` for more files than the model has channels, before their grids are held against each
@@ -180,19 +218,13 @@ class Attempt:
         ]
         return lacking or [self._target] * (self._outputs.statistics and "statistics" not in before)
 
-    def _labels_from_before(self, lacking: list[Path]) -> tuple[LabelArray, Grid, Path] | None:
+    def _labels_from_before(self, lacking: list[Path]) -> LabelArray | None:
         """The label map where one is there in a format that can be read, and no probabilities are asked for anew."""
         if self._targets.probabilities in lacking:
             return None
         known = (file for file in self.may_be_there if is_written(file) and not stem(file).endswith(PROBABILITIES))
         file = next((file for file in known if file.is_file()), None)
-        return None if file is None else (*read_label(file), file)
-
-    def _check_known(self, labels: LabelArray, grid: Grid, file: Path) -> None:
-        """Somebody may have put another file in its place since."""
-        assert self._grid is not None
-        if int(labels.max(initial=0)) >= self._model.plan.labels.count or self._grid.difference(grid):
-            raise DataError(f"{file}: no longer the label map that was predicted here. Move it away, or restore it.")
+        return None if file is None else read_label(file)[0]
 
     def _predict(self) -> None:
         assert self._volume is not None
@@ -205,7 +237,7 @@ class Attempt:
                 if found.pose != AS_IT_LIES:
                     self.row["pose"] = found.pose.name
             else:
-                self._made = self._known[0], None
+                self._made = self._known, None
         except DataError as error:
             raise DataError(f"{images[0]}: {error}") from None
         self._foreign = is_foreign(channels, plan)
@@ -220,14 +252,15 @@ class Attempt:
     def _write(self) -> None:
         assert self._made is not None
         assert self._grid is not None
-        started, (labels, maps), targets = time.perf_counter(), self._made, self._targets
-        if maps is not None and targets.probabilities:
-            write_map(targets.probabilities, maps, self._grid, self._scan.images[0])
-        if self._preview is not None and targets.preview:
-            with atomic_file(targets.preview) as temporary:
-                temporary.write_bytes(self._preview)
-        organs = self._model.plan.labels.organs
-        written = write_labels(targets, labels, self._grid, self._scan.images[0], organs, self._model.hash)
+        started, (labels, maps) = time.perf_counter(), self._made
+        self._staged = staging_folder(self._target)
+        try:
+            written = self._write_into(self._targets.within(self._staged), labels, maps)
+            new = {file.name: hash_files([file]) for file in sorted(self._staged.iterdir())}
+        except BaseException:
+            shutil.rmtree(self._staged, ignore_errors=True)
+            self._staged = None
+            raise
         seconds = self._seconds + time.perf_counter() - started
         self.outcome = Outcome(
             self._scan.id,
@@ -238,9 +271,19 @@ class Attempt:
             notes=_notes(written, self._scan.id),
             doubts=(*self._grid.doubts, *filter(None, [size_doubt(self._grid, self._model.plan)])),
         )
-        self.row |= {"key": self._key, "seconds": round(seconds, 3)}
+        self.row |= {"key": self._key, "files": self._kept | new, "seconds": round(seconds, 3)}
         if written.empty:
             self.row["nothing_found"] = True
+
+    def _write_into(self, targets: Targets, labels: LabelArray, maps: FloatArray | None) -> Written:
+        assert self._grid is not None
+        if maps is not None and targets.probabilities:
+            write_map(targets.probabilities, maps, self._grid, self._scan.images[0])
+        if self._preview is not None and targets.preview:
+            with atomic_file(targets.preview) as temporary:
+                temporary.write_bytes(self._preview)
+        organs = self._model.plan.labels.organs
+        return write_labels(targets, labels, self._grid, self._scan.images[0], organs, self._model.hash)
 
 
 def _notes(written: Written, id: str) -> tuple[str, ...]:

@@ -79,6 +79,11 @@ class Targets:
     def all(self) -> list[Path]:
         return [*self.labels.values(), *(file for file in (self.probabilities, self.preview) if file)]
 
+    def within(self, folder: Path) -> Targets:
+        """Files of the same names in another folder."""
+        probabilities, preview = (file and folder / file.name for file in (self.probabilities, self.preview))
+        return Targets({one: folder / file.name for one, file in self.labels.items()}, probabilities, preview)
+
 
 def targets_in(folder: Path, id: str, outputs: Outputs, *, probabilities: bool) -> Targets:
     """Where the files of a scan go."""

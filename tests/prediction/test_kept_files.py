@@ -1,0 +1,142 @@
+"""Predictions replace and remove what they wrote themselves, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from engines import Constant
+
+from semiseg.errors import ConfigError
+from semiseg.files import read_jsonl
+from semiseg.prediction import attempt
+from semiseg.prediction.attempt import Outcome
+from semiseg.prediction.inputs import find_scans
+from semiseg.prediction.model import Model
+from semiseg.prediction.outputs import LABELS_ALONE, Outputs
+from semiseg.prediction.scans import predict_scans
+from semiseg.prediction.settings import OutputFormat, PredictSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SETTINGS = PredictSettings(tile_step=1.0, device="cpu", mirror=False, skip_air=False)
+
+
+def save(folder: Path, *names: str) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        array = np.random.default_rng(len(name)).normal(30, 80, (11, 13, 9)).astype(np.int16)
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0])), folder / f"{name}.nii.gz")
+
+
+def predict(model: Model, folder: Path, outputs: Outputs = LABELS_ALONE, workers: int = 1) -> list[Outcome]:
+    found = find_scans([folder / "in"])
+    return predict_scans(found, model, Constant(), folder / "out", SETTINGS, outputs=outputs, workers=workers)
+
+
+def errors(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.id: outcome.error for outcome in outcomes if outcome.error}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def other(model: Model) -> Model:
+    """A model of other weights, as far as prediction knows."""
+    return replace(model, hash="0" * 64)
+
+
+@pytest.mark.parametrize("name", ["b.nii.gz", "b.nrrd", "b_preview.png", "b_rtstruct.dcm"])
+def test_files_of_a_scan_that_was_never_predicted_are_refused(model: Model, tmp_path: Path, name: str) -> None:
+    """Among predictions of others, or of a scan that failed."""
+    save(tmp_path / "in", "a")
+    predict(model, tmp_path)
+    (tmp_path / "in" / "b.nii.gz").write_text("no image")
+    assert list(errors(predict(model, tmp_path))) == ["b"]
+    save(tmp_path / "in", "b")
+    drawn = tmp_path / "out" / name
+    drawn.write_bytes(b"drawn by hand")
+    with pytest.raises(ConfigError, match=rf"{name}: was not predicted here \(.* predictions\.jsonl that lists it\)"):
+        predict(model, tmp_path)
+    assert drawn.read_bytes() == b"drawn by hand"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_was_mended_in_place_is_kept(model: Model, other: Model, tmp_path: Path, workers: int) -> None:
+    save(tmp_path / "in", "a", "b")
+    predict(model, tmp_path)
+    file = tmp_path / "out" / "a.nii.gz"
+    label = nib.load(file)
+    values = np.asarray(label.dataobj).copy()
+    values[3, 4, 5] = 1
+    nib.save(nib.Nifti1Image(values, label.affine), file)
+    mended = file.read_bytes()
+    assert [outcome.reused for outcome in predict(model, tmp_path)] == [True, True]
+    failed = errors(predict(other, tmp_path, workers=workers))
+    assert failed == {
+        "a": f"{file}: was changed since it was predicted, and is neither replaced nor removed. Move it away; a "
+        "correction of a run's label may be taken back from there by `semiseg correct`."
+    }
+    assert file.read_bytes() == mended
+    assert read_jsonl(tmp_path / "out" / "predictions.jsonl")[-1]["model"] == other.hash  # that of b
+    (tmp_path / "out" / "a.nii.gz").rename(tmp_path / "a_mended.nii.gz")
+    assert [outcome.reused for outcome in predict(other, tmp_path)] == [False, True]
+    assert file.read_bytes() != mended
+
+
+@pytest.mark.parametrize("formats", [(), ("nifti", "nrrd")])
+def test_what_was_put_beside_a_label_is_kept(
+    model: Model, other: Model, tmp_path: Path, formats: tuple[OutputFormat, ...]
+) -> None:
+    """Whether it is in the way of what is asked for now, or of another model's labels alone."""
+    save(tmp_path / "in", "a")
+    predict(model, tmp_path)
+    drawn = tmp_path / "out" / "a.nrrd"
+    drawn.write_bytes(b"drawn by hand")
+    (outcome,) = predict(model if formats else other, tmp_path, Outputs(formats=formats))
+    assert outcome.error == f"{drawn}: was not predicted here (predictions.jsonl does not list it). Move it away."
+    assert drawn.read_bytes() == b"drawn by hand"
+    assert names(tmp_path / "out") == ["a.nii.gz", "a.nrrd", "predictions.jsonl"]
+
+
+def test_formats_of_several_calls_are_known(model: Model, other: Model, tmp_path: Path) -> None:
+    save(tmp_path / "in", "a")
+    for formats in (("nifti",), ("nrrd",), ("mha",)):
+        assert not errors(predict(model, tmp_path, Outputs(formats=formats)))
+    assert names(tmp_path / "out") == ["a.mha", "a.nii.gz", "a.nrrd", "predictions.jsonl"]
+    assert not errors(predict(other, tmp_path))
+    assert names(tmp_path / "out") == ["a.nii.gz", "predictions.jsonl"]
+
+
+def test_a_scan_may_be_called_as_the_probabilities_of_another(model: Model, other: Model, tmp_path: Path) -> None:
+    save(tmp_path / "in", "a", "a_probabilities")
+    for one in (model, other):
+        assert not errors(predict(one, tmp_path))
+    (tmp_path / "in" / "a_probabilities.nii.gz").unlink()
+    before = (tmp_path / "out" / "a_probabilities.nii.gz").read_bytes()
+    assert not errors(predict(model, tmp_path))
+    assert (tmp_path / "out" / "a_probabilities.nii.gz").read_bytes() == before
+    asked = replace(SETTINGS, probabilities=True)
+    with pytest.raises(ConfigError, match="a_probabilities: the label map of this scan would be the probabilities of"):
+        predict_scans(find_scans([tmp_path / "in"]), model, Constant(), tmp_path / "out", asked)
+
+
+def test_a_kill_before_labels_are_in_their_place(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is there, its files are not: the next call makes them, and leaves nothing of the killed one."""
+    save(tmp_path / "in", "a", "b")
+    process = os.fork()
+    if not process:
+        monkeypatch.setattr(attempt, "put_in_place", lambda folder: os._exit(9))
+        predict(model, tmp_path)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    (row,) = read_jsonl(tmp_path / "out" / "predictions.jsonl")
+    assert list(row["files"]) == ["a.nii.gz"]
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
+    assert [(outcome.error, outcome.reused) for outcome in predict(model, tmp_path)] == [(None, False)] * 2
+    assert names(tmp_path / "out") == ["a.nii.gz", "b.nii.gz", "predictions.jsonl"]
