@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from semiseg.data.roles import (
@@ -22,6 +24,7 @@ from semiseg.data.roles import (
 from semiseg.errors import ConfigError, DataError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 from semiseg.io.layouts import read_dataset
+from semiseg.io.scans import read_label, read_volume
 
 
 def dataset(labelled: int = 10, unlabelled: int = 3, tests: int = 2, order: tuple[str, ...] = ()) -> Dataset:
@@ -252,3 +255,22 @@ def test_held_back_scans_and_drawn_budgets_part_no_patient() -> None:
 def test_more_folds_than_patients_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.folds = 3, but the labelled cases are of 1 patient"):
         roles(dataset(), DataSettings(patients=".", folds=3, fold=0))
+
+
+def test_links_to_files_without_an_ending_are_read_in_a_run_as_in_the_set(tmp_path: Path) -> None:
+    """As DVC and git-annex keep files: the name is the link's, and the content is called by its hash."""
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    cache.mkdir()
+    for number, (folder, name) in enumerate([("images", "a"), ("labels", "a"), ("unlabelled", "b")]):
+        (root / folder).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)), tmp_path / "scan.nii.gz")
+        (tmp_path / "scan.nii.gz").rename(cache / f"ab12c{number}")
+        (root / folder / f"{name}.nii.gz").symlink_to(cache / f"ab12c{number}")
+    (root / "labels.json").write_text('{"liver": 1}')
+    (tmp_path / "by_link").symlink_to(root)
+    found = assign_roles(read_dataset(tmp_path / "by_link"), DataSettings(), validation_fraction=0, seed=0)
+    assert [case.id for case in found] == ["a", "b"]
+    for case in found:
+        assert read_volume([Path(image) for image in case.images]).array.shape == (1, 5, 4, 3)
+    assert found[0].label == str(root.resolve() / "labels" / "a.nii.gz")
+    assert read_label(Path(found[0].label))[0].shape == (5, 4, 3)

@@ -249,7 +249,8 @@ def _shuffled(ids: Sequence[str], pattern: str, seed: int, purpose: str) -> list
 
 
 class _Absolute:
-    """Paths from the root on, without links, of files most of which share a folder; of folders of masks with links."""
+    """Paths from the root on, without links, of files most of which share a folder. A file that is a link itself keeps
+    its name, which says the format (DVC and git-annex keep contents under hashes); folders of masks keep all links."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, Path] = {}
@@ -257,8 +258,6 @@ class _Absolute:
     def of(self, file: Path) -> str:
         if is_mask_folder(file):  # where it lies says which list names its organs
             return str(file.absolute())
-        if file.is_symlink():
-            return str(file.resolve())
         if file.parent not in self._folders:
             self._folders[file.parent] = file.parent.resolve()
         return str(self._folders[file.parent] / file.name)
