@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,17 @@ def test_dice_is_of_each_class_that_the_reference_has() -> None:
     assert class_dice(reference, labels) == {"1": pytest.approx(2 / 3), "3": 1.0}
     assert class_dice(reference, np.zeros(6, np.uint8)) == {"1": 0.0, "3": 0.0}
     assert class_dice(np.zeros(6, np.uint8), labels) == {}
+
+
+def test_holding_labels_against_others_takes_less_than_a_label_map() -> None:
+    """Prediction may have a limit, and a count of all voxels at once takes eight bytes of each."""
+    labels = np.random.default_rng(0).integers(0, 5, (32, 128, 128)).astype(np.uint8)
+    tracemalloc.start()
+    try:
+        assert class_dice(labels, labels) == dict.fromkeys("1234", 1.0)
+        assert tracemalloc.get_traced_memory()[1] < labels.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_precision_that_is_asked_for_is_kept_to(

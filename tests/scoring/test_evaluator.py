@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -114,6 +115,21 @@ def test_values_outside_of_the_labels_are_refused(folders: tuple[Path, Path]) ->
     save(predictions / "case-2.nii.gz", label)
     with pytest.raises(DataError, match=r"case-2.nii.gz: 3 voxels have value 7, but the labels are 0, 1, 2"):
         evaluate_folder(predictions, references, LABELS)
+
+
+def test_scoring_takes_a_few_bytes_a_voxel(tmp_path: Path) -> None:
+    """Both maps and a mask, not eight bytes a voxel besides: every worker holds a case."""
+    label = np.zeros((128, 128, 128), dtype=np.uint8)
+    label[20:30, 20:30, 20:30], label[60:70, 60:70, 30:40] = 1, 2
+    for folder in ("references", "predictions"):
+        save(tmp_path / folder / "a.nii.gz", label)
+    evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)  # what is loaded once
+    tracemalloc.start()
+    try:
+        evaluate_folder(tmp_path / "predictions", tmp_path / "references", LABELS)
+        assert tracemalloc.get_traced_memory()[1] < 6 * label.size
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_ignore_label_comes_from_the_label_scheme(folders: tuple[Path, Path]) -> None:

@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
 from semiseg.cases import WAS_KILLED, map_cases
+from semiseg.data.labels import count_values
 from semiseg.data.patients import BIDS
 from semiseg.errors import ConfigError, DataError
 from semiseg.geometry import from_canonical
@@ -231,11 +230,11 @@ def _score_files(case: _Pair, labels: LabelScheme, rules: Rules, tolerance_mm: d
 
 def _check_values(path: Path, label: LabelArray, labels: LabelScheme) -> None:
     """A value that no label has would count as background without a sign of it."""
-    counts = np.bincount(label.ravel())
+    counts = count_values(label)
     known = set(labels.names) | {labels.ignore}
-    unknown = [int(value) for value in np.flatnonzero(counts) if int(value) not in known]
+    unknown = [value for value in counts if value not in known]
     if unknown:
-        have = counted(int(counts[unknown[0]]), "voxel has", "voxels have")
+        have = counted(counts[unknown[0]], "voxel has", "voxels have")
         raise DataError(
             f"{path}: {have} value {unknown[0]}, but the labels are "
             f"{', '.join(map(str, sorted(labels.names)))}. Correct the file, or add the label."
