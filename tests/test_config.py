@@ -185,3 +185,14 @@ def test_a_relative_root_starts_from_the_recipe(tmp_path: Path) -> None:
     recipe = write(folder, '[data]\nroot = "../scans"\n')
     assert load_settings(recipe).data.root == str((tmp_path / "scans").resolve())
     assert load_settings(recipe, ["data.root=/elsewhere"]).data.root == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    "key", ["root", "teacher", "label_list", "exclude", "store", "decisions", "teacher_labels", "teacher_names"]
+)
+def test_every_path_starts_from_where_it_is_named(tmp_path: Path, key: str) -> None:
+    (tmp_path / "recipes").mkdir()
+    besides = 'teacher_labels = "/theirs"\n' if key == "teacher_names" else ""
+    recipe = write(tmp_path / "recipes", f'[data]\n{besides}{key} = "../there"\n')
+    assert getattr(load_settings(recipe).data, key) == str((tmp_path / "there").resolve())
+    assert getattr(load_settings(recipe, [f"data.{key}=here"]).data, key) == str(Path("here").resolve())

@@ -37,7 +37,10 @@ def load_settings(
     return settings_from(tables, source=source)
 
 
-PATHS = {"data": ("root", "teacher", "label_list", "exclude", "store"), "train": ("weights",)}
+PATHS = {
+    "data": ("root", "teacher", "teacher_labels", "teacher_names", "label_list", "exclude", "decisions", "store"),
+    "train": ("weights",),
+}
 """Keys that name a file or folder, by section."""
 
 
