@@ -350,7 +350,24 @@ def test_a_zip_equals_its_folder_and_nothing_is_unpacked(tmp_path: Path) -> None
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "..\\outside"])
+@pytest.mark.parametrize("before", ["study\\one\\", "./", "./study/.\\one//"])
+def test_zips_of_windows_and_of_a_folder_itself_are_read(before: str, tmp_path: Path) -> None:
+    """`zip -r all.zip ./` and old programs of Windows write such names."""
+    files = write_series(tmp_path / "deep", random_voxels((5, 9, 12)))
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as zipped:
+        zipped.writestr(before, b"")
+        for file in files:
+            zipped.writestr(f"{before}{file.name}", file.read_bytes())
+            zipped.writestr(f"{before}.hidden\\{file.name}", b"")
+    values, affine = by_semiseg(tmp_path / "scan.zip")
+    expected, expected_affine = by_semiseg(tmp_path / "deep")
+    assert np.array_equal(values, expected)
+    assert np.array_equal(affine, expected_affine)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/outside", "a/../../outside", "..\\outside", "\\outside", "a\\..\\outside", "./../outside"]
+)
 def test_a_zip_whose_members_lead_out_is_refused(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
         zipped.writestr(name, b"\0" * 128 + b"DICM")

@@ -8,7 +8,7 @@ import os
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -39,7 +39,7 @@ def files_of(place: Path) -> list[Path]:
     """All files of a folder, a zip (`scans.zip/inner/name`) or of a file alone, in order of paths; hidden ones and
     `DICOMDIR` are left out. Raises `DataError` for a zip that is damaged or not safe."""
     if is_zip(place):
-        return [place / member.filename for member in _members(place)]
+        return [place / name for name in _members(place)]
     found = visible(place, deep=True) if place.is_dir() else [place]
     return [file for file in found if file.name.upper() != "DICOMDIR"]
 
@@ -51,7 +51,7 @@ def opener(place: Path) -> Iterator[Callable[[Path], IO[bytes]]]:
         yield _open
         return
     with _opened_zip(place) as zipped:
-        yield partial(_member, zipped, place)
+        yield partial(_member, zipped, {str(_path_in(member)): member for member in zipped.infolist()}, place)
 
 
 def _opened_zip(archive: Path) -> zipfile.ZipFile:
@@ -61,11 +61,17 @@ def _opened_zip(archive: Path) -> zipfile.ZipFile:
         raise DataError(f"{archive}: not a readable zip ({type(error).__name__}). Restore it.") from None
 
 
-def _member(zipped: zipfile.ZipFile, archive: Path, file: Path) -> IO[bytes]:
+def _path_in(member: zipfile.ZipInfo) -> PurePosixPath:
+    """Where a member lies in its zip, also where backslashes part its folders, as some programs of Windows write, or it
+    begins with `./`."""
+    return PurePosixPath(member.filename.replace("\\", "/"))
+
+
+def _member(zipped: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], archive: Path, file: Path) -> IO[bytes]:
     """Raises `OSError` where it is damaged, or packed in a way that is not read: others may be whole."""
     try:
-        name = file.relative_to(archive).as_posix()
-        member, length = zipped.open(name), zipped.getinfo(name).file_size
+        found = members[file.relative_to(archive).as_posix()]
+        member, length = zipped.open(found), found.file_size
     except _DAMAGED as error:
         raise OSError(errno.EIO, type(error).__name__) from None
     return io.BufferedReader(_Counted(member, f"{archive}: {file.name}", length))
@@ -133,7 +139,8 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-def _members(archive: Path) -> list[zipfile.ZipInfo]:
+def _members(archive: Path) -> list[str]:
+    """The paths of the files in a zip, in order."""
     with _opened_zip(archive) as zipped:
         members = zipped.infolist()
     if len(members) > MOST_MEMBERS:
@@ -144,16 +151,16 @@ def _members(archive: Path) -> list[zipfile.ZipInfo]:
             f"{archive}: {archive.stat().st_size:,} bytes that claim to inflate to {claimed:,}: no scans are packed "
             "like that. Unpack it where that is safe."
         )
-    kept = []
+    kept = set()
     for member in members:
-        path = PurePosixPath(member.filename.replace("\\", "/"))
+        path = _path_in(member)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{archive}: a member's path leads out of the zip. Pack it anew.")
         if member.flag_bits & 1:
             raise DataError(f"{archive}: it is encrypted. Unpack it.")
         linked = stat.S_ISLNK(member.external_attr >> 16)
         hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-        plain = str(path) == member.filename
-        if plain and not (member.is_dir() or linked or hidden or path.name.upper() == "DICOMDIR"):
-            kept.append(member)
-    return sorted(kept, key=lambda member: member.filename)
+        folder = not path.parts or member.filename.endswith(("/", "\\"))
+        if not (folder or linked or hidden or path.name.upper() == "DICOMDIR"):
+            kept.add(str(path))
+    return sorted(kept)
