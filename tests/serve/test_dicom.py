@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from rest_server import Served, serving_model
 
+from semiseg.io.dicom.series import hashed
 from semiseg.io.scans import read_label, read_volume, write_label
+from semiseg.serve.work import open_work
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -119,3 +122,23 @@ def test_no_tag_of_a_patient_leaves_the_series(served: Served) -> None:
         assert not [content for content in sent if tag.encode() in content]
     for uid in by_uid(Path(json.loads((served.work.folder / "serve.json").read_text(encoding="utf-8"))["data"])):
         assert not [content for content in sent if uid.encode() in content]
+
+
+def test_a_series_is_found_by_its_uid_whatever_lies_beside_it(tmp_path: Path) -> None:
+    """Localizers in the series, a derived one that was named, a broken one beside it; of two volumes neither."""
+    data, uids = tmp_path / "data", [pydicom.uid.generate_uid() for _ in range(4)]
+    voxels, scout = random_voxels((8, 9, 11)), DIRECTIONS["sagittal"]
+    for number, uid in enumerate(uids[:3]):
+        write_series(data / str(number), voxels, uid=uid)
+    write_series(data / "0", voxels[:1], uid=uids[0], orientation=scout, marks=("", "", "LOCALIZER"), seed=1)
+    write_series(data / "1", random_voxels((9, 20, 28)), uid=uids[1], spacing=(0.4, 0.35), seed=1)
+    (data / "labels.json").write_text('{"liver": 1}')
+    work = open_work(None, data, tmp_path / "review")
+    assert len(work.cases) == 4
+    assert (case := work.by_series(uids[0]))
+    assert case.id == hashed(uids[0])
+    assert work.by_series(uids[1]) is None
+    shutil.rmtree(data / "1")
+    assert (case := work.by_series(uids[2]))
+    assert case.id == hashed(uids[2])
+    assert work.by_series(uids[3]) is None

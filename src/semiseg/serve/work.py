@@ -61,13 +61,13 @@ class Work:
         return {id: case for id, case in self.source.contents().cases.items() if case.role != "test"}
 
     def by_series(self, uid: str) -> ViewCase | None:
-        """The case of a series of DICOM."""
+        """The case of a series of DICOM; None also where several volumes of the series are cases."""
         wanted = hashed(uid)
-        for case in self.cases.values():
-            place = place_of(case.images[0]) if case.images else None
-            if place and (place.id or series_of(case.images[0]).id) == wanted:
-                return case
-        return None
+        places = [(case, place) for case in self.cases.values() if case.images and (place := place_of(case.images[0]))]
+        if named := [case for case, place in places if place.id == wanted]:
+            return named[0]
+        found = [case for case, _ in places if _uid_of(case.images[0]) == uid]
+        return found[0] if len(found) == 1 else None
 
     def original(self, case: ViewCase) -> Path | None:
         """The label that a person would mend: a model's or the one of the round before, else the case's own."""
@@ -88,6 +88,14 @@ class Work:
             if made and _model_of(folder, case.id) == infers.hash:
                 return made
         return infers(Scan(case.id, case.images), output)
+
+
+def _uid_of(image: Path) -> str | None:
+    """The SeriesInstanceUID of a scan of DICOM; None where it cannot be read any more."""
+    try:
+        return series_of(image).uid
+    except DataError:
+        return None
 
 
 def _model_of(folder: Path, case: str) -> str | None:

@@ -85,6 +85,36 @@ def test_localizers_in_the_series_and_beside_it_are_left_out_and_said(tmp_path: 
     assert isinstance(left_out, Unusable)
     assert left_out.why == "Localizer images."
     assert series_of(tmp_path) == usable
+    assert usable.id == hashed(uid) != left_out.id
+
+
+def test_a_scan_keeps_its_id_whatever_comes_into_its_series(tmp_path: Path) -> None:
+    """Only another volume that may be meant takes it away: then both are told apart."""
+    uid = generate_uid()
+    write_series(tmp_path, random_voxels(SHAPE), uid=uid)
+    path = path_of(tmp_path, series(tmp_path))
+    assert path.name == f"series-{hashed(uid)}"
+    scout = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+    write_series(tmp_path, random_voxels((1, 10, 14)), uid=uid, orientation=scout, marks=("", "", "LOCALIZER"), seed=1)
+    reformat = ("DERIVED", "SECONDARY", "MPR")
+    write_series(tmp_path, random_voxels((7, 9, 11)), uid=uid, orientation=scout, marks=reformat, seed=2)
+    write_series(tmp_path, random_voxels((1, 40, 40)), uid=uid, seed=3)  # a page of text, or a slice alone
+    found = find_series(tmp_path)
+    assert len({one.id for one in found}) == len(found) == 4
+    assert series_of(path).grid.shape_zyx == SHAPE
+    for asked in (uid, hashed(uid)):
+        (chosen,) = choose(tmp_path, found, asked).series
+        assert chosen.id == hashed(uid)
+    (derived,) = (one for one in found if isinstance(one, Unusable) and one.series)
+    assert derived.series
+    assert choose(tmp_path, found, derived.id).series == (derived.series,)
+    assert series_of(path_of(tmp_path, derived)).id == derived.series.id == derived.id
+    write_series(tmp_path, random_voxels((9, 20, 28)), uid=uid, spacing=(0.4, 0.35), seed=4)
+    found = find_series(tmp_path)
+    assert len({one.id for one in found}) == len(found) == 5
+    assert hashed(uid) not in {one.id for one in found}
+    with pytest.raises(DataError, match="the series is no longer there"):
+        series_of(path)
 
 
 def test_derived_images_are_left_out_unless_they_are_asked_for(tmp_path: Path) -> None:
@@ -137,6 +167,15 @@ def test_one_series_of_two_matrices_is_two_volumes(tmp_path: Path) -> None:
     found = find_series(tmp_path)
     assert sorted(one.grid.shape_zyx for one in found if isinstance(one, Series)) == [(9, 20, 28), SHAPE]
     assert len({one.id for one in found}) == 2
+
+
+def test_volumes_of_one_series_in_folders_of_their_own_are_read(tmp_path: Path) -> None:
+    uid = generate_uid()
+    write_series(tmp_path / "a", random_voxels(SHAPE), uid=uid)
+    write_series(tmp_path / "b", random_voxels((9, 20, 28)), uid=uid, spacing=(0.4, 0.35), seed=1)
+    found = find_series(tmp_path)
+    assert len({one.id for one in found}) == 2
+    assert [series_of(path_of(tmp_path, one)) for one in found] == found
 
 
 def test_a_gap_is_refused_with_the_slices_named(tmp_path: Path) -> None:

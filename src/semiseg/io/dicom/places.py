@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from semiseg.errors import DataError
-from semiseg.io.dicom.series import Series, Unusable, find_series, hashed
+from semiseg.io.dicom.series import Series, Unusable, find_series, hashed, without_uid
 from semiseg.io.dicom.sources import files_of, is_zip
 from semiseg.io.file_kinds import has_dicom_mark, is_dicom_name, is_scan, visible
 from semiseg.words import counted, shortened
@@ -104,6 +104,8 @@ def found_at(path: Path) -> Series | Unusable:
     found = _found(place)
     if not place.id:
         return the_one(path, found)
+    if place.within and all(one.id != place.id for one in found):  # told apart from volumes of its series elsewhere
+        found = _found(replace(place, within=""))
     if (one := next((one for one in found if one.id == place.id), None)) is None:
         raise DataError(f"{path}: the series is no longer there. Restore it, or prepare the run again.")
     return one
@@ -119,7 +121,8 @@ def choose(place: Path, found: Sequence[Series | Unusable], asked: str = "") -> 
     UID or a part of the description (again one in each folder, unless it is `all`)."""
     matching = list(found)
     if asked and asked != EVERY:
-        matching = [one for one in found if _is_asked(one, asked)]
+        named = [one for one in found if one.id and one.id == without_uid(asked)]
+        matching = named or [one for one in found if _is_asked(one, asked)]
         if not matching:
             return Chosen(why=f"no series fits --series {asked}. {listed(found)}")
         usable = [series for one in matching if (series := one if isinstance(one, Series) else one.series)]

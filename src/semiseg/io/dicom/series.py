@@ -109,8 +109,25 @@ def find_series(
         group.slices.append(found)
     series: list[Series | Unusable] = []
     for groups in by_uid.values():
-        series += [group.judged(several=len(groups) > 1, resample=resample) for group in groups]
+        series += _told_apart(groups, resample=resample)
     return series + [Unusable("", "", modality, tuple(files), why) for (modality, why), files in unread.items()]
+
+
+def _told_apart(groups: Sequence[_Group], *, resample: bool) -> list[Series | Unusable]:
+    """Each group of a series, with an id of its own. The one that is a scan is called by the UID alone, whatever lies
+    beside it: localizers and derived images may come later, and its label keeps its name."""
+    judged = [group.judged(resample=resample) for group in groups]
+    scans = [group.is_scan(one) for group, one in zip(groups, judged, strict=True)]
+    return [
+        one if len(groups) == 1 or (is_scan and sum(scans) == 1) else _called(one, group.own_id)
+        for group, one, is_scan in zip(groups, judged, scans, strict=True)
+    ]
+
+
+def _called(one: Series | Unusable, id: str) -> Series | Unusable:
+    if isinstance(one, Series):
+        return replace(one, id=id)
+    return replace(one, id=id, series=one.series and replace(one.series, id=id))
 
 
 def hashed(text: str, length: int = 12) -> str:
@@ -145,13 +162,20 @@ class _Group:
     def _id(self) -> str:
         return hashed(self._first.uid or " ".join(sorted({found.instance or found.file.name for found in self.slices})))
 
-    def judged(self, *, several: bool, resample: bool) -> Series | Unusable:
-        """The volume, or why there is none."""
+    @property
+    def own_id(self) -> str:
+        """What tells it from the other groups of its series."""
         first = self._first
-        id = self._id
-        if several:
-            along = [round(v, 2) + 0.0 for v in (*(first.orientation or ()), *(first.spacing or ()))]
-            id = hashed(f"{id} {self._kind} {first.pixels.rows} {first.pixels.columns} {along}")
+        along = [round(v, 2) + 0.0 for v in (*(first.orientation or ()), *(first.spacing or ()))]
+        return hashed(f"{self._id} {self._kind} {first.pixels.rows} {first.pixels.columns} {along}")
+
+    def is_scan(self, judged: Series | Unusable) -> bool:
+        """Whether it is a volume, or would be one if it was made regular, and no derived one."""
+        return not self._kind and (isinstance(judged, Series) or judged.mendable)
+
+    def judged(self, *, resample: bool) -> Series | Unusable:
+        """The volume, or why there is none; called by the UID."""
+        first, id = self._first, self._id
         unusable = Unusable(
             first.uid,
             first.description,
