@@ -92,6 +92,29 @@ def test_label_maps_and_predictions_in_sub_folders_are_no_scans(tmp_path: Path) 
     assert found(tmp_path / "labelsTs") == {"a": ["a.nii.gz"]}  # named, it is read
 
 
+LABEL_FOLDERS = (
+    *("labels", "label", "masks", "Segmentation", "labelsTr", "maskTs", "labelsVal", "labelsTr_v2"),
+    *("labels_manual", "labels_v2", "segmentation_final", "masks1", "label-2", "LABELS by Ann"),
+)
+
+
+@pytest.mark.parametrize("name", LABEL_FOLDERS)
+def test_folders_of_label_maps_are_known_by_how_their_names_begin(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "a.nii.gz")
+    touch(tmp_path / "ann" / name / "more", "b.nii.gz")
+    said: list[str] = []
+    assert [scan.id for scan in find_scans([tmp_path], say=said.append)] == ["a"]
+    assert said == [
+        f"{tmp_path / 'ann' / name}: not read: label maps, by its name. If these are scans, name this folder."
+    ]
+
+
+@pytest.mark.parametrize("name", ["labelled", "labeled_scans", "masked", "unlabels", "segmented"])
+def test_folders_of_scans_that_are_called_alike_are_read(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / name, "b.nii.gz")
+    assert list(found(tmp_path)) == ["b"]
+
+
 def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "a.json", "b.mgz", "c.png", "d.zip", *(f"e{n}.mnc" for n in range(4)))
     touch(tmp_path / "series")

@@ -27,7 +27,10 @@ from semiseg.io.file_kinds import (
 from semiseg.io.layouts.series import labelled_name
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
-_LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(Tr|Ts|Un)?", re.IGNORECASE)
+_LABEL_FOLDER = re.compile(
+    r"(labels|masks|segmentations).*|(label|mask|segmentation)(Tr|Ts|Un)?([^a-z].*)?", re.IGNORECASE
+)
+"""Not `labelled` and `masked`, which scans are."""
 _SHOWN = 5
 """So many files that are not read are named, and then how many more there are."""
 
