@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.prediction.inputs import find_scans
 
 
@@ -113,6 +113,16 @@ def test_folders_of_label_maps_are_known_by_how_their_names_begin(tmp_path: Path
 def test_folders_of_scans_that_are_called_alike_are_read(tmp_path: Path, name: str) -> None:
     touch(tmp_path / name, "b.nii.gz")
     assert list(found(tmp_path)) == ["b"]
+
+
+def test_labels_do_not_go_where_scans_are_looked_for(tmp_path: Path) -> None:
+    """Also where all scans are in folders below it: the next call would take the labels for scans."""
+    touch(tmp_path / "in" / "ann", "a.nii.gz")
+    for output in (tmp_path / "in", tmp_path / "in" / "ann" / ".."):
+        with pytest.raises(ConfigError, match=r"in(/ann/\.\.)?: is the scans' own folder, .* with --output\."):
+            find_scans([tmp_path / "in"], output=output)
+    (scan,) = find_scans([tmp_path / "in" / "ann"], output=tmp_path / "in")  # where it is not looked
+    assert scan.id == "a"
 
 
 def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.io.dicom.places import EVERY, called, choose, is_only, left_out, path_of, place_of, series_of
 from semiseg.io.dicom.series import Unusable, find_series
 from semiseg.io.dicom.sources import is_zip
@@ -65,7 +65,7 @@ def find_scans(
     folder holds several. resample: also those that lie on no regular grid.
 
     Raises `DataError` for no or a missing input, a folder without scans, two files that claim one channel of one id,
-    and series of which it is not said which is meant.
+    and series of which it is not said which is meant; `ConfigError` where `output` is one of the inputs itself.
     """
     if not inputs:
         raise DataError("no scans: name files, or folders of scans.")
@@ -75,6 +75,11 @@ def find_scans(
     for path in inputs:
         files: list[tuple[Path, str]] = []
         if path.is_dir():
+            if output is not None and output.resolve() == path.resolve():
+                raise ConfigError(
+                    f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another "
+                    "folder with --output."
+                )
             files, slices, zips, not_read = _in_folder(path, output)
             unread += not_read
             heap, places = _places(path, slices, zips)
