@@ -125,6 +125,17 @@ def test_labels_do_not_go_where_scans_are_looked_for(tmp_path: Path) -> None:
     assert scan.id == "a"
 
 
+def test_the_outermost_folder_that_is_not_read_is_named_once(tmp_path: Path) -> None:
+    touch(tmp_path / "ann" / "labels" / "masks", "a.nii.gz", "b.nii.gz")
+    touch(tmp_path / "ann" / "labels", "c.nii.gz")
+    touch(tmp_path / "ann" / "out" / "labels", "d.nii.gz")
+    touch(tmp_path / "ann" / "scans", "e.nii.gz")
+    said: list[str] = []
+    (scan,) = find_scans([tmp_path], output=tmp_path / "ann" / "out", say=said.append)
+    assert scan.id == "e"
+    assert [line.split(": ")[0] for line in said] == [str(tmp_path / "ann" / "labels")]
+
+
 def test_files_that_are_not_read_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "a.json", "b.mgz", "c.png", "d.zip", *(f"e{n}.mnc" for n in range(4)))
     touch(tmp_path / "series")

@@ -184,16 +184,24 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
     unread: list[str] = []
     slices: list[Path] = []
     zips: list[Path] = []
-    skipped: dict[Path, str] = {}
+    skipped: list[str] = []
     leave_out = None if output is None else output.resolve()
+
+    @cache  # there may be thousands of files in it
+    def is_closed(place: Path) -> bool:
+        """Whether a folder is not looked into, or one above it, of which the outermost is named."""
+        if place == folder:  # which was named
+            return False
+        if is_closed(place.parent) or place.resolve() == leave_out:
+            return True
+        if why := _why_closed(place):
+            skipped.append(f"{place}: {why}")
+        return bool(why)
+
     for file in visible(folder, deep=True):
-        within = list(file.relative_to(folder).parents)[:-1]  # without the folder itself, which was named
-        if any((folder / part).resolve() == leave_out for part in within):
+        if is_closed(file.parent):
             continue
-        closed = next((folder / part for part in reversed(within) if _why_closed(folder / part)), None)
-        if closed is not None:
-            skipped[closed] = _why_closed(closed)
-        elif is_scan(file.name) and file.is_file():
+        if is_scan(file.name) and file.is_file():
             files.append((file, "_".join(file.relative_to(folder).parts[:-1])))
         elif file.is_symlink() and not file.exists():
             unread.append(f"{file}: not read: a link to {file.readlink()}, which is not there.")
@@ -203,7 +211,7 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
             zips.append(file)
         elif why := why_unread(file):
             unread.append(f"{file}: {why}")
-    return files, slices, zips, [f"{place}: {why}" for place, why in skipped.items()] + unread
+    return files, slices, zips, skipped + unread
 
 
 def _why_closed(folder: Path) -> str:
