@@ -14,8 +14,9 @@ import pytest
 import torch
 from engines import Constant, Sides
 
+from semiseg.decisions import label_sha256
 from semiseg.errors import ConfigError
-from semiseg.files import append_jsonl, hash_files, read_jsonl
+from semiseg.files import append_jsonl, read_jsonl
 from semiseg.prediction import outputs as outputs_module
 from semiseg.prediction.engines.torch_engine import torch_engine
 from semiseg.prediction.inputs import find_scans
@@ -104,7 +105,7 @@ def test_the_next_is_read_and_the_last_is_written_meanwhile(model: Model, folder
     for name in "bcd":  # of another model: reading a scan removes what there is of it
         file = output / f"{name}.nii.gz"
         file.write_bytes(b"old")
-        append_jsonl(log, {"id": name, "key": "another", "files": {file.name: hash_files([file])}})
+        append_jsonl(log, {"id": name, "key": "another", "files": {file.name: label_sha256(file)}})
     seen: list[int] = []
 
     def act(number: int) -> None:

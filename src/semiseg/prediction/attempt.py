@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semiseg.data.poses import AS_IT_LIES
+from semiseg.decisions import label_sha256
 from semiseg.errors import DataError
-from semiseg.files import atomic_file, hash_files, is_full, put_in_place, staging_folder, why_not_written
+from semiseg.files import atomic_file, is_full, put_in_place, staging_folder, why_not_written
 from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
 from semiseg.io.grid import Grid
 from semiseg.io.scans import RawVolume, hash_of, read_grid, read_label, read_scan, write_map
@@ -191,7 +192,7 @@ class Attempt:
                 continue
             if file.name not in self._written:
                 raise DataError(f"{file}: was not predicted here (predictions.jsonl does not list it). Move it away.")
-            if hash_files([file]) != self._written[file.name]:
+            if label_sha256(file) != self._written[file.name]:
                 raise DataError(
                     f"{file}: was changed since it was predicted, and is neither replaced nor removed. Move it away; a "
                     "correction of a run's label may be taken back from there by `semiseg correct`."
@@ -256,7 +257,7 @@ class Attempt:
         self._staged = staging_folder(self._target)
         try:
             written = self._write_into(self._targets.within(self._staged), labels, maps)
-            new = {file.name: hash_files([file]) for file in sorted(self._staged.iterdir())}
+            new = {file.name: label_sha256(file) for file in sorted(self._staged.iterdir())}
         except BaseException:
             shutil.rmtree(self._staged, ignore_errors=True)
             self._staged = None
