@@ -96,6 +96,42 @@ def test_a_case_goes_out_and_comes_back_as_it_was_mended(run: Path) -> None:
     )
 
 
+def test_a_label_that_nobody_touched_is_none_of_a_person(run: Path) -> None:
+    """Though the model that made it has learnt more since."""
+    folder = export_cases(run, ["a", "b"])
+    of_before = label_sha256(run / PSEUDO_LABELS / "a.nii.gz")
+    mend(folder / "a.nii.gz", slice(2, 4), 2)
+    mended = (folder / "a.nii.gz").read_bytes()
+    for name in "ab":
+        mend(run / PSEUDO_LABELS / f"{name}.nii.gz", slice(0, 1), 2)
+    for place in (folder, folder / "b.nii.gz"):
+        taken, refused = import_folder(run, place)
+        assert ([one.case for one in taken], refused) == (["a"] if place == folder else [], [])
+    assert not (run / CORRECTIONS / "b.nii.gz").exists()
+    assert read_note(run / CORRECTIONS, "a").source_sha256 == of_before
+    export_cases(run, ["a", "b"])
+    assert (folder / "a.nii.gz").read_bytes() == mended
+    assert label_sha256(folder / "b.nii.gz") == label_sha256(run / PSEUDO_LABELS / "b.nii.gz")
+    assert import_folder(run, folder) == ([], [])
+
+
+def test_changed_slices_are_those_of_the_label_that_was_handed_out(run: Path) -> None:
+    folder = export_cases(run, ["a"])
+    mend(folder / "a.nii.gz", slice(2, 4), 2)
+    mend(run / PSEUDO_LABELS / "a.nii.gz", slice(0, 1), 2)
+    (text,) = import_folder(run, folder, slices=parse_slices("axial:changed"))[1]
+    assert "a.nii.gz: the run has another label of this scan by now" in text
+    taken, _ = import_folder(run, folder, slices=parse_slices("axial:3-4"))
+    assert taken[0].slices == Slices(axis=0, indices=(2, 3))
+
+
+def test_a_list_of_what_was_handed_out_that_was_edited_is_named(run: Path) -> None:
+    folder = export_cases(run, ["a"])
+    (folder / "handed_out.json").write_text('{"a.nii.gz": 3}')
+    with pytest.raises(DataError, match=r"handed_out\.json: a\.nii\.gz = 3: .* Restore the file, or delete it\."):
+        import_folder(run, folder)
+
+
 def test_scans_and_labels_of_other_formats_go_out_and_come_back(run: Path, tmp_path: Path) -> None:
     """A scan in one file goes out as it is, one whose voxels are elsewhere as NIfTI; labels come back in any format."""
     images, cases = run.parent / "images", read_run_cases(run / "cases.jsonl")

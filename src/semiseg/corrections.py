@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semiseg.data.handed_out import HandedOut, is_untouched, keep_handed_out, read_handed_out
 from semiseg.data.labels import read_checked_label
 from semiseg.data.partial import ignore_value
 from semiseg.data.plan import Plan, read_plan
@@ -99,7 +100,8 @@ def current_label(run: Path, case: RunCase, *, mended: bool = True) -> Path | No
 
 def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> Path:
     """Hand out the scans and labels of cases, with the names of the organs; returns the folder, by default
-    `run/export`. A label that lies there already, perhaps half mended, is left as it is.
+    `run/export`. A label that lies there already, perhaps half mended, is left as it is, unless it is as it was handed
+    out: then the label that the case has now takes its place.
 
     Raises `DataError` for a case that the run does not have, or that has no label yet.
     """
@@ -113,6 +115,7 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
             f"{run}: no label to mend yet of {shortened(missing)}. Label the scans first: semiseg predict {run} "
             "--unlabelled"
         )
+    handed_out = read_handed_out(folder)
     for id, label in labels.items():
         images = [Path(image) for image in cases[id].images]
         for number, image in enumerate(images):
@@ -120,7 +123,15 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
             kept = ending(image) if len(files_of([image])) == 1 else ""
             _copy(image, folder / f"{id}_scan{channel}{kept or '.nii.gz'}")
         assert label is not None  # refused above
-        _copy(label, label_map(folder, id))
+        target = label_map(folder, id)
+        if is_untouched(target, handed_out):
+            target.unlink()
+        if not target.exists():
+            _copy(label, target)
+            judged = current_label(run, cases[id], mended=False) or label
+            source = label_sha256(*files_of([judged]))
+            handed_out[target.name] = HandedOut(sha256=label_sha256(target), source_sha256=source)
+            keep_handed_out(folder, handed_out)
     write_text(folder / ITK_SNAP_FILE, itk_snap_labels(plan.labels))
     write_text(folder / SLICER_FILE, slicer_colours(plan.labels))
     write_text(folder / "README.txt", _readme(run, folder))
@@ -214,9 +225,13 @@ def import_folder(
     if strange := [id for id in files if id not in cases]:
         raise DataError(f"{folder}: {shortened(strange)}: no case of {run}. Name labels by their case.")
     taken, refused = [], []
+    handed_out = read_handed_out(folder if folder.is_dir() else folder.parent)
     for id, file in sorted(files.items()):
+        if slices is None and is_untouched(file, handed_out):
+            continue
+        source = handed_out.get(file.name, {}).get("source_sha256")
         try:
-            one = import_correction(run, id, file, slices)
+            one = import_correction(run, id, file, slices, source_sha256=source)
         except DataError as error:
             refused.append(str(error))
         else:
@@ -224,13 +239,17 @@ def import_folder(
     return taken, refused
 
 
-def import_correction(run: Path, case: str, file: Path, slices: AskedSlices | None = None) -> Taken | None:
+def import_correction(
+    run: Path, case: str, file: Path, slices: AskedSlices | None = None, *, source_sha256: str | None = None
+) -> Taken | None:
     """Take a corrected label of a run back, as `take_back` does. Raises `DataError` where it cannot be used."""
     plan, cases = _opened(run)
     if case not in cases:
         raise DataError(f"{run}: has no case {case}.")
     before, image = current_label(run, cases[case], mended=False), Path(cases[case].images[0])
-    return take_back(run / CORRECTIONS, case, image, plan.labels, file, before=before, slices=slices)
+    return take_back(
+        run / CORRECTIONS, case, image, plan.labels, file, before=before, slices=slices, source_sha256=source_sha256
+    )
 
 
 def take_back(
@@ -242,12 +261,14 @@ def take_back(
     *,
     before: Path | None,
     slices: AskedSlices | None = None,
+    source_sha256: str | None = None,
 ) -> Taken | None:
     """Keep a corrected label as `corrections/ID.nii.gz`, after it was checked against the scan's grid and the labels.
     Slices that were corrected before count on. Returns None where it is as it was handed out and no slices are named.
 
-    before: the label that was judged. slices: those that are to be learnt from; None is all of them. Raises `DataError`
-    where the label cannot be used.
+    before: the label that was judged. slices: those that are to be learnt from; None is all of them. source_sha256: of
+    the label that was handed out, where that is known; else it was `before`. Raises `DataError` where the label cannot
+    be used, and where changed slices are asked for and the label that was handed out is another now.
     """
     grid = read_grid(image)
     label, _ = read_checked_label(file, image, grid, replace(labels, ignore=ignore_value(labels)))
@@ -259,10 +280,16 @@ def take_back(
         if handed_out is not None and np.array_equal(label, handed_out):
             return None
     note = read_note(corrections, case)
+    now = None if before is None else label_sha256(*files_of([before]))
+    if slices is not None and slices.indices is None and source_sha256 not in (None, now):
+        raise DataError(
+            f"{file}: the run has another label of this scan by now than was handed out, so that the slices which you "
+            "changed are not known. Name them by number."
+        )
     chosen = _chosen(slices, changed, grid, file)
     if chosen is not None and target.is_file():
         chosen = _together(note.slices, chosen, file)
-    sha256 = note.source_sha256 or (None if before is None else label_sha256(*files_of([before])))
+    sha256 = note.source_sha256 or source_sha256 or now
     write_label(target, label, grid, image)
     write_json(corrections / f"{case}.json", asdict(CorrectionNote(slices=chosen, source_sha256=sha256)))
     return Taken(case=case, changed_voxels=int(np.count_nonzero(changed)), slices=chosen)

@@ -45,7 +45,8 @@ def test_a_case_goes_out_and_comes_back(served: Served, run: Path, id: str) -> N
     assert folder == run / "export"
     there = sorted(path.name for path in folder.iterdir())
     assert there == sorted(
-        [f"{id}.nii.gz", f"{id}_scan.nii.gz", "labels_itksnap.txt", "labels_slicer.ctbl", "README.txt"]
+        [f"{id}.nii.gz", f"{id}_scan.nii.gz"]
+        + ["labels_itksnap.txt", "labels_slicer.ctbl", "README.txt", "handed_out.json"]
     )
     label, grid = read_label(folder / f"{id}.nii.gz")
     label = label.copy()
