@@ -134,6 +134,17 @@ def test_of_organs_that_are_not_found_nothing_is_learnt_where_the_others_are(fou
     assert (nothing.implausible, nothing.unknown, nothing.agreement) == (("liver", "spleen"), (), 0)
 
 
+def test_scans_without_any_organ_do_not_count_where_a_labelled_one_has_none(found: Callable[..., Found]) -> None:
+    """Two states that find nothing in a healthy scan agree on it; in one where there is something they do not."""
+    tumours, healthy = organs(20, 10), organs(0, 0)
+    result = found([tumours, healthy], [healthy, tumours, tumours, tumours])
+    assert (result.agreement, result.best) == (1, 1)
+    assert found([tumours, healthy], [healthy, tumours], [tumours, tumours]).agreement == 0.5
+    assert not verdict(nothing := found([tumours, healthy], [healthy, healthy]))[0], "no scan tells"
+    assert nothing.best == 1, "the next scans may"
+    assert found([tumours, tumours], [healthy, tumours, tumours, tumours]).agreement == 0.75
+
+
 def test_an_organ_whose_mirror_image_is_not_found_is_not_learnt(found: Callable[..., Found]) -> None:
     """Mirrored, the left kidney that nobody found shows what a right one is, and would be taught not to be one."""
     names = {0: "background", 1: "left kidney", 2: "right kidney", 3: "liver", 4: "spleen"}

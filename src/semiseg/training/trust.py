@@ -35,10 +35,11 @@ VOLUME_RANGE = 3.0
 
 @dataclass(frozen=True)
 class Found:
-    """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. implausible:
-    names of organs that most scans lack, or have in sizes that no labelled scan has. organs: how many there are.
-    partners: names of the other organs that mirroring left-right takes for one of these. Neither counts in the
-    agreement, unless it would be of nothing then."""
+    """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. Where a labelled
+    scan has no organ, scans in which neither map has one do not count; if all are such, agreement is 0, and best 1,
+    since others may tell. implausible: names of organs that most scans lack, or have in sizes that no labelled scan
+    has. organs: how many there are. partners: names of the other organs that mirroring left-right takes for one of
+    these. Neither counts in the agreement, unless it would be of nothing then."""
 
     agreement: float
     best: float
@@ -68,8 +69,11 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         compared.append(overlap_and_sizes(*maps, classes=plan.labels.count))
         volumes.append(np.bincount(maps[0].ravel(), minlength=plan.labels.count))
     implausible = {}
+    sizes_of = {value: labelled.voxels_of(value) for value in plan.labels.organs}
+    if (np.sum(list(sizes_of.values()), axis=0) == 0).any():  # some scans hold no organ, and both states may be right
+        compared = [(overlap, both) for overlap, both in compared if both[1:].any()]
     for value, name in plan.labels.organs.items():
-        sizes = labelled.voxels_of(value)
+        sizes = sizes_of[value]
         if not sizes.size or sizes.min() == 0:
             continue  # a labelled scan lacks it, so others may
         low, high = sizes.min() / VOLUME_RANGE, sizes.max() * VOLUME_RANGE
@@ -83,7 +87,8 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
     left_out = next(values for values in possible if len(values) < len(plan.labels.organs))
     agreements = [mean_dice(*(np.delete(counts, left_out) for counts in pair)) for pair in compared]
     names, organs = tuple(implausible.values()), len(plan.labels.organs)
-    return Found(float(np.mean(agreements)), max(agreements), names, organs, tuple(partners.values()))
+    mean, best = float(np.mean(agreements or [0.0])), max(agreements, default=1.0)
+    return Found(mean, best, names, organs, tuple(partners.values()))
 
 
 TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short for labelling any to be worth its time."
