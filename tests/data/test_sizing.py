@@ -25,6 +25,7 @@ from semiseg.data.planner import (
     target_spacing,
 )
 from semiseg.data.sizing import (
+    TOO_COARSE,
     Candidate,
     candidate_grids,
     features_to_try,
@@ -54,10 +55,10 @@ def fingerprint(shape: Shape = (48, 112, 112), spacing_mm: Spacing = (2.5, 0.8, 
     )
 
 
-def kept_of(one: Fingerprint, settings: PlanSettings) -> dict[Spacing, float]:
+def kept_of(one: Fingerprint, settings: PlanSettings) -> dict[Spacing, dict[str, float]]:
     """Less by a hundredth for each volume of a voxel more."""
     grids = candidate_grids(one, settings)
-    return {grid: max(0.0, 1.0 - 0.01 * (prod(grid) / prod(grids[0]) - 1)) for grid in grids}
+    return {grid: {"liver": max(0.0, 1.0 - 0.01 * (prod(grid) / prod(grids[0]) - 1))} for grid in grids}
 
 
 @cache
@@ -131,10 +132,23 @@ def test_few_minutes_give_a_coarser_grid_and_fewer_features() -> None:
 def test_a_scan_is_not_made_coarser_where_its_labels_would_not_survive() -> None:
     one = fingerprint()
     grids = candidate_grids(one, CPU)
-    kept = {grid: 1.0 if grid == grids[0] else 0.1 for grid in grids}
+    kept = {grid: {"liver": 1.0 if grid == grids[0] else 0.1} for grid in grids}
     plan = timed_plan(one, LABELS, CPU, kept, COSTS, seconds=600)
     assert plan.spacing_mm == grids[0]
     assert plan.reasons[1].endswith("that of the median scan.")
+
+
+def test_organs_that_a_grid_loses_are_named() -> None:
+    one = fingerprint()
+    usual, *coarser = candidate_grids(one, CPU)
+    kept = {usual: {"liver": 1.0, "nodule": 1.0}} | {grid: {"liver": 1.0, "nodule": 0.65} for grid in coarser}
+    told = {
+        minutes: " ".join(timed_plan(one, LABELS, CPU, kept, COSTS, seconds=60 * minutes).reasons)
+        for minutes in (0.1, 10_000.0)
+    }
+    assert f"{TOO_COARSE} nodule 0.65: no network does better there." in told[0.1]
+    assert f"plan.spacing_mm={[round(mm, 2) for mm in usual]}" in told[0.1]
+    assert TOO_COARSE not in told[10_000.0]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +268,7 @@ def candidate(
 ) -> Candidate:
     plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", base_features=base))
     z, y, x = plan.patch
-    return Candidate(plan, steps, 0.1, (z, y, round(x / covered)), organ, kept)
+    return Candidate(plan, steps, 0.1, (z, y, round(x / covered)), organ, {"liver": kept})
 
 
 def test_each_term_of_the_loss_has_its_sign() -> None:
@@ -276,7 +290,7 @@ def test_each_term_of_the_loss_has_its_sign() -> None:
 def test_networks_of_few_levels_see_little_of_a_patch() -> None:
     """Of 96 voxels a network of three levels decides by 31, one of five by all."""
     plan = make_plan(fingerprint(), LABELS, PlanSettings(device="cpu", patch=(96, 96, 96), base_features=16))
-    deep = Candidate(plan, 3000.0, 0.1, (96, 96, 192), 1000.0, 0.95)
+    deep = Candidate(plan, 3000.0, 0.1, (96, 96, 192), 1000.0, {"liver": 0.95})
     assert len(plan.student.features) == 5
     assert deep.seen == deep.covered == 0.5
 

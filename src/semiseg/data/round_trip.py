@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from scipy import ndimage
 
 from semiseg.cases import map_cases
 from semiseg.errors import DataError
@@ -24,7 +25,10 @@ from semiseg.types import BoolArray, Spacing
 MOST_CASES = 4
 """Label maps that are looked at, evenly spread over the labelled ones."""
 _MOST_VOXELS = 400_000
-"""Of the box around an organ; larger ones are looked at by every second voxel, or fewer."""
+"""Of the box around an organ; larger ones are looked at by every second voxel, or fewer. An organ of several parts that
+fit into smaller boxes, such as nodules of the lung, is looked at part by part."""
+_MOST_PARTS = 8
+"""Of such an organ the largest parts are looked at."""
 _MARGIN = 4
 _SMALL_BOX = 30_000
 """Voxels of the box around an organ of which what is kept depends on how it lies on the grid."""
@@ -41,8 +45,8 @@ def grid_ceilings(
     *,
     workers: int = 1,
     progress: Callable[[int, int, str], None] | None = None,
-) -> dict[Spacing, float]:
-    """By grid the mean Dice over organs and label maps of what comes back from it; 1 where nothing can be read.
+) -> dict[Spacing, dict[str, float]]:
+    """By grid and organ the mean Dice over label maps of what comes back from it; no organ where nothing can be read.
 
     labels: files. grids: spacings in mm. progress: called with (maps done, of how many, the name of the last).
     """
@@ -52,30 +56,59 @@ def grid_ceilings(
         partial(_kept_of, grids=grids, scheme=scheme),
         chosen,
         workers=workers,
-        lost=lambda path: [],  # the fingerprint names it
+        lost=lambda path: {},  # the fingerprint names it
         progress=(lambda done, total, path: progress(done, total, path.name)) if progress else None,
     )
-    organs = [organ for one in kept for organ in one]
-    return {grid: float(np.mean([organ[i] for organ in organs])) if organs else 1.0 for i, grid in enumerate(grids)}
+    return {
+        grid: {
+            name: fmean(one[name][i] for one in kept if name in one)
+            for name in scheme.organs.values()
+            if any(name in one for one in kept)
+        }
+        for i, grid in enumerate(grids)
+    }
 
 
-def _kept_of(path: Path, grids: Sequence[Spacing], scheme: LabelScheme) -> list[list[float]]:
+def _kept_of(path: Path, grids: Sequence[Spacing], scheme: LabelScheme) -> dict[str, list[float]]:
     """Of each organ of a label map the Dice on each grid."""
     try:
         label, grid = read_label(path)
     except DataError:
-        return []  # the check names it
-    found = []
-    for value in scheme.organs:
+        return {}  # the check names it
+    found = {}
+    for value, name in scheme.organs.items():
         box = bounding_box(label == value, margin=_MARGIN)
-        if box is None:
-            continue
-        mask = label[box.slices()] == value
-        stride = ceil((mask.size / _MOST_VOXELS) ** (1 / 3))
-        thinned, spacing_mm = mask[::stride, ::stride, ::stride], triple(mm * stride for mm in grid.spacing_mm)
-        dice = round_trip_dice if thinned.size > _SMALL_BOX else _dice_by_places
-        found.append([dice(thinned, spacing_mm, coarse) for coarse in grids])
+        if box is not None:
+            parts = _parts(label[box.slices()] == value)
+            voxels = [int(np.count_nonzero(part)) for part in parts]
+            dice = np.array([_dice_on(part, grid.spacing_mm, grids) for part in parts])
+            found[name] = [float(one) for one in np.average(dice, axis=0, weights=voxels)]
     return found
+
+
+def _parts(mask: BoolArray) -> list[BoolArray]:
+    """A mask, or where its box is large and each of its parts lies in a small one, the largest of these by
+    themselves: in a box that spans the lungs every fourth voxel of a nodule would be looked at."""
+    if mask.size <= _MOST_VOXELS:
+        return [mask]
+    numbered = ndimage.label(mask)[0]
+    sizes = np.bincount(numbered.ravel())[1:]
+    boxes = ndimage.find_objects(numbered)
+    largest = sorted(range(len(sizes)), key=lambda part: -sizes[part])[:_MOST_PARTS]
+    if any(prod(side.stop - side.start for side in boxes[part]) > _MOST_VOXELS for part in largest):
+        return [mask]
+    around = [
+        tuple(slice(max(0, side.start - _MARGIN), side.stop + _MARGIN) for side in boxes[part]) for part in largest
+    ]
+    return [numbered[box] == part + 1 for part, box in zip(largest, around, strict=True)]
+
+
+def _dice_on(mask: BoolArray, spacing_mm: Spacing, grids: Sequence[Spacing]) -> list[float]:
+    """Of a mask on each grid."""
+    stride = ceil((mask.size / _MOST_VOXELS) ** (1 / 3))
+    thinned, thinned_mm = mask[::stride, ::stride, ::stride], triple(mm * stride for mm in spacing_mm)
+    dice = round_trip_dice if thinned.size > _SMALL_BOX else _dice_by_places
+    return [dice(thinned, thinned_mm, coarse) for coarse in grids]
 
 
 def _dice_by_places(mask: BoolArray, spacing_mm: Spacing, coarse_mm: Spacing) -> float:

@@ -57,6 +57,12 @@ _THIN = 8
 _FEWEST_LEVELS = 3
 
 
+LOST, _NAMED = 0.7, 5
+"""Organs of which a grid keeps less are named, the first so many."""
+TOO_COARSE = "This grid is too coarse for some organs. Of their labels it keeps a Dice of:"
+"""How a reason begins that the user must know."""
+
+
 def candidate_grids(fingerprint: Fingerprint, settings: PlanSettings) -> list[Spacing]:
     """Target spacings in mm to choose from, the usual one first.
 
@@ -92,7 +98,13 @@ class Candidate:
     scan: Shape
     """The median scan on the grid."""
     organ_voxels: float
-    kept: float
+    organs_kept: Mapping[str, float]
+    """Dice of the labels there and back, by organ."""
+
+    @property
+    def kept(self) -> float:
+        """Mean over organs; 1 where none is known."""
+        return fmean(self.organs_kept.values()) if self.organs_kept else 1.0
 
     @property
     def covered(self) -> float:
@@ -126,7 +138,7 @@ def timed_plan(
     fingerprint: Fingerprint,
     labels: LabelScheme,
     settings: PlanSettings,
-    kept: Mapping[Spacing, float],
+    kept: Mapping[Spacing, Mapping[str, float]],
     voxel_seconds: Mapping[int, float],
     *,
     seconds: float,
@@ -134,9 +146,9 @@ def timed_plan(
 ) -> Plan:
     """The plan that is expected to lose least in so many seconds of training, with its reasons.
 
-    kept: Dice of the labels there and back, by grid (`grid_ceilings`). voxel_seconds: cost of a voxel in a training
-    step, by features of the finest level. ranks: divide a step, and its memory. Raises `ConfigError` where no plan fits
-    the memory.
+    kept: Dice of the labels there and back, by grid and organ (`grid_ceilings`). voxel_seconds: cost of a voxel in a
+    training step, by features of the finest level. ranks: divide a step, and its memory. Raises `ConfigError` where no
+    plan fits the memory.
     """
     found = list(_candidates(fingerprint, labels, settings, kept, voxel_seconds, seconds, ranks))
     if not found:
@@ -149,7 +161,7 @@ def _candidates(
     fingerprint: Fingerprint,
     labels: LabelScheme,
     settings: PlanSettings,
-    kept: Mapping[Spacing, float],
+    kept: Mapping[Spacing, Mapping[str, float]],
     voxel_seconds: Mapping[int, float],
     seconds: float,
     ranks: Ranks,
@@ -235,6 +247,13 @@ def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Itera
         yield (
             f"Grid: {_mm(grid)}, coarser than the median scan's {_mm(own)}: labels taken there and back keep a Dice of "
             f"{best.kept:.3f}, and more steps fit."
+        )
+    if lost := [name for name, dice in best.organs_kept.items() if dice < LOST]:
+        kept = ", ".join(f"{name} {best.organs_kept[name]:.2f}" for name in lost[:_NAMED])
+        others = f", and {len(lost) - _NAMED} more" * (len(lost) > _NAMED)
+        yield (
+            f"{TOO_COARSE} {kept}{others}: no network does better there. More minutes get a finer grid, or give one: "
+            f"plan.spacing_mm={[round(mm, 2) for mm in own]}."
         )
     patch, scan = (" x ".join(map(str, shape)) for shape in (plan.patch, median_shape(fingerprint, grid)))
     yield (

@@ -122,7 +122,7 @@ def refuse_foreign_summary(folder: Path) -> None:
     if file.is_file():
         with suppress(DataError):
             found = read_json(file)
-            if isinstance(found, dict) and found.keys() >= Summary.__required_keys__:
+            if isinstance(found, dict) and found.keys() >= Summary.__annotations__.keys() - {"patients"}:
                 return
         raise ConfigError(f"{file}: is no summary of ours, and would be written over. {_ELSEWHERE}")
 
