@@ -115,6 +115,19 @@ def test_a_label_that_nobody_touched_is_none_of_a_person(run: Path) -> None:
     assert import_folder(run, folder) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["README.txt", "labels_itksnap.txt", "labels_slicer.ctbl"])
+def test_no_file_of_the_users_is_overwritten(run: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir()
+    mine.write_text("my notes")
+    with pytest.raises(ConfigError, match=rf"{name}: is there already, and not as it was handed out\. .* --output\."):
+        export_cases(run, ["a"], mine.parent)
+    assert [(file.name, file.read_text()) for file in mine.parent.iterdir()] == [(name, "my notes")]
+    mine.rename(tmp_path / "moved")
+    export_cases(run, ["a"], mine.parent)
+    export_cases(run.parent / "images" / ".." / "run", ["a"], mine.parent)  # another README, in the place of ours
+
+
 def test_changed_slices_are_those_of_the_label_that_was_handed_out(run: Path) -> None:
     folder = export_cases(run, ["a"])
     mend(folder / "a.nii.gz", slice(2, 4), 2)

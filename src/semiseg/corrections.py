@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -103,7 +103,8 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
     `run/export`. A label that lies there already, perhaps half mended, is left as it is, unless it is as it was handed
     out: then the label that the case has now takes its place.
 
-    Raises `DataError` for a case that the run does not have, or that has no label yet.
+    Raises `DataError` for a case that the run does not have, or that has no label yet, and `ConfigError` where a
+    person's file is in the place of one of the texts.
     """
     plan, cases = _opened(run)
     folder = run / EXPORT if folder is None else folder
@@ -116,6 +117,12 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
             "--unlabelled"
         )
     handed_out = read_handed_out(folder)
+    texts = {
+        ITK_SNAP_FILE: itk_snap_labels(plan.labels),
+        SLICER_FILE: slicer_colours(plan.labels),
+        "README.txt": _readme(run, folder),
+    }
+    _refuse_others(folder, texts, handed_out)
     for id, label in labels.items():
         images = [Path(image) for image in cases[id].images]
         for number, image in enumerate(images):
@@ -132,10 +139,21 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
             source = label_sha256(*files_of([judged]))
             handed_out[target.name] = HandedOut(sha256=label_sha256(target), source_sha256=source)
             keep_handed_out(folder, handed_out)
-    write_text(folder / ITK_SNAP_FILE, itk_snap_labels(plan.labels))
-    write_text(folder / SLICER_FILE, slicer_colours(plan.labels))
-    write_text(folder / "README.txt", _readme(run, folder))
+    for name, text in texts.items():
+        write_text(folder / name, text)
+        handed_out[name] = HandedOut(sha256=label_sha256(folder / name))
+    keep_handed_out(folder, handed_out)
     return folder
+
+
+def _refuse_others(folder: Path, texts: Mapping[str, str], handed_out: Mapping[str, HandedOut]) -> None:
+    """Raise `ConfigError` for a file in the place of one of these that was not written here, or changed since."""
+    for file in (folder / name for name in texts):
+        if file.exists() and not is_untouched(file, handed_out) and file.read_bytes() != texts[file.name].encode():
+            raise ConfigError(
+                f"{file}: is there already, and not as it was handed out. Move it away, or name another folder with "
+                "--output."
+            )
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ _FILE = "handed_out.json"
 
 
 class HandedOut(TypedDict):
-    """A file as it was written. source_sha256: of the run's label that it was made of."""
+    """A file as it was written. source_sha256: of the run's label that it was made of; texts have none."""
 
     sha256: str
     source_sha256: NotRequired[str]
