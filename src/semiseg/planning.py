@@ -228,7 +228,7 @@ def _settled_here(run: Path, settings: RunSettings) -> Settled:
             device = choose_device(settled.device)
     if settled.device and not settled.device.startswith(device.type):  # prepared on another machine
         settled = replace(settled, threads=None, precision=None)
-    processor = processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     if (settled.processor, settled.torch) != (processor, str(torch.__version__)):
         settled = replace(settled, compiled=None)  # what another machine or another torch compiled may fail here
     cores = max(1, usable_cores() // ranks_here())

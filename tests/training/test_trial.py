@@ -15,6 +15,7 @@ from semiseg.methods import build
 from semiseg.methods.build import build_method
 from semiseg.methods.phases import Phases
 from semiseg.methods.settings import method_settings
+from semiseg.processes import processor_name
 from semiseg.settings import RunSettings
 from semiseg.training import session, trial
 from semiseg.training.settings import TrainSettings
@@ -199,6 +200,14 @@ def test_another_torch_does_not_trust_the_trial(tmp_path: Path) -> None:
         assert planning.settle_machine(tmp_path, settings)[0].compiled
         write_settled(tmp_path, replace(settled, compiled=True, torch="2.0.0"))
         assert planning.settle_machine(tmp_path, settings)[0].compiled is None
+
+
+def test_a_device_that_is_no_gpu_of_nvidia_is_not_asked_for_its_name_there(tmp_path: Path) -> None:
+    """mps, say; torch's `meta` is such a device, and on every machine."""
+    settings = RunSettings(train=TrainSettings(device="meta", precision="float32", threads=1))
+    with session.torch_as_it_was():
+        settled, device = planning.settle_machine(tmp_path, settings)
+    assert (settled.device, device.type, settled.processor) == ("meta", "meta", processor_name())
 
 
 def test_passes_are_eager_where_compiled_ones_fail(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ def validate(cases: Sequence[Path], engine: Engine, plan: Plan, device: torch.de
     """
     classes = plan.labels.count
     overlap, sizes = (torch.zeros(classes, dtype=torch.int64, device=device) for _ in range(2))
-    losses = torch.zeros(2, dtype=torch.float64, device=device)
+    summed_on = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    losses = torch.zeros(2, dtype=torch.float64, device=summed_on)
     for case in map(open_case, own_part(cases)):
         parts = []
         for labels, logits in _rows(case, engine, plan, device):
@@ -42,8 +43,9 @@ def validate(cases: Sequence[Path], engine: Engine, plan: Plan, device: torch.de
             overlap += predicted[predicted == true].bincount(minlength=classes)
             sizes += predicted.bincount(minlength=classes) + true.bincount(minlength=classes)
         loss = reduce(operator.add, parts).loss()
-        losses += torch.stack([loss, torch.ones_like(loss)])
-    sums = total(torch.cat([overlap.double(), sizes.double(), losses])).tolist()  # the device is waited for once
+        losses += torch.stack([loss, torch.ones_like(loss)]).to(summed_on)
+    counts = torch.cat([overlap, sizes]).to(summed_on).double()
+    sums = total(torch.cat([counts, losses])).tolist()  # the device is waited for once
     overlaps, both, (loss, count) = sums[:classes], sums[classes:-2], sums[-2:]
     dice = {name: 2 * overlaps[value] / both[value] for value, name in plan.labels.organs.items() if both[value]}
     rows = {f"validation_dice/{name}": value for name, value in dice.items()}
