@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from semiseg.data.planner import PlanSettings, Ranks, estimated_gb, make_plan, m
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import LabelScheme
 from semiseg.models.build import build_network
+from semiseg.ops.normalise import normalise_ct
 from semiseg.types import Shape, Spacing
 
 CPU = PlanSettings(device="cpu")
@@ -195,6 +198,18 @@ def test_every_plan_can_be_read_back_and_built(
     totals = [prod(stride[axis] for stride in plan.teacher.strides) for axis in range(3)]
     for patch, total in zip(plan.patch, totals, strict=True):
         assert total == 1 or patch // total >= 4
+
+
+def test_a_ct_whose_organs_are_of_one_intensity_gets_a_plan_that_can_be_read(tmp_path: Path) -> None:
+    """As a generated one may be."""
+    intensity = replace(INTENSITY, mean=40.0, median=40.0, deviation=0.0, percentile_00_5=40.0, percentile_99_5=40.0)
+    plan = make_plan(
+        replace(_fingerprint([((64, 64, 64), (1.0, 1.0, 1.0))]), intensities=(intensity,)), _labels(1), CPU
+    )
+    write_plan(tmp_path / "plan.toml", plan)
+    assert read_plan(tmp_path / "plan.toml") == plan
+    values = {key: value for key, value in asdict(plan.normalisation[0]).items() if key != "scheme"}
+    assert not normalise_ct(np.array([-1000.0, 40.0, 1000.0], np.float32), **values).any()
 
 
 def test_the_memory_model_counts_what_torch_keeps() -> None:

@@ -20,6 +20,7 @@ from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan
 from semiseg.errors import ConfigError
 from semiseg.geometry import triple
 from semiseg.io.dataset import LabelScheme
+from semiseg.ops.normalise import SMALLEST_DEVIATION
 from semiseg.ops.resample import ANISOTROPY_RATIO, coarse_axis, target_shape
 from semiseg.types import Shape, Spacing
 
@@ -309,5 +310,5 @@ def _normalisation(channel: str, intensity: ChannelIntensity) -> ChannelNormalis
         low=intensity.percentile_00_5,
         high=intensity.percentile_99_5,
         mean=intensity.mean,
-        deviation=intensity.deviation,
+        deviation=max(intensity.deviation, SMALLEST_DEVIATION),  # as `normalise_ct` takes it
     )
