@@ -6,17 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from semiseg.data.plan import Plan
 from semiseg.files import write_jsonl
+from semiseg.methods.build import build_method
+from semiseg.methods.phases import Phases
+from semiseg.methods.settings import method_settings
 from semiseg.notices import read_notices
 from semiseg.training.inputs import ROUNDS_FILE
 from semiseg.training.judgement import FEW_STEPS, HARDLY_LEARNT, OVERRUN, STILL_FALLING, judge_training
 from semiseg.training.settings import TrainSettings
 
+PHASES = Phases.of_steps(50, 100, 100)
+
 
 def judged(run: Path, train: TrainSettings | None = None, **changes: Any) -> list[str]:
     """Of a training with nothing to complain of, but for the changes."""
-    given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "labelled": 8, "scored": True} | changes
+    given: dict[str, Any] = {"steps": 5000, "seconds": 600.0, "loss": "labelled_loss", "labelled": 8, "scored": True}
+    given |= changes
     return judge_training(run, train or TrainSettings(minutes=10.0), **given)
 
 
@@ -69,6 +77,19 @@ def test_a_loss_of_a_network_that_finds_nothing(tmp_path: Path) -> None:
 def test_a_few_rows_say_nothing_of_convergence(tmp_path: Path) -> None:
     write_losses(tmp_path, [float(n) for n in range(20, 1, -1)])
     assert judged(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["pseudo_label", "mpl"])
+def test_a_student_is_judged_by_its_own_loss_and_not_by_that_of_its_teacher(
+    tmp_path: Path, name: str, plan: Plan
+) -> None:
+    """A teacher that had converged, and a student whose loss still falls by a third."""
+    method = build_method(plan, method_settings(name), PHASES, seed=0, device=torch.device("cpu"))
+    rows = [{"step": n, "labelled_loss": 0.3} for n in range(100)]
+    rows[50:] = [row | {"pseudo_loss": 0.6 - 0.005 * (row["step"] - 50)} for row in rows[50:]]
+    write_jsonl(tmp_path / "metrics.jsonl", rows)
+    (said,) = judged(tmp_path, loss=method.judged(PHASES.total - 1).loss)
+    assert said.startswith("Training had not converged: its loss still fell from 0.48 to 0.38")
 
 
 def test_rows_without_a_loss_on_labels_are_passed_over(tmp_path: Path) -> None:

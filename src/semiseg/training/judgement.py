@@ -24,18 +24,18 @@ _FEWEST_ROWS = 20
 
 
 def judge_training(
-    run: Path, settings: TrainSettings, *, steps: int, seconds: float, labelled: int, scored: bool
+    run: Path, settings: TrainSettings, *, steps: int, seconds: float, loss: str, labelled: int, scored: bool
 ) -> list[str]:
     """Add to the run's notices what its steps, minutes and losses say, and return the sentences.
 
-    labelled: how many cases are learnt from that a person labelled. scored: whether there are labels that the model is
-    held against.
+    loss: name of the one by which the network is judged that the run ended with. labelled: how many cases are learnt
+    from that a person labelled. scored: whether there are labels that the model is held against.
     """
     rows = read_metrics(run)
     found = {
         "steps": _few_steps(settings, steps),
         "minutes": _overrun(settings, seconds),
-        "convergence": _not_converged([row["labelled_loss"] for row in rows if "labelled_loss" in row]),
+        "convergence": _not_converged([row[loss] for row in rows if loss in row]),
         "unlabelled": _not_learnt_from(read_rounds(run)),
         "validation": "" if scored else _nothing_tells(labelled),
     }

@@ -266,6 +266,7 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
         session.train,
         steps=steps,
         seconds=seconds,
+        loss=method.judged(steps - 1).loss,
         labelled=len(of_role(session.cases, "labelled")),
         scored=bool(data.validation) or any(case.label for case in of_role(session.cases, "test")),
     )
