@@ -85,8 +85,20 @@ def test_an_organ_that_most_scans_lack_or_have_in_other_sizes_is_implausible(
     assert result.implausible == implausible
 
 
-def test_an_organ_that_a_labelled_scan_lacks_may_be_missing(found: Callable[..., Found]) -> None:
-    assert found([organs(20, 10), organs(20, 0)], [organs(20, 0), organs(20, 0)]).implausible == ()
+@pytest.mark.parametrize(
+    ("labelled", "spleens", "implausible"),
+    [
+        ([10, 0], [0, 0], ()),  # half of the labelled scans lack it, so may these
+        ([10, 10, 0], [0, 0, 0], ("spleen",)),  # most have it, and none of these: not found yet, a small tumour say
+        ([10, 10, 0], [0, 0, 10], ()),
+        ([10, 10, 0], [0, 0, 90], ("spleen",)),
+    ],
+)
+def test_an_organ_that_some_labelled_scans_lack_may_be_missing_in_some(
+    found: Callable[..., Found], labelled: list[int], spleens: list[int], implausible: tuple[str, ...]
+) -> None:
+    known = [organs(20, spleen) for spleen in labelled]
+    assert found(known, [organs(20, spleen) for spleen in spleens]).implausible == implausible
 
 
 def test_states_that_agree_and_find_what_labelled_scans_have_are_trusted() -> None:
@@ -128,7 +140,10 @@ def test_of_organs_that_are_not_found_nothing_is_learnt_where_the_others_are(fou
     assert result.agreement == result.best == 1, "by the others alone"
     trusted, why = verdict(result)
     assert trusted
-    assert "learnt from, without spleen, which is not found in them as in labelled ones: two states" in why
+    assert (
+        "learnt from, without spleen, which is not found in them as in labelled ones: of the other organs two states"
+        in why
+    )
     assert not verdict(replace(result, agreement=0.5))[0]
     nothing = found([organs(20, 10)], [organs(0, 0)])
     assert (nothing.implausible, nothing.unknown, nothing.agreement) == (("liver", "spleen"), (), 0)
@@ -163,7 +178,7 @@ def test_an_organ_whose_mirror_image_is_not_found_is_not_learnt(found: Callable[
     assert trusted
     assert (
         "learnt from, without left kidney, which is not found in them as in labelled ones, and without its mirror "
-        "image, right kidney: two states" in why
+        "image, right kidney: of the other organs two states" in why
     )
     alone = LabelScheme(names={0: "background", 1: "left kidney", 2: "right kidney"}, mirror_pairs=((1, 2),))
     kidneys = [np.where(scan(size) < 3, scan(size), 0).astype(np.uint8) for size in (10, 0)]

@@ -44,10 +44,8 @@ def test_a_case_goes_out_and_comes_back(served: Served, run: Path, id: str) -> N
     folder = Path(served.post("/api/export", cases=[id]).json()["folder"])
     assert folder == run / "export"
     there = sorted(path.name for path in folder.iterdir())
-    assert there == sorted(
-        [f"{id}.nii.gz", f"{id}_scan.nii.gz"]
-        + ["labels_itksnap.txt", "labels_slicer.ctbl", "README.txt", "handed_out.json"]
-    )
+    names = ["labels_itksnap.txt", "labels_slicer.ctbl", "README.txt", "handed_out.json"]
+    assert there == sorted([f"{id}.nii.gz", f"{id}_scan.nii.gz", *names])
     label, grid = read_label(folder / f"{id}.nii.gz")
     label = label.copy()
     label[10, 2:6, 2:6] = 2

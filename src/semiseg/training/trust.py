@@ -1,8 +1,9 @@
 """Whether the labels that a network gives to unlabelled scans may be learnt from yet. One rule for all sets.
 
 What a run can see without true labels: two states of the network, some time apart, agree on scans that neither has
-learnt from; and organs that every labelled scan has are found in sizes that the labelled scans know. At least half
-of them have to be: then nothing is learnt of the others. Of a left-right pair both count as not found where one is:
+learnt from; and organs are found in sizes that the labelled scans know: in most of the scans what every labelled scan
+has, and in one at least what most of them have. At least half of the organs have to be: then nothing is learnt of the
+others. Of a left-right pair both count as not found where one is:
 mirrored, what is not found of it shows what the other looks like.
 """
 
@@ -37,8 +38,7 @@ VOLUME_RANGE = 3.0
 class Found:
     """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. Where a labelled
     scan has no organ, scans in which neither map has one do not count; if all are such, agreement is 0, and best 1,
-    since others may tell. implausible: names of organs that most scans lack, or have in sizes that no labelled scan
-    has. organs: how many there are. partners: names of the other organs that mirroring left-right takes for one of
+    since others may tell. implausible: names of organs that scans lack, or have in sizes that no labelled scan has. organs: how many there are. partners: names of the other organs that mirroring left-right takes for one of
     these. Neither counts in the agreement, unless it would be of nothing then."""
 
     agreement: float
@@ -74,11 +74,12 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         compared = [(overlap, both) for overlap, both in compared if both[1:].any()]
     for value, name in plan.labels.organs.items():
         sizes = sizes_of[value]
-        if not sizes.size or sizes.min() == 0:
-            continue  # a labelled scan lacks it, so others may
-        low, high = sizes.min() / VOLUME_RANGE, sizes.max() * VOLUME_RANGE
+        there = sizes[sizes > 0]
+        if 2 * there.size <= sizes.size:
+            continue  # half of the labelled scans lack it, so others may
+        low, high = there.min() / VOLUME_RANGE, there.max() * VOLUME_RANGE
         plausible = sum(low <= volume[value] <= high for volume in volumes)
-        if 2 * plausible < len(volumes):
+        if not plausible or (there.size == sizes.size and 2 * plausible < len(volumes)):
             implausible[value] = name
     order = plan.labels.permutation()
     partners = {order[value]: plan.labels.names[order[value]] for value in implausible}
@@ -107,7 +108,8 @@ def verdict(found: Found) -> tuple[bool, str]:
         return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."
     without = f", without {organs}, which {not_found}" if found.unknown else ""
     without += f", and without {other}" if found.partners else ""
-    return True, f"unlabelled scans are learnt from{without}: {said}."
+    of = "of the other organs " if without else ""
+    return True, f"unlabelled scans are learnt from{without}: {of}{said}."
 
 
 def _named(organs: Sequence[str]) -> str:
