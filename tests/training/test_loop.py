@@ -136,6 +136,17 @@ def test_a_plateau_of_the_training_loss_lowers_the_rate(train: Train, monkeypatc
     assert method.rates == pytest.approx([1.0] * 16 + [0.2] * 4)
 
 
+def test_a_plateau_of_the_validation_loss_has_nothing_to_do_with_the_training_loss(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second epoch is validated, with one loss each time; no other counts, however low training was in it."""
+    monkeypatch.setattr(schedule, "PLATEAU_PATIENCE", 2)
+    monkeypatch.setattr(schedule, "PLATEAU_SMOOTHING", 0.0)
+    method = Told(lambda step: -1.0)
+    train(method, validation=True, steps=28, validation_every=2, schedule="plateau")
+    assert method.rates == pytest.approx([1.0] * 24 + [0.2] * 4)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_stays(
     train: Train, tmp_path: Path, value: float

@@ -126,7 +126,8 @@ def _log(
         engine = TorchEngine(method.networks[judged.network], place.device, place.autocast)
         with validation.timed():
             row |= validate(data.validation, engine, place.plan, place.device)
-    if ends_epoch and _rate_was_reduced(state, row.get("validation_loss")):
+    by_validation = bool(data.validation) and schedule.settings.validation_every > 0
+    if ends_epoch and _rate_was_reduced(state, row.get("validation_loss"), by_validation=by_validation):
         journal.note(f"Step {done}: no better loss; the learning rate is reduced.")
     if row:
         rate = method.settings.optimiser.learning_rate * method.learning_rate_factor
@@ -200,10 +201,11 @@ def _gpu_peak(device: torch.device) -> dict[str, int]:
     return {"gpu_peak_mb": round(torch.cuda.max_memory_reserved(device) / 1e6)} if device.type == "cuda" else {}
 
 
-def _rate_was_reduced(state: LoopState, validation_loss: float | None) -> bool:
-    """Close an epoch: the schedule is told its loss, on validation cases or else the mean of its rows."""
+def _rate_was_reduced(state: LoopState, validation_loss: float | None, *, by_validation: bool) -> bool:
+    """Close an epoch: the schedule is told its loss, on validation cases if it goes by these, and nothing of an epoch
+    that was not validated; or else the mean of its rows."""
     losses, state.epoch_losses = state.epoch_losses, []
-    if validation_loss is None and not losses:
+    if validation_loss is None and (by_validation or not losses):
         return False
     return state.schedule.end_epoch(sum(losses) / len(losses) if validation_loss is None else validation_loss)
 

@@ -65,7 +65,7 @@ class Schedule:
         return True
 
     def end_epoch(self, loss: float) -> bool:
-        """Tell the epoch's loss (validation, or training where that is off); true if the rate was reduced."""
+        """Tell the epoch's loss (of validation cases, where some are held out); true if the rate was reduced."""
         state, decay = self.state, PLATEAU_SMOOTHING
         first = math.isinf(state["smoothed"])
         state["smoothed"] = loss if first else decay * state["smoothed"] + (1 - decay) * loss

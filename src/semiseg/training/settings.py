@@ -38,7 +38,9 @@ class TrainSettings:
     and cross-entropy have none; off is some 8 % faster there, after cuDNN's search in the first steps."""
 
     schedule: Literal["poly", "plateau"] = "poly"
-    """Learning rate: (1 - step/steps)^0.9, or reduced when the smoothed loss no longer falls (the paper)."""
+    """Learning rate: (1 - step/steps)^0.9, or reduced when the smoothed loss no longer falls (the paper): that on
+    validation cases where some are held out. Where minutes are given the clock says when these are looked at, so that a
+    plateau may come elsewhere in a run that went on after it was cut off."""
 
     validation_fraction: float | None = None
     """Share of the labelled training cases held out for validation. Not set: a fifth where there are 20 or more and no
