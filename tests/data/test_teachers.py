@@ -65,6 +65,21 @@ def test_predictions_of_nnunet_by_the_names_that_it_writes(cases: list[RunCase],
     assert rows(found[1]) == [3, 1, 2, 0]  # all organs are known, and so is the background
 
 
+def test_labels_in_any_letter_case_and_those_in_small_letters_first(cases: list[RunCase], tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    for name in "bc":
+        save(folder / f"{name}.nii.gz", striped(1, 0, 1, 0))
+        (folder / f"{name}.nii.gz").rename(folder / f"{name}.NII.GZ")
+    save(folder / "c.nii.gz", striped(0, 1, 0, 1))
+    (folder / "names.toml").write_text("liver = 1")
+    found = taught(cases, folder)
+    assert [case.role for case in found] == ["labelled", "taught", "taught"]
+    assert [[value == 1 for value in rows(case)] for case in found[1:]] == [
+        [True, False, True, False],
+        [False, True, False, True],
+    ]
+
+
 def test_labels_of_other_formats(cases: list[RunCase], tmp_path: Path) -> None:
     folder = tmp_path / "other"
     for name in ("b.nii.gz", "c/liver.nii.gz", "c/spleen.nii.gz"):

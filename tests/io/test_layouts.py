@@ -451,6 +451,15 @@ def test_msd(tmp_path: Path) -> None:
     assert dataset.problems == ()
 
 
+def test_labels_of_test_scans_of_msd_in_any_letter_case(tmp_path: Path) -> None:
+    scans(decathlon(tmp_path) / "labelsTs", "s_101", "s_1010")
+    label = (tmp_path / "labelsTs" / "s_101.nii.gz").rename(tmp_path / "labelsTs" / "s_101.NII.gz")
+    (tmp_path / "labelsTs" / "s_1010.nii.gz").unlink()
+    dataset = read_dataset(tmp_path)
+    assert [case.label for case in dataset.cases if case.id == "s_101"] == [label]
+    assert dataset.problems == ()
+
+
 def test_msd_with_unlisted_unlabelled_and_missing_files(tmp_path: Path) -> None:
     decathlon(tmp_path)
     scans(tmp_path, "imagesTr/s_003", "imagesUn/u_1", "labelsTr/s_009", "labelsTs/s_101")

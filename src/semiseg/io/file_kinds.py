@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import Literal
 
@@ -173,8 +174,13 @@ def scans_by_stem(folder: Path) -> dict[str, Path]:
 
 
 def scan_named(folder: Path, name: str) -> Path | None:
-    """The file that is read of this name without its ending (in small letters); of several as `scans_by_stem`."""
-    return next((file for ending in _ENDINGS if (file := folder / f"{name}{ending}").is_file()), None)
+    """The file that is read of this name without its ending; of several as `scans_by_stem`, but those in small letters
+    come first, for which the folder need not be listed."""
+    exact = (folder / f"{name}{ending}" for ending in _ENDINGS)
+    if found := next(filter(Path.is_file, exact), None):
+        return found
+    others = {file.name[len(name) :].lower(): file for file in folder.glob(f"{escape(name)}.*") if file.is_file()}
+    return next((others[ending] for ending in _ENDINGS if ending in others), None)
 
 
 def what_it_holds(folder: Path) -> str:

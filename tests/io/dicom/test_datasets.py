@@ -115,6 +115,9 @@ def test_a_scan_has_one_id_in_its_data_set_and_where_its_place_is_predicted(tmp_
     assert {scan.id for scan in find_scans([root])} == set(ids)
     for place, id in (("liver_01", "liver_01"), ("liver_02.zip", "liver_02"), ("liver_03.dcm", "liver_03")):
         assert [scan.id for scan in find_scans([root / "images" / place])] == [id]
+    label = (root / "labels" / "liver_03.nii.gz").rename(root / "labels" / "liver_03.NII.GZ")
+    assert label in [case.label for case in read_dataset(root).cases]
+    assert [scan.id for scan in find_scans([root / "images" / "liver_03.dcm"])] == ["liver_03"]
     assert [scan.id for scan in find_scans(list(ids["liver_01"]))] == ["liver_01"]
     assert [scan.id for scan in find_scans([root / "images" / "without_label"])] == [hashed("1.2.3.4.5")]
 
