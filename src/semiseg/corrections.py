@@ -247,9 +247,11 @@ def import_folder(
     for id, file in sorted(files.items()):
         if slices is None and is_untouched(file, handed_out):
             continue
-        source = handed_out.get(file.name, {}).get("source_sha256")
+        handed = handed_out.get(file.name)
         try:
-            one = import_correction(run, id, file, slices, source_sha256=source)
+            one = import_correction(
+                run, id, file, slices, source_sha256=handed.get("source_sha256") if handed else None
+            )
         except DataError as error:
             refused.append(str(error))
         else:

@@ -97,8 +97,9 @@ def test_runs_that_are_known_are_not_made_again(
     table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
     assert "| 3 | another program |" in table
     assert "Against another program with 3 labels:" in table
-    assert "| 2 | supervised | 1 | +0.0000 [–, –] | [–, –] |" in table  # one case; it has the other program's scores
+    assert "| 2 | supervised | 1 | +0.0000 |  |" in table  # one case; it has the other program's scores
     assert "Against another program with 3 labels" in answer.out
+    assert "Fewer than 6 cases are too few for intervals, a p and a verdict." in answer.out
     assert "Against another program with 3 labels" in (tmp_path / "results" / "figures.html").read_text("utf-8")
     assert again[name_of(lost)] == lost["cases"]  # the same seed on the same machine: the same scores
     page = (tmp_path / "runs" / "compare.html").read_text(encoding="utf-8")

@@ -18,7 +18,9 @@ from semiseg.reporting.study import (
     forest_figure,
     most_different,
     noticed_table,
+    study_markdown,
     study_tables,
+    write_study_page,
 )
 from semiseg.scoring.label_efficiency import (
     Study,
@@ -205,6 +207,31 @@ def test_cases_without_a_score_are_left_out() -> None:
     nothing = crossed_interval(np.full((1, 2), np.nan), [0], Draw(seed=0), "x", samples=100)
     assert nothing == {"mean": None, "low": None, "high": None, "count": 0}
     assert signed_rank_p(np.array([0.1, np.nan])) is None
+
+
+def test_fewer_than_six_cases_have_no_interval(tmp_path: Path) -> None:
+    """Over cases and subsets, nor over cases alone: a bootstrap of five is too narrow. Tables leave the place empty."""
+    five = [a_run(method, 4, dice[:5], subset=n) for n in (0, 1) for method, dice in (("base", BASE), ("mine", BETTER))]
+    study = a_study(*five) | {"test_cases": 5, "reference": {"method": "base", "labelled": 8}}
+    study["runs"].append(a_run("base", 8, BASE[:5]))
+    mine = points(study)[1]
+    gained = pytest.approx(np.mean(BETTER[:5]) - np.mean(BASE[:5]))
+    for found in (mine.difference["dice"], mine.over_cases, against_reference(study)[1].difference):
+        assert found == {"mean": gained, "low": None, "high": None, "count": 5}
+    assert verdict(mine.difference["dice"]) == "open"
+    (_, header, rows), (_, _, against), *_ = study_tables(study)
+    row = dict(zip(header, rows[1], strict=True))
+    assert (row["DSC [95 %]"], row["DSC - base [95 %]"], row["over cases [95 %]"]) == ("0.6780", "+0.0480", "")
+    assert against[1][3:5] == ["+0.0480", ""]
+    assert "5 cases scored, 2 minutes a run. Machine: . Fewer than 6 cases are too few for" in study_markdown(study)
+    page = write_study_page(study, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Fewer than 6 cases are too few for intervals, a p and a verdict." in page
+    assert "95&#8239;%" not in page
+    assert "– to –" not in page
+    assert forest_figure(study, points(study)) == ""
+    six = a_study(*(a_run(method, 4, dice) for method, dice in (("base", BASE), ("mine", BETTER))))
+    assert points(six)[1].difference["dice"]["low"] is not None
+    assert "Fewer than" not in study_markdown(six)
 
 
 def test_organs_are_averaged_over_cases_and_runs() -> None:

@@ -29,7 +29,7 @@ from semiseg.scoring.label_efficiency import (
     points,
     verdict,
 )
-from semiseg.scoring.statistics import Interval
+from semiseg.scoring.statistics import FEWEST_CASES, Interval
 from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, cases_text, markdown_table, p_text
 from semiseg.words import counted
@@ -57,6 +57,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         forest=forest_figure(study, found),
         margin=MARGIN,
         verdict=verdict,
+        too_few=too_few_cases(study),
         legend=[(*series_key(n), method) for n, method in enumerate(_drawn_methods(study, found))],
         organ_tables=[
             (TITLES[metric], [(point, organ_scores(study, *_group(point), metric, point.compute)) for point in found])
@@ -157,7 +158,10 @@ def study_tables(study: Study) -> list[StudyTable]:
 def study_markdown(study: Study) -> str:
     """What was run, and the tables, in Markdown."""
     machine = ", ".join(f"{key} {text}" for key, text in study["machine"].items())
-    head = f"# {study['name']}: {study['dataset']}\n\n{scored_text(study)}, {budget_text(study)}. Machine: {machine}."
+    head = (
+        f"# {study['name']}: {study['dataset']}\n\n{scored_text(study)}, {budget_text(study)}. Machine: {machine}. "
+        f"{too_few_cases(study)}"
+    ).rstrip()
     noticed = noticed_table(study)
     shown = [*study_tables(study), *([noticed] if noticed[2] else [])]
     tables = (f"{title}:\n\n{markdown_table(header, rows)}" for title, header, rows in shown)
@@ -174,6 +178,12 @@ def scored_text(study: Study) -> str:
 def budget_text(study: Study) -> str:
     """How long runs are: the minutes, or the steps that the study sets."""
     return f"{study['minutes']:g} minutes a run" if study["minutes"] else "steps as the study sets them"
+
+
+def too_few_cases(study: Study) -> str:
+    """A sentence where too few cases are scored; empty otherwise."""
+    few = min(study["test_cases"], patient_count(study)) < FEWEST_CASES
+    return f"Fewer than {FEWEST_CASES} cases are too few for intervals, a p and a verdict." if few else ""
 
 
 def reference_title(study: Study) -> str:
@@ -202,7 +212,7 @@ def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 *([f"{point.compute:g} x"] if several else []),
                 point.method,
                 str(point.runs),
-                f"{_plain(dice['mean'])} [{_plain(dice['low'])}, {_plain(dice['high'])}]",
+                f"{_plain(dice['mean'])} {_range(dice, _plain)}".rstrip(),
                 _plain(nsd["mean"]),
                 _signed_interval(point.difference.get("dice")),
                 verdict(point.difference["dice"]) if point.difference else "",
@@ -329,8 +339,13 @@ def _signed(number: float | None) -> str:
 
 
 def _signed_interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{_signed(interval['mean'])} {_signed_range(interval)}"
+    return "" if interval is None else f"{_signed(interval['mean'])} {_signed_range(interval)}".rstrip()
 
 
 def _signed_range(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{_signed(interval['low'])}, {_signed(interval['high'])}]"
+    return "" if interval is None else _range(interval, _signed)
+
+
+def _range(interval: Interval, text: Callable[[float | None], str]) -> str:
+    """Nothing where cases are too few for an interval."""
+    return "" if interval["low"] is None else f"[{text(interval['low'])}, {text(interval['high'])}]"

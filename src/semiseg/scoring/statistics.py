@@ -29,7 +29,8 @@ class Interval(TypedDict):
 
     patients: whose cases these are, where some have several; it then counts in the place of the cases. mean is None
     without a case. Below six cases low and high are the smallest and the largest case instead
-    (`is_range`); below two they are None, since one case says nothing about the spread.
+    (`is_range`); below two they are None, since one case says nothing about the spread. `crossed_interval` gives None
+    below six.
     """
 
     mean: float | None
@@ -131,7 +132,7 @@ def crossed_interval(
     subsets: the number of each run's label subset; its seeds are averaged first, and the mean is over subsets. The half
     width is that over cases (bootstrap) and that over subsets (Student's t of their means) in quadrature: subsets are
     too few to be drawn from. With a single one the interval is over cases alone. Cases that are NaN in a run are left
-    out; count is of the others.
+    out; count is of the others. Below six of them there is no interval, and no range either.
     """
     averaged = by_subset(values, subsets)
     defined, units = _with_units(averaged.mean(axis=0), patients)
@@ -140,7 +141,7 @@ def crossed_interval(
     averaged = averaged[:, np.isfinite(averaged).all(axis=0)]
     count, cases = averaged.shape
     mean, drawn = float(averaged.mean()), int(units.max()) + 1
-    if drawn < 2:
+    if drawn < FEWEST_CASES:
         return _interval(mean, (None, None), cases, drawn)
     low, high = _bootstrap(defined, units, draw, purpose, samples)
     over_subsets = 0.0

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from semiseg.files import write_text
-from semiseg.reporting.study import noticed_table, scored_text, study_markdown, study_tables, write_study_page
+from semiseg.reporting.study import (
+    noticed_table,
+    scored_text,
+    study_markdown,
+    study_tables,
+    too_few_cases,
+    write_study_page,
+)
 from semiseg.scoring.label_efficiency import Study
 from semiseg.scoring.tables import print_table
 from semiseg.words import counted
@@ -14,6 +21,8 @@ from semiseg.words import counted
 def print_study(study: Study) -> None:
     """The tables of methods by label budgets."""
     print(f"{study['name']}, {scored_text(study)}, {counted(len(study['runs']), 'run')}")
+    if few := too_few_cases(study):
+        print(few)
     for table in study_tables(study):
         print()
         print_table(*table, total=False)

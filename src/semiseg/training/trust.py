@@ -38,8 +38,9 @@ VOLUME_RANGE = 3.0
 class Found:
     """agreement: mean Dice of two label maps of each scan; best: that of the scan where it is highest. Where a labelled
     scan has no organ, scans in which neither map has one do not count; if all are such, agreement is 0, and best 1,
-    since others may tell. implausible: names of organs that scans lack, or have in sizes that no labelled scan has. organs: how many there are. partners: names of the other organs that mirroring left-right takes for one of
-    these. Neither counts in the agreement, unless it would be of nothing then."""
+    since others may tell. implausible: names of organs that scans lack, or have in sizes that no labelled scan has.
+    organs: how many there are. partners: names of the other organs that mirroring left-right takes for one of these.
+    Neither counts in the agreement, unless it would be of nothing then."""
 
     agreement: float
     best: float
