@@ -207,6 +207,22 @@ def test_minutes_threads_and_steps_on_the_command_line(
     refused(semiseg_command("check", phantoms, "--threads", -1), "--threads -1: give 1 or more")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["run", "new", "--minutes", "abc"], "--minutes abc: not a number. Correct it."),
+        (["run", "new", "--labelled", "1.5"], "--labelled 1.5: not a whole number. Correct it."),
+        (["run", "new", "--continue", "x"], "--continue x: not a number. Correct it."),
+        (["evaluate", "--tolerance-mm", "3,5"], "--tolerance-mm 3,5: not a number. Correct it."),
+    ],
+)
+def test_a_wrong_number_is_one_message_that_names_the_flag(
+    semiseg_command: Command, given: list[str], said: str
+) -> None:
+    answer = semiseg_command(*given)
+    assert (answer.code, answer.err) == (2, f"semiseg: error: {said}\n")
+
+
 def test_minutes_take_the_place_of_a_recipes_steps(
     semiseg_command: Command, phantoms: Path, tmp_path: Path, tiny: list[str]
 ) -> None:

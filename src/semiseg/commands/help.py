@@ -1,15 +1,25 @@
-"""How flags are shown by `--help`: what is asked for most comes first, and a default only where it says something."""
+"""How flags are shown by `--help`: what is asked for most comes first, and a default only where it says something.
+
+And how numbers are read, so that a wrong one ends as all errors do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from semiseg.commands.arguments import WorksOnCases
+from semiseg.errors import ConfigError
 
 _LAST = ("quiet", *(field.name for field in fields(WorksOnCases)))
 """Flags that are shown below all others."""
@@ -40,7 +50,30 @@ def plain_help(commands: Iterable[type]) -> ConstructorRegistry:
 def _shown(field: StructFieldSpec) -> StructFieldSpec:
     text = field.helptext
     kind: Any = Annotated[field.type, tyro.conf.arg(metavar=_place(field), help_behavior_hint=_default)]
+    bare, *metadata = get_args(field.type) if get_origin(field.type) is Annotated else (field.type,)
+    for number, what in ((float, "a number"), (int, "a whole number")):
+        if bare in (number, number | None):
+            renamed = next((name for each in metadata if (name := getattr(each, "name", None))), field.name)
+            kind = Annotated[kind, _numbers(number, what, f"--{renamed.replace('_', '-')}")]
     return replace(field, type=kind, helptext=lambda: _in_one_line(text() if callable(text) else text))
+
+
+def _numbers(kind: type[float], what: str, flag: str) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads a flag's number; kind: float or int."""
+
+    def read(given: list[str]) -> float:
+        try:
+            return kind(given[0])
+        except ValueError:
+            raise ConfigError(f"{flag} {given[0]}: not {what}. Correct it.") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, int | float),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _place(field: StructFieldSpec) -> str | None:
