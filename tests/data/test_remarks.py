@@ -54,5 +54,5 @@ def test_tests_are_not_compared_with_every_training_scan(tmp_path: Path) -> None
         return int(BYTES_READ.read_text().split("rchar:")[1].split()[0])
 
     before = read()
-    print_remarks(made)
+    print_remarks(made, "")
     assert read() - before < sum(file.stat().st_size for file in (*tests, *training))
