@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 
 from semiseg.errors import DataError
 from semiseg.io.scans import read_grid, read_label, read_some, read_volume, write_label, write_scan
@@ -107,3 +108,25 @@ def test_one_frame_after_another_is_still_told_from_one(tmp_path: Path) -> None:
     assert sorted(values) == [2 * k + 1 - 60 for k in range(60)]
     with pytest.raises(DataError, match="one 3D file per channel"):
         read_volume([file, file])
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (1, 2), (2, 1), (3, 1), (4, 4), (2, 0), (0, 1)])
+def test_the_sform_counts_and_where_itk_may_take_another_the_grid_says_so(
+    tmp_path: Path, codes: tuple[int, int]
+) -> None:
+    """SimpleITK takes the qform where both are set and the sform's code is not 1."""
+    qform = np.diag([1.0, 1.5, 3.0, 1.0])
+    sform = qform + np.array([[0, 0, 0, 7.0]] + [[0.0] * 4] * 3)
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), None)
+    image.set_qform(qform, codes[1])
+    image.set_sform(sform, codes[0])
+    nib.save(image, tmp_path / "scan.nii")
+    grid = read_grid(tmp_path / "scan.nii")
+    by_itk = -SimpleITK.ReadImage(str(tmp_path / "scan.nii")).GetOrigin()[0]
+    assert grid.affine[0, 3] == (7 if codes[0] else 0)
+    assert by_itk == (7 if codes[0] == 1 or not codes[1] else 0)
+    if 0 in codes:
+        assert grid.doubts == ()
+    else:
+        (doubt,) = grid.doubts
+        assert "disagree by up to 7; the sform is used, but programs that read by ITK" in doubt

@@ -321,3 +321,39 @@ def test_one_scan_at_a_time_and_the_others_wait(scans: Path, tmp_path: Path) -> 
 
 
 _PARAMS: Any = {"params": (None, "{}")}
+
+
+def test_labels_lie_where_slicer_shows_a_scan_whose_two_forms_disagree(model_folder: Path, tmp_path: Path) -> None:
+    """SimpleITK, as Slicer, would take its qform: the scan and its labels go out on the one grid that we read."""
+    sitk = pytest.importorskip("SimpleITK")
+    (tmp_path / "data").mkdir()
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(50, 75, (26, 24, 22)).astype(np.int16), None)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    image.set_qform(affine, 1)
+    affine[:3, 3] = (12, -7, 30)
+    image.set_sform(affine, 2)
+    nib.save(image, tmp_path / "data" / "a.nii.gz")
+    assert sitk.ReadImage(str(tmp_path / "data" / "a.nii.gz")).GetOrigin() == (0, 0, 0)
+    with serving_model(model_folder, tmp_path / "data", tmp_path / "review") as served:
+        name = served.client.post("activelearning/random", json={}).json()["name"]
+        scan = tmp_path / name
+        scan.write_bytes(served.client.get("datastore/image", params={"image": "a"}).content)
+        shown = sitk.ReadImage(str(scan))
+        assert shown.GetOrigin() == (-12, 7, 30)
+        params = json.dumps({"result_compress": False})
+        inferred = served.client.post("infer/semiseg?image=a&output=image", files={"params": (None, params)})
+        kept = served.client.get("datastore/label", params={"label": "a", "tag": "original"})
+        assert kept.headers["content-disposition"].endswith('label.nrrd"')
+        for answer in (inferred, kept):
+            (tmp_path / "label.nrrd").write_bytes(answer.content)
+            label = sitk.ReadImage(str(tmp_path / "label.nrrd"))
+            there = sitk.Resample(label, shown, sitk.Transform(), sitk.sitkNearestNeighbor, 255, sitk.sitkUInt8)
+            voxels = sitk.GetArrayFromImage(there)
+            expected = np.asarray(nib.load(tmp_path / "review" / "pseudo_labels" / "a.nii.gz").dataobj).transpose()
+            np.testing.assert_array_equal(voxels, expected)
+        mended = sitk.GetImageFromArray(np.where(voxels == 1, 2, voxels))
+        mended.CopyInformation(shown)
+        sitk.WriteImage(mended, str(tmp_path / "mended.nii.gz"))
+        with (tmp_path / "mended.nii.gz").open("rb") as file:
+            answer = served.client.put("datastore/label", params={"image": "a"}, files={"label": file})
+        assert answer.json()["became"] == "corrected", answer.text

@@ -224,7 +224,9 @@ def _doubts(header: Any) -> tuple[str, ...]:
         return (f"the qform's quaternion is no rotation; the sform is used. {look}",) if sform_code else ()
     if sform_code and qform_code and not np.allclose(sform, qform, atol=1e-2, rtol=1e-3):
         apart = float(np.abs(sform - qform).max())
-        return (f"sform and qform disagree by up to {apart:.4g}; the sform is used. {look}",)
+        itk = "programs that read by ITK (3D Slicer, nnU-Net) may use the qform, and labels made there then do not fit"
+        remedy = "Look which is right, and write it into both."
+        return (f"sform and qform disagree by up to {apart:.4g}; the sform is used, but {itk}. {remedy}",)
     return ()
 
 

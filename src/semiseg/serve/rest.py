@@ -163,7 +163,7 @@ class Rest:
         if misfit := read_grid(file).misfit(read_grid(case.images[0]), "Save it on the scan's grid."):
             raise DataError(f"The label is not on the grid of its scan: {misfit}")
         kind, content = ending(file), b""
-        if _is_one_file(file):
+        if _is_one_file(file) and not read_grid(file).doubts:
             content = file.read_bytes()
         else:
             label, grid = read_label(file)
@@ -230,8 +230,12 @@ def _ending(case: ViewCase) -> str:
 
 
 def _goes_as_it_is(case: ViewCase) -> bool:
-    """Whether the scan is one file of one channel, which Slicer reads; of others the first channel is sent as NIfTI."""
-    return len(case.images) == 1 and _is_one_file(case.images[0]) and read_grid(case.images[0]).channels == 1
+    """Whether the scan is one file of one channel, which Slicer reads, and reads at the same place: of two forms of a
+    NIfTI header that disagree it may take the other. Of others the first channel is sent as NIfTI."""
+    if len(case.images) != 1 or not _is_one_file(case.images[0]):
+        return False
+    grid = read_grid(case.images[0])
+    return grid.channels == 1 and not grid.doubts
 
 
 def _is_one_file(path: Path) -> bool:
