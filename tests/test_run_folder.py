@@ -14,7 +14,7 @@ from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_jsonl
 from semiseg.methods.settings import MplSettings, PseudoRoundsSettings
 from semiseg.prediction.settings import PredictSettings
-from semiseg.run_folder import alone_in, budget, is_worked_on, keep_asked, prepared_settings
+from semiseg.run_folder import alone_in, budget, is_worked_on, keep_asked, prepared_settings, refuse_links
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.training.settings import TrainSettings
 
@@ -118,3 +118,13 @@ def test_another_process_is_noticed_and_nothing_is_left_locked(tmp_path: Path) -
     assert not is_worked_on(tmp_path)
     with alone_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("folder", ["inferred", "pseudo_labels", "corrections"])
+def test_a_link_out_of_a_folder_of_labels_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "mine.nii.gz").write_text("mine")
+    link = tmp_path / "run" / folder / "a.nii.gz"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "mine.nii.gz")
+    with pytest.raises(DataError, match=rf"{folder}/a\.nii\.gz: a link that leads out of the run"):
+        refuse_links(tmp_path / "run")

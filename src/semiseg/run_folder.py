@@ -60,6 +60,7 @@ _FOLDERS = (
     "doubt",
     "export",
     "feedback",
+    "inferred",
     "model",
     "out_of_fold",
     "predictions",
