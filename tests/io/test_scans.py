@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semiseg.errors import DataError
-from semiseg.io.scans import read_grid, read_label, read_volume, write_label, write_map
+from semiseg.io.scans import read_grid, read_label, read_volume, values_in, write_label, write_map
 
 ORIENTATIONS = [
     (axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1.0, -1.0), repeat=3)
@@ -374,6 +374,13 @@ def test_maps_of_several_channels_are_written_as_4d(tmp_path: Path) -> None:
     write_map(tmp_path / "maps.nii.gz", np.concatenate([volume.array, 2 * volume.array]), volume.grid)
     written = np.asarray(nib.load(tmp_path / "maps.nii.gz").dataobj)
     assert np.array_equal(written, np.stack([stored, 2 * stored], axis=-1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(4, 5, 6), (1, 1, 1), (0, 5, 6)])
+def test_values_are_those_that_sorting_finds(dtype: type[np.generic], shape: tuple[int, int, int]) -> None:
+    label = np.random.default_rng(0).choice([0, 3, 7, np.iinfo(dtype).max], shape).astype(dtype)
+    assert values_in(label) == np.unique(label).tolist()
 
 
 def test_real_scans_come_back_with_their_own_header(real_data: Path, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def read_label_rounded(path: Path) -> tuple[LabelArray, Grid, float]:
         )
     dtype = np.uint8 if high < 256 else np.uint16
     label = np.ascontiguousarray(to_canonical(whole.astype(dtype), grid.affine))
-    if high > _MOST_SMOOTH and (different := _different_values(label)) > _MOST_SMOOTH and not _is_smooth(label):
+    if high > _MOST_SMOOTH and (different := len(values_in(label))) > _MOST_SMOOTH and not _is_smooth(label):
         raise DataError(
             f"{path}: {different} different values, from {low:g} to {high:g}, that change from voxel to voxel: "
             f"{_NO_LABEL_MAP}"
@@ -282,10 +282,12 @@ def _merged(masks: Mapping[int, Path]) -> tuple[LabelArray, Grid, float]:
     return label, first, worst
 
 
-def _different_values(label: LabelArray) -> int:
+def values_in(label: LabelArray) -> list[int]:
+    """The values that occur in a label map `(Z, Y, X)`, ascending."""
     found = np.zeros(_MAX_LABEL + 1, dtype=bool)
-    found[label] = True
-    return int(np.count_nonzero(found))
+    for plane in label:  # not all at once, which takes a 64-bit copy of the voxels; sorting them takes far longer
+        found[plane] = True
+    return [int(value) for value in np.flatnonzero(found)]
 
 
 def _is_smooth(label: LabelArray) -> bool:

@@ -11,8 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from semiseg.errors import DataError
 from semiseg.io.dataset import Case, LabelScheme, Remark, Split
 from semiseg.io.file_kinds import ENDINGS_TEXT, scan_files
@@ -37,7 +35,7 @@ from semiseg.io.layouts.folders import (
 from semiseg.io.layouts.nnunet import dataset_channels, dataset_labels
 from semiseg.io.layouts.series import SeriesChoice, series_by_id
 from semiseg.io.modality import UNKNOWN_CHANNEL
-from semiseg.io.scans import read_label
+from semiseg.io.scans import read_label, values_in
 
 IMAGES, LABELS = "images", "labels"
 
@@ -130,7 +128,7 @@ def labels_found(folder: Path, files: list[Path], *, remedy: str = "") -> LabelS
     errors: list[str] = []
     for file in files:
         try:
-            values.update(int(value) for value in np.unique(read_label(file)[0]))
+            values.update(values_in(read_label(file)[0]))
         except DataError as error:
             errors.append(str(error))  # the check opens every file again and names this one
     found = sorted(values - {0})
