@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,11 @@ def test_what_is_meant_is_asked(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as refused:
         load_settings(None, [override])
     assert words in str(refused.value)
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"settings: data\.root = /caf\\udce9/data: no UTF-8\. Rename that file or"):
+        load_settings(None, ["data.root=" + os.fsdecode(b"/caf\xe9/data")])
 
 
 def test_a_missing_or_broken_recipe_is_named(tmp_path: Path) -> None:

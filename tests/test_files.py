@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -216,3 +218,21 @@ def test_appending_after_a_killed_writer_drops_its_half_line(tmp_path: Path) -> 
     path.write_text('{"step": 1}\n{"ste')
     append_jsonl(path, {"step": 2})
     assert read_jsonl(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file, name: append_jsonl(file, {"error": f"{name}: damaged"}),
+        lambda file, name: write_jsonl(file, [{"id": "a", "images": [name]}]),
+        lambda file, name: write_toml(file, {"data": {"root": name}}),
+        lambda file, name: write_json(file, {"data": name}),
+    ],
+)
+def test_a_name_in_another_coding_is_refused(tmp_path: Path, write: Callable[[Path, str], None]) -> None:
+    """As a disk of an old machine has: nothing is left half-written."""
+    with pytest.raises(DataError) as refused:
+        write(tmp_path / "file", os.fsdecode(b"/scans/caf\xe9/a.nii.gz"))
+    assert str(refused.value).startswith("/scans/caf\\udce9/a.nii.gz")
+    assert str(refused.value).endswith(": no UTF-8, which file is written in. Rename that file or folder.")
+    assert list(tmp_path.iterdir()) == []

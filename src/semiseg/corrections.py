@@ -149,7 +149,8 @@ def export_cases(run: Path, ids: Sequence[str], folder: Path | None = None) -> P
 def _refuse_others(folder: Path, texts: Mapping[str, str], handed_out: Mapping[str, HandedOut]) -> None:
     """Raise `ConfigError` for a file in the place of one of these that was not written here, or changed since."""
     for file in (folder / name for name in texts):
-        if file.exists() and not is_untouched(file, handed_out) and file.read_bytes() != texts[file.name].encode():
+        ours = texts[file.name].encode(errors="surrogatepass")
+        if file.exists() and not is_untouched(file, handed_out) and file.read_bytes() != ours:
             raise ConfigError(
                 f"{file}: is there already, and not as it was handed out. Move it away, or name another folder with "
                 "--output."

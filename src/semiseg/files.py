@@ -20,6 +20,7 @@ import psutil
 import tomli_w
 
 from semiseg.errors import DataError
+from semiseg.words import printable
 
 _HOST = hashlib.sha256(platform.node().encode(errors="replace")).hexdigest()[:8]
 """Of this machine, or container: its process numbers are no other's."""
@@ -199,9 +200,20 @@ def why_not_written(error: OSError) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically. Raises `DataError` for what is none, as the name of a file in another coding."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(_utf8(path, text))
+
+
+def _utf8(path: Path, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        begin, end = (text.rfind('"', 0, error.start) + 1, text.find('"', error.end))
+        name = printable(text[begin : end if end > 0 else error.end])
+        raise DataError(
+            f"{name}: no UTF-8, which {printable(path.name)} is written in. Rename that file or folder."
+        ) from None
 
 
 def write_json(path: Path, value: object, *, indent: int | None = 1) -> None:
@@ -247,8 +259,8 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def append_jsonl(path: Path, row: dict[str, Any], *, flush: bool = False) -> None:
     """Append one line. What a killed writer left behind the last whole line is dropped first. flush: it is on the disk
-    when this returns."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    when this returns. Raises as `write_text`."""
+    line = _utf8(path, json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     with _named(path), path.open("ab+") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -256,7 +268,7 @@ def append_jsonl(path: Path, row: dict[str, Any], *, flush: bool = False) -> Non
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
         is_new = file.tell() == 0
-        file.write(line.encode())
+        file.write(line)
         if flush:
             file.flush()
             os.fsync(file.fileno())

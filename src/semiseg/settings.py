@@ -20,6 +20,7 @@ from semiseg.prediction.settings import PredictSettings
 from semiseg.scoring.evaluator import EvaluateSettings
 from semiseg.tables import first_problem, flattened, refuse_unknown_keys
 from semiseg.training.settings import TrainSettings
+from semiseg.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +54,20 @@ def settings_from(value: dict[str, Any], *, source: str) -> RunSettings:
         kind = _with_method(settings_kind(method.get("name", DEFAULT) if isinstance(method, dict) else DEFAULT))
         # By way of JSON, since only there strict types (no "5" or true for a number) take a list for a tuple.
         refuse_unknown_keys(value, kind, source)
+        _refuse_other_codings(value)
         settings = TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{source}: {first_problem(error, kind)}") from None
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(f"{source}: ") else f"{source}: {error}") from None
     return RunSettings(**{one.name: getattr(settings, one.name) for one in fields(RunSettings)})
+
+
+def _refuse_other_codings(value: dict[str, Any]) -> None:
+    """Raise `ConfigError` for the name of a file that is no UTF-8, which settings are kept in."""
+    for key, given in flattened(value).items():
+        if isinstance(given, str) and any("\ud800" <= letter <= "\udfff" for letter in given):
+            raise ConfigError(f"{key} = {printable(given)}: no UTF-8. Rename that file or folder.")
 
 
 def _with_method(kind: type[MethodSettings]) -> type[RunSettings]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,6 +140,18 @@ def test_a_bad_scan_is_named_and_stops_nothing(model: Model, tmp_path: Path) -> 
     assert {key for key, row in rows.items() if "error" in row} == set("bcde")
     assert rows["b"]["error"] == outcomes["b"].error
     assert rows["a"]["key"]
+
+
+def test_a_folder_whose_name_is_no_utf8_stops_nothing(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    save(folder / "a.nii.gz")
+    break_it(save(folder / "b.nii.gz"))
+    for reused in (False, True):  # the log can be read again
+        good, bad = predict(model, folder, tmp_path / "out")
+        assert (good.error, good.reused) == (None, reused)
+        assert bad.error is not None
+        assert bad.error.startswith(f"{tmp_path}/caf\\udce9/b.nii.gz: ")
+    assert read_jsonl(tmp_path / "out" / "predictions.jsonl")[-1]["error"] == bad.error
 
 
 def test_scans_that_are_numbered_as_channels_are_told_so(model: Model, tmp_path: Path) -> None:

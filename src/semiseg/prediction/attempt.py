@@ -31,6 +31,7 @@ from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.statistics import organ_rows, take_census
 from semiseg.rows import PredictionRow
 from semiseg.types import FloatArray, LabelArray
+from semiseg.words import printable
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Attempt:
         self._seconds += time.perf_counter() - started
 
     def _fail(self, text: str) -> None:
+        text = printable(text)  # which a path need not be
         self.outcome = Outcome(self._scan.id, self._target, error=text)
         self.row |= {"error": text}
 

@@ -186,7 +186,7 @@ def _overlap(
 
 def _lost(job: _Job, output: Path, model: Model, engine: Engine, outputs: Outputs) -> Result:
     scan = job[0]
-    text = f"{scan.images[0]}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
+    text = f"{printable(str(scan.images[0]))}: {WAS_KILLED}. Use fewer --workers, or a machine with more memory."
     target = targets_in(output, scan.id, outputs, probabilities=False).first
     return Result(Outcome(scan.id, target, error=text), row_of(scan, target, model, engine) | {"error": text})
 
