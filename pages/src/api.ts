@@ -11,6 +11,8 @@ export interface Info {
   organs: Organ[];
   /** For channels of CT. */
   windows: Window[];
+  /** Channels and windows of the review's strips. */
+  looks: string[];
   pages: { run: boolean; cases: boolean; review: boolean; report: boolean };
   label_reviewed: string;
   reviewer: string;

@@ -11,7 +11,7 @@ const ORDERS = ["doubt", "random", "stratified"] as const;
 type Order = (typeof ORDERS)[number];
 const AHEAD = 3;
 const ASK_AFTER = 8;
-const PANELS = ["axial", "coronal", "sagittal", "most doubtful"];
+const PANELS = ["axial", "coronal", "sagittal"];
 const LETTERS = [["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"], ["R", "L", "A", "P"]];
 
 interface Item {
@@ -22,7 +22,7 @@ interface Item {
   bare: Promise<HTMLImageElement>;
 }
 
-const chosen: { order: Order; organ: string; style: "outline" | "fill" } = { order: "doubt", organ: "", style: "outline" };
+const chosen: { order: Order; organ: string; style: "outline" | "fill"; look: number } = { order: "doubt", organ: "", style: "outline", look: 0 };
 
 export function reviewPage(where: Where): Page {
   if (where.query.get("organ") && info.organs.some((organ) => organ.name === where.query.get("organ"))) chosen.organ = where.query.get("organ")!;
@@ -43,7 +43,7 @@ export function reviewPage(where: Where): Page {
   const items = new Map<string, Item>();
 
   const strip = el("div", { class: "strip" });
-  const letters = el("div", { class: "letters" }, ...PANELS.map((plane, index) =>
+  const letters = el("div", { class: "letters" }, ...[...PANELS, info.doubts ? "most doubtful" : "longest outlines"].map((plane, index) =>
     el("div", {}, ...["left", "right", "top", "bottom"].map((side, at) => el("span", { class: `edge ${side}` }, LETTERS[index]![at]!)), el("span", { class: "caption" }, plane)),
   ));
   const framed = el("div", { class: "strip-frame" }, strip, letters);
@@ -56,11 +56,13 @@ export function reviewPage(where: Where): Page {
     const [name, why] = one.says.split(": ");
     return el("button", { class: `button ${one.decision}`, onclick: () => decide(one.decision) }, el("span", {}, el("b", {}, name!), el("small", {}, why!)), key(one.key.toUpperCase()));
   }));
+  const lookName = el("span", {});
   const others = el("div", { class: "buttons" },
     el("button", { class: "button small", onclick: () => undo() }, "Undo ", key("Z")),
     el("button", { class: "button small", onclick: () => skip() }, "Next ", key("N")),
     el("button", { class: "button small", onpointerdown: () => hide(true), onpointerup: () => hide(false), onpointerleave: () => hide(false) }, "Hide while held ", key("H")),
     el("button", { class: "button small", onclick: () => changeStyle() }, "Outline or fill ", key("O")),
+    info.looks.length > 1 && el("button", { class: "button small", onclick: () => nextLook() }, lookName, " ", key("W")),
     el("button", { class: "button small", onclick: () => open() }, "Open the case ", key("Enter")),
     el("span", { class: "grow" }),
     info.corrections && el("button", { class: "button small", onclick: () => void exportThem() }, "Export what is to be labelled ", key("E")));
@@ -69,7 +71,7 @@ export function reviewPage(where: Where): Page {
   function bar(): void {
     const order = (name: Order, number: number) =>
       el("button", { class: "chip", "aria-pressed": chosen.order === name ? "true" : "false", title: `Key ${number}`, onclick: () => change({ order: name }) },
-        { doubt: "most doubtful first", random: "at random", stratified: "each fifth by doubt in turn" }[name], " ", key(String(number)));
+        { doubt: info.doubts ? "most doubtful first" : "odd ones first", random: "at random", stratified: "each fifth by doubt in turn" }[name], " ", key(String(number)));
     const organ = el("select", { "aria-label": "Organ", onchange: (event: Event) => change({ organ: (event.target as HTMLSelectElement).value }) },
       el("option", { value: "" }, "all organs at once"), ...info.organs.map((one) => el("option", { value: one.name }, words(one.name))));
     organ.value = chosen.organ;
@@ -136,7 +138,7 @@ export function reviewPage(where: Where): Page {
     if (!found) {
       const picture = async (overlay: boolean) => {
         const image = el("img", { alt: "", draggable: "false" });
-        image.src = `${ofCase(id, "strip.png")}?${query({ organ: chosen.organ, style: chosen.style })}&overlay=${overlay ? 1 : 0}`;
+        image.src = `${ofCase(id, "strip.png")}?${query({ organ: chosen.organ, style: chosen.style, look: chosen.look })}&overlay=${overlay ? 1 : 0}`;
         await image.decode();
         return image;
       };
@@ -281,6 +283,13 @@ export function reviewPage(where: Where): Page {
     items.clear();
     void show();
   };
+  const nameLook = () => void (lookName.textContent = info.looks[chosen.look] ?? "");
+  const nextLook = () => {
+    chosen.look = (chosen.look + 1) % info.looks.length;
+    nameLook();
+    items.clear();
+    void show();
+  };
 
   async function exportThem(): Promise<void> {
     try {
@@ -309,6 +318,7 @@ export function reviewPage(where: Where): Page {
     { keys: ["n", "arrowright"], shown: "N", says: "Next; this one comes again at the end", press: skip },
     { keys: ["h", "space"], shown: "H", says: "Hide the label while held", press: () => hide(true), release: () => hide(false) },
     { keys: ["o"], shown: "O", says: "Outline or fill", press: changeStyle },
+    ...(info.looks.length > 1 ? [{ keys: ["w"], shown: "W", says: "Next channel or window", press: nextLook }] : []),
     { keys: ["enter"], shown: "Enter", says: "Open the case", press: () => void open() },
     { keys: ["1"], shown: "1 or 2 or 3", says: "Most doubtful first, at random, each fifth by doubt in turn", press: () => change({ order: "doubt" }) },
     { keys: ["2"], shown: "", says: "", press: () => change({ order: "random" }) },
@@ -318,6 +328,7 @@ export function reviewPage(where: Where): Page {
     ...(info.corrections ? [{ keys: ["e"], shown: "E", says: "Export what is to be labelled", press: () => void exportThem() }] : []),
   ]);
   fill(heading, el("h1", {}, "Loading the queue …"));
+  nameLook();
   bar();
   void ask(true);
   return {

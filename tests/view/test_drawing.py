@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from view_server import Served, channels, serving
+from view_server import Served, channels, save_scan, serving
 
 RAMP = np.linspace(0, 1, 16 * 18 * 20).reshape(16, 18, 20)
 
@@ -45,3 +46,30 @@ def test_windows_of_ct_are_for_ct_alone(tmp_path: Path) -> None:
         assert found["CT"] == ([-160, 240], True)
         assert found["PET"] == (pytest.approx(np.percentile(scans["PET"], (1, 99.5)), rel=1e-5), False)
         assert {"name": "soft tissue", "low": -160, "high": 240} in served.json("/api/info")["windows"]
+
+
+def test_strips_are_shown_in_each_channel_and_window(tmp_path: Path) -> None:
+    scans = {"CT": (2000 * RAMP - 1000).astype(np.int16), "PET": 9 * RAMP**2}
+    with serving(channels(tmp_path / "data", **scans), decisions=tmp_path / "decisions.jsonl") as served:
+        looks = served.json("/api/info")["looks"]
+        assert looks[:4] == ["CT, soft tissue", "CT, liver", "CT, mediastinum", "CT, lung"]
+        assert looks[-1] == "PET"
+        strips = [served.get("/api/cases/one/strip.png", look=look).content for look in range(len(looks))]
+        assert len(set(strips)) == len(looks)
+        assert served.get("/api/cases/one/strip.png").content == strips[0]
+
+
+def test_a_strip_does_not_go_between_two_organs(tmp_path: Path) -> None:
+    """The middle of two lungs lies in neither."""
+    shape = (8, 16, 40)
+    label = np.zeros(shape, dtype=np.uint8)
+    label[2:6, 4:12, 4:12], label[2:6, 4:12, 28:36] = 1, 2
+    folder = channels(tmp_path / "data", T2=np.ones(shape, dtype=np.int16))
+    described = json.loads((folder / "dataset.json").read_text())
+    described["labels"] = {"background": 0, "right lung": 1, "left lung": 2}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    save_scan(folder / "labelsTr" / "one.nii.gz", label, np.eye(4))
+    with serving(folder, decisions=tmp_path / "decisions.jsonl") as served:
+        strip = np.asarray(Image.open(io.BytesIO(served.get("/api/cases/one/strip.png", style="fill").content)))
+        sagittal = strip[:, strip.shape[1] // 2 : 3 * strip.shape[1] // 4]
+        assert np.ptp(sagittal.astype(int), axis=-1).max() > 10  # a colour, not grey alone

@@ -18,6 +18,7 @@ from semiseg.io.store import open_case
 from semiseg.reporting.overlays import PLANES, SOFT_TISSUE_HU, Plane
 from semiseg.types import Shape
 from semiseg.view.contents import Fresh, ViewCase, state_of
+from semiseg.view.looks import looks_of
 from semiseg.view.measures import Measurer, Measures, OrganMeasures, centre
 from semiseg.view.pictures import (
     DIFFERENCE_RGB,
@@ -161,15 +162,18 @@ class Drawing:
             ), SOFT_TISSUE_HU
         return volume, _percentiles(volume)
 
-    def strip(self, case: ViewCase, *, organ: str, style: Style, overlay: bool) -> bytes:
-        """Three planes through the centroid of an organ, or of all, and the most doubtful axial slice."""
+    def strip(self, case: ViewCase, *, organ: str, style: Style, overlay: bool, look: int = 0) -> bytes:
+        """Three planes through the centroid of an organ, or of all, and the most doubtful axial slice. look: the number
+        of one of `looks_of`."""
         judged = self._source.measured(case)
         doubt = self._source.folder / "doubt" / f"{case.id}.json"
-        key = (case.id, organ, style, overlay, state_of(*case.images, *([judged] if judged else []), doubt))
+        looks = looks_of(self._source.contents())
+        grey = looks[look % len(looks)]
+        key = (case.id, organ, style, overlay, grey, state_of(*case.images, *([judged] if judged else []), doubt))
 
         def make() -> bytes:
             grid, measured, layer = self.grid(case), self._measurer.now(case), self._judged_layer(case)
-            scan = self._scan(case)
+            scan, window = self._scan(case, grey.channel), grey.window or self.window(case, grey.channel)
             drawn = [self._drawn(case, layer, style, 0.5, organ)] if layer and overlay else []
             at, doubtful = self._middle(grid, measured, organ), self.doubtful(case, measured, organ)
             places: list[tuple[Plane, int]] = [*zip(PLANES, at, strict=True), ("axial", doubtful[0])]
@@ -177,8 +181,7 @@ class Drawing:
             fit = (width // len(places) - _GAP_PIXELS, height)
             box = self._around(grid, measured, organ)
             panels = [
-                draw_slice(scan, drawn, plane, index, self.window(case), grid=grid, fit=fit, box=box)
-                for plane, index in places
+                draw_slice(scan, drawn, plane, index, window, grid=grid, fit=fit, box=box) for plane, index in places
             ]
             return png(side_by_side(panels, width, height))
 
@@ -206,11 +209,21 @@ class Drawing:
         return {name: found[str(value)] for value, name in organs.items() if str(value) in found}
 
     def _middle(self, grid: Grid, measured: Measures | None, organ: str) -> Shape:
+        """Where planes go through: the centroid; or the slice with the longest outlines, where that lies beside every
+        organ, between two lungs say."""
         organs = self._organs(measured) if measured else {}
-        return centre(grid.shape_zyx, organs.get(organ), organs)
+        places = centre(grid.shape_zyx, organs.get(organ), organs)
+        if measured is None or not organs:
+            return places
+        shown = [organs[organ]] if organ in organs else list(organs.values())
+        through = (any(one["first"][axis] <= at < one["stop"][axis] for one in shown) for axis, at in enumerate(places))
+        return triple(
+            at if inside else other for at, inside, other in zip(places, through, measured["doubtful"], strict=True)
+        )
 
-    def _scan(self, case: ViewCase) -> Volume | None:
-        layer = next((layer for layer in self._source.layers(case) if layer.kind == "image"), None)
+    def _scan(self, case: ViewCase, channel: int = 0) -> Volume | None:
+        images = [layer for layer in self._source.layers(case) if layer.kind == "image"]
+        layer = next((layer for layer in images if layer.channel == channel), images[0] if images else None)
         return self._volumes.get(case, layer) if layer else None
 
     def _judged_layer(self, case: ViewCase) -> Layer | None:

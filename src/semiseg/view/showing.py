@@ -13,23 +13,13 @@ from semiseg.io.colours import organ_colours
 from semiseg.reporting.overlays import PLANES
 from semiseg.view.asking import number, one_of, organ_name, whole_number
 from semiseg.view.contents import ViewCase, doubt_of
+from semiseg.view.looks import WINDOWS, looks_of
 from semiseg.view.measures import Measures
 from semiseg.view.review import ORDERS, review
 from semiseg.view.sending import nifti_response, png_response
 from semiseg.view.shared import Pages
 from semiseg.view.source import Layer
 from semiseg.view.table import FILTERS, SORTS, decision_of, is_stale
-
-WINDOWS = (
-    ("soft tissue", -160, 240),
-    ("liver", -30, 150),
-    ("mediastinum", -125, 275),
-    ("lung", -1350, 150),
-    ("bone", -450, 1050),
-    ("brain", 0, 80),
-    ("everything", -1024, 3071),
-)
-"""Of CT, in HU; the first is where a case opens."""
 
 
 def report(pages: Pages, _: Request) -> Response:
@@ -53,6 +43,7 @@ def info(pages: Pages, _: Request) -> Response:
             "organs": [
                 {"value": value, "name": name, "colour": colours[name]} for value, name in contents.organs.items()
             ],
+            "looks": [look.name for look in looks_of(contents)],
             "windows": [{"name": name, "low": low, "high": high} for name, low, high in windows],
             "pages": {
                 "run": is_run,
@@ -201,6 +192,7 @@ def strip(pages: Pages, request: Request) -> Response:
         organ=organ_name(pages, query.get("organ", "")),
         style=one_of(query.get("style", "outline"), ("outline", "fill"), "style"),
         overlay=query.get("overlay", "1") == "1",
+        look=whole_number(request, "look", 0),
     )
     return png_response(picture, request)
 

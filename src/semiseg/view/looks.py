@@ -1,0 +1,40 @@
+"""What of a scan is shown as grey: a channel, in a window."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from semiseg.view.contents import Contents
+
+WINDOWS = (
+    ("soft tissue", -160, 240),
+    ("liver", -30, 150),
+    ("mediastinum", -125, 275),
+    ("lung", -1350, 150),
+    ("bone", -450, 1050),
+    ("brain", 0, 80),
+    ("everything", -1024, 3071),
+)
+"""Of CT, in HU; the first is where a case opens."""
+
+
+class Look(NamedTuple):
+    """A channel by its number, in a window, or in its own where that is None."""
+
+    name: str
+    channel: int
+    window: tuple[float, float] | None
+
+
+def looks_of(contents: Contents) -> list[Look]:
+    """The ways to look at the scans of a source, one after another: each channel, of CT in each window. The first is
+    the usual one."""
+    several = len(contents.channels) > 1
+    looks = []
+    for channel, name in enumerate(contents.channels):
+        if contents.is_ct(channel):
+            of = f"{name}, " if several else ""
+            looks += [Look(f"{of}{window}", channel, (low, high)) for window, low, high in WINDOWS]
+        else:
+            looks.append(Look(name, channel, None))
+    return looks or [Look("", 0, None)]
