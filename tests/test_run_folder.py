@@ -82,6 +82,16 @@ def test_the_remedy_of_another_plan_is_a_new_plan_and_that_of_other_data_is_not(
     assert "delete" not in str(said.value)
 
 
+def test_more_minutes_for_a_trained_run_are_told_how(tmp_path: Path) -> None:
+    asked(tmp_path, "plan.toml")
+    (tmp_path / "checkpoints").mkdir()
+    usual = TrainSettings().minutes
+    with pytest.raises(ConfigError, match=r"semiseg run .* --continue 2\.5` trains on"):
+        keep_asked(tmp_path, RunSettings(train=TrainSettings(minutes=usual + 2.5)))
+    with pytest.raises(ConfigError, match=r"\nUse another run folder"):
+        keep_asked(tmp_path, RunSettings(train=TrainSettings(minutes=usual - 2.5)))
+
+
 def test_only_one_process_at_a_time(tmp_path: Path) -> None:
     with alone_in(tmp_path), pytest.raises(DataError, match="another semiseg process works on this run"):
         alone_in(tmp_path).__enter__()

@@ -123,6 +123,9 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
     changed = [line for key, line in differences.items() if key in _OF_THE_PLAN or not key.startswith(free)]
     if changed:
         remedy = "Use another run folder, or leave the settings as they were."
+        if trained and set(differences) == {"train.minutes"} and settings.train.minutes > before.train.minutes:
+            more = settings.train.minutes - before.train.minutes
+            remedy = f"`semiseg run {run} --continue {more:g}` trains on. Or use another run folder."
         if not trained and all(key in _OF_THE_PLAN or key.startswith(("plan.", *free)) for key in differences):
             remedy = (
                 "The plan was made for them. Use another run folder, leave the settings as they were, or delete "

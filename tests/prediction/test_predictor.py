@@ -163,6 +163,17 @@ def test_scans_that_are_numbered_as_channels_are_told_so(model: Model, tmp_path:
     assert outcome.error.endswith("number scans of their own otherwise, as IMG-0000.")
 
 
+def test_one_channel_of_several_is_told_to_name_them_all(model: Model, tmp_path: Path) -> None:
+    of_two = replace(model.plan, channels=("T1", "T2"), normalisation=(ChannelNormalisation(scheme="zscore"),) * 2)
+    save(tmp_path / "in" / "IMG_0000.nii.gz")
+    engine = torch_engine(model, CPU)  # whose network is not asked
+    (outcome,) = predict(
+        replace(model, plan=of_two), tmp_path / "in" / "IMG_0000.nii.gz", tmp_path / "out", engine=engine
+    )
+    assert outcome.error is not None
+    assert "1 channel, but the model expects 2 (T1, T2). Name the files of all channels, IMG_0000 to" in outcome.error
+
+
 def test_a_missing_file_is_named(model: Model, tmp_path: Path) -> None:
     scan = Scan("gone", (tmp_path / "gone.nii.gz",))
     (outcome,) = predict_scans([scan], model, torch_engine(model, CPU), tmp_path / "out", SETTINGS)

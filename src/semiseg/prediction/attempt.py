@@ -31,7 +31,7 @@ from semiseg.prediction.settings import PredictSettings
 from semiseg.prediction.statistics import organ_rows, take_census
 from semiseg.rows import PredictionRow
 from semiseg.types import FloatArray, LabelArray
-from semiseg.words import printable
+from semiseg.words import counted, printable
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Attempt:
             self._known = self._labels_from_before(lacking)
             self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
             self._kept = {file.name: self._written[file.name] for file in self.may_be_there if file.is_file()}
-        self._refuse_numbered()
+        self._refuse_other_count()
         self._volume = read_scan(self._scan.images)
         self._grid = self._volume.grid
 
@@ -200,15 +200,21 @@ class Attempt:
                     "correction of a run's label may be taken back from there by `semiseg correct`."
                 )
 
-    def _refuse_numbered(self) -> None:
-        """Raise `DataError` for more files than the model has channels, before their grids are held against each
-        other: they may be scans that somebody numbered."""
+    def _refuse_other_count(self) -> None:
+        """Raise `DataError` for another number of numbered files than the model has channels, before their grids are
+        held against each other: more may be scans that somebody numbered."""
         images, names = self._scan.images, self._model.plan.channels
         if len(images) > len(names):
             raise DataError(
                 f"{images[0]}: {len(images)} files count as channels of one scan, by four digits at the end of their "
                 f"names, but the model expects {len(names)} ({', '.join(names)}). Leave out what is no channel, "
                 f"and number scans of their own otherwise, as {self._scan.id}-0000."
+            )
+        if len(images) < len(names) and stem(images[0]).rpartition("_")[0] == self._scan.id:
+            raise DataError(
+                f"{images[0]}: {counted(len(images), 'channel')}, but the model expects {len(names)} "
+                f"({', '.join(names)}). Name the files of all channels, {self._scan.id}_0000 to "
+                f"{self._scan.id}_{len(names) - 1:04d}, or their folder."
             )
 
     def _lacking(self, before: PredictionRow) -> list[Path]:

@@ -89,7 +89,4 @@ def _not_converged(losses: Sequence[float]) -> str:
 def _not_learnt_from(rounds: Sequence[RoundRow]) -> str:
     if not rounds or any(row["trusted"] for row in rounds):
         return ""
-    return (
-        "Nothing was learnt from the unlabelled scans: the model is one of labels alone. "
-        f"In the last round: {rounds[-1]['why']}"
-    )
+    return f"Nothing was learnt from the unlabelled scans. In the last round: {rounds[-1]['why']}"
