@@ -104,12 +104,12 @@ class Run(RunArguments):
     """Train a run that has ended on, for so many minutes more (steps, where it was asked for steps)."""
 
     def execute(self) -> int:
+        settings = settings_of(self, folds=self.folds)  # a misspelt key is told before torch is loaded
         from semiseg import folds, train_run, workflows
         from semiseg.reporting.closing import closing_lines
         from semiseg.run_folder import prepared_settings
         from semiseg.scoring import read_summary
 
-        settings = settings_of(self, folds=self.folds)
         if self.more is not None and settings != prepared_settings(self.run):
             raise ConfigError("--continue trains the run on as it is: leave the other flags out.")
         if self.more is None and settings.data.folds and settings.data.fold is None:
