@@ -85,11 +85,25 @@ def test_the_remedy_of_another_plan_is_a_new_plan_and_that_of_other_data_is_not(
 def test_more_minutes_for_a_trained_run_are_told_how(tmp_path: Path) -> None:
     asked(tmp_path, "plan.toml")
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "card.json").write_text("{}")
     usual = TrainSettings().minutes
     with pytest.raises(ConfigError, match=r"semiseg run .* --continue 2\.5` trains on"):
         keep_asked(tmp_path, RunSettings(train=TrainSettings(minutes=usual + 2.5)))
     with pytest.raises(ConfigError, match=r"\nUse another run folder"):
         keep_asked(tmp_path, RunSettings(train=TrainSettings(minutes=usual - 2.5)))
+
+
+def test_patients_may_be_named_later_where_they_decide_on_intervals_alone(tmp_path: Path) -> None:
+    asked(tmp_path, "plan.toml")
+    patients = replace(RunSettings(), data=replace(RunSettings().data, patients="P[0-9]+"))
+    keep_asked(tmp_path, patients)  # before training in any case
+    (tmp_path / "checkpoints").mkdir()
+    keep_asked(tmp_path, RunSettings())
+    held = RunCase(id="a", images=("a.nii.gz",), label="l.nii.gz", split="train", role="validation", hash="h")
+    write_run_cases(tmp_path / "cases.jsonl", [held])
+    with pytest.raises(ConfigError, match=r"data\.patients = "):
+        keep_asked(tmp_path, patients)
 
 
 def test_only_one_process_at_a_time(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from semiseg.data.roles import of_role, read_run_cases
+from semiseg.data.roles import depend_on_patients, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
 from semiseg.rows import read_metrics
 from semiseg.settings import RunSettings, read_settings, write_settings
@@ -117,13 +117,16 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
     before = _with_absolute_root(read_settings(path), run)
     trained = (run / "checkpoints").exists() or any((fold / "checkpoints").exists() for fold in fold_runs(run))
     free = _FREE if trained else (*_FREE, *_FREE_UNTIL_TRAINED)
+    if trained and not _depends_on_patients(run, before):
+        free = (*free, "data.patients")  # by which scores have their intervals
     differences = dict(_differences(before, settings))
     if before.train.steps and settings.train.steps and not trained:
         differences.pop("train.steps", None)  # however many: the plan is not made for them
     changed = [line for key, line in differences.items() if key in _OF_THE_PLAN or not key.startswith(free)]
     if changed:
         remedy = "Use another run folder, or leave the settings as they were."
-        if trained and set(differences) == {"train.minutes"} and settings.train.minutes > before.train.minutes:
+        more_minutes = set(differences) == {"train.minutes"} and settings.train.minutes > before.train.minutes
+        if more_minutes and (run / "model" / "card.json").is_file():  # training has ended
             more = settings.train.minutes - before.train.minutes
             remedy = f"`semiseg run {run} --continue {more:g}` trains on. Or use another run folder."
         if not trained and all(key in _OF_THE_PLAN or key.startswith(("plan.", *free)) for key in differences):
@@ -139,9 +142,14 @@ def keep_asked(run: Path, settings: RunSettings) -> RunSettings:
 
 _FREE = ("predict.", "evaluate.", "data.store")
 """What an existing run may change: how it predicts and is scored, and with whom it shares prepared scans."""
-_FREE_UNTIL_TRAINED = ("data.exclude", "sampling.", "augment.", "method.", "train.")
+_FREE_UNTIL_TRAINED = ("data.exclude", "data.patients", "sampling.", "augment.", "method.", "train.")
 _OF_THE_PLAN = ("train.minutes", "train.steps", "train.device")
 """Settings of training by which the plan is made, too."""
+
+
+def _depends_on_patients(run: Path, settings: RunSettings) -> bool:
+    cases = read_run_cases(run / "cases.jsonl") if (run / "cases.jsonl").is_file() else []
+    return depend_on_patients(settings.data, validates=bool(of_role(cases, "validation")))
 
 
 def _differences(before: RunSettings, now: RunSettings) -> Iterator[tuple[str, str]]:

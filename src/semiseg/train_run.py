@@ -213,5 +213,6 @@ def open_session(run: Path, settings: RunSettings, settled: Settled, device: tor
         device=device,
         tries_threads=tries_threads,
         distils=bool(settings.data.teacher),
+        patients=settings.data.patients,
         compiled=bool(settled.compiled) and device.type == "cuda" and asked_ranks() == 1,
     )

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from semiseg.console import bar
 from semiseg.data.check import CheckReport, check_dataset
 from semiseg.data.check_table import print_check
+from semiseg.data.patients import BIDS, refuse_wrong_pattern
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import (
     DataSettings,
@@ -117,13 +118,15 @@ def evaluate(
     *,
     settings: EvaluateSettings | None = None,
     output: AnyPath | None = None,
+    patients: str = BIDS,
     quiet: bool = False,
 ) -> Summary:
     """Score a folder of predictions against a folder of references; writes summary.json and summary.csv.
 
     labels: a dataset.json or plan.toml that names the labels; without one they are the values found, or the
-    challenge's organs under its rules.
+    challenge's organs under its rules. patients: as `data.patients`: over whom intervals are.
     """
+    refuse_wrong_pattern(patients)
     settings = settings or EvaluateSettings()
     predictions, references = Path(predictions), Path(references)
     for folder, holds in ((predictions, "predicted"), (references, "reference")):
@@ -140,6 +143,7 @@ def evaluate(
             output=None if output is None else Path(output),
             workers=workers(),
             progress=lambda done, total: advance(done, total, ""),
+            patients=patients,
         )
     if not quiet:
         print_summary(summary)

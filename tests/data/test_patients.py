@@ -30,9 +30,10 @@ def test_ids_are_kept_in_order_by_patient() -> None:
     assert by_patient(["b_2", "a_1", "b_1"], LAST) == {"b": ["b_2", "b_1"], "a": ["a_1"]}
 
 
-def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"data.patients = '\(': no regular expression"):
-        DataSettings(patients="(")
+@pytest.mark.parametrize("wrong", ["(", "a{99999999999999999999}"])
+def test_a_pattern_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"data.patients = '.+': no regular expression"):
+        DataSettings(patients=wrong)
 
 
 def test_a_patient_in_training_and_tests_is_named() -> None:

@@ -274,3 +274,23 @@ def test_links_to_files_without_an_ending_are_read_in_a_run_as_in_the_set(tmp_pa
         assert read_volume([Path(image) for image in case.images]).array.shape == (1, 5, 4, 3)
     assert found[0].label == str(root.resolve() / "labels" / "a.nii.gz")
     assert read_label(Path(found[0].label))[0].shape == (5, 4, 3)
+
+
+def test_nothing_is_learnt_of_a_patient_who_scores_the_run() -> None:
+    """P0 has an unlabelled scan, too, as a patient's other visit may be."""
+    label = Path("label.nii.gz")
+
+    def case(name: str, *, labelled: bool = True) -> Case:
+        return Case(id=name, images=(Path(f"{name}.nii.gz"),), label=label if labelled else None, split="train")
+
+    cases = [case(f"P{patient}_{scan}") for patient in range(4) for scan in "ab"]
+    cases += [case(f"P{patient}_u", labelled=False) for patient in range(5)]
+    of = replace(dataset(), cases=tuple(cases))
+    for fold in range(4):
+        found = roles_of(of, DataSettings(patients=".+(?=_)", folds=4, fold=fold))
+        (scored,) = {name[:2] for name in ids(found, "test")}
+        assert not [name for name, role in found.items() if name.startswith(scored) and role != "test"]
+        assert len(ids(found, "unlabelled")) == 4
+    found = roles_of(of, DataSettings(patients=".+(?=_)", development=3))
+    assert ids(found, "test") == ["P2_a", "P2_b", "P3_a", "P3_b"]
+    assert ids(found, "unlabelled") == ["P0_u", "P1_u", "P4_u"]

@@ -147,3 +147,45 @@ def test_mean_distances_are_compared_over_the_organs_that_every_run_has() -> Non
     comparison = compare_summaries(["a", "b"], [first, second])
     assert comparison.tables["hd95_mm"][-1].differences[0].difference["mean"] == 0.0
     assert comparison.distances == (11, 12)
+
+
+def of_patients(summary: Summary, pattern: str) -> Summary:
+    cases, organs = summary["cases"], {int(value): name for value, name in summary["organs"].items()}
+    return summarise(cases, organs, summary["tolerance_mm"], summary["rules"], pattern)
+
+
+TWO_EACH = {f"P{n // 2}_{n % 2}": (0.70 + 0.02 * n, 0.5) for n in range(12)}
+TWO_BETTER = {case: (liver + 0.01 * n, spleen) for n, (case, (liver, spleen)) in enumerate(TWO_EACH.items())}
+
+
+def test_patients_are_compared_whichever_run_knows_them() -> None:
+    """Labels of another program know nothing of patients."""
+    known, unknown = of_patients(summary_of(TWO_EACH), ".+(?=_)"), summary_of(TWO_BETTER)
+    assert (known.get("patients"), unknown.get("patients")) == (".+(?=_)", None)
+    assert known["mean"]["dice"].get("patients") == 6
+    there = compare_summaries(["a", "b"], [known, unknown]).tables["dice"][0].differences[0]
+    back = compare_summaries(["b", "a"], [unknown, known]).tables["dice"][0].differences[0]
+    scans = compare_summaries(["a", "b"], [summary_of(TWO_EACH), unknown]).tables["dice"][0].differences[0]
+    assert there.difference.get("patients") == back.difference.get("patients") == 6
+    assert there.p_value == back.p_value
+    assert there.p_value is not None
+    assert scans.p_value is not None
+    assert there.p_value > scans.p_value  # six say less than twelve
+    assert there.difference["mean"] == pytest.approx(scans.difference["mean"])
+
+
+def test_patients_stand_in_the_tables() -> None:
+    summaries = [of_patients(summary_of(dice), ".+(?=_)") for dice in (TWO_EACH, TWO_BETTER)]
+    console, text = printed(200)
+    print_comparison(compare_summaries(["a", "b"], summaries), console)
+    assert "12 cases of 6 patients" in text.getvalue()
+    assert "bootstrap interval over patients" in text.getvalue()
+    console, text = printed(200)
+    print_summary(summaries[0], console)
+    assert "12 cases of 6 patients, rules standard" in text.getvalue()
+
+
+def test_runs_that_name_patients_otherwise_are_not_compared() -> None:
+    summaries = [of_patients(summary_of(TWO_EACH), pattern) for pattern in (".+(?=_)", "P")]
+    with pytest.raises(DataError, match=r"patients are named otherwise in the runs: a by '\.\+\(\?=_\)', b by 'P'"):
+        compare_summaries(["a", "b"], summaries)

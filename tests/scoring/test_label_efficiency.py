@@ -354,3 +354,23 @@ def test_the_page_draws_dice_against_compute_and_every_difference() -> None:
 )
 def test_a_verdict_is_of_the_whole_interval(low: float | None, high: float | None, said: str) -> None:
     assert verdict(Interval(mean=0.0, low=low, high=high, count=40)) == said
+
+
+def test_a_study_of_patients_counts_each_once() -> None:
+    """Twelve cases, two of a patient: the mean is theirs, the interval and p are of six."""
+    base, mine = ([0.5 + 0.02 * n for n in range(12)], [0.5 + 0.02 * n + 0.005 * (n // 2) + 0.01 for n in range(12)])
+    study = a_study(a_run("base", 4, base), a_run("mine", 4, mine))
+    study["test_cases"] = 12
+    scans = next(point for point in points(study) if point.method == "mine")
+    study["patients"] = "case[0-9]"  # case1, case10 and case11 are one
+    mine_of = next(point for point in points(study) if point.method == "mine")
+    assert mine_of.difference["dice"]["mean"] == pytest.approx(scans.difference["dice"]["mean"])
+    assert mine_of.difference["dice"].get("patients") == 10
+    assert mine_of.over_cases is not None
+    assert mine_of.over_cases.get("patients") == 10
+    assert mine_of.p_value is not None
+    assert scans.p_value is not None
+    assert mine_of.p_value > scans.p_value
+    assert "12 cases of 10 patients scored (intervals and p are over patients)" in study_markdown(study)
+    study["patients"] = "case"
+    assert "Fewer than 6 patients are too few" in study_markdown(study)

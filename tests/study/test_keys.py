@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +53,14 @@ def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
     settings = RunSettings(data=DataSettings(label_list=str(tmp_path / "none.txt")))
     with pytest.raises(ConfigError, match=r"data\.label_list = .*none\.txt: cannot be read"):
         run_key("mpl", settings)
+
+
+def test_patients_count_only_where_they_decide_on_who_is_learnt_from() -> None:
+    def key(*, every: int = 0, **data: Any) -> str:
+        settings = RunSettings(data=DataSettings(**data))
+        return run_key("mpl", replace(settings, train=replace(settings.train, validation_every=every)))
+
+    assert key(patients="P[0-9]+") == key()
+    assert key(patients="P[0-9]+", label_seed=1) != key(label_seed=1)
+    assert key(patients="P[0-9]+", folds=3, fold=0) != key(folds=3, fold=0)
+    assert key(patients="P[0-9]+", every=1) != key(every=1)

@@ -142,6 +142,9 @@ class Evaluate(WorksOnCases):
     """standard (the default), or flare22 to score as the challenge does."""
     tolerance_mm: float | None = None
     """Surface error in mm that NSD forgives; 1 by default."""
+    patients: str | None = None
+    """Where patients have several scans: a regular expression for the beginning of ids that names the patient, as
+    data.patients. Intervals are over patients then."""
     output: Path | None = None
     """Where summary.json and summary.csv go; by default beside the predictions."""
     quiet: Quiet = False
@@ -149,11 +152,12 @@ class Evaluate(WorksOnCases):
 
     def execute(self) -> int:
         from semiseg import workflows
+        from semiseg.data.patients import BIDS
         from semiseg.scoring import EvaluateSettings
 
         given = {name: value for name in ("rules", "tolerance_mm") if (value := getattr(self, name)) is not None}
         if self.run is not None:
-            if given or self.predictions or self.references or self.labels or self.output:
+            if given or self.predictions or self.references or self.labels or self.output or self.patients:
                 raise ConfigError(
                     f"{self.run}: a run is scored by its own run.toml and test labels. Leave the other flags out, or "
                     f"change its rules with `semiseg run {self.run} --set evaluate.tolerance_mm=2`."
@@ -164,7 +168,13 @@ class Evaluate(WorksOnCases):
             raise ConfigError("name a run, or both --predictions FOLDER and --references FOLDER.")
         settings = EvaluateSettings(**given)
         summary = workflows.evaluate(
-            self.predictions, self.references, self.labels, settings=settings, output=self.output, quiet=self.quiet
+            self.predictions,
+            self.references,
+            self.labels,
+            settings=settings,
+            output=self.output,
+            patients=self.patients or BIDS,
+            quiet=self.quiet,
         )
         show_scores(summary, self.quiet)
         return 0

@@ -35,7 +35,7 @@ def refuse_wrong_pattern(pattern: str) -> None:
     """Raise `ConfigError` for what is no regular expression."""
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"data.patients = {pattern!r}: no regular expression ({error}). Give one that fits the part of an id that "
             f"names the patient, {_UP_TO_THE_LAST_PART!r} for P01_1 and P01_2, say."
@@ -66,6 +66,6 @@ def untold_patients(ids: Sequence[str], pattern: str) -> str:
     scans = [id for id in ids if patient_of(id, _UP_TO_THE_LAST_PART) == several[0]]
     return (
         f"ids begin alike ({shortened(scans)}). If such scans are of one patient, add "
-        f"--set 'data.patients={_UP_TO_THE_LAST_PART}' to `semiseg run`: then folds and held-back scans part no "
-        "patient, and intervals are over patients."
+        f"--set 'data.patients={_UP_TO_THE_LAST_PART}' to `semiseg run`, before training begins: then folds and "
+        "held-back scans part no patient, and intervals are over patients."
     )

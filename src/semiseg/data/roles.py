@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from semiseg.data.patients import BIDS, by_patient, refuse_wrong_pattern
+from semiseg.data.patients import BIDS, by_patient, patient_of, refuse_wrong_pattern
 from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.dataset import Case, Dataset, Split, unusable_id
@@ -61,8 +61,8 @@ class DataSettings:
     `root`."""
     patients: str = BIDS
     """Which scans are of one patient: a regular expression for the beginning of an id that names the patient, such as
-    `.+(?=_)` for P01_1 and P01_2. Folds, held-back scans and drawn budgets part no patient, and intervals are over
-    patients."""
+    `.+(?=_)` for P01_1 and P01_2. Then folds and held-back scans part no patient, nothing is learnt from any scan of a
+    patient who scores the run, and intervals are over patients."""
     development: int = 0
     """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
     place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
@@ -143,7 +143,7 @@ def assign_roles(
     listed = [case for case in everyone if case not in excluded]
     if everyone and not listed:
         raise ConfigError(f"data.exclude = {settings.exclude}: names every labelled training case. Take some off.")
-    held_back = set(listed[max(0, len(listed) - settings.development) :]) if settings.development else set[str]()
+    held_back = _last(listed, settings.patients, settings.development)
     if settings.label_list:
         order = _named_labels(dataset, settings, listed=set(listed), excluded=excluded, held_back=held_back)
     else:
@@ -159,6 +159,7 @@ def assign_roles(
         kept = [case for case in kept if case not in held_back]
     held_out = _held_out(kept, settings.patients, validation_fraction, seed)
     learnt_from = set(kept)
+    scored = by_patient(held_back | held_out, settings.patients).keys()
 
     def role(case: Case) -> Role:
         if case.split == "test" or case.id in held_back:
@@ -167,12 +168,26 @@ def assign_roles(
             return "validation"
         return "labelled" if case.id in learnt_from else "unlabelled"
 
+    def is_left_out(case: Case) -> bool:
+        if case.split == "test":
+            return bool(held_back)
+        # Of a patient who scores the run nothing is learnt.
+        is_learnt = role(case) == "unlabelled" and patient_of(case.id, settings.patients) in scored
+        return case.id in excluded or is_learnt
+
     absolute = _Absolute()
-    return [
-        _run_case(case, role(case), absolute)
-        for case in dataset.cases
-        if not (held_back if case.split == "test" else case.id in excluded)
-    ]
+    return [_run_case(case, role(case), absolute) for case in dataset.cases if not is_left_out(case)]
+
+
+def depend_on_patients(settings: DataSettings, *, validates: bool) -> bool:
+    """Whether who is learnt from depends on `DataSettings.patients`. validates: whether cases may be held out."""
+    return bool(settings.folds or settings.development or settings.label_seed is not None or validates)
+
+
+def _last(ids: Sequence[str], pattern: str, count: int) -> set[str]:
+    """The last so many ids, and the others of their patients."""
+    last = {patient_of(case, pattern) for case in ids[max(0, len(ids) - count) :]} if count else set[str]()
+    return {case for case in ids if patient_of(case, pattern) in last}
 
 
 def _named_labels(

@@ -182,8 +182,10 @@ def budget_text(study: Study) -> str:
 
 def too_few_cases(study: Study) -> str:
     """A sentence where too few cases are scored; empty otherwise."""
-    few = min(study["test_cases"], patient_count(study)) < FEWEST_CASES
-    return f"Fewer than {FEWEST_CASES} cases are too few for intervals, a p and a verdict." if few else ""
+    cases, patients = study["test_cases"], patient_count(study)
+    who = "patients" if patients < cases else "cases"
+    few = min(cases, patients) < FEWEST_CASES
+    return f"Fewer than {FEWEST_CASES} {who} are too few for intervals, a p and a verdict." if few else ""
 
 
 def reference_title(study: Study) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from semiseg.data.patients import patient_of
 from semiseg.errors import DataError
 from semiseg.randomness import Draw
 from semiseg.scoring.statistics import (
@@ -30,7 +31,6 @@ from semiseg.scoring.summary import (
     case_means,
     organ_values,
     pair_count,
-    patients_of,
 )
 from semiseg.scoring.tables import (
     DECIMALS,
@@ -73,6 +73,11 @@ class Comparison:
     tables: dict[Metric, tuple[ComparisonRow, ...]]
 
     @property
+    def over(self) -> str:
+        """What intervals are over."""
+        return "cases" if self.patient_count == self.case_count else "patients"
+
+    @property
     def few_cases(self) -> bool:
         """Whether there are too few cases for intervals and p-values."""
         return self.patient_count < FEWEST_CASES
@@ -93,7 +98,7 @@ def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, bud
         _check_comparable(names[0], summaries[0], name, summary)
     order = [case["id"] for case in summaries[0]["cases"]]
     runs = [sorted(summary["cases"], key=lambda case: order.index(case["id"])) for summary in summaries]
-    shared, patients = _with_shared_organs(runs), patients_of(summaries[0])
+    shared, patients = _with_shared_organs(runs), _patients(names, summaries)
     tables: dict[Metric, tuple[ComparisonRow, ...]] = {}
     for metric in METRICS:
         columns = {o: [organ_values(run, o, metric) for run in runs] for o in summaries[0]["organs"].values()}
@@ -108,6 +113,17 @@ def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, bud
         distances=(pair_count(shared[0])[0], max(pair_count(run)[1] for run in runs)),
         tables=tables,
     )
+
+
+def _patients(names: Sequence[str], summaries: Sequence[Summary]) -> list[str]:
+    """Whose each case is, in the order of the first summary, by the one that knows. Raises `DataError` where two know
+    otherwise."""
+    known = {name: pattern for name, one in zip(names, summaries, strict=True) if (pattern := one.get("patients"))}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{name} by {pattern!r}" for name, pattern in known.items())
+        raise DataError(f"patients are named otherwise in the runs: {told} (data.patients). Score them alike.")
+    pattern = next(iter(known.values()), "")
+    return [patient_of(case["id"], pattern) for case in summaries[0]["cases"]]
 
 
 def _with_shared_organs(runs: Sequence[Sequence[CaseScores]]) -> list[list[CaseScores]]:
@@ -198,6 +214,6 @@ def _subtitle(comparison: Comparison) -> str:
     if comparison.few_cases:
         return f"{cases}, rules {comparison.rules}; mean (range of the cases), paired difference to {baseline}"
     return (
-        f"{cases}, rules {comparison.rules}; mean [95 % bootstrap interval over cases], "
+        f"{cases}, rules {comparison.rules}; mean [95 % bootstrap interval over {comparison.over}], "
         f"paired difference to {baseline}, Wilcoxon signed-rank p of each by itself"
     )

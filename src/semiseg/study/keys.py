@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from semiseg.data.patients import BIDS
-from semiseg.data.roles import VALIDATED, read_ids
+from semiseg.data.roles import VALIDATED, depend_on_patients, read_ids
 from semiseg.settings import RunSettings
 from semiseg.tables import flattened
 
@@ -33,9 +33,11 @@ def run_key(method: str, settings: RunSettings) -> str:
     for name in _LISTS:
         if file := parts.get(f"data.{name}"):
             parts[f"data.{name}"] = read_ids(file, name)
+    validates = bool(settings.train.validation_every) and settings.train.validation_fraction != 0
     if not settings.train.validation_every:  # then it does not count, and runs that were known stay known
         parts["train.validation_fraction"] = VALIDATED
-    if settings.data.patients == BIDS:  # as before there was such a setting
+    # Otherwise scores do not depend on them, only their intervals; and the default is as before there was the setting.
+    if settings.data.patients == BIDS or not depend_on_patients(settings.data, validates=validates):
         parts.pop("data.patients")
     for name in _OF_THE_MACHINE:
         parts.pop(name, None)

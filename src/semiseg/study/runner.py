@@ -286,10 +286,8 @@ class _Known:
             before = read_study(path)
             for name in ("dataset", "machine", "organs", "tolerance_mm", "test_cases", "runs"):
                 self._study[name] = before[name]
-            if patients := before.get("patients"):
-                self._study["patients"] = patients
-        if patients := study.common.get("data.patients"):
-            self._study["patients"] = patients
+            self._set_patients(before.get("patients"))
+        self._set_patients(study.common.get("data.patients", self._study.get("patients")))
 
     def has(self, key: str) -> bool:
         """Whether a run is known."""
@@ -311,11 +309,16 @@ class _Known:
         study["organs"] = list(summary["organs"].values())
         study["tolerance_mm"] = summary["tolerance_mm"]
         study["test_cases"] = len(summary["cases"])
-        if patients := summary.get("patients"):
-            study["patients"] = patients
+        self._set_patients(summary.get("patients", study.get("patients")))
         study["runs"] = [run for run in study["runs"] if name_of(run) != name_of(row)]
         study["runs"].append(row)
         write_study(self._path, study)
+
+    def _set_patients(self, pattern: str | None) -> None:
+        if pattern:
+            self._study["patients"] = pattern
+        else:
+            self._study.pop("patients", None)
 
     def study(self, keys: list[str]) -> Study:
         """What is known of these runs, in their order, and then of methods that the study file does not have: another

@@ -28,8 +28,8 @@ def judge_training(
 ) -> list[str]:
     """Add to the run's notices what its steps, minutes and losses say, and return the sentences.
 
-    loss: name of the one by which the network is judged that the run ended with. labelled: how many cases are learnt
-    from that a person labelled. scored: whether there are labels that the model is held against.
+    loss: name of the one by which the network is judged that the run ended with. labelled: of how many patients
+    cases are learnt from that a person labelled. scored: whether there are labels that the model is held against.
     """
     rows = read_metrics(run)
     found = {

@@ -17,6 +17,7 @@ import torch.utils.deterministic
 from semiseg.augment.settings import AugmentSettings
 from semiseg.data.batches import BatchSource
 from semiseg.data.case_hashes import hashed_ids
+from semiseg.data.patients import by_patient
 from semiseg.data.plan import Plan
 from semiseg.data.prepare import check_recipe
 from semiseg.data.readers import fitting_readers
@@ -66,6 +67,8 @@ class Session:
     """Whether a model of our own labelled the taught cases."""
     compiled: bool = False
     """Whether training passes are compiled."""
+    patients: str = ""
+    """`DataSettings.patients`."""
 
     @property
     def place(self) -> Place:
@@ -267,7 +270,7 @@ def _ship(session: Session, method: Method, data: TrainingData, *, steps: int, s
         steps=steps,
         seconds=seconds,
         loss=method.judged(steps - 1).loss,
-        labelled=len(of_role(session.cases, "labelled")),
+        labelled=len(by_patient((case.id for case in of_role(session.cases, "labelled")), session.patients)),
         scored=bool(data.validation) or any(case.label for case in of_role(session.cases, "test")),
     )
     for text in () if quiet else said:
