@@ -104,6 +104,37 @@ def test_what_was_put_beside_a_label_is_kept(
     assert names(tmp_path / "out") == ["a.nii.gz", "a.nrrd", "predictions.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["statistics.csv", "statistics.json"])
+def test_statistics_of_the_users_are_not_overwritten(model: Model, other: Model, tmp_path: Path, name: str) -> None:
+    """Those that were written here are, though the last call did not ask for them."""
+    outputs = Outputs(statistics=True)
+    save(tmp_path / "in", "a")
+    predict(model, tmp_path)
+    mine = tmp_path / "out" / name
+    mine.write_text("my study")
+    with pytest.raises(ConfigError, match=rf"{name}: was not written here .* Name another folder .* or move the file"):
+        predict(model, tmp_path, outputs)
+    assert mine.read_text() == "my study"
+    mine.unlink()
+    predict(model, tmp_path, outputs)
+    before = mine.read_text()
+    predict(other, tmp_path)
+    mine.write_text("of before")
+    predict(other, tmp_path, outputs)
+    assert mine.read_text() == before
+
+
+def test_without_any_statistics_there_is_no_table(model: Model, tmp_path: Path) -> None:
+    """Which the next call would take for the user's."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.nii.gz").write_text("no image")
+    assert list(errors(predict(model, tmp_path, Outputs(statistics=True)))) == ["a"]
+    assert names(tmp_path / "out") == ["predictions.jsonl"]
+    save(tmp_path / "in", "a")
+    assert not errors(predict(model, tmp_path, Outputs(statistics=True)))
+    assert names(tmp_path / "out") == ["a.nii.gz", "predictions.jsonl", "statistics.csv", "statistics.json"]
+
+
 def test_formats_of_several_calls_are_known(model: Model, other: Model, tmp_path: Path) -> None:
     save(tmp_path / "in", "a")
     for formats in (("nifti",), ("nrrd",), ("mha",)):

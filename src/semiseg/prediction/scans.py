@@ -31,7 +31,7 @@ from semiseg.prediction.outputs import (
     targets_of_file,
 )
 from semiseg.prediction.settings import PredictSettings
-from semiseg.prediction.statistics import write_statistics
+from semiseg.prediction.statistics import statistics_files, write_statistics
 from semiseg.rows import PredictionRow, read_predictions
 from semiseg.words import printable
 
@@ -91,7 +91,7 @@ def predict_scans(
         alone = partial(_one_alone, begin=begin)
         for index, found in each_case(alone, jobs, workers=workers, lost=lost, whole=True, gpus=gpus):
             done(index, found)
-    if outputs.statistics:
+    if outputs.statistics and _had_statistics(output):
         rows = _finished(output)
         write_statistics(
             output / STATISTICS, {id: rows[id]["statistics"] for id in sorted(rows) if "statistics" in rows[id]}
@@ -102,6 +102,11 @@ def predict_scans(
 def _finished(output: Path) -> dict[str, PredictionRow]:
     """The rows of the scans that were predicted into a folder, by id."""
     return {row["id"]: row for row in read_predictions(output) if "error" not in row}
+
+
+def _had_statistics(output: Path) -> bool:
+    """Whether tables of statistics that lie in a folder are from here: a row of any call has some."""
+    return any("statistics" in row for row in read_predictions(output))
 
 
 _Job = tuple[Scan, PredictionRow | None]
@@ -209,8 +214,7 @@ def predict_scan_to(
 def check_output_file(file: Path, settings: PredictSettings, outputs: Outputs) -> Targets:
     """The files of a scan whose label map is to be `file`. Raises `ConfigError` where one is there already."""
     targets = targets_of_file(file, outputs, probabilities=settings.probabilities)
-    tables = [statistics_stem(file).with_name(f"{statistics_stem(file).name}{end}") for end in (".csv", ".json")]
-    for target in [*targets.all, *(tables if outputs.statistics else [])]:
+    for target in [*targets.all, *(statistics_files(statistics_stem(file)) if outputs.statistics else [])]:
         if target.exists():
             raise ConfigError(
                 f"{target}: is there already, and a file that is named is never overwritten. Name another, remove it, "
@@ -222,7 +226,8 @@ def check_output_file(file: Path, settings: PredictSettings, outputs: Outputs) -
 def _check_outputs(
     scans: Sequence[Scan], output: Path, settings: PredictSettings, outputs: Outputs, finished: Set[str]
 ) -> None:
-    """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here.
+    """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here;
+    tables neither.
 
     finished: ids of scans that were predicted into the folder; each attempt looks at their files itself.
     """
@@ -245,6 +250,12 @@ def _check_outputs(
                     f"{file}: was not predicted here (the folder has no predictions.jsonl that lists it), and would be "
                     "overwritten. Name another folder with --output, or move the file away."
                 )
+    tables = statistics_files(output / STATISTICS) if outputs.statistics else []
+    if (table := next(filter(Path.exists, tables), None)) and not _had_statistics(output):
+        raise ConfigError(
+            f"{table}: was not written here (no row of predictions.jsonl has statistics), and would be overwritten. "
+            "Name another folder with --output, or move the file away."
+        )
     if output.resolve() in {file.parent for file in inputs}:
         raise ConfigError(
             f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another folder with "

@@ -108,8 +108,14 @@ def write_statistics(stem: Path, cases: Mapping[str, Sequence[dict[str, Any]]]) 
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer.writerow(columns or ["id"])
     writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
-    write_text(stem.with_name(f"{stem.name}.csv"), text.getvalue())
-    write_json(stem.with_name(f"{stem.name}.json"), [{"id": id, "organs": list(found)} for id, found in cases.items()])
+    table, as_json = statistics_files(stem)
+    write_text(table, text.getvalue())
+    write_json(as_json, [{"id": id, "organs": list(found)} for id, found in cases.items()])
+
+
+def statistics_files(stem: Path) -> list[Path]:
+    """The two files of statistics."""
+    return [stem.with_name(f"{stem.name}{end}") for end in (".csv", ".json")]
 
 
 def _cell(value: object) -> object:
