@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import psutil
 import pytest
@@ -142,6 +144,29 @@ def test_leftovers_of_those_who_still_write_and_files_of_others_stay(tmp_path: P
         remove_leftovers(tmp_path)
         assert [entry.name for entry in tmp_path.iterdir()] == [".tmp-notes"]
         mine.touch()
+
+
+def test_several_may_remove_the_same_leftovers(tmp_path: Path) -> None:
+    gone = psutil.Process().pid + 1
+    while psutil.pid_exists(gone):
+        gone += 1
+    with atomic_file(tmp_path / "a") as mine:
+        mine.touch()
+        name = mine.name.replace(f"-{psutil.Process().pid}-", f"-{gone}-")
+    (tmp_path / "a").unlink()
+    for number in range(30):
+        (tmp_path / f"{name}{number}").mkdir()
+        for file in range(30):
+            (tmp_path / f"{name}{number}" / f"{file}.txt").touch()
+    together = Barrier(4)
+
+    def remove(_: int) -> None:
+        together.wait(60)
+        remove_leftovers(tmp_path, alone=False)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(remove, range(4))) == [None] * 4
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_in_folders_may_be_read_as_the_umask_says(tmp_path: Path) -> None:

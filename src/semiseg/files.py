@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +152,16 @@ def restore_replaced(path: Path) -> None:
 def remove_leftovers(folder: Path, *, alone: bool = True) -> None:
     """Remove what writers that were killed left half-done in `folder`, and move folders back that were to be replaced.
 
-    alone: nobody else may be writing there. Otherwise only what processes of this machine left that are no more.
+    alone: nobody else may be writing there. Otherwise only what processes of this machine left that are no more, which
+    others may be removing, too.
     """
     for leftover, name in _leftovers(folder, alone=alone):
         path = folder / name.removesuffix(_REPLACED)
         if name.endswith(_REPLACED) and not path.exists():
-            leftover.replace(path)
+            with suppress(FileNotFoundError):
+                leftover.replace(path)
         elif leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
 from semiseg.prediction import attempt
 from semiseg.prediction.attempt import Outcome
-from semiseg.prediction.inputs import find_scans
+from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import LABELS_ALONE, Outputs
 from semiseg.prediction.scans import predict_scans
@@ -155,6 +156,26 @@ def test_a_scan_may_be_called_as_the_probabilities_of_another(model: Model, othe
     asked = replace(SETTINGS, probabilities=True)
     with pytest.raises(ConfigError, match="a_probabilities: the label map of this scan would be the probabilities of"):
         predict_scans(find_scans([tmp_path / "in"]), model, Constant(), tmp_path / "out", asked)
+
+
+class PredictedMeanwhile(list[Scan]):
+    """Scans that another process predicts when they are first looked at."""
+
+    def __init__(self, scans: list[Scan], predict: Callable[[], object]) -> None:
+        super().__init__(scans)
+        self.left = [predict]
+
+    def __iter__(self) -> Iterator[Scan]:
+        if self.left:
+            self.left.pop()()
+        return super().__iter__()
+
+
+def test_what_another_process_predicts_meanwhile_is_known(model: Model, tmp_path: Path) -> None:
+    save(tmp_path / "in", "a", "b")
+    scans = PredictedMeanwhile(find_scans([tmp_path / "in"]), lambda: predict(model, tmp_path))
+    outcomes = predict_scans(scans, model, Constant(), tmp_path / "out", SETTINGS)
+    assert [(outcome.error, outcome.reused) for outcome in outcomes] == [(None, True)] * 2
 
 
 def test_a_kill_before_labels_are_in_their_place(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

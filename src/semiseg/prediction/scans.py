@@ -229,7 +229,8 @@ def _check_outputs(
     """No label map may take the place of a scan, lie among scans, or take the place of a file that is not from here;
     tables neither.
 
-    finished: ids of scans that were predicted into the folder; each attempt looks at their files itself.
+    finished: ids of scans that were predicted into the folder, to which another process may add; each attempt looks at
+    their files itself.
     """
     check_formats(scans, outputs.in_folder)
     inputs = {file.resolve() for scan in scans for file in scan.images}
@@ -245,7 +246,7 @@ def _check_outputs(
         for file in _files_of(scan.id, output, known):
             if file.resolve() in inputs:
                 raise ConfigError(f"{file}: is a scan, and would be overwritten. Name another folder with --output.")
-            if file.exists() and scan.id not in finished:
+            if file.exists() and scan.id not in finished and scan.id not in _finished(output):  # by another just now
                 raise ConfigError(
                     f"{file}: was not predicted here (the folder has no predictions.jsonl that lists it), and would be "
                     "overwritten. Name another folder with --output, or move the file away."
