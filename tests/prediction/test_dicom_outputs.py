@@ -23,6 +23,7 @@ from matplotlib.path import Path as Polygon
 
 import dicom_series
 from made_series import errors_of, oblique, write_series
+from semiseg.decisions import label_sha256
 from semiseg.files import read_jsonl
 from semiseg.geometry import from_canonical
 from semiseg.io.dicom.places import series_of
@@ -164,6 +165,22 @@ def test_a_format_that_is_asked_for_later_needs_no_prediction(model: Model, tmp_
     assert not silent.batches
     expected = on_slices(tmp_path / "out" / f"{scan.id}.nii.gz", scan)
     assert np.array_equal(of_seg(again.output, scan), expected)
+
+
+def test_a_file_that_is_there_stays_as_it_is(model: Model, tmp_path: Path) -> None:
+    """A second SEG of the same labels would be another instance; and where a process is killed between the row and its
+    files, the one that is there would be none of the row."""
+    write_series(tmp_path / "in", voxels())
+    (first,) = predict(model, tmp_path / "in", tmp_path / "out", Outputs(formats=("dicom-seg",)))
+    before = first.output.read_bytes()
+    for _ in range(2):
+        outputs = Outputs(formats=("dicom-seg", "nrrd"), statistics=True)
+        (outcome,) = predict(model, tmp_path / "in", tmp_path / "out", outputs)
+        assert (outcome.error, outcome.output, outcome.reused) == (None, first.output, False)
+        assert first.output.read_bytes() == before
+        row = read_jsonl(tmp_path / "out" / "predictions.jsonl")[-1]
+        assert row["files"] == {file.name: label_sha256(file) for file in (tmp_path / "out").glob(f"{outcome.id}*")}
+        (tmp_path / "out" / f"{outcome.id}.nrrd").unlink()
 
 
 def test_where_nothing_is_found_there_is_no_dicom_file(model: Model, tmp_path: Path) -> None:

@@ -169,13 +169,15 @@ class Attempt:
             self._refuse_others()
             for old in self.may_be_there:
                 old.unlink(missing_ok=True)
-        elif not (lacking := self._lacking(before)) and not self._in_the_way(before):
-            pose = before.get("pose", "")
-            self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True, pose=pose), {}
-            return
         else:
+            lacking, not_counted = self._lacking(before), self._outputs.statistics and "statistics" not in before
+            if not lacking and not not_counted and not self._in_the_way(before):
+                pose = before.get("pose", "")
+                self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True, pose=pose), {}
+                return
             self._refuse_others()
             self._known = self._labels_from_before(lacking)
+            self._targets = self._targets.only(lacking)  # what is there stays as it is: DICOM keeps its UIDs
             self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
             self._kept = {file.name: self._written[file.name] for file in self.may_be_there if file.is_file()}
         self._refuse_other_count()
@@ -218,14 +220,13 @@ class Attempt:
             )
 
     def _lacking(self, before: PredictionRow) -> list[Path]:
-        """What is asked for and not there."""
+        """The files that are asked for and not there."""
         of_dicom = [self._targets.labels[one] for one in self._outputs.of_dicom if one in self._targets.labels]
-        lacking = [
+        return [
             file
             for file in self._targets.all
             if not file.is_file() and not (before.get("nothing_found") and file in of_dicom)
         ]
-        return lacking or [self._target] * (self._outputs.statistics and "statistics" not in before)
 
     def _labels_from_before(self, lacking: list[Path]) -> LabelArray | None:
         """The label map where one is there in a format that can be read, and no probabilities are asked for anew."""
@@ -255,7 +256,7 @@ class Attempt:
             census = take_census(labels, channels, plan.labels.count)
             if self._outputs.statistics:
                 self.row["statistics"] = organ_rows(census, spacing_mm, plan)
-            if self._outputs.picture:
+            if self._outputs.picture and self._targets.preview:
                 self._preview = self._outputs.picture(channels[0], labels, spacing_mm, census, plan)
 
     def _write(self) -> None:

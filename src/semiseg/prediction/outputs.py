@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -64,7 +64,8 @@ LABELS_ALONE = Outputs()
 
 @dataclass(frozen=True)
 class Targets:
-    """The files of one scan. labels: by format, at least one. probabilities, preview: None where not asked for."""
+    """The files of one scan. labels: by format; none where all are there already. probabilities, preview: None where not
+    asked for."""
 
     labels: Mapping[OutputFormat, Path]
     probabilities: Path | None = None
@@ -83,6 +84,11 @@ class Targets:
         """Files of the same names in another folder."""
         probabilities, preview = (file and folder / file.name for file in (self.probabilities, self.preview))
         return Targets({one: folder / file.name for one, file in self.labels.items()}, probabilities, preview)
+
+    def only(self, files: Collection[Path]) -> Targets:
+        """Those of these files."""
+        probabilities, preview = (file if file in files else None for file in (self.probabilities, self.preview))
+        return Targets({one: file for one, file in self.labels.items() if file in files}, probabilities, preview)
 
 
 def targets_in(folder: Path, id: str, outputs: Outputs, *, probabilities: bool) -> Targets:
