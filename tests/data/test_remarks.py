@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from permissions import nobody_in
 from semiseg.data.remarks import print_remarks
 from semiseg.io.dataset import Case, Dataset, LabelScheme
 
@@ -36,11 +38,27 @@ def test_a_test_scan_that_is_trained_on_is_named(tmp_path: Path, capsys: pytest.
     training = [scan(tmp_path / f"train{n}.nii", n) for n in (2, 3)]
     training += [scan(tmp_path / f"end{n}.nii", n, only_end=True) for n in (4, 5)]
     tests.append(scan(tmp_path / "end.nii", 6, only_end=True))
-    print_remarks(dataset(tmp_path, tests, training))
+    print_remarks(dataset(tmp_path, tests, training), "")
     same = [line for line in capsys.readouterr().err.splitlines() if "the same file as" in line]
     assert same == [
         f"warning: {tests[1]}: the same file as unlabelled case train2: a test scan is trained on. Remove one."
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
+def test_scans_that_may_not_be_read_end_no_preparation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are set aside later, by name; the others are compared."""
+    files = [scan(tmp_path / name, 1) for name in ("test.nii", "closed.nii", "train.nii", "locked.nii")]
+    test, closed, train, locked = (file.relative_to(tmp_path) for file in files)
+    for file in (closed, locked):
+        (tmp_path / file).chmod(0)
+    with nobody_in(tmp_path):
+        for file in (closed, locked):
+            with pytest.raises(PermissionError):
+                file.read_bytes()
+        print_remarks(dataset(tmp_path, [test, closed], [train, locked]), "")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"warning: {test}: the same file as unlabelled case train: a test scan is trained on. Remove one."
 
 
 @pytest.mark.skipif(not BYTES_READ.is_file(), reason="the system does not count what is read")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from permissions import nobody_in
 from semiseg.errors import DataError
 from semiseg.io.scans import read_grid, read_label, read_some, read_volume, write_label, write_scan
 
@@ -20,23 +19,6 @@ from semiseg.io.scans import read_grid, read_label, read_some, read_volume, writ
 def save(path: Path, array: np.ndarray, kind: type = nib.Nifti1Image) -> Path:
     nib.save(kind(array, np.eye(4)), path)
     return path
-
-
-@contextmanager
-def nobody_in(folder: Path) -> Iterator[None]:
-    """As a user who may not read everything; root is one for as long, who needs the folder as the working one."""
-    before = Path.cwd()
-    folder.chmod(0o755)
-    os.chdir(folder)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-        os.chdir(before)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
