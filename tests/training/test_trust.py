@@ -160,6 +160,32 @@ def test_scans_without_any_organ_do_not_count_where_a_labelled_one_has_none(foun
     assert found([tumours, tumours], [healthy, tumours, tumours, tumours]).agreement == 0.75
 
 
+def test_scans_with_nothing_but_an_organ_that_is_left_out_do_not_count(found: Callable[..., Found]) -> None:
+    """Spleens are too large everywhere, so left out; of the liver, which a labelled scan lacks, both states may be
+    right to find none in a scan."""
+    labelled = [organs(20, 10), organs(20, 10), organs(0, 10)]
+    result = found(labelled, [organs(0, 90), organs(20, 90)])
+    assert result.unknown == ("spleen",)
+    assert (result.agreement, result.best) == (1, 1)
+    assert verdict(result)[0]
+    everywhere = found([organs(20, 10)] * 2, [organs(0, 90), organs(20, 90)])
+    assert (everywhere.unknown, everywhere.agreement) == (("spleen",), 0.5), "each labelled scan has a liver"
+
+
+def test_where_nothing_is_found_no_agreement_is_named(found: Callable[..., Found]) -> None:
+    labelled, nothing = [organs(20, 0), organs(0, 10)], organs(0, 0)
+    for known in (labelled, [*labelled, nothing]):
+        trusted, why = verdict(found(known, [nothing, nothing]))
+        assert not trusted
+        assert why == "nothing is learnt from unlabelled scans yet: no organ is found in those looked at."
+    assert "agree by 0.000" in verdict(found(labelled, [organs(20, 0)], [organs(0, 10)]))[1]
+    without_liver = found([*labelled, organs(0, 10)], [organs(0, 90)])
+    assert verdict(without_liver) == (
+        False,
+        "nothing is learnt from unlabelled scans yet: no organ, spleen left aside, is found in those looked at.",
+    )
+
+
 def test_an_organ_whose_mirror_image_is_not_found_is_not_learnt(found: Callable[..., Found]) -> None:
     """Mirrored, the left kidney that nobody found shows what a right one is, and would be taught not to be one."""
     names = {0: "background", 1: "left kidney", 2: "right kidney", 3: "liver", 4: "spleen"}

@@ -40,13 +40,15 @@ class Found:
     scan has no organ, scans in which neither map has one do not count; if all are such, agreement is 0, and best 1,
     since others may tell. implausible: names of organs that scans lack, or have in sizes that no labelled scan has.
     organs: how many there are. partners: names of the other organs that mirroring left-right takes for one of these.
-    Neither counts in the agreement, unless it would be of nothing then."""
+    Neither counts in any of this, unless it would be of nothing then. nothing_found: no map has an organ that counts.
+    """
 
     agreement: float
     best: float
     implausible: tuple[str, ...]
     organs: int
     partners: tuple[str, ...] = ()
+    nothing_found: bool = False
 
     @property
     def agreement_shown(self) -> float:
@@ -71,8 +73,6 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
         volumes.append(np.bincount(maps[0].ravel(), minlength=plan.labels.count))
     implausible = {}
     sizes_of = {value: labelled.voxels_of(value) for value in plan.labels.organs}
-    if (np.sum(list(sizes_of.values()), axis=0) == 0).any():  # some scans hold no organ, and both states may be right
-        compared = [(overlap, both) for overlap, both in compared if both[1:].any()]
     for value, name in plan.labels.organs.items():
         sizes = sizes_of[value]
         there = sizes[sizes > 0]
@@ -87,10 +87,15 @@ def looked_at(cases: Sequence[Path], folders: Sequence[Path], plan: Plan, labell
     partners = {value: name for value, name in partners.items() if value not in implausible}
     possible: tuple[list[int], ...] = ([*implausible, *partners], [*implausible], [])
     left_out = next(values for values in possible if len(values) < len(plan.labels.organs))
-    agreements = [mean_dice(*(np.delete(counts, left_out) for counts in pair)) for pair in compared]
+    compared = [(np.delete(overlap, left_out), np.delete(both, left_out)) for overlap, both in compared]
+    with_organ = [pair for pair in compared if pair[1][1:].any()]
+    counting = [sizes for value, sizes in sizes_of.items() if value not in left_out]
+    if (np.sum(counting, axis=0) == 0).any():  # some labelled scans hold none of these, and both states may be right
+        compared = with_organ
+    agreements = [mean_dice(*pair) for pair in compared]
     names, organs = tuple(implausible.values()), len(plan.labels.organs)
     mean, best = float(np.mean(agreements or [0.0])), max(agreements, default=1.0)
-    return Found(mean, best, names, organs, tuple(partners.values()))
+    return Found(mean, best, names, organs, tuple(partners.values()), nothing_found=not with_organ)
 
 
 TOO_EARLY = "nothing is learnt from unlabelled scans yet: training is too short for labelling any to be worth its time."
@@ -105,6 +110,9 @@ def verdict(found: Found) -> tuple[bool, str]:
     if found.implausible and not found.unknown:
         nor = f", and without {'it' if one else 'them'} nothing may be learnt of {other}" if found.partners else ""
         return False, f"nothing is learnt from unlabelled scans yet, since {organs} {not_found}{nor}."
+    if found.nothing_found:
+        aside = f", {_named(found.unknown)} left aside," if found.unknown else ""
+        return False, f"nothing is learnt from unlabelled scans yet: no organ{aside} is found in those looked at."
     if found.agreement < LEAST_AGREEMENT:
         return False, f"nothing is learnt from unlabelled scans yet: {said}, and {LEAST_AGREEMENT} is needed."
     without = f", without {organs}, which {not_found}" if found.unknown else ""
