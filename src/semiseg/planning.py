@@ -17,10 +17,9 @@ from semiseg.data.plan import Plan
 from semiseg.data.planner import GPU_SHARE, Device, PlanSettings, Ranks, make_plan, median_shape
 from semiseg.data.roles import WITH_LABELS, Role, RunCase, of_role
 from semiseg.data.round_trip import grid_ceilings
-from semiseg.data.sizing import TOO_COARSE, candidate_grids, features_to_try, timed_plan
+from semiseg.data.sizing import candidate_grids, features_to_try, timed_plan
 from semiseg.errors import ConfigError
 from semiseg.io.dataset import Case, Dataset, LabelScheme
-from semiseg.notices import add_notice
 from semiseg.processes import asked_ranks, processor_name, ranks_here, usable_cores, workers
 from semiseg.settings import RunSettings
 from semiseg.training.settled import PlanSize, Settled, read_settled, write_settled
@@ -175,9 +174,6 @@ def _sized_plan(
         most_seconds=TRIAL_SHARE * 60 * settings.train.minutes,
     )
     plan = timed_plan(fingerprint, labels, asked, kept, costs, seconds=60 * settings.train.minutes, ranks=ranks)
-    for reason in plan.reasons:
-        if reason.startswith(TOO_COARSE):
-            add_notice(run, "grid", reason)
     size = PlanSize(
         spacing_mm=plan.spacing_mm,
         patch=plan.patch,

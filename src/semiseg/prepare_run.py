@@ -24,6 +24,7 @@ from semiseg.data.roles import (
     write_run_cases,
 )
 from semiseg.data.shared_store import open_store, store_beside
+from semiseg.data.sizing import TOO_COARSE
 from semiseg.data.teachers import open_teacher, taught_by_others
 from semiseg.data.unlike import unlike_others
 from semiseg.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ from semiseg.io.dataset import Dataset, LabelScheme
 from semiseg.io.layouts import read_dataset, refuse_no_folder
 from semiseg.io.layouts.series import SeriesChoice
 from semiseg.io.store_index import IndexedCases, write_index
+from semiseg.notices import add_notice, notices_by_topic
 from semiseg.planning import LEARNT_FROM, for_ranks, lacking_space, made_plan, what_comes
 from semiseg.predict_run import predict_into
 from semiseg.prediction.inputs import Scan
@@ -98,6 +100,7 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
         plan, fingerprint = made_plan(run, dataset, cases, settings, quiet=quiet)
         plan = for_ranks(plan, settings.plan, asked_ranks())
         write_fingerprint(run / "fingerprint.json", fingerprint)
+        _notice_grid(run, plan)
         write_plan(run / "plan.toml", plan)
         if not quiet:
             for reason in plan.reasons:
@@ -131,6 +134,13 @@ def _prepare(run: Path, settings: RunSettings, *, verify: bool, quiet: bool) -> 
             looks = f"Unlike the other scans in their intensities: {shortened(names)}."
             print(f"{looks} Look whether they belong to the set.")
     return plan
+
+
+def _notice_grid(run: Path, plan: Plan) -> None:
+    """Notice a grid that is too coarse for some organs, or take back what an earlier plan was noticed for."""
+    text = next((reason for reason in plan.reasons if reason.startswith(TOO_COARSE)), "")
+    if text != notices_by_topic(run).get("grid", ""):
+        add_notice(run, "grid", text)
 
 
 def _refuse_damaged(run: Path, settings: RunSettings, failed: dict[str, str], *, of: int) -> None:

@@ -148,7 +148,26 @@ def test_organs_that_a_grid_loses_are_named() -> None:
     }
     assert f"{TOO_COARSE} nodule 0.65: no network does better there." in told[0.1]
     assert f"plan.spacing_mm={[round(mm, 2) for mm in usual]}" in told[0.1]
+    assert "More minutes get a finer grid" in told[0.1]
     assert TOO_COARSE not in told[10_000.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        ({"spacing_mm": (5.0, 0.8, 3.0)}, "Give a finer one: plan.spacing_mm=[2.5, 0.8, 0.8]."),
+        ({"spacing_mm": (2.5, 0.8, 0.8)}, "Give a finer one with plan.spacing_mm."),
+        ({"patch": (16, 32, 32)}, "Give a finer one with plan.spacing_mm."),  # on the grid of the scans
+        ({}, "Give a finer one with plan.spacing_mm."),
+    ],
+)
+def test_more_minutes_are_advised_only_where_they_get_a_finer_grid(
+    asked: dict[str, tuple[float, float, float]], remedy: str
+) -> None:
+    settings = replace(CPU, **asked)
+    grid, *_ = candidate_grids(fingerprint(), settings)
+    plan = timed_plan(fingerprint(), LABELS, settings, {grid: {"nodule": 0.65}}, COSTS, seconds=600)
+    assert f"{TOO_COARSE} nodule 0.65: no network does better there. {remedy}" in plan.reasons
 
 
 @pytest.mark.parametrize(

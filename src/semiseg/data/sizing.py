@@ -154,7 +154,7 @@ def timed_plan(
     if not found:
         return make_plan(fingerprint, labels, settings, ranks=ranks)  # which says why there is none
     best = min(found, key=lambda one: (one.loss, -prod(one.plan.patch)))
-    return replace(best.plan, reasons=tuple(_reasons(best, fingerprint, seconds)))
+    return replace(best.plan, reasons=tuple(_reasons(best, fingerprint, settings, seconds)))
 
 
 def _candidates(
@@ -236,7 +236,7 @@ def _halvable(edge: float) -> int:
     return max(1, round(edge / unit) * unit)
 
 
-def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Iterator[str]:
+def _reasons(best: Candidate, fingerprint: Fingerprint, asked: PlanSettings, seconds: float) -> Iterator[str]:
     plan = best.plan
     own, grid = usual_spacing(fingerprint), plan.spacing_mm
     length, step = in_minutes(seconds / 60), f"{best.step_seconds:.2g} s"
@@ -251,16 +251,22 @@ def _reasons(best: Candidate, fingerprint: Fingerprint, seconds: float) -> Itera
     if lost := [name for name, dice in best.organs_kept.items() if dice < LOST]:
         kept = ", ".join(f"{name} {best.organs_kept[name]:.2f}" for name in lost[:_NAMED])
         others = f", and {len(lost) - _NAMED} more" * (len(lost) > _NAMED)
-        yield (
-            f"{TOO_COARSE} {kept}{others}: no network does better there. More minutes get a finer grid, or give one: "
-            f"plan.spacing_mm={[round(mm, 2) for mm in own]}."
-        )
+        yield f"{TOO_COARSE} {kept}{others}: no network does better there. {_finer(own, grid, asked)}"
     patch, scan = (" x ".join(map(str, shape)) for shape in (plan.patch, median_shape(fingerprint, grid)))
     yield (
         f"Patch: {patch} voxels, {best.covered:.0%} of the median scan ({scan} voxels on this grid); {plan.batch} "
         "patches a step."
     )
     yield f"Network: {plan.teacher.features[0]} features at the finest of {len(plan.teacher.features)} levels."
+
+
+def _finer(own: Spacing, grid: Spacing, asked: PlanSettings) -> str:
+    """What to do for a finer grid. own: that of the median scan; no minutes get a finer one than that."""
+    finer = [round(min(edges), 2) for edges in zip(own, grid, strict=True)]
+    if finer == [round(mm, 2) for mm in grid]:
+        return "Give a finer one with plan.spacing_mm."
+    given = asked.spacing_mm is not None or asked.patch is not None
+    return f"{'Give a finer one' if given else 'More minutes get a finer grid, or give one'}: plan.spacing_mm={finer}."
 
 
 def _mm(spacing: Spacing) -> str:
