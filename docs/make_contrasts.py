@@ -38,7 +38,9 @@ def main() -> None:
             if point.method != "default" or not (both and alone) or None in (both["mean"], both["low"], both["high"]):
                 continue
             times = f", {point.compute:g} x" if name.endswith("converged") else ""
-            what = f"{title}, {point.labelled} labels{times}"
+            # Of each patient of ACDC both phases are labelled.
+            labelled = f"{point.labelled // 2} patients" if name.startswith("acdc") else f"{point.labelled} labels"
+            what = f"{title}, {labelled}{times}"
             rows.append((what, both["mean"], both["low"], both["high"]))
             ends = [f"[{one['low']:+.4f}, {one['high']:+.4f}]" for one in (both, alone)]
             print(f"{what:42} {both['mean']:+.4f} {ends[0]}, over cases {ends[1]}: {verdict(both)}")
