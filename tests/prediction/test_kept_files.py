@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from engines import Constant
 
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl
+from semiseg.io.scans import read_label, write_label
 from semiseg.prediction import attempt
 from semiseg.prediction.attempt import Outcome
 from semiseg.prediction.inputs import Scan, find_scans
@@ -36,6 +38,14 @@ def save(folder: Path, *names: str) -> None:
 def predict(model: Model, folder: Path, outputs: Outputs = LABELS_ALONE, workers: int = 1) -> list[Outcome]:
     found = find_scans([folder / "in"])
     return predict_scans(found, model, Constant(), folder / "out", SETTINGS, outputs=outputs, workers=workers)
+
+
+def mend(file: Path) -> None:
+    """As a person does, in another program; all of it is organ 2 before."""
+    label, grid = read_label(file)
+    values = label.copy()
+    values[3, 4, 5] = 1
+    write_label(file, values, grid)
 
 
 def errors(outcomes: list[Outcome]) -> dict[str, str]:
@@ -72,10 +82,7 @@ def test_what_was_mended_in_place_is_kept(model: Model, other: Model, tmp_path: 
     save(tmp_path / "in", "a", "b")
     predict(model, tmp_path)
     file = tmp_path / "out" / "a.nii.gz"
-    label = nib.load(file)
-    values = np.asarray(label.dataobj).copy()
-    values[3, 4, 5] = 1
-    nib.save(nib.Nifti1Image(values, label.affine), file)
+    mend(file)
     mended = file.read_bytes()
     assert [outcome.reused for outcome in predict(model, tmp_path)] == [True, True]
     failed = errors(predict(other, tmp_path, workers=workers))
@@ -88,6 +95,30 @@ def test_what_was_mended_in_place_is_kept(model: Model, other: Model, tmp_path: 
     (tmp_path / "out" / "a.nii.gz").rename(tmp_path / "a_mended.nii.gz")
     assert [outcome.reused for outcome in predict(other, tmp_path)] == [False, True]
     assert file.read_bytes() != mended
+
+
+def test_further_files_are_made_of_what_was_mended_in_place(model: Model, other: Model, tmp_path: Path) -> None:
+    """It stays, and so does what was made before."""
+    save(tmp_path / "in", "a")
+    predict(model, tmp_path, Outputs(formats=("mha", "nifti")))
+    file, before = tmp_path / "out" / "a.nii.gz", (tmp_path / "out" / "a.mha").read_bytes()
+    mend(file)
+    mended = file.read_bytes()
+    asked = Outputs(formats=("mha", "nifti", "nrrd"), statistics=True)
+    (outcome,) = predict(model, tmp_path, asked)
+    assert (outcome.error, outcome.reused) == (None, False)
+    assert (file.read_bytes(), (tmp_path / "out" / "a.mha").read_bytes()) == (mended, before)
+    label, _ = read_label(file)
+    assert np.array_equal(read_label(tmp_path / "out" / "a.nrrd")[0], label)
+    rows = json.loads((tmp_path / "out" / "statistics.json").read_text())[0]["organs"]
+    assert [row["voxels"] for row in rows] == [np.count_nonzero(label == value) for value in (1, 2)]
+    assert rows[0]["voxels"] == 1
+    assert predict(model, tmp_path, asked)[0].reused
+    assert errors(predict(other, tmp_path, asked)).keys() == {"a"}
+    assert file.read_bytes() == mended
+    mend(tmp_path / "out" / "a.mha")  # which of the two counts?
+    (tmp_path / "out" / "a.nrrd").unlink()
+    assert "a.mha: was changed since it was predicted" in errors(predict(model, tmp_path, asked))["a"]
 
 
 @pytest.mark.parametrize("formats", [(), ("nifti", "nrrd")])

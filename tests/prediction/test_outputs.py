@@ -128,7 +128,10 @@ def test_another_file_in_the_place_of_the_label_map_is_named(model: Model, tmp_p
         find_scans([tmp_path / "in"]), model, torch_engine(model, CPU), tmp_path / "out", SETTINGS, outputs=outputs
     )
     assert outcome.error is not None
-    assert outcome.error.startswith(f"{file}: was changed since it was predicted, and is neither replaced nor removed.")
+    scan = tmp_path / "in" / "a.nii.gz"
+    what = "voxels have value 9, but" if wrong == "values" else f"not on the grid of {scan}: "
+    assert outcome.error.startswith(f"{file}: ")
+    assert what in outcome.error
     assert np.array_equal(np.unique(read_label(file)[0]), np.unique(other))  # nobody wrote over it
 
 

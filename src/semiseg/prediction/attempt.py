@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from semiseg.data.labels import read_checked_label
 from semiseg.data.poses import AS_IT_LIES
 from semiseg.decisions import label_sha256
 from semiseg.errors import DataError
 from semiseg.files import atomic_file, is_full, put_in_place, staging_folder, why_not_written
+from semiseg.io.dataset import LabelScheme
 from semiseg.io.file_kinds import PROBABILITIES, is_written, stem
 from semiseg.io.grid import Grid
-from semiseg.io.scans import RawVolume, hash_of, read_grid, read_label, read_scan, write_map
+from semiseg.io.scans import RawVolume, hash_of, read_grid, read_scan, write_map
 from semiseg.prediction.engines.base import Engine
 from semiseg.prediction.foreign import is_foreign, size_doubt
 from semiseg.prediction.inputs import Scan
@@ -95,7 +97,8 @@ class Attempt:
         self._volume: RawVolume | None = None
         self._written = {} if finished is None else finished.get("files", {})
         self._kept: dict[str, str] = {}
-        self._known: LabelArray | None = None
+        self._from: Path | None = None
+        """The label map that is there, which further formats are made of; first one that was mended in its place."""
         self._made: tuple[LabelArray, FloatArray | None] | None = None
         self._preview: bytes | None = None
         self._grid: Grid | None = None
@@ -175,8 +178,9 @@ class Attempt:
                 pose = before.get("pose", "")
                 self.outcome, self.row = Outcome(self._scan.id, self._target, reused=True, pose=pose), {}
                 return
-            self._refuse_others()
-            self._known = self._labels_from_before(lacking)
+            mended = next(filter(self._is_changed, self._maps_there()), None)
+            self._refuse_others(but=mended)
+            self._from = mended or next(self._maps_there(), None)
             self._targets = self._targets.only(lacking)  # what is there stays as it is: DICOM keeps its UIDs
             self.row |= {name: before[name] for name in ("pose", "statistics", "nothing_found") if name in before}
             self._kept = {file.name: self._written[file.name] for file in self.may_be_there if file.is_file()}
@@ -189,14 +193,23 @@ class Attempt:
         others = (file for file in self._targets.all if file.name not in self._written)
         return "files" in before and any(file.is_file() for file in others)
 
-    def _refuse_others(self) -> None:
+    def _maps_there(self) -> Iterator[Path]:
+        """The label maps that are there, and were predicted, in formats that can be read."""
+        for file in self.may_be_there:
+            if is_written(file) and not stem(file).endswith(PROBABILITIES) and file.is_file():
+                yield file
+
+    def _is_changed(self, file: Path) -> bool:
+        return file.name in self._written and label_sha256(file) != self._written[file.name]
+
+    def _refuse_others(self, but: Path | None = None) -> None:
         """Raise `DataError` for a file of this scan's name that is not, byte by byte, what was predicted."""
         for file in self.may_be_there:
             if not file.exists():
                 continue
             if file.name not in self._written:
                 raise DataError(f"{file}: was not predicted here (predictions.jsonl does not list it). Move it away.")
-            if label_sha256(file) != self._written[file.name]:
+            if file != but and self._is_changed(file):
                 raise DataError(
                     f"{file}: was changed since it was predicted, and is neither replaced nor removed. Move it away; a "
                     "correction of a run's label may be taken back from there by `semiseg correct`."
@@ -228,28 +241,23 @@ class Attempt:
             if not file.is_file() and not (before.get("nothing_found") and file in of_dicom)
         ]
 
-    def _labels_from_before(self, lacking: list[Path]) -> LabelArray | None:
-        """The label map where one is there in a format that can be read, and no probabilities are asked for anew."""
-        if self._targets.probabilities in lacking:
-            return None
-        known = (file for file in self.may_be_there if is_written(file) and not stem(file).endswith(PROBABILITIES))
-        file = next((file for file in known if file.is_file()), None)
-        return None if file is None else read_label(file)[0]
-
     def _predict(self) -> None:
         assert self._volume is not None
         channels, images = self._volume.channels, self._scan.images
         spacing_mm, plan = self._volume.grid.spacing_mm, self._model.plan
-        try:
-            if self._known is None:
+        maps = None
+        if self._from is None or self._targets.probabilities:
+            try:
                 found = predict_labels(channels, spacing_mm, self._model, self._engine, self._settings)
-                self._made = found.labels, found.probabilities
-                if found.pose != AS_IT_LIES:
-                    self.row["pose"] = found.pose.name
-            else:
-                self._made = self._known, None
-        except DataError as error:
-            raise DataError(f"{images[0]}: {error}") from None
+            except DataError as error:
+                raise DataError(f"{images[0]}: {error}") from None
+            labels, maps = found.labels, found.probabilities
+            if found.pose != AS_IT_LIES:
+                self.row["pose"] = found.pose.name
+        if self._from is not None:  # whose voxels somebody may have mended
+            organs = LabelScheme(names=plan.labels.names)
+            labels, _ = read_checked_label(self._from, images[0], self._volume.grid, organs)
+        self._made = labels, maps
         self._foreign = is_foreign(channels, plan)
         if self._outputs.needs_scan:
             labels = self._made[0]
