@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from glob import escape
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -175,12 +175,27 @@ def scans_by_stem(folder: Path) -> dict[str, Path]:
 
 def scan_named(folder: Path, name: str) -> Path | None:
     """The file that is read of this name without its ending; of several as `scans_by_stem`, but those in small letters
-    come first, for which the folder need not be listed."""
+    come first, for which the folder need not be listed. For the others it is listed once, until it changes."""
     exact = (folder / f"{name}{ending}" for ending in _ENDINGS)
     if found := next(filter(Path.is_file, exact), None):
         return found
-    others = {file.name[len(name) :].lower(): file for file in folder.glob(f"{escape(name)}.*") if file.is_file()}
-    return next((others[ending] for ending in _ENDINGS if ending in others), None)
+    try:
+        now = folder.stat()
+        others = _in_other_letters(folder, (now.st_dev, now.st_ino, now.st_mtime_ns)).get(name, [])
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    return next(filter(Path.is_file, (folder / other for other in others)), None)
+
+
+@lru_cache(maxsize=8)
+def _in_other_letters(folder: Path, state: tuple[int, int, int]) -> dict[str, list[str]]:
+    """Of a folder the names of files that are read whose endings are not in small letters, by names without endings.
+    state: what tells the folder's states apart."""
+    order, found = list(_ENDINGS), dict[str, list[str]]()
+    files = [file for file in folder.iterdir() if is_scan(file.name) and not file.name.endswith(ending(file.name))]
+    for file in sorted(files, key=lambda file: (order.index(ending(file)), file.name)):
+        found.setdefault(stem(file), []).append(file.name)
+    return found
 
 
 def what_it_holds(folder: Path) -> str:
