@@ -14,7 +14,7 @@ import pytest
 from engines import Constant
 
 from semiseg.errors import ConfigError
-from semiseg.files import read_jsonl
+from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.scans import read_label, write_label
 from semiseg.prediction import attempt
 from semiseg.prediction.attempt import Outcome
@@ -165,6 +165,21 @@ def test_without_any_statistics_there_is_no_table(model: Model, tmp_path: Path) 
     save(tmp_path / "in", "a")
     assert not errors(predict(model, tmp_path, Outputs(statistics=True)))
     assert names(tmp_path / "out") == ["a.nii.gz", "predictions.jsonl", "statistics.csv", "statistics.json"]
+
+
+def test_labels_of_a_version_without_hashes(model: Model, other: Model, tmp_path: Path) -> None:
+    """Are known again; but they may have been mended, so that they are not replaced."""
+    save(tmp_path / "in", "a")
+    predict(model, tmp_path)
+    (row,) = read_jsonl(tmp_path / "out" / "predictions.jsonl")
+    write_jsonl(tmp_path / "out" / "predictions.jsonl", [{key: row[key] for key in row if key != "files"}])
+    file = tmp_path / "out" / "a.nii.gz"
+    assert predict(model, tmp_path)[0].reused
+    for outcomes in (predict(other, tmp_path), predict(model, tmp_path, Outputs(formats=("nrrd",)))):
+        assert errors(outcomes) == {
+            "a": f"{file}: may be of an older version, whose predictions.jsonl does not tell whether it was changed. "
+            "Move it away."
+        }
 
 
 def test_formats_of_several_calls_are_known(model: Model, other: Model, tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ class Attempt:
         self._grid = self._volume.grid
 
     def _in_the_way(self, before: PredictionRow) -> bool:
-        """Whether a file that is asked for is there, and was not predicted; rows of an older version do not tell."""
+        """Whether a file that is asked for is there, and was not predicted; rows of an older version do not
+        tell, and what they are of is taken as it is."""
         others = (file for file in self._targets.all if file.name not in self._written)
         return "files" in before and any(file.is_file() for file in others)
 
@@ -208,7 +209,10 @@ class Attempt:
             if not file.exists():
                 continue
             if file.name not in self._written:
-                raise DataError(f"{file}: was not predicted here (predictions.jsonl does not list it). Move it away.")
+                why = "was not predicted here (predictions.jsonl does not list it)"
+                if self._finished is not None and "files" not in self._finished:
+                    why = "may be of an older version, whose predictions.jsonl does not tell whether it was changed"
+                raise DataError(f"{file}: {why}. Move it away.")
             if file != but and self._is_changed(file):
                 raise DataError(
                     f"{file}: was changed since it was predicted, and is neither replaced nor removed. Move it away; a "
