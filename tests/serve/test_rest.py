@@ -219,7 +219,7 @@ def test_hostile_labels_are_named(served: Served, scans: Path, tmp_path: Path) -
     nrrd = f"NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: {x} {y} {z}\n"
     nrrd += "space directions: (0.6,0,0) (0,0.6,0) (0,0,0.6)\nspace origin: (-12.5,80.25,31)\nencoding: gzip\n"
     huge = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))
-    huge.header["dim"][1:4] = 30000
+    huge.header["dim"][1:4], huge.header["vox_offset"] = 30000, 352
     for name, content, word in (
         ("a.nii.gz", b"", "readable"),
         ("a.nii.gz", b"no gzip", "readable"),
