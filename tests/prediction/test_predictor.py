@@ -174,6 +174,17 @@ def test_one_channel_of_several_is_told_to_name_them_all(model: Model, tmp_path:
     assert "1 channel, but the model expects 2 (T1, T2). Name the files of all channels, IMG_0000 to" in outcome.error
 
 
+def test_one_file_of_several_channels_may_have_a_number(model: Model, tmp_path: Path) -> None:
+    of_two = replace(model.plan, channels=("T1", "T2"), normalisation=(ChannelNormalisation(scheme="zscore"),) * 2)
+    (tmp_path / "in").mkdir()
+    array = np.random.default_rng(0).normal(30, 80, (11, 13, 9, 2)).astype(np.int16)
+    nib.save(nib.Nifti1Image(array, OBLIQUE), tmp_path / "in" / "IMG_0000.nii.gz")
+    scans = find_scans([tmp_path / "in"])
+    (outcome,) = predict_scans(scans, replace(model, plan=of_two), Constant(), tmp_path / "out", SETTINGS)
+    assert (outcome.error, outcome.output.name) == (None, "IMG.nii.gz")
+    assert nib.load(outcome.output).shape == (11, 13, 9)
+
+
 def test_a_missing_file_is_named(model: Model, tmp_path: Path) -> None:
     scan = Scan("gone", (tmp_path / "gone.nii.gz",))
     (outcome,) = predict_scans([scan], model, torch_engine(model, CPU), tmp_path / "out", SETTINGS)

@@ -229,7 +229,8 @@ class Attempt:
                 f"names, but the model expects {len(names)} ({', '.join(names)}). Leave out what is no channel, "
                 f"and number scans of their own otherwise, as {self._scan.id}-0000."
             )
-        if len(images) < len(names) and stem(images[0]).rpartition("_")[0] == self._scan.id:
+        numbered = stem(images[0]).rpartition("_")[0] == self._scan.id
+        if numbered and len(images) < len(names) and read_grid(images[0]).channels == 1:  # else one 4D file of channels
             raise DataError(
                 f"{images[0]}: {counted(len(images), 'channel')}, but the model expects {len(names)} "
                 f"({', '.join(names)}). Name the files of all channels, {self._scan.id}_0000 to "
