@@ -42,9 +42,13 @@ export function reviewPage(where: Where): Page {
   const decided: string[] = [];
   const items = new Map<string, Item>();
 
+  const orderNames: Record<Order, string> = info.doubts
+    ? { doubt: "most doubtful first", random: "at random", stratified: "each fifth by doubt in turn" }
+    : { doubt: "odd ones first", random: "at random", stratified: "each fifth by oddness in turn" };
   const strip = el("div", { class: "strip" });
-  const letters = el("div", { class: "letters" }, ...[...PANELS, info.doubts ? "most doubtful" : "longest outlines"].map((plane, index) =>
-    el("div", {}, ...["left", "right", "top", "bottom"].map((side, at) => el("span", { class: `edge ${side}` }, LETTERS[index]![at]!)), el("span", { class: "caption" }, plane)),
+  const lastPanel = el("span", { class: "caption" });
+  const letters = el("div", { class: "letters" }, ...[...PANELS.map((plane) => el("span", { class: "caption" }, plane)), lastPanel].map((caption, index) =>
+    el("div", {}, ...["left", "right", "top", "bottom"].map((side, at) => el("span", { class: `edge ${side}` }, LETTERS[index]![at]!)), caption),
   ));
   const framed = el("div", { class: "strip-frame" }, strip, letters);
   const head = el("div", { class: "review-head" });
@@ -71,7 +75,7 @@ export function reviewPage(where: Where): Page {
   function bar(): void {
     const order = (name: Order, number: number) =>
       el("button", { class: "chip", "aria-pressed": chosen.order === name ? "true" : "false", title: `Key ${number}`, onclick: () => change({ order: name }) },
-        { doubt: info.doubts ? "most doubtful first" : "odd ones first", random: "at random", stratified: "each fifth by doubt in turn" }[name], " ", key(String(number)));
+        orderNames[name], " ", key(String(number)));
     const organ = el("select", { "aria-label": "Organ", onchange: (event: Event) => change({ organ: (event.target as HTMLSelectElement).value }) },
       el("option", { value: "" }, "all organs at once"), ...info.organs.map((one) => el("option", { value: one.name }, words(one.name))));
     organ.value = chosen.organ;
@@ -194,6 +198,7 @@ export function reviewPage(where: Where): Page {
   }
 
   function describe(of: Case): void {
+    lastPanel.textContent = of.doubt === null || chosen.organ ? "longest outlines" : "most doubtful"; // an organ has no doubts of its own
     const organs = of.organs.filter((organ) => !chosen.organ || organ.name === chosen.organ);
     fill(
       facts,
@@ -320,7 +325,7 @@ export function reviewPage(where: Where): Page {
     { keys: ["o"], shown: "O", says: "Outline or fill", press: changeStyle },
     ...(info.looks.length > 1 ? [{ keys: ["w"], shown: "W", says: "Next channel or window", press: nextLook }] : []),
     { keys: ["enter"], shown: "Enter", says: "Open the case", press: () => void open() },
-    { keys: ["1"], shown: "1 or 2 or 3", says: "Most doubtful first, at random, each fifth by doubt in turn", press: () => change({ order: "doubt" }) },
+    { keys: ["1"], shown: "1 or 2 or 3", says: ORDERS.map((order) => orderNames[order]).join(", ").replace(/^./, (first) => first.toUpperCase()), press: () => change({ order: "doubt" }) },
     { keys: ["2"], shown: "", says: "", press: () => change({ order: "random" }) },
     { keys: ["3"], shown: "", says: "", press: () => change({ order: "stratified" }) },
     { keys: ["."], shown: ", or .", says: "Organ by organ, all at once again", press: () => stepOrgan(1) },

@@ -207,6 +207,35 @@ def test_a_review_by_keyboard_alone(
         assert {line["reviewer"] for line in lines} == {"ann"}
 
 
+def test_a_review_says_most_doubtful_only_where_doubts_are_known(
+    chromium: Browser, run: Path, maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ids = sorted(path.name.removesuffix(".nii.gz") for path in (run / "pseudo_labels").iterdir())
+    ranked = f"id,entropy,disagreement,organs,organ_voxels\n{ids[1]},0.1,0.2,2,9\n"
+    (run / "ranking.csv").write_text(ranked, encoding="utf-8")
+    (run / "doubt").mkdir()
+    means = {plane: [0.0, 1.0] for plane in PLANES}
+    (run / "doubt" / f"{ids[1]}.json").write_text(json.dumps(means), encoding="utf-8")
+    with serving(run) as served, chromium.page(served, "review") as page:
+        for key, id, caption in (
+            ("", ids[1], "most doubtful"),
+            (".", ids[1], "longest outlines"),  # of one organ
+            (",", ids[1], "most doubtful"),
+            ("n", ids[0], "longest outlines"),
+        ):
+            if key:
+                page.keyboard.press(key)
+            page.wait_for_selector(f".review[data-shown='{id}'] .letters .caption:text-is('{caption}')")
+        page.keyboard.press("?")
+        page.wait_for_selector("dialog.help:has-text('Most doubtful first, at random, each fifth by doubt in turn')")
+    with serving(maps, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served, "review") as page:
+        page.wait_for_selector(".letters .caption:text-is('longest outlines')")
+        page.keyboard.press("?")
+        page.wait_for_selector("dialog.help:has-text('Odd ones first, at random, each fifth by oddness in turn')")
+        assert "doubt" not in page.inner_text("body").lower()
+
+
 def test_a_name_that_is_meant_to_hurt_stays_a_name(
     chromium: Browser, maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
