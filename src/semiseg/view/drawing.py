@@ -209,14 +209,14 @@ class Drawing:
         return {name: found[str(value)] for value, name in organs.items() if str(value) in found}
 
     def _middle(self, grid: Grid, measured: Measures | None, organ: str) -> Shape:
-        """Where planes go through: the centroid; or the slice with the longest outlines, where that lies beside every
-        organ, between two lungs say."""
+        """Where planes go through: the centroid of an organ, or of all; of these the slice with the longest outlines
+        where it lies beside each, between two lungs say."""
         organs = self._organs(measured) if measured else {}
         places = centre(grid.shape_zyx, organs.get(organ), organs)
-        if measured is None or not organs:
+        if measured is None or not organs or organ in organs:
             return places
-        shown = [organs[organ]] if organ in organs else list(organs.values())
-        through = (any(one["first"][axis] <= at < one["stop"][axis] for one in shown) for axis, at in enumerate(places))
+        boxes = [(one["first"], one["stop"]) for one in organs.values()]
+        through = (any(first[axis] <= at < stop[axis] for first, stop in boxes) for axis, at in enumerate(places))
         return triple(
             at if inside else other for at, inside, other in zip(places, through, measured["doubtful"], strict=True)
         )
