@@ -8,7 +8,7 @@ killed, most likely for want of memory, is lost alone, with that reason.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -50,13 +50,15 @@ def each_case(
     lost: Callable[[T], R],
     whole: bool = False,
     gpus: Sequence[str] = (),
-) -> Iterator[tuple[int, R]]:
+    late: Callable[[int, R], object] | None = None,
+) -> Generator[tuple[int, R]]:
     """`function` of each case with the case's index, as they are done: by `workers` processes, or in this one where one
     is enough. Each process gets the function once, and so what it holds, a network say.
 
     lost: given a case whose process was killed, and again when it did this case alone; what it returns takes the
     result's place. whole: the processes share all cores, in the place of one thread each. gpus: each process sees one
-    of them.
+    of them. late: where the work ends before its end, as by Ctrl-C, given the index and result of each case that
+    a process was working on.
     """
     if _clusters and workers > 1 and cases:
         yield from _clusters[0].each(function, cases, lost=lost)
@@ -87,6 +89,12 @@ def each_case(
                             result = future.result()
                             done.add(index)
                             yield index, result
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            for future, index in running.items():
+                if late and not future.cancelled() and not future.exception():
+                    late(index, future.result())
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
         left = [index for index in left if index not in done]

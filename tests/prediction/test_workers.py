@@ -65,6 +65,25 @@ def test_labels_do_not_depend_on_the_workers(name: str, model: Model, scans: Pat
     assert len(read_jsonl(tmp_path / "shared" / "predictions.jsonl")) == 4
 
 
+def test_ctrl_c_keeps_what_the_workers_have_done(model: Model, scans: Path, tmp_path: Path) -> None:
+    """As each one that works is waited for."""
+    done: list[str] = []
+
+    def stop(count: int, of: int, id: str) -> None:
+        done.append(id)
+        if count == 1:
+            raise KeyboardInterrupt
+
+    engine, found = open_engine(model, "torch", device="cpu"), find_scans([scans])
+    with pytest.raises(KeyboardInterrupt):
+        predict_scans(found, model, engine, tmp_path / "out", SETTINGS, workers=2, progress=stop)
+    assert sorted(done) == ["0", "1"]
+    there = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert there == ["0.nii.gz", "1.nii.gz", "predictions.jsonl"]
+    again = predict_scans(found, model, engine, tmp_path / "out", SETTINGS)
+    assert [one.reused for one in again] == [True, True, False, False]
+
+
 class TellsGpu(type(Path())):  # type: ignore[misc]
     """A path that writes down which GPUs the process sees that receives it, once two processes have."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def predict_scans(
     else:
         lost = partial(_lost, output=output, model=model, engine=engine, outputs=outputs)
         alone = partial(_one_alone, begin=begin)
-        for index, found in each_case(alone, jobs, workers=workers, lost=lost, whole=True, gpus=gpus):
-            done(index, found)
+        with closing(each_case(alone, jobs, workers=workers, lost=lost, whole=True, gpus=gpus, late=done)) as results:
+            for index, found in results:
+                done(index, found)
     if outputs.statistics and _had_statistics(output):
         rows = _finished(output)
         write_statistics(
