@@ -263,10 +263,14 @@ def import_folder(
 def import_correction(
     run: Path, case: str, file: Path, slices: AskedSlices | None = None, *, source_sha256: str | None = None
 ) -> Taken | None:
-    """Take a corrected label of a run back, as `take_back` does. Raises `DataError` where it cannot be used."""
+    """Take a corrected label of a run back, as `take_back` does; also returns None for one that `run/export` handed
+    out, though the run has another one by now. Raises `DataError` where it cannot be used."""
     plan, cases = _opened(run)
     if case not in cases:
         raise DataError(f"{run}: has no case {case}.")
+    handed = read_handed_out(run / EXPORT).get(label_map(run / EXPORT, case).name)
+    if slices is None and handed and file.is_file() and label_sha256(file) == handed["sha256"]:
+        return None
     before, image = current_label(run, cases[case], mended=False), Path(cases[case].images[0])
     return take_back(
         run / CORRECTIONS, case, image, plan.labels, file, before=before, slices=slices, source_sha256=source_sha256

@@ -59,6 +59,20 @@ def test_a_case_goes_out_and_comes_back(served: Served, run: Path, id: str) -> N
     assert id not in served.json("/api/review")["queue"]
 
 
+def test_a_label_that_nobody_touched_is_no_correction(served: Served, run: Path, id: str) -> None:
+    """Though the model has learnt more since it was handed out."""
+    folder = Path(served.post("/api/export", cases=[id]).json()["folder"])
+    file, label = mended(run, id, folder)
+    shutil.copy(file, run / "pseudo_labels" / f"{id}.nii.gz")
+    answer = send(served, id, folder / f"{id}.nii.gz")
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith("This label is as it was handed out.")
+    assert not (run / "corrections").exists()
+    label[11, 2:6, 2:6] = 1
+    write_label(file, label, read_grid(file))
+    assert send(served, id, file).status_code == 200
+
+
 def test_some_slices_are_taken(served: Served, run: Path, id: str, tmp_path: Path) -> None:
     file, _ = mended(run, id, tmp_path)
     assert send(served, id, file, axis="0", indices="10,9").json()["slices"] == {"axis": 0, "indices": [9, 10]}
