@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from engines import Constant
 from semiseg.errors import ConfigError
 from semiseg.files import read_jsonl, write_jsonl
 from semiseg.io.scans import read_label, write_label
-from semiseg.prediction import attempt
 from semiseg.prediction.attempt import Outcome
 from semiseg.prediction.inputs import Scan, find_scans
 from semiseg.prediction.model import Model
@@ -224,15 +224,33 @@ def test_what_another_process_predicts_meanwhile_is_known(model: Model, tmp_path
     assert [(outcome.error, outcome.reused) for outcome in outcomes] == [(None, True)] * 2
 
 
-def test_a_kill_before_labels_are_in_their_place(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+KILLED = """
+import os, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from engines import Constant
+from semiseg.prediction import attempt
+from semiseg.prediction.inputs import find_scans
+from semiseg.prediction.model import load_model
+from semiseg.prediction.scans import predict_scans
+from semiseg.prediction.settings import PredictSettings
+
+model, folder = load_model(Path(sys.argv[2])), Path(sys.argv[3])
+attempt.put_in_place = lambda staged: os._exit(9)
+settings = PredictSettings(tile_step=1.0, device="cpu", mirror=False, skip_air=False)
+predict_scans(find_scans([folder / "in"]), model, Constant(), folder / "out", settings)
+"""
+"""A process that ends as one does that is killed once the row of its first scan is written."""
+
+
+def test_a_kill_before_labels_are_in_their_place(model: Model, tmp_path: Path) -> None:
     """The row is there, its files are not: the next call makes them, and leaves nothing of the killed one."""
     save(tmp_path / "in", "a", "b")
-    process = os.fork()
-    if not process:
-        monkeypatch.setattr(attempt, "put_in_place", lambda folder: os._exit(9))
-        predict(model, tmp_path)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(model.folder), str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert killed.returncode == 9, killed.stderr
+    assert len(list((tmp_path / "out").glob(".tmp-*"))) == 1
     (row,) = read_jsonl(tmp_path / "out" / "predictions.jsonl")
     assert list(row["files"]) == ["a.nii.gz"]
     assert not (tmp_path / "out" / "a.nii.gz").exists()
