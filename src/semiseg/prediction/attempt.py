@@ -87,7 +87,8 @@ class Attempt:
         self._settings, self._outputs, self._finished = settings, outputs, finished
         self._target = targets.first
         self.may_be_there: list[Path] = []
-        """Files that go where they are of something else."""
+        """Every file that may be there of this scan. Before it is predicted anew they are removed; one that somebody
+        made or changed is refused instead."""
         self.row = row_of(scan, self._target, model, engine)
         """For the log; empty where nothing new is to be said."""
         self._staged: Path | None = None
