@@ -18,9 +18,7 @@ from semiseg.corrections import (
     export_cases,
     import_correction,
     import_folder,
-    itk_snap_labels,
     parse_slices,
-    slicer_colours,
 )
 from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan, write_plan
 from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, Slices, read_note
@@ -237,15 +235,6 @@ def test_slices_that_cannot_be_meant_are_refused(text: str) -> None:
 def test_slices_are_read() -> None:
     assert parse_slices("") is None
     assert parse_slices("sagittal:4, 8-10") == AskedSlices(axis=2, indices=(3, 7, 8, 9))
-
-
-def test_both_programs_get_the_organs_by_value() -> None:
-    rows = [line for line in itk_snap_labels(LABELS).splitlines() if not line.startswith("#")]
-    assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
-    assert all(len(row.split('"')) == 3 and len(row.split('"')[0].split()) == 7 for row in rows)
-    table = [line.split() for line in slicer_colours(LABELS).splitlines() if not line.startswith("#")]
-    assert [row[:2] for row in table[:2]] == [["0", "background"], ["1", "liver"]]
-    assert all(len(row) == 6 and all(0 <= int(n) <= 255 for n in row[2:]) for row in table)
 
 
 def test_the_command_says_what_became_of_it(run: Path, semiseg_command: Callable[..., Any]) -> None:

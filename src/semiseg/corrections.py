@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semiseg.data.colour_tables import ITK_SNAP_FILE, SLICER_FILE, itk_snap_labels, slicer_colours
 from semiseg.data.handed_out import HandedOut, is_untouched, keep_handed_out, read_handed_out
 from semiseg.data.labels import read_checked_label
 from semiseg.data.partial import ignore_value
@@ -40,12 +41,10 @@ from semiseg.words import counted, shortened
 
 EXPORT = "export"
 """Folder of a run for what is handed out, where none is named."""
-ITK_SNAP_FILE, SLICER_FILE = "labels_itksnap.txt", "labels_slicer.ctbl"
 CHANGED = "changed"
 AXES = ("axial", "coronal", "sagittal")
 _SCAN = re.compile(r".+_scan(_\d+)?")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-_IGNORED_RGB = (128, 128, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,45 +174,6 @@ def _readme(run: Path, folder: Path) -> str:
         "Mend ID.nii.gz and save it under the same name, on the same grid, with the same values.\n"
         f"Take it back: semiseg correct {run} {folder} (where you mended some slices alone: --slices axial:40-60).\n"
     )
-
-
-def colours(labels: LabelScheme) -> dict[int, tuple[int, int, int]]:
-    """A colour for each organ, the same for the same list; grey for the ignore value."""
-    from semiseg.io.colours import organ_colours
-
-    found = organ_colours(list(labels.organs.values()))
-    rgb = {value: _rgb(found[name]) for value, name in labels.organs.items()}
-    return rgb | {ignore_value(labels): _IGNORED_RGB}
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    digits = colour.lstrip("#")
-    red, green, blue = (int(digits[i : i + 2], 16) for i in (0, 2, 4))
-    return red, green, blue
-
-
-def _names(labels: LabelScheme) -> dict[int, str]:
-    return labels.organs | {ignore_value(labels): "ignore"}
-
-
-def itk_snap_labels(labels: LabelScheme) -> str:
-    """ITK-SNAP's label description file: index, red, green, blue, opacity, visibility, visibility in 3D, name."""
-    rgb = colours(labels)
-    rows = [f'{0:5} {0:5} {0:4} {0:4} {0:8} {0:2} {0:2}    "Clear Label"']
-    for value, name in _names(labels).items():
-        red, green, blue = rgb[value]
-        rows.append(f'{value:5} {red:5} {green:4} {blue:4} {1:8} {1:2} {1:2}    "{name.replace(chr(34), chr(39))}"')
-    head = ["#" * 48, "# ITK-SnAP Label Description File", "#" * 48]
-    return "\n".join([*head, *rows]) + "\n"
-
-
-def slicer_colours(labels: LabelScheme) -> str:
-    """3D Slicer's colour table: value, name, red, green, blue, opacity; a name has no space there."""
-    rgb = colours(labels)
-    rows = ["# Color table file", f"# {len(_names(labels)) + 1} values", "0 background 0 0 0 0"]
-    for value, name in _names(labels).items():
-        rows.append(" ".join(map(str, (value, re.sub(r"\s+", "_", name), *rgb[value], 255))))
-    return "\n".join(rows) + "\n"
 
 
 def import_folder(
