@@ -514,6 +514,13 @@ def test_evaluate_scores_two_folders(semiseg_command: Command, phantoms: Path, t
     assert set(summary["tolerance_mm"].values()) == {1.0}
     assert semiseg_command("evaluate", *folders, "--rules", "flare22").code == 0
     assert json.loads((out / "summary.json").read_text())["rules"] == "flare22"
+    refused(semiseg_command("evaluate", *folders, "--patients", "("), "no regular expression")
+    of_training = ["--predictions", phantoms / "labelsTr", "--references", phantoms / "labelsTr", "--output", out]
+    answer = semiseg_command("evaluate", *of_training, "--patients", "phantom")
+    assert answer.code == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["patients"] == "phantom"
+    assert f"{len(summary['cases'])} cases of 1 patient" in answer.out
 
 
 def test_compare_needs_two_evaluated_runs(semiseg_command: Command, trained: Path) -> None:

@@ -64,8 +64,8 @@ LABELS_ALONE = Outputs()
 
 @dataclass(frozen=True)
 class Targets:
-    """The files of one scan. labels: by format; none where all are there already. probabilities, preview: None where not
-    asked for."""
+    """The files of one scan. labels: by format; none where all are there already. probabilities, preview: None where
+    not asked for."""
 
     labels: Mapping[OutputFormat, Path]
     probabilities: Path | None = None
