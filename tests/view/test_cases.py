@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from view_server import Served, label_maps, save_label, serving
+from view_server import Served, label_maps, save_label, serving, wait_until_measured
 
 from semiseg.decisions import DecisionLog, read_decisions
 from semiseg.io.scans import read_label
@@ -23,12 +23,6 @@ def served(label_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with serving(label_folder) as found:
         wait_until_measured(found)
         yield found
-
-
-def wait_until_measured(served: Served) -> None:
-    end = time.monotonic() + 30
-    while served.json("/api/cases")["measured"] < 1:
-        assert time.monotonic() < end
 
 
 def ids(served: Served, **query: object) -> list[str]:

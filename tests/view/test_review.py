@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from scipy.stats import binomtest
-from view_server import Served, serving
+from view_server import Served, serving, wait_until_measured
 
 from semiseg.decisions import Decision
 from semiseg.files import write_text
@@ -99,6 +99,7 @@ def test_the_pace_is_ones_own_and_breaks_do_not_count() -> None:
 def served(label_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving(label_folder) as found:
+        wait_until_measured(found)
         yield found
 
 

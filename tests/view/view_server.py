@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,3 +117,10 @@ def save_scan(path: Path, scan: AnyArray, affine: AnyArray) -> None:
     z, y, x = scan.shape
     path.parent.mkdir(parents=True, exist_ok=True)
     nifti.write(path, stored, Grid((z, y, x), spacing[::-1], affine, spacing), None)  # type: ignore[arg-type]
+
+
+def wait_until_measured(served: Served) -> None:
+    """Until all labels are: which of them are odd, and so the order of a queue, is known only then."""
+    end = time.monotonic() + 60
+    while served.json("/api/cases")["measured"] < 1:
+        assert time.monotonic() < end
