@@ -13,7 +13,7 @@ BIN := .venv/bin
 		echo "The client of 3D Slicer's module could not be installed; its tests are skipped."
 	touch $@
 
-# The main job on generated scans: 3 to 5 minutes on one core; leaves semiseg-demo/report.html.
+# The main job on generated scans: 3 to 7 minutes on one core; leaves semiseg-demo/report.html.
 demo: .venv/installed
 	$(BIN)/semiseg demo semiseg-demo
 
