@@ -171,9 +171,8 @@ def assign_roles(
     def is_left_out(case: Case) -> bool:
         if case.split == "test":
             return bool(held_back)
-        # Of a patient who scores the run nothing is learnt.
-        is_learnt = role(case) == "unlabelled" and patient_of(case.id, settings.patients) in scored
-        return case.id in excluded or is_learnt
+        scores_the_run = patient_of(case.id, settings.patients) in scored  # of whom nothing is learnt
+        return case.id in excluded or (scores_the_run and role(case) == "unlabelled")
 
     absolute = _Absolute()
     return [_run_case(case, role(case), absolute) for case in dataset.cases if not is_left_out(case)]

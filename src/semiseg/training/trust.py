@@ -3,8 +3,8 @@
 What a run can see without true labels: two states of the network, some time apart, agree on scans that neither has
 learnt from; and organs are found in sizes that the labelled scans know: in most of the scans what every labelled scan
 has, and in one at least what most of them have. At least half of the organs have to be: then nothing is learnt of the
-others. Of a left-right pair both count as not found where one is:
-mirrored, what is not found of it shows what the other looks like.
+others. Of a left-right pair both count as not found where one is: mirrored, what is not found of it shows what the
+other looks like.
 """
 
 from __future__ import annotations
