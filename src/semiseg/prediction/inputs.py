@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -45,6 +45,15 @@ class Scan:
     images: tuple[Path, ...]
 
 
+def refuse_among_scans(output: Path | None, folders: Iterable[Path]) -> None:
+    """Raise `ConfigError` where label maps would go into one of these folders of scans."""
+    if output is not None and output.resolve() in {folder.resolve() for folder in folders}:
+        raise ConfigError(
+            f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another folder with "
+            "--output."
+        )
+
+
 def find_scans(
     inputs: Sequence[Path],
     *,
@@ -75,11 +84,7 @@ def find_scans(
     for path in inputs:
         files: list[tuple[Path, str]] = []
         if path.is_dir():
-            if output is not None and output.resolve() == path.resolve():
-                raise ConfigError(
-                    f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another "
-                    "folder with --output."
-                )
+            refuse_among_scans(output, [path])
             files, slices, zips, not_read = _in_folder(path, output)
             unread += not_read
             heap, places = _places(path, slices, zips)

@@ -18,7 +18,7 @@ from semiseg.io.dataset import unusable_id
 from semiseg.io.file_kinds import PROBABILITIES, stem
 from semiseg.prediction.attempt import Attempt, Outcome, Result, row_of
 from semiseg.prediction.engines.base import Engine
-from semiseg.prediction.inputs import Scan
+from semiseg.prediction.inputs import Scan, refuse_among_scans
 from semiseg.prediction.model import Model
 from semiseg.prediction.outputs import (
     LABELS_ALONE,
@@ -259,8 +259,4 @@ def _check_outputs(
             f"{table}: was not written here (no row of predictions.jsonl has statistics), and would be overwritten. "
             "Name another folder with --output, or move the file away."
         )
-    if output.resolve() in {file.parent for file in inputs}:
-        raise ConfigError(
-            f"{output}: is the scans' own folder, where label maps would be taken for scans. Name another folder with "
-            "--output."
-        )
+    refuse_among_scans(output, {file.parent for file in inputs})
