@@ -209,7 +209,7 @@ def compare(
         if run.is_dir() and not (run / "summary.json").exists():
             raise DataError(f"{run}: has no summary.json. Score the run first: semiseg evaluate {run}")
     comparison = compare_summaries(
-        list(names) or [run.name for run in folders],
+        list(names) or [run.resolve().name for run in folders],
         [read_summary(run / "summary.json") for run in folders],
         budgets=[budget(run) for run in folders],
     )

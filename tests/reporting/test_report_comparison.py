@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.files import read_json, write_json
 from semiseg.reporting import write_comparison_report
 from semiseg.reporting.comparison import difference
@@ -30,6 +30,10 @@ def baseline(run_folder: Path) -> Path:
 def test_two_runs_stand_side_by_side(run_folder: Path, baseline: Path, tmp_path: Path) -> None:
     path = write_comparison_report([baseline, run_folder], tmp_path / "comparison.html")
     page = path.read_text()
+    assert write_comparison_report([baseline, run_folder], path) == path  # our own is written anew
+    (thesis := tmp_path / "thesis.html").write_text("<p>mine")
+    with pytest.raises(ConfigError, match=r"thesis.html: is no page of ours, and would be written over"):
+        write_comparison_report([baseline, run_folder], thesis)
     assert page.count('<section id="') == 5
     assert "Meta Pseudo Labels, dense feedback. Trained on 4 labelled and 24 unlabelled scans" in page
     # Every case gains 0.1 in every organ, so that each interval is a point: three organs and the mean.

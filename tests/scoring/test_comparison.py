@@ -98,6 +98,20 @@ def test_three_runs_have_a_difference_each() -> None:
     assert re.search(r"difference: mpl +p +difference: again +p\n", text.getvalue())
 
 
+def test_an_organ_that_was_invented_counts_in_the_difference() -> None:
+    """Half of the scans have no spleen; the second run finds one there."""
+    right = {f"case{n}": (0.8, 0.7 if n < 3 else None) for n in range(6)}
+    wrong = {case: (liver, spleen or 0.0) for case, (liver, spleen) in right.items()}
+    comparison = compare_summaries(["right", "wrong"], [summary_of(right), summary_of(wrong)])
+    for metric in ("dice", "nsd"):
+        spleen = comparison.tables[metric][1].differences[0].difference
+        assert (spleen["mean"], spleen["count"]) == (pytest.approx(-0.5), 6)
+    assert comparison.tables["hd95_mm"][1].differences[0].difference["count"] == 3
+    # Where neither finds one, the scan counts in neither.
+    same = compare_summaries(["right", "right too"], [summary_of(right), summary_of(right)])
+    assert same.tables["dice"][1].differences[0].difference["count"] == 3
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     fewer = {case: BETTER[case] for case in ("a", "b")} | {"d": (0.5, 0.5)}
     with pytest.raises(DataError, match="only in x: c; only in y: d"):
@@ -109,6 +123,10 @@ def test_what_cannot_be_compared_is_refused() -> None:
     other = summary_of(BETTER)
     other["rules"] = "flare22"
     with pytest.raises(DataError, match="by the rules standard, y by flare22"):
+        compare_summaries(["x", "y"], [summary_of(BASELINE), other])
+    other = summary_of(BETTER)
+    next(case for case in other["cases"] if case["id"] == "b")["organs"]["liver"]["reference_volume_ml"] = 2.0
+    with pytest.raises(DataError, match="x and y were scored by different references: organs of b have other volumes"):
         compare_summaries(["x", "y"], [summary_of(BASELINE), other])
 
 

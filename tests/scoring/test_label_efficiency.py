@@ -114,6 +114,23 @@ def test_the_gap_is_what_the_ceiling_has_more_than_the_baseline() -> None:
     assert mine.gap_closed == pytest.approx((np.mean(BETTER) - np.mean(BASE)) / 0.2)
 
 
+def test_an_organ_that_was_invented_counts_in_every_difference() -> None:
+    """Three scans have the organ, three have not. `mine` invents it in these: its mean is over six scans, the other's
+    over three, and over the three that both have they are equal."""
+    right, wrong = [0.8, 0.8, 0.8, None, None, None, 0.8, 0.8, 0.8], [0.8, 0.8, 0.8, 0.0, 0.0, 0.0, 0.8, 0.8, 0.8]
+    study = a_study(
+        a_run("base", 4, right), a_run("mine", 4, wrong), a_run("mine", 4, right, subset=1),
+        a_run("base", 4, right, subset=1), a_run("base", 100, [0.9] * 9), ceiling=100,
+    )  # fmt: skip
+    _, mine, _ = points(study)
+    assert mine.difference["dice"]["mean"] == pytest.approx(-(3 / 9) / 2)  # in one of two subsets
+    assert mine.values["dice"]["mean"] == pytest.approx((0.8 * 12 + 3) / 18)  # one subset left empty what is empty
+    assert organ_scores(study, "mine", 4, "dice")["liver"].difference == pytest.approx(-3 / 15)
+    assert mine.gap_closed is not None
+    # The ceiling has 0.9 in all, labels alone 0.8 in six and 1 in three that are empty.
+    assert mine.gap_closed == pytest.approx((-(3 / 9) / 2) / (0.9 - (0.8 * 6 + 3) / 9))
+
+
 def test_p_is_of_cases_averaged_over_runs_and_adjusted_for_all_comparisons() -> None:
     rng = np.random.default_rng(0)
     base = rng.uniform(0.5, 0.9, 12)

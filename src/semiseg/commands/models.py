@@ -157,7 +157,7 @@ class Evaluate(WorksOnCases):
 
         given = {name: value for name in ("rules", "tolerance_mm") if (value := getattr(self, name)) is not None}
         if self.run is not None:
-            if given or self.predictions or self.references or self.labels or self.output or self.patients:
+            if given or self.predictions or self.references or self.labels or self.output or self.patients is not None:
                 raise ConfigError(
                     f"{self.run}: a run is scored by its own run.toml and test labels. Leave the other flags out, or "
                     f"change its rules with `semiseg run {self.run} --set evaluate.tolerance_mm=2`."
@@ -173,7 +173,7 @@ class Evaluate(WorksOnCases):
             self.labels,
             settings=settings,
             output=self.output,
-            patients=self.patients or BIDS,
+            patients=BIDS if self.patients is None else self.patients,
             quiet=self.quiet,
         )
         show_scores(summary, self.quiet)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.files import write_text
 from semiseg.io.colours import organ_colours
 from semiseg.reporting.numbers import NOTHING, distance, value
@@ -18,6 +18,8 @@ from semiseg.scoring.comparison import Comparison, compare_summaries
 from semiseg.scoring.statistics import Interval, PairedDifference, is_range
 from semiseg.scoring.summary import METRICS, CaseScores, Metric, Summary
 
+_OURS = "Made by semiseg from the files of these runs alone."
+"""The foot of such a page."""
 _EFFORT = ("Weights from", "Steps", "Training time", "Budget", "Seed")
 
 
@@ -25,9 +27,11 @@ def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence
     """Write a page that compares evaluated runs with the first of them, and return `path`. names: of the runs, in the
     place of their folders'.
 
-    Raises `DataError` for a run without summary.json, and for runs that were not scored on the same cases, organs,
-    rules and tolerances.
+    Raises `ConfigError` where a file is there that is no such page, and `DataError` for a run without summary.json and
+    for runs that were not scored on the same cases, organs, rules and tolerances.
     """
+    if path.is_file() and _OURS not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{path}: is no page of ours, and would be written over. Move it away, or name another file.")
     data = [read_run(run) for run in runs]
     summaries: list[Summary] = []
     for run in data:

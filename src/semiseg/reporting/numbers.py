@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from semiseg.scoring.statistics import Interval, independent, is_range
@@ -11,8 +12,8 @@ NOTHING = "–"
 
 
 def value(number: float | None, metric: str = "dice") -> str:
-    """`0.851` for Dice and NSD, `3.1 mm` for HD95, a dash for None."""
-    if number is None:
+    """`0.851` for Dice and NSD, `3.1 mm` for HD95, a dash for None and NaN."""
+    if number is None or math.isnan(number):
         return NOTHING
     return f"{distance(number)} mm" if metric == "hd95_mm" else f"{number:.3f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def _compared(data: RunData, newest: Path, earlier: Path, ids: Sequence[str]) ->
         except (DataError, RuntimeError):  # a scan that one of them lacks, or that is damaged
             continue
         agreement[case] = label_agreement(a, b)
-    order = sorted(agreement, key=lambda case: (agreement[case], case))
+    order = sorted(agreement, key=lambda case: (math.isnan(agreement[case]), agreement[case], case))
     titles = {1: ("Only scan",), 2: ("Least agreement", "Most agreement")}.get(
         len(order), ("Least agreement", "Median agreement", "Most agreement")
     )
@@ -69,11 +70,11 @@ def _compared(data: RunData, newest: Path, earlier: Path, ids: Sequence[str]) ->
 
 
 def label_agreement(a: LabelArray, b: LabelArray) -> float:
-    """Mean Dice of two label maps over the organs that one of them has, 1 where neither has any."""
+    """Mean Dice of two label maps over the organs that one of them has, NaN where neither has any."""
     classes = int(max(a.max(), b.max())) + 1
     overlap, first, second = (np.bincount(labels.ravel(), minlength=classes)[1:] for labels in (a[a == b], a, b))
     sizes = first + second
-    return float((2 * overlap[sizes > 0] / sizes[sizes > 0]).mean()) if sizes.any() else 1.0
+    return float((2 * overlap[sizes > 0] / sizes[sizes > 0]).mean()) if sizes.any() else math.nan
 
 
 def _picture(

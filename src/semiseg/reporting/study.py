@@ -12,6 +12,7 @@ from semiseg.errors import DataError
 from semiseg.files import write_text
 from semiseg.io.file_kinds import label_map
 from semiseg.reporting.figures import EfficiencyLine, efficiency_plot, forest_plot, series_key, words
+from semiseg.reporting.numbers import value
 from semiseg.reporting.page import load_template
 from semiseg.reporting.pictures import DrawnCase, one_slice
 from semiseg.scoring.label_efficiency import (
@@ -21,6 +22,7 @@ from semiseg.scoring.label_efficiency import (
     StudyRun,
     against_reference,
     case_mean,
+    ceiling_runs,
     folder_name,
     groups_of,
     name_of,
@@ -68,6 +70,7 @@ def write_study_page(study: Study, path: Path, *, runs: Path | None = None) -> P
         against=against_reference(study),
         signed=_signed,
         p_text=p_text,
+        steps_text=steps_text,
         noticed=noticed_table(study),
         cases=_drawn_cases(study, runs) if runs else [],
     )
@@ -120,17 +123,18 @@ def _lines(
     for method in _drawn_methods(study, found):
         rows = []
         for point in found:
-            value = point.values[metric]
-            if point.method == method and point.labelled != study["ceiling"] and value["mean"] is not None:
-                low, high = (value[end] if value[end] is not None else value["mean"] for end in ("low", "high"))
-                rows.append((amount(point), value["mean"], float(low or 0.0), float(high or 0.0)))
+            mean = point.values[metric]
+            if point.method == method and point.labelled != study["ceiling"] and mean["mean"] is not None:
+                low, high = (mean[end] if mean[end] is not None else mean["mean"] for end in ("low", "high"))
+                rows.append((amount(point), mean["mean"], float(low or 0.0), float(high or 0.0)))
         lines.append((method, sorted(rows)))
     return lines
 
 
 def _ceiling_value(study: Study, found: Sequence[Point], metric: Metric) -> float | None:
-    values = {point.compute: point.values[metric]["mean"] for point in found if point.labelled == study["ceiling"]}
-    return values[max(values)] if values else None
+    method = next((run["method"] for run in ceiling_runs(study)), None)
+    top = [point for point in found if (point.method, point.labelled) == (method, study["ceiling"])]
+    return max(top, key=lambda point: point.compute).values[metric]["mean"] if top else None
 
 
 def _group(point: Point) -> tuple[str, int]:
@@ -173,6 +177,12 @@ def scored_text(study: Study) -> str:
     cases, patients = study["test_cases"], patient_count(study)
     over = "" if patients >= cases else " (intervals and p are over patients)"
     return f"{cases_text(cases, patients)} scored{over}"
+
+
+def steps_text(point: Point) -> str:
+    """The steps of its runs: from the fewest to the most where minutes decided."""
+    fewest, most = point.steps
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def budget_text(study: Study) -> str:
@@ -223,7 +233,7 @@ def _mean_rows(study: Study) -> tuple[list[str], list[list[str]]]:
                 _signed_interval(point.difference.get("nsd")),
                 f"{point.better[0]}/{point.better[1]}" if point.better[1] else "",
                 "" if point.gap_closed is None else f"{100 * point.gap_closed:.0f} %",
-                str(point.steps),
+                steps_text(point),
                 f"{point.minutes:.1f}",
                 f"{point.peak_memory_mb:.0f}" if point.peak_memory_mb else "",  # of runs that a batch system made
                 *(["" if point.gpu_peak_mb is None else f"{point.gpu_peak_mb:.0f}"] if on_gpu else []),
@@ -291,7 +301,7 @@ def _drawn_cases(study: Study, runs: Path) -> list[DrawnCase]:
 def most_different(group: Sequence[StudyRun]) -> list[str]:
     """Ids of the runs' cases, those first whose mean Dice lies furthest apart between the runs."""
     spread = {}
-    for case in sorted(group[0]["cases"]):
+    for case in sorted(set.intersection(*(set(run["cases"]) for run in group))):
         means = [case_mean(run["cases"][case], "dice") for run in group]
         spread[case] = float(np.nanmax(means) - np.nanmin(means)) if np.isfinite(means).any() else 0.0
     return sorted(spread, key=lambda case: -spread[case])
@@ -329,7 +339,7 @@ def _drawn(case: str, group: Sequence[StudyRun], runs: Path) -> DrawnCase:
     except DataError as error:
         return DrawnCase(id=case, problem=str(error))
     dice = {run["method"]: case_mean(run["cases"][case], "dice") for run in group}
-    return DrawnCase(id=case, panels=tuple((m, f"{dice[m]:.3f}", panel) for m, panel in panels.items()))
+    return DrawnCase(id=case, panels=tuple((m, value(dice[m]), panel) for m, panel in panels.items()))
 
 
 def _plain(number: float | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console
 
 from semiseg.data.patients import patient_of
@@ -19,8 +20,10 @@ from semiseg.scoring.statistics import (
     FEWEST_CASES,
     Interval,
     PairedDifference,
+    as_numbers,
     mean_interval,
     paired_difference,
+    with_empty_as_right,
 )
 from semiseg.scoring.summary import (
     METRICS,
@@ -86,8 +89,9 @@ class Comparison:
 def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, budgets: Sequence[str] = ()) -> Comparison:
     """Compare runs by their summaries; the first is the baseline.
 
-    A difference is over the cases in which both runs have the metric (its `count`). Raises `DataError` naming
-    the cases, organs, rules or tolerances that differ.
+    A difference is over the cases in which both runs have the metric (its `count`); Dice and NSD are 1 where a run left
+    empty what is empty, and the other did not. Raises `DataError` naming the cases, references, organs, rules or
+    tolerances that differ.
     """
     if len(names) != len(summaries) or len(names) < 2 or len(set(names)) < len(names):
         raise DataError(
@@ -99,11 +103,13 @@ def compare_summaries(names: Sequence[str], summaries: Sequence[Summary], *, bud
     order = [case["id"] for case in summaries[0]["cases"]]
     runs = [sorted(summary["cases"], key=lambda case: order.index(case["id"])) for summary in summaries]
     shared, patients = _with_shared_organs(runs), _patients(names, summaries)
+    dice = {o: [organ_values(run, o, "dice") for run in runs] for o in summaries[0]["organs"].values()}
+    dice[MEAN] = [case_means(run, "dice") for run in runs]
     tables: dict[Metric, tuple[ComparisonRow, ...]] = {}
     for metric in METRICS:
         columns = {o: [organ_values(run, o, metric) for run in runs] for o in summaries[0]["organs"].values()}
         columns[MEAN] = [case_means(run, metric) for run in (shared if metric == "hd95_mm" else runs)]
-        tables[metric] = tuple(_row(o, values, metric, patients) for o, values in columns.items())
+        tables[metric] = tuple(_row(o, values, dice[o], metric, patients) for o, values in columns.items())
     return Comparison(
         names=tuple(names),
         budgets=tuple(budgets),
@@ -139,14 +145,28 @@ def _with_shared_organs(runs: Sequence[Sequence[CaseScores]]) -> list[list[CaseS
     return kept
 
 
-def _row(organ: str, runs: Sequence[Sequence[float | None]], metric: Metric, patients: Sequence[str]) -> ComparisonRow:
+def _row(
+    organ: str,
+    runs: Sequence[Sequence[float | None]],
+    dice: Sequence[Sequence[float | None]],
+    metric: Metric,
+    patients: Sequence[str],
+) -> ComparisonRow:
+    """dice: of the same runs and cases, None where nothing is there and nothing was found."""
     # one purpose for all runs: they draw the same cases, so their intervals move together
     draw, purpose, count = Draw(seed=0), f"{organ}/{metric}", BOOTSTRAP_SAMPLES
+    scores, empty = as_numbers(runs), np.isnan(as_numbers(dice))
+    pairs = [[0, later] for later in range(1, len(runs))]
+    if metric == "hd95_mm":
+        compared = [scores[pair] for pair in pairs]
+    else:
+        compared = [with_empty_as_right(scores[pair], empty[pair]) for pair in pairs]
     return ComparisonRow(
         organ=organ,
         values=tuple(mean_interval(run, draw, purpose, samples=count, patients=patients) for run in runs),
         differences=tuple(
-            paired_difference(runs[0], run, draw, purpose, samples=count, patients=patients) for run in runs[1:]
+            paired_difference(first, later, draw, purpose, samples=count, patients=patients)
+            for first, later in compared
         ),
     )
 
@@ -171,6 +191,18 @@ def _check_comparable(first: str, a: Summary, second: str, b: Summary) -> None:
         raise DataError(
             f"{first} and {second} have different NSD tolerances: {a['tolerance_mm']} and {b['tolerance_mm']} mm. "
             "Evaluate both with the same."
+        )
+    volumes = [
+        {
+            case["id"]: [case["organs"][organ]["reference_volume_ml"] for organ in a["organs"].values()]
+            for case in scored
+        }
+        for scored in (a["cases"], b["cases"])
+    ]
+    if other := [id for id, found in volumes[0].items() if not np.allclose(found, volumes[1][id])]:
+        raise DataError(
+            f"{first} and {second} were scored by different references: organs of {other[0]} have other volumes. Score "
+            "both by the same."
         )
 
 

@@ -22,16 +22,19 @@ from semiseg.randomness import Draw
 from semiseg.scoring.statistics import (
     FEWEST_CASES,
     Interval,
+    as_numbers,
     by_subset,
     crossed_interval,
     holm,
     independent,
     signed_rank_p,
+    with_empty_as_right,
 )
 from semiseg.scoring.summary import PAPER_METRICS, Metric, Summary, read_checked
 from semiseg.types import DoubleArray
 
 Scores = dict[Metric, float | None]
+DICE: Metric = "dice"
 _SAMPLES = 5000
 """Draws of the cases behind each interval."""
 MARGIN = 0.003
@@ -43,7 +46,8 @@ Group = tuple[str, int, float]
 class StudyRun(TypedDict):
     """One run and its scores. label_seed: None is the first labels of `splits.json`, a text the
     name of a list. compute: how many times the
-    study's steps or minutes, 1 where it is left out. key: of all its settings. peak_memory_mb: of its process;
+    study's steps or minutes, 1 where it is left out. asked: the steps or minutes that a study gave it, as text; other
+    programs give none. key: of all its settings. peak_memory_mb: of its process;
     gpu_peak_mb: of the GPU that it was trained on, if it was. notices: what its reader must know, by topic."""
 
     method: str
@@ -51,6 +55,7 @@ class StudyRun(TypedDict):
     label_seed: int | str | None
     seed: int
     compute: NotRequired[float]
+    asked: NotRequired[str]
     key: str
     steps: int
     minutes: float
@@ -107,7 +112,8 @@ class Point:
     runs: how many. difference: to the baseline on the runs that both have, with its interval over cases and subsets;
     over_cases: that of Dice with its interval over cases alone, for these networks. p_value is of the Wilcoxon
     signed-rank test over cases, adjusted by Holm over all comparisons with the baseline. better: how many of those runs
-    are better than the baseline's. gap_closed: the difference as a share of the ceiling's.
+    are better than the baseline's. gap_closed: the difference as a share of the ceiling's, over the same cases. steps:
+    the fewest and the most of its runs.
     """
 
     method: str
@@ -123,7 +129,7 @@ class Point:
     minutes: float
     peak_memory_mb: float
     gpu_peak_mb: float | None
-    steps: int
+    steps: tuple[int, int]
 
 
 def points(study: Study) -> list[Point]:
@@ -175,11 +181,11 @@ def against_reference(study: Study) -> list[AgainstReference]:
             f"{name_of(others[0])}. Delete its rows from results.json and make them anew, or [reference] from the "
             "study file."
         )
-    level = by_subset(_matrix(reference, ids, "dice"), _subsets(reference)).mean(axis=0)
     patients = _patients(study, ids)
     found = []
     for (method, labelled, compute), runs in sorted(groups_of(fewer).items(), key=lambda group: group[0][1:]):
-        minus = _matrix(runs, ids, "dice") - level
+        levels, mine = _matrices(ids, "dice", reference, runs)
+        minus = mine - by_subset(levels, _subsets(reference)).mean(axis=0)
         by_case = by_subset(minus, _subsets(runs)).mean(axis=0)
         found.append(
             AgainstReference(
@@ -247,7 +253,6 @@ def _over_cases(by_case: DoubleArray, labelled: int, patients: Sequence[str]) ->
 def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]]) -> Point:
     method, labelled, compute = group
     runs, baseline = groups[group], groups.get((study["baseline"], labelled, compute), [])
-    ceiling = _ceiling(study, compute)
     ids = sorted(runs[0]["cases"])
     patients = _patients(study, ids)
     point = Point(
@@ -255,22 +260,22 @@ def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]
         labelled=labelled,
         compute=compute,
         runs=len(runs),
-        values={metric: _interval(_matrix(runs, ids, metric), runs, metric, patients) for metric in PAPER_METRICS},
+        values={m: _interval(_matrices(ids, m, runs)[0], runs, m, patients) for m in PAPER_METRICS},
         minutes=float(np.mean([run["minutes"] for run in runs])),
         peak_memory_mb=max(run["peak_memory_mb"] for run in runs),
         gpu_peak_mb=max((run["gpu_peak_mb"] for run in runs if "gpu_peak_mb" in run), default=None),
-        steps=runs[0]["steps"],
+        steps=(min(run["steps"] for run in runs), max(run["steps"] for run in runs)),
     )
     pairs = _pairs(baseline, runs)
     if method == study["baseline"] or not pairs:
         return point
     floors, mine = zip(*pairs, strict=True)
-    floor = {metric: _matrix(floors, ids, metric) for metric in PAPER_METRICS}
-    gain = {metric: _matrix(mine, ids, metric) - floor[metric] for metric in PAPER_METRICS}
+    gain = {}
+    for metric in PAPER_METRICS:
+        floor, own = _matrices(ids, metric, floors, mine)
+        gain[metric] = own - floor
     by_run = _defined(gain["dice"])
-    room = None if ceiling is None else ceiling - float(by_subset(_defined(floor["dice"]), _subsets(floors)).mean())
     difference = {metric: _interval(gain[metric], mine, metric, patients) for metric in PAPER_METRICS}
-    gained = difference["dice"]["mean"]
     by_case = by_subset(gain["dice"], _subsets(mine)).mean(axis=0)
     return replace(
         point,
@@ -278,18 +283,35 @@ def _point(study: Study, group: Group, groups: Mapping[Group, Sequence[StudyRun]
         over_cases=_over_cases(by_case, labelled, patients),
         p_value=signed_rank_p(by_case, patients),
         better=(int((by_run.mean(axis=1) > 0).sum()), len(pairs)),
-        gap_closed=gained / room if gained is not None and room is not None and room > 0 else None,
+        gap_closed=_gap_closed(ids, floors, mine, ceiling_runs(study, compute)),
     )
 
 
-def _ceiling(study: Study, compute: float) -> float | None:
-    """Mean Dice of the first method that was run with the labels of the ceiling, if one was: with the same compute, or
-    else with the most."""
+def _gap_closed(
+    ids: Sequence[str], floors: Sequence[StudyRun], mine: Sequence[StudyRun], ceiling: Sequence[StudyRun]
+) -> float | None:
+    """What runs have more than the baseline's, as a share of what the ceiling has more; None where it has not more."""
+    if not ceiling:
+        return None
+    low, own, high = _matrices(ids, "dice", floors, mine, ceiling)
+    counted = np.isfinite(np.concatenate([low, own, high])).all(axis=0)
+    if not counted.any():
+        return None
+    floor, reached, top = (
+        float(by_subset(scores[:, counted], _subsets(runs)).mean())
+        for scores, runs in ((low, floors), (own, mine), (high, ceiling))
+    )
+    return (reached - floor) / (top - floor) if top > floor else None
+
+
+def ceiling_runs(study: Study, compute: float | None = None) -> list[StudyRun]:
+    """Runs of the first method that was run with the labels of the ceiling, if one was: with this compute, or else with
+    the most."""
     found = [run for run in study["runs"] if run["labelled"] == study["ceiling"]]
-    ran = [run.get("compute", 1.0) for run in found if run["method"] == found[0]["method"]]
+    found = [run for run in found if run["method"] == found[0]["method"]]
+    ran = [run.get("compute", 1.0) for run in found]
     given = compute if compute in ran else max(ran, default=1.0)
-    runs = [r for r in found if r["method"] == found[0]["method"] and r.get("compute", 1.0) == given]
-    return float(_defined(_matrix(runs, sorted(runs[0]["cases"]), "dice")).mean()) if runs else None
+    return [run for run in found if run.get("compute", 1.0) == given]
 
 
 def _pairs(baseline: Sequence[StudyRun], runs: Sequence[StudyRun]) -> list[tuple[StudyRun, StudyRun]]:
@@ -305,18 +327,22 @@ def _subsets(runs: Sequence[StudyRun]) -> list[int]:
     return [order.index(name) for name in names]
 
 
-def _matrix(runs: Sequence[StudyRun], ids: Sequence[str], metric: Metric) -> DoubleArray:
-    """A metric's mean over organs `(runs, cases)`, NaN where it is defined for none. Raises `DataError` where runs were
-    not scored on the same cases."""
-    rows = []
+def _matrices(ids: Sequence[str], metric: Metric, *groups: Sequence[StudyRun]) -> list[DoubleArray]:
+    """A metric's mean over organs `(runs, cases)` of groups of runs that are compared, NaN where none defines it. Where
+    a run rightly found nothing in a case and another found something, the first has 1. Raises `DataError` where
+    runs were not scored on the same cases."""
+    runs = [run for group in groups for run in group]
     for run in runs:
         if sorted(run["cases"]) != list(ids):
             raise DataError(
                 f"{run['method']} with {run['labelled']} labels was scored on other cases than the runs that it is "
                 "compared with. Delete its rows from results.json, and run the study again."
             )
-        rows.append([case_mean(run["cases"][case], metric) for case in ids])
-    return np.array(rows, dtype=np.float64)
+    scores, dice = (
+        np.array([[case_mean(run["cases"][case], m) for case in ids] for run in runs]) for m in (metric, DICE)
+    )
+    scores = with_empty_as_right(scores, np.isnan(dice))
+    return np.split(scores, np.cumsum([len(group) for group in groups])[:-1])
 
 
 def _defined(values: DoubleArray) -> DoubleArray:
@@ -371,15 +397,17 @@ def organ_scores(
     runs, baseline = (groups.get((name, labelled, compute), []) for name in (method, study["baseline"]))
     pairs = [] if method == study["baseline"] else _pairs(baseline, runs)
 
-    def mean(of: Sequence[StudyRun], organ: str) -> float | None:
-        found = [v for run in of for case in run["cases"].values() if (v := case[organ][metric]) is not None]
-        return float(np.mean(found)) if found else None
+    def numbers(of: Sequence[StudyRun], organ: str, wanted: Metric) -> DoubleArray:
+        return as_numbers([run["cases"][case][organ][wanted] for run in of for case in sorted(run["cases"])])
+
+    def mean(of: DoubleArray) -> float | None:
+        return float(np.nanmean(of)) if np.isfinite(of).any() else None
 
     scores = {}
     for organ in study["organs"]:
-        floor, mine = (mean([pair[side] for pair in pairs], organ) for side in (0, 1))
-        difference = None if floor is None or mine is None else mine - floor
-        scores[organ] = OrganScore(mean=mean(runs, organ), difference=difference)
+        both, dice = (np.array([numbers(side, organ, m) for side in zip(*pairs, strict=True)]) for m in (metric, DICE))
+        floor, mine = with_empty_as_right(both, np.isnan(dice)) if pairs else (np.empty(0), np.empty(0))
+        scores[organ] = OrganScore(mean=mean(numbers(runs, organ, metric)), difference=mean(mine - floor))
     return scores
 
 

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from typing_extensions import TypedDict
 
 from semiseg.randomness import Draw
-from semiseg.types import DoubleArray
+from semiseg.types import BoolArray, DoubleArray
 
 _LEVEL = 0.95
 BOOTSTRAP_SAMPLES = 2000
@@ -61,21 +61,20 @@ def independent(interval: Interval) -> int:
     return interval.get("patients", interval["count"])
 
 
+Scores = Sequence[float | None] | DoubleArray
+"""One value a case; None or NaN where it is not defined."""
 Patients = Sequence[str] | None
 """Whose each case is; None where each case is of another patient."""
 
 
-def mean_interval(
-    values: Sequence[float | None], draw: Draw, purpose: str, *, samples: int, patients: Patients = None
-) -> Interval:
+def mean_interval(values: Scores, draw: Draw, purpose: str, *, samples: int, patients: Patients = None) -> Interval:
     """Mean and percentile bootstrap interval (Efron 1979) of the defined values, one value per case; below six of them
     their range. Where a patient has several cases, patients are drawn, each with all cases (the cluster bootstrap,
     Davison and Hinkley 1997, 3.8).
 
     samples: number of bootstrap draws. purpose: names the draws, so that each interval has its own.
     """
-    everyone = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    defined, units = _with_units(everyone, patients)
+    defined, units = _with_units(as_numbers(values), patients)
     count = int(units.max(initial=-1)) + 1
     ends: tuple[float | None, float | None] = (None, None)
     if count >= FEWEST_CASES:
@@ -100,9 +99,23 @@ def _with_units(values: DoubleArray, patients: Patients) -> tuple[DoubleArray, N
     return values[defined], np.unique(names[defined], return_inverse=True)[1]
 
 
+def as_numbers(scores: Scores | Sequence[Scores]) -> DoubleArray:
+    """The same, NaN where a score is None."""
+    return np.array(scores, dtype=np.float64)
+
+
+def with_empty_as_right(scores: DoubleArray, empty: BoolArray) -> DoubleArray:
+    """Scores of one metric `(runs, cases)` from 0 to 1, in which a case that is compared has a value in every run.
+
+    empty: where neither reference nor prediction has anything: undefined, and no part of a run's own mean. It is 1
+    here where another run found something in that case: else the other's error would be compared with nothing.
+    """
+    return np.where(empty & ~empty.all(axis=0), 1.0, scores)
+
+
 def paired_difference(
-    first: Sequence[float | None],
-    second: Sequence[float | None],
+    first: Scores,
+    second: Scores,
     draw: Draw,
     purpose: str,
     *,
@@ -110,11 +123,10 @@ def paired_difference(
     patients: Patients = None,
 ) -> PairedDifference:
     """`second - first` over the cases in which both are defined; entry i of both is the same case."""
-    differences = [None if a is None or b is None else b - a for a, b in zip(first, second, strict=True)]
-    numbers = np.array([np.nan if one is None else one for one in differences], dtype=np.float64)
+    differences = as_numbers(second) - as_numbers(first)
     return PairedDifference(
         difference=mean_interval(differences, draw, purpose, samples=samples, patients=patients),
-        p_value=signed_rank_p(numbers, patients),
+        p_value=signed_rank_p(differences, patients),
     )
 
 
