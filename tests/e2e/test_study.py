@@ -18,19 +18,21 @@ from typing import Any
 import pytest
 
 from semiseg.config import load_settings
+from semiseg.errors import DataError
 from semiseg.files import read_toml, write_toml
 from semiseg.run_folder import alone_in, wait_for
 from semiseg.scoring.label_efficiency import name_of, read_study
 from semiseg.settings import read_settings, write_settings
 from semiseg.study import runner
+from semiseg.study.settings import load_study, planned_runs
 from semiseg.training.settled import read_settled
 
 Command = Callable[..., Any]
 STEPS = 8
 PATIENCE_SECONDS = 120.0
 """Longer than a run takes to begin on a busy machine."""
-METHODS = ["supervised", "mpl", "cross_pseudo", "copy_paste"]
-"""Those that differ in what they leave behind; `tests/methods` has them all."""
+METHODS = ["supervised", "mpl", "cross_pseudo"]
+"""Three that differ in what they leave behind; `tests/methods` has them all."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def compared(study: Path, phantoms: Path, semiseg_command: Command) -> Any:
 
 def test_every_method_is_trained_scored_and_compared(study: Path, compared: Any) -> None:
     assert compared.code == 0, compared
-    assert f"[{len(METHODS)}/{len(METHODS)}] copy_paste, 2 labels (the first), seed 0: Dice" in compared.out
+    assert f"[{len(METHODS)}/{len(METHODS)}] cross_pseudo, 2 labels (the first), seed 0: Dice" in compared.out
     known = read_study(study.parent / "results" / "results.json")
     assert [run["method"] for run in known["runs"]] == METHODS
     assert all(run["steps"] == STEPS and run["peak_memory_mb"] > 50 for run in known["runs"])
@@ -86,6 +88,7 @@ def test_runs_that_are_known_are_not_made_again(
     known = read_study(tmp_path / "results" / "results.json")
     lost = known["runs"].pop(1)
     known["runs"].append(known["runs"][0] | {"method": "another program", "labelled": 3, "key": "another"})
+    del known["runs"][-1]["asked"]
     (tmp_path / "results" / "results.json").write_text(json.dumps(known))
     answer = semiseg_command("study", study, "--data", phantoms, "--output", tmp_path / "runs", "--results",
                              tmp_path / "results")  # fmt: skip
@@ -117,24 +120,32 @@ def test_what_is_known_is_shown_without_any_run(
     flags = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--known"]
     answer = semiseg_command("study", study, "--data", phantoms.name, *flags)
     assert answer.code == 0, answer
-    assert "copy_paste" in answer.out
+    assert "cross_pseudo" in answer.out
     assert "Mean DSC by organ, and minus supervised on the runs of both" in answer.out
     table = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
-    assert "copy_paste" in table
+    assert "cross_pseudo" in table
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["compare.html"]
     assert read_study(tmp_path / "results" / "results.json") == known
-    answer = semiseg_command("study", study, "--data", phantoms.name, *flags, "--baseline", "copy_paste")
+    answer = semiseg_command("study", study, "--data", phantoms.name, *flags, "--baseline", "cross_pseudo")
     assert answer.code == 0, answer
-    assert "DSC - copy_paste [95 %]" in answer.out
+    assert "DSC - cross_pseudo [95 %]" in answer.out
     assert (tmp_path / "results" / "table.md").read_text(encoding="utf-8") == table  # it keeps the study's baseline
     answer = semiseg_command("study", study, "--data", phantoms.name, *flags, "--baseline", "nobody")
     assert (answer.code, "baseline = 'nobody': name one of [methods]: supervised" in answer.err) == (2, True)
     edited = study.with_name("edited.toml")  # by name: with which settings they were made is not looked at
-    edited.write_text(study.read_text(encoding="utf-8").replace('"train.steps"', '"train.a_setting_that_is_gone"')
-                      .replace("[common]", "minutes = 5.0\n[common]"))  # fmt: skip
+    edited.write_text(study.read_text("utf-8").replace("[common]", '[common]\n"train.a_setting_that_is_gone" = 1'))
     answer = semiseg_command("study", edited, *flags)
     assert answer.code == 0, answer
     assert (tmp_path / "results" / "table.md").read_text(encoding="utf-8").count("| 2 | ") == table.count("| 2 | ")
+    longer = study.with_name("longer.toml")  # these would stand beside runs of another budget
+    longer.write_text(study.read_text("utf-8").replace(f"= {STEPS}", f"= {2 * STEPS}"))
+    answer = semiseg_command("study", longer, *flags)
+    assert (answer.code, "has no run of" in answer.err) == (2, True)
+    assert "other steps or minutes now: supervised-2-first-seed0, cross_pseudo-2-first-seed0." in answer.out
+    gone = study.with_name("gone.toml")  # another program's row would stay
+    gone.write_text("\n".join(line for line in study.read_text("utf-8").splitlines() if "cross_pseudo" not in line))
+    answer = semiseg_command("study", gone, *flags)
+    assert (answer.code, "cross_pseudo" in answer.out) == (0, False)
     others = study.with_name("others.toml")
     others.write_text(study.read_text(encoding="utf-8").replace("labelled = 2", "labelled = 1"))
     answer = semiseg_command("study", others, *flags)
@@ -158,7 +169,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     assert (tmp_path / "runs" / "compare.html").exists()
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
 def test_a_study_that_is_ended_leaves_no_run_behind(
     study: Path, phantoms: Path, tmp_path: Path, end: signal.Signals
 ) -> None:
@@ -220,6 +231,37 @@ def test_why_a_run_failed_is_told_whole(log: str, code: int, reason: str) -> Non
     assert runner._reason(log, code).startswith(reason)
 
 
+def test_results_of_other_scans_are_refused(
+    study: Path, compared: Any, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    """The folder has the same name, and one test case another."""
+    shutil.copytree(phantoms, other := tmp_path / phantoms.name)
+    for file in [*other.glob("imagesTs/*"), *other.glob("labelsTs/*")]:
+        file.rename(file.with_name(file.name.replace("phantom", "patient")))
+    where = ("--data", other, "--output", tmp_path / "runs", "--results", study.parent / "results")
+    for flags in ([], ["--collect"]):
+        answer = semiseg_command("study", study, *where, *flags)
+        assert answer.code == 2
+        assert "was scored on phantom_004, which" in answer.err
+        assert "name another folder with --results" in answer.err
+
+
+def test_two_processes_add_to_one_file(compared: Any, study: Path, tmp_path: Path) -> None:
+    """Each begins with what was there, and adds one run."""
+    file, planned = load_study(study), list(planned_runs(load_study(study)))[:2]
+    both = [runner._Known(tmp_path / "results.json", file, study) for _ in planned]
+    for known, run in zip(both, planned, strict=True):
+        folder = made(study, run.method)
+        known.add(runner._row(file.asked(run), run, folder, run.method), folder)
+    assert [run["method"] for run in read_study(tmp_path / "results.json")["runs"]] == METHODS[:2]
+    # A row of another program that lacks an organ is named.
+    broken = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    del next(iter(broken["runs"][1]["cases"].values()))[broken["organs"][0]]
+    (tmp_path / "results.json").write_text(json.dumps(broken))
+    with pytest.raises(DataError, match=r"results.json: mpl-2-first-seed0: phantom_004 has not dice and nsd"):
+        runner._Known(tmp_path / "results.json", file, study).study(METHODS[:2])
+
+
 def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:
     answer = semiseg_command("compare", tmp_path)
     assert answer.code == 2
@@ -232,7 +274,7 @@ def made(study: Path, method: str) -> Path:
     return model.parent
 
 
-@pytest.mark.parametrize("method", ["mpl", "supervised", "cross_pseudo", "copy_paste"])
+@pytest.mark.parametrize("method", METHODS)
 def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     study: Path, compared: Any, phantoms: Path, semiseg_command: Command, method: str, tmp_path: Path
 ) -> None:
@@ -256,7 +298,7 @@ def test_unlabelled_cases_are_ranked_and_the_worst_excluded(
     answer = semiseg_command("rank", excluding)
     assert answer.code == 2
     assert "no checkpoint here. Train the run first" in answer.err
-    answer = semiseg_command("rank", run, "--against", made(study, "copy_paste"), "--top", 1)
+    answer = semiseg_command("rank", run, "--against", made(study, "cross_pseudo"), "--top", 1)
     assert answer.code == 0, answer
     assert answer.out.count("disagreement") == 1
     answer = semiseg_command("rank", run, "--by", "entropy", "--against", run)

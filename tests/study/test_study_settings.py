@@ -119,6 +119,13 @@ def with_reference(text: str) -> tuple[str, str]:
             r"\[methods.dense\] method: keys with a dot need quotes",
         ),
         ('"data.development" = 40', '"train.minutes" = 2.0', r'\[common\] "train.minutes": is set by minutes'),
+        ('"data.development" = 40', '"train.steps" = "900"', r'"train.steps" = \'900\': give a whole number, without'),
+        (
+            '"data.development" = 40',
+            '"data.folds" = 5',
+            r'\[common\] "data.folds": a study scores all runs on the same',
+        ),
+        ('"method.name" = "mpl"', '"evaluate.tolerance_mm" = 5', r"\[methods.dense\].*methods are scored alike"),
         ("labelled = 160", "labelled = 160\nseed = 3", r"unknown key budgets\.1\.seed"),
         (*with_reference('method = "a"\nlabelled = 8\nlabeled = 8'), r"unknown key reference\.labeled"),
         (*with_reference('method = "dense"\nlabelled = 160'), r"reference: dense is a method.*Add a \[\[budgets\]\]"),
@@ -147,6 +154,20 @@ def test_runs_have_the_minutes_of_the_study_or_the_steps_that_it_sets(file: Path
     study = load_study(file)
     steps = {run.method: run_settings(study, file, None, run).train.steps for run in planned_runs(study)}
     assert steps == {"supervised": None, "dense": 77}
+
+
+def test_the_recipes_steps_do_not_count_where_the_study_has_minutes(file: Path) -> None:
+    """They would beat the minutes, and each compute would be the same run."""
+    file.with_name("recipe.toml").write_text('[data]\nroot = "scans"\n[train]\nsteps = 500\n')
+    study = load_study(file)
+    for run in planned_runs(study):
+        train = run_settings(study, file, None, run).train
+        assert (train.steps, train.minutes, study.asked(run)) == (None, 8.0, "8 minutes")
+    file.write_text(TEXT.replace('{ "data.development" = 40 }', "{}"))
+    study = load_study(file)
+    file.with_name("recipe.toml").write_text('[data]\nroot = "scans"\nfolds = 5\n')
+    with pytest.raises(ConfigError, match=r"recipe.toml: data.folds = 5: a study scores all runs"):
+        run_settings(study, file, None, next(planned_runs(study)))
 
 
 def test_a_study_without_a_recipe_starts_from_the_defaults(file: Path) -> None:

@@ -70,7 +70,7 @@ class Study(Computes):
             show(study)
             return 0
         if self.known:
-            study = known_runs(self.file, results, baseline=self.baseline)
+            study = known_runs(self.file, results, baseline=self.baseline, say=partial(say, quiet=self.quiet))
             if self.baseline:
                 print_study(study)
                 return 0

@@ -33,6 +33,10 @@ _OF_THE_STUDY = {
     "train.threads": "--jobs",
 }
 """Settings that no method of a study has for itself, and where they come from."""
+_NO_FOLDS = (
+    "a study scores all runs on the same test cases. Delete it, and put labels into labelsTs; or let labelled cases be "
+    'held back, ten for example: in the study file, under [common], "data.development" = 10.'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +107,19 @@ class StudySettings:
             raise ConfigError(f"compute = {list(self.compute)}: give numbers above 0, such as [1, 2, 4].")
         if self.baseline not in self.methods:
             raise ConfigError(f"baseline = {self.baseline!r}: name one of [methods]: {', '.join(self.methods)}.")
+        for name in self.methods:
+            if not isinstance(steps := self.steps(name) or 1, int) or isinstance(steps, bool):
+                raise ConfigError(f'methods.{name}: "train.steps" = {steps!r}: give a whole number, without quotes.')
         tables = {"common": self.common} | {f"methods.{name}": keys for name, keys in self.methods.items()}
         for name, given in tables.items():
             if unquoted := [key for key, value in given.items() if isinstance(value, dict)]:
                 raise ConfigError(f'[{name}] {unquoted[0]}: keys with a dot need quotes: "{unquoted[0]}.KEY" = VALUE.')
             if own := [key for key in _OF_THE_STUDY if key in given]:
                 raise ConfigError(f'[{name}] "{own[0]}": is set by {_OF_THE_STUDY[own[0]]}. Delete it here.')
+            if folds := [key for key in given if key == "data.folds"]:
+                raise ConfigError(f'[{name}] "{folds[0]}": {_NO_FOLDS}')
+            if name != "common" and (rules := [key for key in given if key.startswith("evaluate.")]):
+                raise ConfigError(f'[{name}] "{rules[0]}": methods are scored alike. Put it under [common].')
         if self.ceiling and self.ceiling not in [budget.labelled for budget in self.budgets]:
             raise ConfigError(f"ceiling = {self.ceiling}: no [[budgets]] table has so many labels. Add one, or set 0.")
         if not self.budgets:
@@ -136,6 +147,11 @@ class StudySettings:
                 f"reference: labelled = {reference.labelled}, but no run has fewer labels. Name one with more labels "
                 "than some of [[budgets]]."
             )
+
+    def asked(self, run: PlannedRun) -> str:
+        """What a run is given, for `StudyRun.asked`."""
+        steps = self.steps(run.method)
+        return f"{self.minutes * run.compute:g} minutes" if steps is None else f"{round(steps * run.compute)} steps"
 
     def steps(self, method: str) -> int | None:
         """The steps that the study sets for a method; None where they come of minutes."""
@@ -224,8 +240,12 @@ def run_settings(study: StudySettings, file: Path, data: Path | None, run: Plann
         settings = load_settings((file.parent / study.recipe).resolve() if study.recipe else None, overrides)
     except ConfigError as error:
         raise ConfigError(f"{file}, methods.{run.method}: {error}") from None
-    # TOML has no null: the first subset, whatever the recipe says.
-    return settings if run.subset is not None else replace(settings, data=replace(settings.data, label_seed=None))
+    if settings.data.folds:
+        raise ConfigError(f"{study.recipe}: data.folds = {settings.data.folds}: {_NO_FOLDS}")
+    # TOML has no null: the first subset, and the study's minutes, whatever the recipe says.
+    if run.subset is None:
+        settings = replace(settings, data=replace(settings.data, label_seed=None))
+    return settings if steps is not None else replace(settings, train=replace(settings.train, steps=None))
 
 
 def _label_list(file: Path, data: Path | None, name: str) -> Path:
