@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs pages browser bench fuzz clean
+.PHONY: demo test thorough check docs pages browser bench fuzz clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semiseg needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -40,9 +40,13 @@ browser:
 		echo "No Chromium here, and none could be installed."
 
 # The site is built without warnings, then two files of tests at a time, by one thread each. Compiled modules are kept:
-# tests start some hundred processes.
+# tests start some hundred processes. `make thorough` has besides what takes long and differs little from what `test` has.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: check docs browser
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not thorough'
+
+thorough: check docs browser
+	$(PYTEST)
 
 .venv/docs-installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -207,7 +207,10 @@ def done(run: Path) -> float:
     return timeline[-1][1] if timeline else 0.0
 
 
-@pytest.mark.parametrize("name", BY_MINUTES)
+@pytest.mark.parametrize(
+    "name",
+    ["pseudo-rounds", *(pytest.param(n, marks=pytest.mark.thorough) for n in BY_MINUTES if n != "pseudo-rounds")],
+)
 def test_a_run_by_minutes_is_made_once_more_with_the_same_bits(
     name: str, semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:

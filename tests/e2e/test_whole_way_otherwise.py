@@ -84,6 +84,7 @@ def test_the_flare22_recipe_goes_the_whole_way(
     assert list(read_json(run / "checkpoints" / "step-000006" / "card.json")["locations"]), "no refresh took place"
 
 
+@pytest.mark.thorough
 def test_the_compact_students_go_the_whole_way_on_phantoms(
     semiseg_command: Command, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -258,7 +259,10 @@ def test_a_run_that_has_not_ended_is_not_made_longer(
     assert read_jsonl(run / "metrics.jsonl")[-1]["step"] == 9
 
 
-@pytest.mark.parametrize(("method", "first_part"), [("pseudo_label", "warm-up"), ("masked", "pre-training")])
+@pytest.mark.parametrize(
+    ("method", "first_part"),
+    [("pseudo_label", "warm-up"), pytest.param("masked", "pre-training", marks=pytest.mark.thorough)],
+)
 def test_a_run_does_not_fall_back_into_its_first_part(
     phantoms: Path, tiny: list[str], semiseg_command: Command, tmp_path: Path, method: str, first_part: str
 ) -> None:

@@ -20,7 +20,13 @@ def _nothing_is_compiled_afterwards() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+USUAL = ("supervised", "pseudo_rounds", "mpl", "cross_pseudo")
+"""Of which every run of the tests takes a look."""
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.thorough) for kind in sorted(KINDS)]
+)
 def test_every_method_learns_the_same(kind: str) -> None:
     """Weights after eight steps of all phases: sums in another order are off by float32's rounding of 1e-7 each."""
     cls, given = KINDS[kind]

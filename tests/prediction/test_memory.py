@@ -93,12 +93,12 @@ WIDE, FINE, THIN = (
     ("name", "grid", "dtype", "options"),
     [
         ("openvino", WIDE, "int16", {}),
-        ("openvino", FINE, "float64", {}),
-        ("torch", THIN, "int16", {"tile_batch": 4}),
+        pytest.param("openvino", FINE, "float64", {}, marks=pytest.mark.thorough),
+        pytest.param("torch", THIN, "int16", {"tile_batch": 4}, marks=pytest.mark.thorough),
         ("openvino", THIN, "int16", {"probabilities": True}),
-        ("openvino", THIN, "uint8", {"mirror": True}),
-        ("openvino", WIDE, "int16", {"cleaned": True}),
-        ("openvino", THIN, "float32", {"scans": 3}),
+        pytest.param("openvino", THIN, "uint8", {"mirror": True}, marks=pytest.mark.thorough),
+        pytest.param("openvino", WIDE, "int16", {"cleaned": True}, marks=pytest.mark.thorough),
+        pytest.param("openvino", THIN, "float32", {"scans": 3}, marks=pytest.mark.thorough),
         ("openvino", THIN, "int16", {"scans": 3, "probabilities": True}),
     ],
     ids=[

@@ -38,7 +38,15 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino", "onnx", "ensemble"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("torch", marks=pytest.mark.thorough),
+        "openvino",
+        pytest.param("onnx", marks=pytest.mark.thorough),
+        "ensemble",
+    ],
+)
 def test_labels_do_not_depend_on_the_workers(name: str, model: Model, scans: Path, tmp_path: Path) -> None:
     if name != "ensemble" and not is_installed(name):
         pytest.skip(f"{name} is not installed")

@@ -35,7 +35,9 @@ def may_mount() -> bool:
 
 
 @pytest.mark.skipif(not may_mount(), reason="needs Linux with user namespaces, to mount a small disk")
-@pytest.mark.parametrize("kilobytes", [24, 80, 400])
+@pytest.mark.parametrize(
+    "kilobytes", [pytest.param(24, marks=pytest.mark.thorough), 80, pytest.param(400, marks=pytest.mark.thorough)]
+)
 def test_a_full_disk_is_one_sentence_and_what_was_made_is_kept(
     kilobytes: int, phantoms: Path, tiny: list[str], tmp_path: Path
 ) -> None:
