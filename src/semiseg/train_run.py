@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import write_text
+from semiseg.files import digest_of, write_text
 from semiseg.planning import settle_machine
 from semiseg.processes import asked_ranks, is_first_rank, ranks_here, warn_of_other_programs
 from semiseg.rows import read_metrics
@@ -37,7 +37,7 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
     settings = prepared_settings(run)
     if settings.data.folds and settings.data.fold is None:
         raise ConfigError(f"{run}: has folds, which `semiseg run {run}` trains.")
-    with together(settings), ExitStack() as stack:
+    with together(run, settings), ExitStack() as stack:
         from semiseg.world import first_alone
 
         first_alone(lambda: stack.enter_context(alone_in(run)))
@@ -47,10 +47,10 @@ def train(run: AnyPath, *, minutes: float | None = None, quiet: bool = False) ->
 
 
 @contextmanager
-def together(settings: RunSettings) -> Iterator[None]:
+def together(run: Path, settings: RunSettings) -> Iterator[None]:
     """Within, the processes that `torchrun` started train one network together; without it nothing is done.
 
-    Raises `ConfigError` where a machine has fewer GPUs than ranks.
+    Raises `ConfigError` where a machine has fewer GPUs than ranks, and where not all of them are to train this run.
     """
     if asked_ranks() == 1:
         yield
@@ -59,7 +59,23 @@ def together(settings: RunSettings) -> Iterator[None]:
     from semiseg.world import joined, own_device
 
     with joined(own_device(choose_device(settings.train.device))):
+        _refuse_other_runs(run, settings)
         yield
+
+
+def _refuse_other_runs(run: Path, settings: RunSettings) -> None:
+    """Two jobs whose processes met at one port would train one network of both."""
+    from semiseg.world import gathered, rank
+
+    own = (str(run.resolve()), digest_of(asdict(settings)))
+    asked = gathered({f"{rank():06d}": own})
+    if other := next((one for _, one in sorted(asked.items()) if one != asked["000000"]), None):
+        first = asked["000000"][0]
+        differ = f"{first} and {other[0]}" if first != other[0] else f"{first} with other settings"
+        raise ConfigError(
+            f"torchrun brought processes together that do not train one run: {differ}. Give each job an --rdzv-id and "
+            "an --rdzv-endpoint of its own, as docs/cluster.md has them, and all of its machines the same command."
+        )
 
 
 def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunSettings:
@@ -81,7 +97,7 @@ def lengthened(run: AnyPath, more: float) -> Iterator[RunSettings]:
     done then is refused before it has made a step, the run is asked for what it was asked for before."""
     run = Path(run)
     files = {file: file.read_text() for file in (run / "run.toml", run / "settled.toml") if file.is_file()}
-    with together(prepared_settings(run)):
+    with together(run, prepared_settings(run)):
         from semiseg.world import first_alone
 
         settings = first_alone(lambda: lengthen(run, more))

@@ -235,7 +235,7 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
     from semiseg.world import first_alone
 
     run = Path(run)
-    with together(settings):
+    with together(run, settings):
         first_alone(lambda: prepare(run, settings, quiet=quiet) and None)
         train(run, quiet=quiet)
     if not is_first_rank():

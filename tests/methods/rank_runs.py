@@ -15,6 +15,8 @@ from networks import CLASSES, tiny_unet
 from torch import Tensor, distributed
 
 from plans import PLAN
+from semiseg.errors import ConfigError
+from semiseg.files import write_json
 from semiseg.io.store import StoredCase, write_case
 from semiseg.methods import mpl
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
@@ -32,8 +34,10 @@ from semiseg.methods.settings import OptimiserSettings, method_settings
 from semiseg.methods.supervised import Supervised
 from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
+from semiseg.settings import RunSettings
+from semiseg.train_run import together
 from semiseg.training.validate import validate
-from semiseg.world import first_sample, size
+from semiseg.world import first_sample, rank, size
 
 STEPS = 6
 """Two of warm-up, four of training."""
@@ -137,12 +141,32 @@ def validated(folder: Path) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
 
 
-def as_rank(rank: int, count: int, folder: str) -> None:
-    """One of `count` processes; leaves `folder/RANK.pt`."""
+def refusals() -> dict[str, str]:
+    """What each rank says where they are started for different runs, or with different settings."""
+    rates = [OptimiserSettings(learning_rate=rate) for rate in (0.1, 0.2)]
+    settings = [RunSettings(method=method_settings("supervised", optimiser=one)) for one in rates]
+    asked = {
+        "one run": (Path("one"), settings[0]),
+        "two runs": (Path(("one", "two")[rank()]), settings[0]),
+        "two settings": (Path("one"), settings[rank()]),
+    }
+    said = {}
+    for name, (run, of_rank) in asked.items():
+        try:
+            with together(run, of_rank):
+                said[name] = ""
+        except ConfigError as error:
+            said[name] = str(error)
+    return said
+
+
+def as_rank(number: int, count: int, folder: str) -> None:
+    """One of `count` processes; leaves `folder/RANK.pt` and `folder/RANK.json`."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=count, timeout=timedelta(seconds=60)
     )
-    torch.save(results() | {"validation": validated(Path(folder))}, Path(folder) / f"{rank}.pt")
+    torch.save(results() | {"validation": validated(Path(folder))}, Path(folder) / f"{number}.pt")
+    write_json(Path(folder) / f"{number}.json", refusals())
     distributed.destroy_process_group()

@@ -11,6 +11,8 @@ from rank_runs import KINDS, VARIANTS
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from semiseg.files import read_json
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Results = dict[str, dict[str, Tensor]]
@@ -19,11 +21,17 @@ PAIRED_WITHIN_RANKS = "copy_paste"
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+def ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
     rank_runs.store_cases(folder)
     spawn(rank_runs.as_rank, (2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(ranks_folder: Path) -> list[Results]:
+    return [torch.load(ranks_folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +66,12 @@ def test_ranks_share_validation(two_ranks: list[Results], tmp_path: Path) -> Non
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert float(found[name]) == pytest.approx(float(value), abs=1e-12), name  # sums in another order
+
+
+def test_ranks_of_two_jobs_do_not_train_one_network(ranks_folder: Path) -> None:
+    first, second = (read_json(ranks_folder / f"{rank}.json") for rank in range(2))
+    assert first == second
+    assert first["one run"] == ""
+    one, two = Path("one").resolve(), Path("two").resolve()
+    assert f"do not train one run: {one} and {two}. Give each job an --rdzv-id" in first["two runs"]
+    assert f"do not train one run: {one} with other settings." in first["two settings"]
