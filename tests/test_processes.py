@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,24 +128,32 @@ def test_ctrl_c_is_not_heard_by_workers(early: bool) -> None:
     assert (out.removeprefix("one\n") if early else out, err) == ("stopped\n", "")
 
 
-def _power(case: int) -> int:
+def _power(case: int, folder: Path) -> tuple[int, int]:
+    """Its square and by which process; the last two wait for each other."""
     if case == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return case**2
+    if case >= 8:
+        (folder / str(case)).touch()
+        deadline = time.monotonic() + 60
+        while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return case**2, os.getpid()
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_a_case_that_kills_its_process_stops_no_other(workers: int) -> None:
+def test_a_case_that_kills_its_process_stops_no_other(workers: int, tmp_path: Path) -> None:
+    """Nor are those that come later done by one process."""
     seen: list[int] = []
     found = map_cases(
-        _power,
-        range(6),
+        partial(_power, folder=tmp_path),
+        range(10),
         workers=workers,
-        lost=lambda case: -case,
+        lost=lambda case: (-case, 0),
         progress=lambda done, total, case: seen.append(case),
     )
-    assert found == [0, 1, 4, -3, 16, 25]
-    assert sorted(seen) == list(range(6))
+    assert [power for power, _ in found] == [0, 1, 4, -3, 16, 25, 36, 49, 64, 81]
+    assert sorted(seen) == list(range(10))
+    assert found[8][1] != found[9][1]
 
 
 class Unloadable:

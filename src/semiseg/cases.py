@@ -11,7 +11,6 @@ import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -56,9 +55,9 @@ def each_case(
     is enough. Each process gets the function once, and so what it holds, a network say.
 
     lost: given a case whose process was killed, and again when it did this case alone; what it returns takes the
-    result's place. whole: the processes share all cores, in the place of one thread each. gpus: each process sees one
-    of them. late: where the work ends before its end, as by Ctrl-C, given the index and result of each case that
-    a process was working on.
+    result's place. The others go on side by side, by half as many processes where no case was at fault alone. whole:
+    the processes share all cores, in the place of one thread each. gpus: each process sees one of them. late: where the
+    work ends before its end, as by Ctrl-C, given the index and result of each case that a process was working on.
     """
     if _clusters and workers > 1 and cases:
         yield from _clusters[0].each(function, cases, lost=lost)
@@ -67,28 +66,36 @@ def each_case(
         for index, case in enumerate(cases):
             yield index, function(case)
         return
-    left = list(range(len(cases)))
+    left, suspects, lost_some = list(range(len(cases))), list[int](), False
     while left:
-        workers = min(workers, len(left))
-        threads = max(1, usable_cores() // workers) if whole else 1
+        # Those that were worked on when a process was killed one by one, so that the one at fault is known.
+        count = 1 if suspects else min(workers, len(left))
+        threads = max(1, usable_cores() // count) if whole else 1
         # Unpickled with the first case, not before: what goes wrong then is raised, and is no killed process.
-        pool = worker_pool(workers, threads=threads, begin=partial(_keep, pickle.dumps(function)), gpus=gpus)
-        waiting = iter(left)
+        pool = worker_pool(count, threads=threads, begin=partial(_keep, pickle.dumps(function)), gpus=gpus)
+        waiting = iter(suspects or left)
         running: dict[Future[R], int] = {}
-        done = set[int]()
+        done, broken = set[int](), list[int]()
         try:
-            # Not all at once: a pool begins cases before it is asked for them, and Ctrl-C would wait for those, too.
-            with suppress(BrokenProcessPool):
-                while True:
-                    running |= {pool.submit(_call, cases[i]): i for i in islice(waiting, workers - len(running))}
-                    if not running:
+            while True:
+                # Not all at once: a pool begins cases before it is asked for them, and Ctrl-C would wait for these.
+                for index in islice(waiting, 0 if broken else count - len(running)):
+                    try:
+                        running[pool.submit(_call, cases[index])] = index
+                    except BrokenProcessPool:
+                        broken.append(index)
                         break
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        index = running.pop(future)
-                        with suppress(BrokenProcessPool):
-                            result = future.result()
-                            done.add(index)
-                            yield index, result
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    index = running.pop(future)
+                    try:
+                        result = future.result()
+                    except BrokenProcessPool:
+                        broken.append(index)
+                    else:
+                        done.add(index)
+                        yield index, result
         except BaseException:
             pool.shutdown(cancel_futures=True)
             for future, index in running.items():
@@ -98,10 +105,16 @@ def each_case(
         finally:
             pool.shutdown(cancel_futures=True)
         left = [index for index in left if index not in done]
-        if left and workers == 1:  # one process takes them in order: it was killed by the first that is left
-            yield left[0], lost(cases[left[0]])
-            left = left[1:]
-        workers = 1  # so that the case that is at fault is known
+        if not suspects:
+            suspects, lost_some = sorted(broken), False
+            continue
+        suspects = [index for index in suspects if index not in done]
+        if suspects:  # one process takes them in order: it was killed by the first that is left
+            at_fault, lost_some = suspects.pop(0), True
+            left.remove(at_fault)
+            yield at_fault, lost(cases[at_fault])
+        if not suspects and not lost_some:  # each can be done, and not all of them at once
+            workers = max(1, workers // 2)
 
 
 class _Cluster(Protocol):
