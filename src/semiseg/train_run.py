@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
-from semiseg.errors import ConfigError, DataError
+from semiseg.errors import ConfigError
 from semiseg.files import digest_of, write_text
 from semiseg.planning import settle_machine
 from semiseg.processes import asked_ranks, is_first_rank, ranks_here, warn_of_other_programs
@@ -94,21 +94,21 @@ def _for_other_minutes(run: Path, settings: RunSettings, minutes: float) -> RunS
 @contextmanager
 def lengthened(run: AnyPath, more: float) -> Iterator[RunSettings]:
     """Within: the run's settings after `lengthen`, by the first of the processes that `torchrun` started. Where what is
-    done then is refused before it has made a step, the run is asked for what it was asked for before."""
+    done then fails or is stopped before it has made a step, the run is asked for what it was asked for before."""
     run = Path(run)
     files = {file: file.read_text() for file in (run / "run.toml", run / "settled.toml") if file.is_file()}
     with together(run, prepared_settings(run)):
         from semiseg.world import first_alone
 
         settings = first_alone(lambda: lengthen(run, more))
-    rows = len(read_metrics(run))
-    try:
-        yield settings
-    except (ConfigError, DataError):
-        if is_first_rank() and len(read_metrics(run)) == rows:
-            for file, text in files.items():
-                write_text(file, text)
-        raise
+        rows = len(read_metrics(run))
+        try:
+            yield settings  # joined, since ranks that part cannot join again
+        except BaseException:
+            if is_first_rank() and len(read_metrics(run)) == rows:
+                for file, text in files.items():
+                    write_text(file, text)
+            raise
 
 
 def lengthen(run: AnyPath, more: float) -> RunSettings:
