@@ -48,17 +48,18 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Within, the processes that `torchrun` started work together: by NCCL on GPUs, by gloo on CPUs."""
+    """Within, the processes that `torchrun` started work together: by NCCL on GPUs, by gloo on CPUs. They do not part
+    where one fails, which is to end."""
     if asked_ranks() == 1 or _is_joined():
         yield
         return
     seconds = float(os.environ.get("SEMISEG_PATIENCE_SECONDS", PATIENCE_SECONDS))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=timedelta(seconds=seconds))
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield
+    # Not after an error, which others know nothing of: NCCL would wait for what they still add up. As this process
+    # ends with its message, `torchrun` ends them.
+    distributed.destroy_process_group()
 
 
 def own_device(device: torch.device) -> torch.device:

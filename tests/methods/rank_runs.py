@@ -15,8 +15,9 @@ from networks import CLASSES, tiny_unet
 from torch import Tensor, distributed
 
 from plans import PLAN
-from semiseg.errors import ConfigError
-from semiseg.files import write_json
+from semiseg.data.plan import write_plan
+from semiseg.errors import ConfigError, TrainingError
+from semiseg.files import write_json, write_jsonl
 from semiseg.io.store import StoredCase, write_case
 from semiseg.methods import mpl
 from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
@@ -34,10 +35,11 @@ from semiseg.methods.settings import OptimiserSettings, method_settings
 from semiseg.methods.supervised import Supervised
 from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
-from semiseg.settings import RunSettings
-from semiseg.train_run import together
+from semiseg.settings import RunSettings, write_settings
+from semiseg.train_run import lengthened, together
+from semiseg.training.settings import TrainSettings
 from semiseg.training.validate import validate
-from semiseg.world import first_sample, rank, size
+from semiseg.world import first_sample, rank, size, total
 
 STEPS = 6
 """Two of warm-up, four of training."""
@@ -160,13 +162,40 @@ def refusals() -> dict[str, str]:
     return said
 
 
-def as_rank(number: int, count: int, folder: str) -> None:
-    """One of `count` processes; leaves `folder/RANK.pt` and `folder/RANK.json`."""
+def ended_run(folder: Path) -> Path:
+    """What is looked at of a run that made the steps that it was asked for."""
+    (folder / "model").mkdir(parents=True)
+    write_settings(folder / "run.toml", RunSettings(train=TrainSettings(steps=STEPS)))
+    write_plan(folder / "plan.toml", PLAN)
+    write_jsonl(folder / "metrics.jsonl", [{"step": STEPS, "seconds": 1.0}])
+    return folder
+
+
+def failure(run: Path) -> dict[str, str | bool]:
+    """How a rank ends, and whether it is still joined, where a run is trained on and the second fails in a step."""
+    kind = ""
+    try:
+        with lengthened(run, 2) as settings, together(run, settings):
+            total(torch.ones(()))
+            if rank() == 1:
+                raise TrainingError("the second failed")
+            total(torch.ones(()))
+    except (TrainingError, RuntimeError) as error:
+        kind = type(error).__name__
+    return {"kind": kind, "joined": distributed.is_initialized()}
+
+
+def as_rank(number: int, count: int, folder: str, port: int) -> None:
+    """One of `count` processes; leaves `folder/RANK.pt` and `folder/RANK.json`. port: of the store by which they meet,
+    as by that of torchrun."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=count, timeout=timedelta(seconds=60)
     )
     torch.save(results() | {"validation": validated(Path(folder))}, Path(folder) / f"{number}.pt")
-    write_json(Path(folder) / f"{number}.json", refusals())
+    refused = refusals()
     distributed.destroy_process_group()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SEMISEG_PATIENCE_SECONDS": "60"}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    write_json(Path(folder) / f"{number}.json", {"refused": refused, "failed": failure(Path(folder) / "run")})

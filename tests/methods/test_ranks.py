@@ -9,9 +9,11 @@ import rank_runs
 import torch
 from rank_runs import KINDS, VARIANTS
 from torch import Tensor
+from torch.distributed import TCPStore
 from torch.multiprocessing.spawn import spawn
 
 from semiseg.files import read_json
+from semiseg.settings import read_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +27,9 @@ def ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks left."""
     folder = tmp_path_factory.mktemp("ranks")
     rank_runs.store_cases(folder)
-    spawn(rank_runs.as_rank, (2, str(folder)), nprocs=2)
+    rank_runs.ended_run(folder / "run")
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    spawn(rank_runs.as_rank, (2, str(folder), store.port), nprocs=2)
     return folder
 
 
@@ -69,9 +73,17 @@ def test_ranks_share_validation(two_ranks: list[Results], tmp_path: Path) -> Non
 
 
 def test_ranks_of_two_jobs_do_not_train_one_network(ranks_folder: Path) -> None:
-    first, second = (read_json(ranks_folder / f"{rank}.json") for rank in range(2))
+    first, second = (read_json(ranks_folder / f"{rank}.json")["refused"] for rank in range(2))
     assert first == second
     assert first["one run"] == ""
     one, two = Path("one").resolve(), Path("two").resolve()
     assert f"do not train one run: {one} and {two}. Give each job an --rdzv-id" in first["two runs"]
     assert f"do not train one run: {one} with other settings." in first["two settings"]
+
+
+def test_a_rank_that_fails_ends_without_the_others_and_the_run_is_asked_for_no_more(ranks_folder: Path) -> None:
+    """The first hears of it by the end of the second's process: had that parted, NCCL would have waited for ever."""
+    first, second = (read_json(ranks_folder / f"{rank}.json")["failed"] for rank in range(2))
+    assert second == {"kind": "TrainingError", "joined": True}
+    assert first["kind"] in ("RuntimeError", "DistBackendError")
+    assert read_settings(ranks_folder / "run" / "run.toml").train.steps == rank_runs.STEPS
