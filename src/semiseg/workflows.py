@@ -30,7 +30,7 @@ from semiseg.notices import add_notice
 from semiseg.planning import made_plan
 from semiseg.predict_run import predict_test_cases
 from semiseg.prepare_run import prepare
-from semiseg.processes import is_first_rank, usable_cores, workers
+from semiseg.processes import usable_cores, workers
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
     budget,
@@ -230,7 +230,8 @@ def report(run: AnyPath) -> Path:
 def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path:
     """Prepare, train, predict the test cases, evaluate and report; a run that was cut off goes on. Returns the page.
 
-    Started by `torchrun` all ranks train, and the first does the rest.
+    Started by `torchrun` all ranks train, and the first does the rest, for which the others wait: where they ended,
+    torchrun would end the first some minutes later.
     """
     from semiseg.world import first_alone
 
@@ -238,8 +239,10 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
     with together(run, settings):
         first_alone(lambda: prepare(run, settings, quiet=quiet) and None)
         train(run, quiet=quiet)
-    if not is_first_rank():
-        return run / "report.html"
+        return first_alone(lambda: _predicted_and_reported(run, quiet=quiet))
+
+
+def _predicted_and_reported(run: Path, *, quiet: bool) -> Path:
     cases = of_role(read_run_cases(run / "cases.jsonl"), "test")
     if cases:
         outcomes = predict_test_cases(run, quiet=quiet)
