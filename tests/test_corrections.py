@@ -20,8 +20,8 @@ from semiseg.corrections import (
     import_folder,
     parse_slices,
 )
-from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan, write_plan
-from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, Slices, read_note
+from semiseg.data.plan import ChannelNormalisation, NetworkPlan, Plan, read_plan, write_plan
+from semiseg.data.reviews import CORRECTIONS, PSEUDO_LABELS, Slices, made_review, read_note
 from semiseg.data.roles import RunCase, read_run_cases, write_run_cases
 from semiseg.decisions import label_sha256
 from semiseg.errors import ConfigError, DataError
@@ -184,6 +184,29 @@ def test_slices_are_those_that_are_named_or_that_changed_and_add_up(run: Path) -
     assert read_note(run / CORRECTIONS, "a").slices is None  # the whole label is right now
     import_correction(run, "a", file, parse_slices("axial:2"))
     assert read_note(run / CORRECTIONS, "a").slices is None
+
+
+def test_a_label_whose_taking_back_was_cut_off_is_not_taken_for_another(run: Path) -> None:
+    """Between its note and itself: the label before it has a note that is not its own."""
+    file, corrected = export_cases(run, ["a"]) / "a.nii.gz", run / CORRECTIONS / "a.nii.gz"
+    mend(file, slice(2, 4), 2)
+    import_correction(run, "a", file, parse_slices("axial:3-4"))
+    before = corrected.read_bytes()
+    mend(file, slice(5, 6), 2)
+    import_correction(run, "a", file)
+    corrected.write_bytes(before)
+    plan, cases = read_plan(run / "plan.toml"), read_run_cases(run / "cases.jsonl")
+    second = run.parent / "second"
+    second.mkdir()
+    with pytest.raises(DataError, match=r"a\.nii\.gz: not the label that its note is of"):
+        made_review(second, str(run), cases, plan.labels)
+    import_correction(run, "a", file, parse_slices("axial:3-4"))
+    assert read_note(run / CORRECTIONS, "a").slices == Slices(axis=0, indices=(2, 3))
+    file.write_bytes(before)
+    corrected.write_bytes(before)
+    assert import_correction(run, "a", file) is not None  # though it lies there
+    assert read_note(run / CORRECTIONS, "a").slices is None
+    assert made_review(second, str(run), cases, plan.labels).cases["a"].role == "corrected"
 
 
 def test_a_whole_label_that_is_right_as_it_was_can_be_vouched_for_by_its_slices(run: Path) -> None:

@@ -260,11 +260,12 @@ def take_back(
     base = None if before is None else read_label(before)[0]
     changed = np.ones(label.shape, dtype=bool) if base is None else label != base
     target = label_map(corrections, case)
-    if slices is None:
+    note = read_note(corrections, case)
+    is_whole = not target.is_file() or note.fits(target)  # else taking one back was cut off
+    if slices is None and is_whole:
         handed_out = read_label(target)[0] if target.is_file() else base
         if handed_out is not None and np.array_equal(label, handed_out):
             return None
-    note = read_note(corrections, case)
     now = None if before is None else label_sha256(*files_of([before]))
     if slices is not None and slices.indices is None and source_sha256 not in (None, now):
         raise DataError(
@@ -272,11 +273,14 @@ def take_back(
             "changed are not known. Name them by number."
         )
     chosen = _chosen(slices, changed, grid, file)
-    if chosen is not None and target.is_file():
+    if chosen is not None and target.is_file() and (is_whole or note.slices):
         chosen = _together(note.slices, chosen, file)
     sha256 = note.source_sha256 or source_sha256 or now
-    write_label(target, label, grid, image)
-    write_json(corrections / f"{case}.json", asdict(CorrectionNote(slices=chosen, source_sha256=sha256)))
+    with atomic_file(target) as temporary:
+        write_label(temporary, label, grid, image)
+        note = CorrectionNote(slices=chosen, source_sha256=sha256, label_sha256=label_sha256(temporary))
+        # Before the label: one whose note is of another is refused, and one without a note is learnt from as a whole.
+        write_json(corrections / f"{case}.json", asdict(note))
     return Taken(case=case, changed_voxels=int(np.count_nonzero(changed)), slices=chosen)
 
 

@@ -48,10 +48,15 @@ class Slices:
 @dataclass(frozen=True, kw_only=True)
 class CorrectionNote:
     """`corrections/ID.json`. slices: those that were corrected, None for all. source_sha256: of the label that was
-    handed out."""
+    handed out. label_sha256: of the correction; None where that is not known, as without a note."""
 
     slices: Slices | None = None
     source_sha256: str | None = None
+    label_sha256: str | None = None
+
+    def fits(self, label: Path) -> bool:
+        """Whether it is of this label: notes are written before their labels."""
+        return self.label_sha256 in (None, label_sha256(label))
 
 
 _NOTE: TypeAdapter[CorrectionNote] = TypeAdapter(CorrectionNote)
@@ -256,6 +261,11 @@ class _Composer:
 
     def _corrected(self, file: Path, decided: ReviewedCase | None) -> ReviewedCase:
         note = read_note(self.source.corrections, self.case.id)
+        if not note.fits(file):
+            raise DataError(
+                f"{file}: not the label that its note is of: taking it back was cut off, or it was changed here since. "
+                f"Take the label back again (semiseg correct), or delete {self.case.id}.json where all of it is right."
+            )
         base = decided or self._before()
         role: Role = "corrected" if self.own is None else "labelled"
         if note.slices is None:
