@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,18 @@ def test_another_process_is_noticed_and_nothing_is_left_locked(tmp_path: Path) -
         assert is_worked_on(tmp_path)
     assert not is_worked_on(tmp_path)
     with alone_in(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre is that was mounted without them. A file in the place of the lock would stay after a kill."""
+
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = r"\.lock: the file system has no locks \(flock\), .* option flock"
+    with pytest.raises(ConfigError, match=said), alone_in(tmp_path):
         pass
 
 

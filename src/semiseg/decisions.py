@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from semiseg.errors import DataError
-from semiseg.files import append_jsonl, read_jsonl
+from semiseg.files import append_jsonl, file_lock, read_jsonl
 from semiseg.tables import first_problem
 
 FILE = "decisions.jsonl"
@@ -100,7 +99,7 @@ class DecisionLog:
         """Raises `DataError` where the file is damaged."""
         self.path = path
         self.lines: list[Decision] = []
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE_SECONDS)
+        self._lock = file_lock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE_SECONDS)
         self._seen = (-1, -1)
         self.refresh()
 

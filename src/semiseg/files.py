@@ -13,13 +13,15 @@ import tempfile
 import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tomli_w
+from filelock import FileLock
 
-from semiseg.errors import DataError
+from semiseg.errors import ConfigError, DataError
 from semiseg.words import printable
 
 _HOST = hashlib.sha256(platform.node().encode(errors="replace")).hexdigest()[:8]
@@ -180,6 +182,30 @@ def remove_made(folder: Path, made: Collection[str]) -> None:
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+# Else a file takes the place of the lock, and stays where its writer on another machine is killed.
+_HARD: Any = {"fallback_to_soft": False} if "fallback_to_soft" in signature(FileLock.__init__).parameters else {}
+
+
+class _Lock(FileLock):
+    def acquire(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().acquire(*args, **options)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise ConfigError(
+                f"{self.lock_file}: the file system has no locks (flock), without which two processes may write here "
+                "at once. Mount it with them (Lustre: the option flock; NFS: not nolock), or use another folder."
+            ) from None
+
+
+def file_lock(path: Path, *, timeout: float = -1) -> FileLock:
+    """A lock that a process holds, on whichever machine, and that is gone when it ends. timeout: seconds to wait, by
+    default for ever; raises `filelock.Timeout` then, and `ConfigError` where the file system has no locks."""
+    return _Lock(path, timeout=timeout, **_HARD)
 
 
 def is_full(error: OSError) -> bool:

@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from semiseg import prepare_run, workflows
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import of_role, read_run_cases
 from semiseg.data.shared_store import store_beside
 from semiseg.errors import ConfigError, DataError
-from semiseg.files import write_text
+from semiseg.files import file_lock, write_text
 from semiseg.notices import add_notice, notices_by_topic
 from semiseg.predict_run import predict_test_cases
 from semiseg.reporting import write_report
@@ -40,7 +38,7 @@ def run_folds(run: Path, settings: RunSettings, *, fold: int | None = None, quie
     if fold is not None and not 0 <= fold < count:
         raise ConfigError(f"--fold {fold}: there are the folds 0 to {count - 1}.")
     run.mkdir(parents=True, exist_ok=True)
-    with FileLock(run / ".folds.lock"):  # folds on many machines begin together: one makes the plan
+    with file_lock(run / ".folds.lock"):  # folds on many machines begin together: one makes the plan
         prepare_run.prepare(run, settings, quiet=quiet)
     if not quiet:
         each = "" if settings.train.steps else f", {in_minutes(settings.train.minutes)} each"
@@ -58,7 +56,7 @@ def run_folds(run: Path, settings: RunSettings, *, fold: int | None = None, quie
             folds = ("Fold {} is" if len(missing) == 1 else "Folds {} are").format(", ".join(map(str, missing)))
             print(f"{folds} still to come: semiseg run {run} --fold I makes one.")
         return None
-    with FileLock(run / ".folds.lock"):  # two that end together sum up one after the other
+    with file_lock(run / ".folds.lock"):  # two that end together sum up one after the other
         return summed_up(run, settings, quiet=quiet)
 
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from semiseg.data.roles import depend_on_patients, of_role, read_run_cases
 from semiseg.errors import ConfigError, DataError
+from semiseg.files import file_lock
 from semiseg.rows import read_metrics
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.tables import flattened
@@ -49,7 +50,7 @@ def refuse_links(run: Path) -> None:
 def wait_for(run: Path) -> None:
     """Wait until no other process works on a run, a minute at most."""
     if (run / ".lock").exists():
-        with suppress(Timeout), FileLock(run / ".lock", timeout=_PATIENCE_SECONDS):
+        with suppress(Timeout), file_lock(run / ".lock", timeout=_PATIENCE_SECONDS):
             pass
 
 
@@ -80,7 +81,7 @@ def is_worked_on(run: Path) -> bool:
     if not (run / ".lock").exists():
         return False
     try:
-        with FileLock(run / ".lock", timeout=0):
+        with file_lock(run / ".lock", timeout=0):
             return False
     except Timeout:
         return True
@@ -91,7 +92,7 @@ def alone_in(run: Path) -> Iterator[None]:
     """Keep other processes of semiseg from writing to the run; raises `DataError` where one does, and where the run has
     links that lead out of it."""
     refuse_links(run)
-    lock = FileLock(run / ".lock")
+    lock = file_lock(run / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:

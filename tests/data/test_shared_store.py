@@ -173,12 +173,18 @@ def test_two_runs_at_once_share_it(tmp_path: Path, store: Path, scans: Prepared)
         assert identity(first) == identity(second)
 
 
-def test_what_another_process_has_in_hand_is_not_pruned(tmp_path: Path, store: Path, scans: Prepared) -> None:
+def test_what_another_process_has_in_hand_is_not_pruned_and_not_waited_for_without_end(
+    tmp_path: Path, store: Path, scans: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared(tmp_path / "run", store, scans)
     shutil.rmtree(tmp_path / "run")
     first, second = entries(store)
-    with shared_store.entry(store, first.folder.name, first.folder.parent.name):
+    monkeypatch.setattr(shared_store, "_PATIENCE_SECONDS", 0.0)
+    in_hand = (store, first.folder.name, first.folder.parent.name)
+    with shared_store.entry(*in_hand):
         assert prune(store, quietly) == second.bytes
+        with pytest.raises(DataError, match="another process has had this scan in hand"), shared_store.entry(*in_hand):
+            pass
     assert [one.folder.name for one in entries(store)] == [first.folder.name]
 
 

@@ -14,15 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from semiseg.errors import DataError
-from semiseg.files import atomic_folder, remove_leftovers, remove_made, write_json
+from semiseg.files import atomic_folder, file_lock, remove_leftovers, remove_made, write_json
 from semiseg.io.store import CASE_FILES
+from semiseg.words import in_minutes
 
 NAME = "prepared-scans"
 _MARK = "store.json"
 _DIGEST_LENGTH = 20
+_PATIENCE_SECONDS = 1800.0
+"""Longer than the largest scan takes to be prepared by another process."""
 
 
 def store_beside(run: Path, asked: str) -> Path:
@@ -48,9 +51,19 @@ def entry(store: Path, case: str, digest: str) -> Iterator[Path]:
     """Within: the folder of a case in the store, which no other process writes or removes."""
     place = store / digest[:_DIGEST_LENGTH]
     place.mkdir(exist_ok=True)
-    with FileLock(place / f".{case}.lock"):
+    lock = file_lock(place / f".{case}.lock", timeout=_PATIENCE_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            f"{lock.lock_file}: another process has had this scan in hand for {in_minutes(_PATIENCE_SECONDS / 60)}. "
+            "End it, or delete this file where there is none; then give the same command again."
+        ) from None
+    try:
         remove_leftovers(place, alone=False)
         yield place / case
+    finally:
+        lock.release()
 
 
 def link_case(stored: Path, folder: Path) -> None:
@@ -106,7 +119,7 @@ def prune(store: Path, progress: Callable[[int, int, str], None]) -> int:
     unused = [one for one in entries(store) if not one.is_used]
     for done, one in enumerate(unused, start=1):
         try:
-            with FileLock(one.folder.parent / f".{one.folder.name}.lock", timeout=0):
+            with file_lock(one.folder.parent / f".{one.folder.name}.lock", timeout=0):
                 if not any(file.stat().st_nlink > 1 for file in one.folder.iterdir()):  # else taken into use meanwhile
                     remove_made(one.folder, CASE_FILES)
                     freed += one.bytes
