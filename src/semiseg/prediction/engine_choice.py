@@ -153,7 +153,7 @@ class _Choosing:
         worst = min((value for scan in dice.values() for value in scan.values()), default=0.0)
         passed = worst >= SMALLEST_DICE
         if dice:
-            self._known.remember(choice, worst_dice=round(worst, 6), passed=passed, dice=dice)
+            self._known.remember(choice, worst_dice=round(worst, 6), passed=passed)
         return engine if passed else None
 
 
@@ -229,12 +229,11 @@ def _trial(engine: Engine, model: Model) -> float:
 
 
 class _Row(TypedDict, total=False):
-    """What is remembered of an engine: its time, and what `parity` found."""
+    """What is remembered of an engine: its time, and what `parity` found; nothing of the scans."""
 
     seconds_per_tile: float
     worst_dice: float
     passed: bool
-    dice: dict[str, dict[str, float]]
 
 
 _ROWS: TypeAdapter[dict[str, _Row]] = TypeAdapter(dict[str, _Row])
