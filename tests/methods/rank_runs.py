@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from datetime import timedelta
@@ -37,6 +38,8 @@ from semiseg.prediction.engines.torch_engine import TorchEngine
 from semiseg.randomness import Draw
 from semiseg.settings import RunSettings, write_settings
 from semiseg.train_run import lengthened, together
+from semiseg.training.checkpoint import Checkpoint
+from semiseg.training.loop import _check_equal_state
 from semiseg.training.settings import TrainSettings
 from semiseg.training.validate import validate
 from semiseg.world import first_sample, rank, size, total
@@ -144,7 +147,7 @@ def validated(folder: Path) -> dict[str, Tensor]:
 
 
 def refusals() -> dict[str, str]:
-    """What each rank says where they are started for different runs, or with different settings."""
+    """What each rank says where they are started for different runs, or with different settings, and of weights."""
     rates = [OptimiserSettings(learning_rate=rate) for rate in (0.1, 0.2)]
     settings = [RunSettings(method=method_settings("supervised", optimiser=one)) for one in rates]
     asked = {
@@ -158,6 +161,17 @@ def refusals() -> dict[str, str]:
             with together(run, of_rank):
                 said[name] = ""
         except ConfigError as error:
+            said[name] = str(error)
+    weights = {
+        "equal": torch.tensor([2.0, 1.0]),
+        "of one sum": torch.tensor(([2.0, 1.0], [1.0, -2.0])[rank()]),
+        "not finite": torch.tensor([1.0, math.nan]),
+    }
+    for name, value in weights.items():
+        try:
+            _check_equal_state(Checkpoint(40, {"w": value, "half": value.bfloat16()}, {}, {}, {}), Path("checkpoints"))
+            said[name] = ""
+        except TrainingError as error:
             said[name] = str(error)
     return said
 

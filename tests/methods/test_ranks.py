@@ -81,6 +81,14 @@ def test_ranks_of_two_jobs_do_not_train_one_network(ranks_folder: Path) -> None:
     assert f"do not train one run: {one} with other settings." in first["two settings"]
 
 
+def test_weights_that_are_not_finite_are_no_drift_and_drift_of_one_sum_is(ranks_folder: Path) -> None:
+    first, second = (read_json(ranks_folder / f"{rank}.json")["refused"] for rank in range(2))
+    assert first == second
+    assert first["equal"] == ""
+    assert first["of one sum"].startswith("step 40: the weights of rank 1 are not those of the first rank.")
+    assert first["not finite"].startswith("step 40: w is not finite. Lower method.optimiser.learning_rate")
+
+
 def test_a_rank_that_fails_ends_without_the_others_and_the_run_is_asked_for_no_more(ranks_folder: Path) -> None:
     """The first hears of it by the end of the second's process: had that parted, NCCL would have waited for ever."""
     first, second = (read_json(ranks_folder / f"{rank}.json")["failed"] for rank in range(2))

@@ -6,6 +6,7 @@ weights, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from semiseg.training.schedule import Schedule
 from semiseg.training.settings import EPOCH_STEPS, TrainSettings
 from semiseg.training.settled import Settled, read_settled
 from semiseg.training.validate import validate
-from semiseg.world import agree, first_alone, first_sample, rank, size
+from semiseg.world import agree, first_alone, first_sample, gathered, rank, size
 
 VALIDATION_SHARE = 0.05
 """Of the time of a run by minutes that validation may take."""
@@ -90,7 +91,7 @@ def train_method(
             _use_threads(pace)
             feed.pausing = 0.0
             saved = state.checkpoint(step, method, origin)
-            _check_equal_state(saved)
+            _check_equal_state(saved, checkpoints)
             first_alone(partial(writer.save, saved))
         first_alone(writer.wait)
         first_alone(pace.finish)
@@ -218,13 +219,21 @@ def _finite(row: dict[str, float], step: int, checkpoints: Path) -> dict[str, fl
     return row
 
 
-def _check_equal_state(checkpoint: Checkpoint) -> None:
-    """Ranks that have drifted apart would train other networks each, in silence: raises `TrainingError`."""
+def _check_equal_state(checkpoint: Checkpoint, checkpoints: Path) -> None:
+    """Ranks that have drifted apart would train other networks each, in silence: raises `TrainingError`, as it does for
+    values that are not finite, which no remedy for drift would mend."""
     if size() == 1:
         return
-    own = float(sum(value.double().abs().sum() for value in checkpoint.tensors.values() if value.is_floating_point()))
-    if (first := agree(own)) != own:
+    digest, spoilt = hashlib.sha256(), ""
+    for name, value in checkpoint.tensors.items():
+        if not spoilt and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            spoilt = name
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    said = list(gathered({f"{rank():06d}": (spoilt, digest.hexdigest())}).values())
+    if bad := next((name for name, _ in said if name), ""):
+        raise TrainingError(not_finite(checkpoint.step, bad, checkpoints))
+    if drifted := [str(number) for number, one in enumerate(said) if one != said[0]]:
         raise TrainingError(
-            f"step {checkpoint.step}: the weights of rank {rank()} are not those of the first rank (sums: {own!r}, "
-            f"{first!r}). Give the same command again, which goes on from the last checkpoint."
+            f"step {checkpoint.step}: the weights of rank {', '.join(drifted)} are not those of the first rank. Give "
+            "the same command again, which goes on from the last checkpoint."
         )
