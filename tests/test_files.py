@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +146,18 @@ def test_leftovers_of_those_who_still_write_and_files_of_others_stay(tmp_path: P
         remove_leftovers(tmp_path)
         assert [entry.name for entry in tmp_path.iterdir()] == [".tmp-notes"]
         mine.touch()
+
+
+def test_a_container_of_the_same_name_removes_nothing(tmp_path: Path) -> None:
+    """Process numbers of another namespace are others."""
+    alone = ("unshare", "--map-root-user", "--pid", "--fork")
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespace of processes can be made here")
+    code = "import sys, pathlib; from semiseg.files import *; remove_leftovers(pathlib.Path(sys.argv[1]), alone=False)"
+    with atomic_file(tmp_path / "a.txt") as mine:
+        mine.touch()
+        subprocess.run([*alone, sys.executable, "-c", code, str(tmp_path)], check=True)
+        assert mine.exists()
 
 
 def test_several_may_remove_the_same_leftovers(tmp_path: Path) -> None:

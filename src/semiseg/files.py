@@ -24,8 +24,16 @@ from filelock import FileLock
 from semiseg.errors import ConfigError, DataError
 from semiseg.words import printable
 
-_HOST = hashlib.sha256(platform.node().encode(errors="replace")).hexdigest()[:8]
-"""Of this machine, or container: its process numbers are no other's."""
+
+def _host() -> str:
+    """Of this machine since it was started, or container: its process numbers are no other's."""
+    names = [platform.node()]
+    with suppress(OSError):  # none of both on macOS
+        names += [str(Path("/proc/self/ns/pid").stat().st_ino), Path("/proc/sys/kernel/random/boot_id").read_text()]
+    return hashlib.sha256("\n".join(names).encode(errors="replace")).hexdigest()[:8]
+
+
+_HOST = _host()
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>[0-9a-f]{8})-(?P<process>\d+)-(?P<name>.+)", re.DOTALL)
 _REPLACED = ".replaced"
 
