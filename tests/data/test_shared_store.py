@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -186,6 +187,17 @@ def test_what_another_process_has_in_hand_is_not_pruned_and_not_waited_for_witho
         with pytest.raises(DataError, match="another process has had this scan in hand"), shared_store.entry(*in_hand):
             pass
     assert [one.folder.name for one in entries(store)] == [first.folder.name]
+
+
+def test_jobs_that_begin_together_may_make_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def after_another_has_made_it(folder: Path) -> Iterator[Path]:
+        (folder / "store.json").write_text("{}")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", after_another_has_made_it)
+    open_store(tmp_path)
 
 
 def test_a_folder_of_something_else_is_no_store(tmp_path: Path) -> None:

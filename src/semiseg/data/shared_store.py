@@ -37,7 +37,8 @@ def open_store(folder: Path) -> None:
     """Make a folder a store; raises `DataError` where it holds something else."""
     if (folder / _MARK).is_file():
         return
-    if folder.exists() and (not folder.is_dir() or any(not entry.name.startswith(".") for entry in folder.iterdir())):
+    strange = folder.exists() and (not folder.is_dir() or any(one.name[0] != "." for one in folder.iterdir()))
+    if strange and not (folder / _MARK).is_file():  # which another process may have made meanwhile
         raise DataError(
             f"{folder}: prepared scans are to be kept here, but something else is. Name another folder with --set "
             "data.store=FOLDER."
