@@ -30,7 +30,7 @@ from semiseg.notices import add_notice
 from semiseg.planning import made_plan
 from semiseg.predict_run import predict_test_cases
 from semiseg.prepare_run import prepare
-from semiseg.processes import usable_cores, workers
+from semiseg.processes import asked_ranks, usable_cores, workers
 from semiseg.reporting import write_comparison_report, write_report
 from semiseg.run_folder import (
     budget,
@@ -239,7 +239,17 @@ def run_all(run: AnyPath, settings: RunSettings, *, quiet: bool = False) -> Path
     with together(run, settings):
         first_alone(lambda: prepare(run, settings, quiet=quiet) and None)
         train(run, quiet=quiet)
+        if asked_ranks() > 1:
+            _leave_the_machine_to_the_first()
         return first_alone(lambda: _predicted_and_reported(run, quiet=quiet))
+
+
+def _leave_the_machine_to_the_first() -> None:
+    """All cores (`torchrun` gave each rank one thread), and what the others kept of GPUs."""
+    import torch
+
+    torch.cuda.empty_cache()
+    torch.set_num_threads(usable_cores())
 
 
 def _predicted_and_reported(run: Path, *, quiet: bool) -> Path:
