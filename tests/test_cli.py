@@ -17,6 +17,7 @@ import pytest
 
 from semiseg.errors import ConfigError
 from semiseg.prepare_run import prepare
+from semiseg.processes import asked_ranks
 from semiseg.settings import read_settings
 
 Command = Callable[..., Any]
@@ -484,10 +485,19 @@ def test_evaluate_names_the_missing_prediction(
     refused(semiseg_command("evaluate", trained, "--tolerance-mm", 3), "run.toml")
 
 
+def started_by_torchrun(monkeypatch: pytest.MonkeyPatch, ranks: int | str) -> None:
+    for name, value in {"WORLD_SIZE": str(ranks), "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_ranks_are_refused_by_commands_that_share_no_work(
     semiseg_command: Command, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # by something else
+    assert asked_ranks() == 1
+    started_by_torchrun(monkeypatch, "")
+    assert asked_ranks() == 1
+    started_by_torchrun(monkeypatch, 2)
     for arguments in (["check", phantoms], ["predict", tmp_path, phantoms, "--output", tmp_path / "out"]):
         refused(semiseg_command(*arguments), "torchrun starts 2 processes", "only train and run")
     assert list(tmp_path.iterdir()) == []
@@ -498,7 +508,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_before_scans_are_prepared(
 ) -> None:
     settings = read_settings(trained / "run.toml")
     assert settings.plan.batch == 2
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    started_by_torchrun(monkeypatch, 3)
     with pytest.raises(ConfigError, match="A batch of 2 cannot be divided among 3 ranks: start 1 or 2"):
         prepare(tmp_path / "run", settings, quiet=True)
     assert not list((tmp_path / "run").glob("store/phantom_*"))

@@ -92,8 +92,9 @@ def warn_of_other_programs(say: Callable[[str], object], *, threads: int, watche
 
 
 def asked_ranks() -> int:
-    """How many processes `torchrun` started that are to train together; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes `torchrun` started that are to train together; 1 without it, whatever WORLD_SIZE is."""
+    joins = os.environ.get("RANK") and os.environ.get("MASTER_ADDR")
+    return int(os.environ.get("WORLD_SIZE") or "1") if joins else 1
 
 
 def is_first_rank() -> bool:
@@ -103,7 +104,7 @@ def is_first_rank() -> bool:
 
 def ranks_here() -> int:
     """How many of them are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
 
 
 def processor_name() -> str:

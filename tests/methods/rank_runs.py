@@ -203,13 +203,13 @@ def as_rank(number: int, count: int, folder: str, port: int) -> None:
     """One of `count` processes; leaves `folder/RANK.pt` and `folder/RANK.json`. port: of the store by which they meet,
     as by that of torchrun."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=count, timeout=timedelta(seconds=60)
     )
     torch.save(results() | {"validation": validated(Path(folder))}, Path(folder) / f"{number}.pt")
     refused = refusals()
     distributed.destroy_process_group()
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SEMISEG_PATIENCE_SECONDS": "60"}
+    os.environ |= {"MASTER_PORT": str(port), "SEMISEG_PATIENCE_SECONDS": "60"}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     write_json(Path(folder) / f"{number}.json", {"refused": refused, "failed": failure(Path(folder) / "run")})
