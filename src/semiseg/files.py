@@ -86,16 +86,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, *, made: Collection[str]) -> Iterator[Path]:
+def atomic_folder(path: Path, *, made: Collection[str], restores: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; on success flush its files and put it in the place of `path`.
 
     made: the names of all that writers of such a folder make. What else lies in the folder that is replaced is not
-    theirs, and stays. Raises `DataError` where `path` is a file or a link.
+    theirs, and stays. restores: what `restore_replaced` does is done first, which lists the folder around; needless
+    after `remove_leftovers`. Raises `DataError` where `path` is a file or a link.
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise DataError(f"{path}: a link or a file, where a folder is to be made. Move it away, or name another place.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    restore_replaced(path)
+    if restores:
+        restore_replaced(path)
     temporary = _temporary_name(path)
     replaced = temporary.with_name(temporary.name + _REPLACED)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -69,7 +69,7 @@ def entry(store: Path, case: str, digest: str) -> Iterator[Path]:
 
 def link_case(stored: Path, folder: Path) -> None:
     """Give a run a stored case: by hard links, or as a copy where the file system has none."""
-    with atomic_folder(folder, made=CASE_FILES) as temporary:
+    with atomic_folder(folder, made=CASE_FILES, restores=False) as temporary:  # stores of 100,000 cases are not listed
         for file in stored.iterdir():
             if file.name in CASE_FILES:
                 _link(file, temporary / file.name)

@@ -96,13 +96,14 @@ class OpenCase:
 
 
 def write_case(folder: Path, *, image: FloatArray, label: LabelArray | None, meta: StoredCase) -> None:
-    """Write a case as one folder, whole or not at all; a case that was there is replaced.
+    """Write a case as one folder, whole or not at all; a case that was there is replaced. What a killed writer moved
+    aside is `remove_leftovers`'s to put back.
 
     image: `(C, Z, Y, X)` float32. label: `(Z, Y, X)` uint8 or uint16, or None for an unlabelled case.
     """
     if image.shape[1:] != meta.shape_zyx or (label is not None and label.shape != meta.shape_zyx):
         raise ValueError(f"{meta.id}: arrays {image.shape} do not have the shape of the case, {meta.shape_zyx}.")
-    with atomic_folder(folder, made=CASE_FILES) as temporary:
+    with atomic_folder(folder, made=CASE_FILES, restores=False) as temporary:
         _write_array(temporary / "image.b2nd", image, blosc2.Codec.LZ4)
         if label is not None:
             _write_array(temporary / "label.b2nd", label, blosc2.Codec.ZSTD)
