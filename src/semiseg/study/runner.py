@@ -18,12 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from semiseg.data.patients import BIDS
 from semiseg.data.plan import read_plan
 from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError, DataError, SemisegError
+from semiseg.files import file_lock
 from semiseg.io.dataset import Dataset
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.series import SeriesChoice
@@ -354,7 +354,7 @@ class _Known:
     def add(self, row: StudyRun, folder: Path) -> None:
         """Add a run, in place of one with other settings; the file is written. What another process has added to it
         since is kept."""
-        with FileLock(self._path.with_name(f".{self._path.name}.lock")):
+        with file_lock(self._path.with_name(f".{self._path.name}.lock")):
             if self._path.exists():
                 self._study["runs"] = read_study(self._path)["runs"]
             self._add(row, folder)
