@@ -68,6 +68,7 @@ export interface Layer {
   name: string;
   kind: "image" | "label" | "map";
   title: string;
+  /** With the version of its files: a file that changes has another address. */
   url: string;
   /** Of images: what is black and white as it opens, and whether its values are HU. */
   window?: [number, number];

@@ -43,6 +43,15 @@ function detailsOf(id: string): Promise<Case> {
   return found;
 }
 
+/** On whose grid slices are counted. */
+const gridLayer = (of: Case): Layer | undefined => of.layers.find((layer) => layer.kind === "image") ?? of.layers[0];
+
+/** Forgets a case's volumes that are of files which have changed since. */
+function forgetChanged(of: Case): void {
+  const now = new Set(of.layers.map((layer) => layer.url));
+  for (const url of volumes.keys()) if (url.startsWith(`${ofCase(of.id)}/`) && !now.has(url)) volumes.delete(url);
+}
+
 /** Forgets all but the volumes of these cases. */
 function forgetOthers(ids: string[]): void {
   const starts = ids.map((id) => `${ofCase(id)}/`);
@@ -83,6 +92,7 @@ export function casePage(where: Where): Page {
     details.delete(id); // decisions may have changed
     found = await detailsOf(id);
     if (stopped) return;
+    forgetChanged(found);
     recent.splice(0, recent.length, ...[id, ...recent.filter((one) => one !== id)].slice(0, KEPT));
     choice.visible ??= new Set([found.reviewed_layer ?? "prediction", "prediction", ...(found.reviewed_layer === "reference" ? ["reference"] : [])]);
     for (const layer of found.layers) if (!layer.is_ct) choice.windows.delete(layer.name); // each scan has intensities of its own
@@ -116,7 +126,7 @@ export function casePage(where: Where): Page {
     const [z, y, x] = of.shape_zyx;
     const [sz, sy, sx] = of.spacing_mm;
     if (webgl) {
-      const first = of.layers.find((layer) => layer.kind === "image") ?? of.layers[0];
+      const first = gridLayer(of);
       if (!first) throw new Error("This case has nothing to show.");
       for (const layer of shownLayers()) volumeOf(layer, abort.signal).catch(() => {}); // said where it is waited for
       const frame = frameOf(await volumeOf(first, abort.signal));
@@ -130,16 +140,17 @@ export function casePage(where: Where): Page {
       }
     }
     painter = new PngPainter(of.id, [x, y, z], () => choice.organ);
+    painter.keep(of.layers);
     const affine = [[sx, 0, 0, 0], [0, sy, 0, 0], [0, 0, sz, 0]];
     return { dims: [x, y, z], spacing: [sx, sy, sz], toStored: affine, affine };
   }
 
   async function upload(layer: Layer): Promise<void> {
-    if (!(painter instanceof GlPainter) || painter.has(layer.name)) return;
+    if (!(painter instanceof GlPainter) || painter.has(layer)) return;
     try {
       const volume = await volumeOf(layer, abort.signal);
-      if (stopped || !(painter instanceof GlPainter) || painter.has(layer.name)) return;
-      painter.add(layer.name, volume);
+      if (stopped || !(painter instanceof GlPainter) || painter.has(layer)) return;
+      painter.add(layer, volume);
       stage?.refresh();
     } catch (error) {
       if (!stopped) complain(error);
@@ -201,7 +212,7 @@ export function casePage(where: Where): Page {
     if (!webgl) return void fill(stage.third, el("p", { class: "wait" }, "3D needs WebGL2, which this browser does not offer here."));
     if (!wanted && !turning) return void fill(stage.third, el("button", { class: "button", onclick: () => arrange("3d") }, "Show in 3D ", key("X")));
     if (!layer) return void fill(stage.third, el("p", { class: "wait" }, "Choose a label to see it in 3D."));
-    const wish = `${layer.name} ${choice.organ} ${hidden}`;
+    const wish = `${layer.url} ${choice.organ} ${hidden}`;
     if (wish === of3d) return;
     of3d = wish;
     const { Turning: Made, shrink } = await import("./volume3d");
@@ -448,15 +459,21 @@ export function casePage(where: Where): Page {
     }
   }
 
+  /** What is known of the case now, and layers whose files have changed since they were drawn. */
   async function renew(): Promise<void> {
     try {
       details.delete(id);
+      const before = gridLayer(found!)?.url;
       found = await detailsOf(id);
-      if (!stopped) {
-        panelDecision();
-        panelLayers();
-        panelOrgans();
-      }
+      if (stopped) return;
+      if (gridLayer(found)?.url !== before) return void window.dispatchEvent(new Event("hashchange")); // the grid may be another
+      forgetChanged(found);
+      painter?.keep(found.layers);
+      panelDecision();
+      panelLayers();
+      panelOrgans();
+      setLook();
+      await Promise.all(shownLayers().map(upload));
     } catch (error) {
       complain(error);
     }

@@ -1,5 +1,6 @@
 // Slices by WebGL2, straight from the voxels as they are stored: the window, outlines, opacity and what is hidden are
 // numbers of a drawing, so that none of them touches a volume again.
+import type { Layer } from "./api";
 import { el } from "./dom";
 import { compose, inverse, type Affine, type Frame, type Volume } from "./nifti";
 import { AXES, type Look, type Painter, type Shown, type View } from "./stage";
@@ -19,6 +20,7 @@ export function webGl(): "none" | "software" | "card" {
 }
 
 interface Texture {
+  url: string;
   texture: WebGLTexture;
   /** Canonical index of the scan to stored index of this volume. */
   matrix: Affine;
@@ -47,11 +49,20 @@ export class GlPainter implements Painter {
     this.element.addEventListener("webglcontextrestored", () => location.reload());
   }
 
-  has(name: string): boolean {
-    return this.textures.has(name);
+  has({ name, url }: Pick<Layer, "name" | "url">): boolean {
+    return this.textures.get(name)?.url === url;
   }
 
-  add(name: string, volume: Volume): void {
+  /** Forgets what is of none of these layers as their files are now. */
+  keep(layers: Layer[]): void {
+    for (const [name, { texture, url }] of this.textures) {
+      if (layers.some((layer) => layer.url === url)) continue;
+      this.gl.deleteTexture(texture);
+      this.textures.delete(name);
+    }
+  }
+
+  add({ name, url }: Pick<Layer, "name" | "url">, volume: Volume): void {
     const { gl } = this;
     const texture = gl.createTexture()!;
     gl.activeTexture(gl.TEXTURE0);
@@ -67,6 +78,7 @@ export class GlPainter implements Painter {
           : [gl.R32F, gl.RED, gl.FLOAT];
     gl.texImage3D(gl.TEXTURE_3D, 0, inside, x, y, z, 0, format, type, voxels);
     this.textures.set(name, {
+      url,
       texture,
       matrix: compose(inverse(volume.affine), this.frame.affine),
       dims: Int32Array.from(volume.dims),

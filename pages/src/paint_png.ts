@@ -1,6 +1,6 @@
 // Slices that the server draws, for browsers without WebGL2. At most one request a plane is under way; the newest wish
 // follows it, and the old picture stays until the new one is decoded.
-import { ofCase, query } from "./api";
+import { ofCase, query, type Layer } from "./api";
 import { el } from "./dom";
 import { AXES, type Look, type Painter, type Plane, type View } from "./stage";
 import type { Triple } from "./nifti";
@@ -13,8 +13,14 @@ export class PngPainter implements Painter {
   readonly element = el("div", { class: "painted" });
   private pictures = new Map<Plane, Picture>();
   private disposed = false;
+  private version = "";
 
   constructor(private id: string, private dims: Triple, private organ: () => string | null) {}
+
+  /** From now on pictures are of these layers as their files are now. */
+  keep(layers: Layer[]): void {
+    this.version = layers.map(({ url }) => url.split("?v=")[1]).join(".");
+  }
 
   paint(views: View[], look: Look): void {
     for (const [plane, picture] of this.pictures) picture.frame.hidden = !views.some((view) => view.plane === plane);
@@ -41,6 +47,7 @@ export class PngPainter implements Painter {
       low: look.low.toPrecision(6),
       high: look.high.toPrecision(6),
       organ: this.organ(),
+      v: this.version,
       size: Math.min(LARGEST, Math.max(128, 128 * Math.ceil(pixels / 128))),
     })}`;
     picture.place = { left: `${view.left - pane.left}px`, top: `${view.top - pane.top}px`, width: `${size[0]}px`, height: `${size[1]}px` };

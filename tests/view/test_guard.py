@@ -169,7 +169,7 @@ def test_hostile_names_come_as_data(served: Served) -> None:
         opened = json.loads(body)
         assert (status, opened["id"]) == (200, name)
         for layer in opened["layers"]:
-            assert not set(layer["url"]) & set("<>\"'& ?#")
+            assert not set(layer["url"].replace("?v=", "")) & set("<>\"'& ?#")
             assert ask(served, "GET", layer["url"])[0] == 200
 
 

@@ -9,10 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from semiseg.files import digest_of
 from semiseg.io.colours import organ_colours
 from semiseg.reporting.overlays import PLANES
 from semiseg.view.asking import number, one_of, organ_name, whole_number
-from semiseg.view.contents import ViewCase, doubt_of
+from semiseg.view.contents import ViewCase, doubt_of, state_of
 from semiseg.view.looks import WINDOWS, looks_of
 from semiseg.view.measures import Measures
 from semiseg.view.review import ORDERS, review
@@ -119,7 +120,7 @@ def case(pages: Pages, request: Request) -> Response:
                     "name": layer.name,
                     "kind": layer.kind,
                     "title": layer.title,
-                    "url": f"/api/cases/{quote(case.id, safe='')}/layers/{layer.name}.nii",
+                    "url": f"/api/cases/{quote(case.id, safe='')}/layers/{layer.name}.nii?v={_version(layer)}",
                 }
                 | (_grey(pages, case, layer) if layer.kind == "image" else {})
                 for layer in layers
@@ -134,6 +135,11 @@ def case(pages: Pages, request: Request) -> Response:
             "corrected": source.correction(case) is not None,
         }
     )
+
+
+def _version(layer: Layer) -> str:
+    """Of a layer's files: an address that is asked for once stands for what it showed then."""
+    return digest_of([list(map(str, layer.paths)), state_of(*layer.paths)])[:16]
 
 
 def _grey(pages: Pages, case: ViewCase, layer: Layer) -> dict[str, Any]:
