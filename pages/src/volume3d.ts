@@ -1,7 +1,7 @@
 // The one place that knows NiiVue: organs as a volume that turns in 3D. It gets copies of at most 160 voxels an axis, for
 // which any graphics card, or the lack of one, is fast enough.
 import { Niivue, NVImage, SLICE_TYPE } from "@niivue/niivue";
-import { compose, type Affine, type Frame, type Volume } from "./nifti";
+import { compose, inverse, type Affine, type Frame, type Volume } from "./nifti";
 import type { Rgb } from "./stage";
 
 const LONGEST = 160;
@@ -18,10 +18,12 @@ export function shrink(volume: Volume, frame: Frame): Solid {
   const step = Math.max(1, Math.ceil(Math.max(...frame.dims) / LONGEST));
   const dims = frame.dims.map((n) => Math.ceil(n / step)) as Solid["dims"];
   const voxels = new Uint8Array(dims[0] * dims[1] * dims[2]);
-  // steps through the stored voxels of one canonical voxel along each axis
+  // Steps through the stored voxels of one canonical voxel along each axis. The label's file may order them otherwise than
+  // the scan's; both lie on one grid, so that the steps are whole.
+  const toStored = compose(inverse(volume.affine), frame.affine).map((row) => row.map(Math.round));
   const strides = [1, volume.dims[0], volume.dims[0] * volume.dims[1]];
-  const along = [0, 1, 2].map((axis) => [0, 1, 2].reduce((sum, stored) => sum + frame.toStored[stored]![axis]! * strides[stored]!, 0));
-  const first = [0, 1, 2].reduce((sum, stored) => sum + frame.toStored[stored]![3]! * strides[stored]!, 0);
+  const along = [0, 1, 2].map((axis) => [0, 1, 2].reduce((sum, stored) => sum + toStored[stored]![axis]! * strides[stored]!, 0));
+  const first = [0, 1, 2].reduce((sum, stored) => sum + toStored[stored]![3]! * strides[stored]!, 0);
   const middle = Math.floor(step / 2);
   let at = 0;
   for (let z = 0; z < dims[2]; z++)
@@ -66,7 +68,7 @@ export class Turning {
       backColor: [...background.map((part) => part / 255), 1],
       dragAndDropEnabled: false,
       show3Dcrosshair: false,
-      isOrientCube: false,
+      isOrientCube: true,
       isOrientationTextVisible: false,
       loadingText: "",
       crosshairWidth: 0,

@@ -15,6 +15,7 @@ from view_browser import Browser, browser, colourful, drawn, far, open_case, pic
 from view_server import Served, channels, label_maps, save_label, save_scan, serving
 
 from semiseg.decisions import read_decisions
+from semiseg.geometry import canonical_affine
 
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}
 HOSTILE = "<img src=x onerror=document.title='taken'>&amp;\"'"
@@ -36,6 +37,8 @@ def orientations(folder: Path) -> Path:
         affine[:3, :3] = turned * np.array([1.0, 1.0, 1.5])[np.abs(turned).argmax(axis=0)]  # from foot to head
         affine[:3, 3] = (-12.5, 7.25, 31.0)
         save_scan(folder / "imagesTr" / f"{name}_0000.nii.gz", body(affine), affine)
+        if name == "PIR":  # the label's file has the axes in another order than the scan's
+            affine = canonical_affine(affine, (SHAPE[1], SHAPE[0], SHAPE[2]))
         save_scan(folder / "labelsTr" / f"{name}.nii.gz", (body(affine) == 900).astype(np.uint8), affine)
     description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "cube": 1}, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
@@ -152,12 +155,16 @@ def test_each_channel_is_shown_in_a_window_of_its_own(chromium: Browser, tmp_pat
 def test_organs_turn_in_3d(chromium: Browser, served: Served) -> None:
     with chromium.page(served) as page:
         page.set_viewport_size({"width": 700, "height": 420})  # every pixel is a ray, on the processor
-        open_case(page, "oblique")
-        page.click("button.chip:has-text('3D')")
-        page.wait_for_selector("[data-third]")
-        canvas = page.locator(".pane.third canvas")
-        taken = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
-        assert colourful(taken).any()
+        taken = []
+        for case in ("RAS", "PIR", "oblique"):
+            open_case(page, case)
+            if case == "RAS":
+                page.click("button.chip:has-text('3D')")
+            page.wait_for_selector("[data-third]")
+            canvas = page.locator(".pane.third canvas")
+            taken.append(np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")))
+            assert colourful(taken[-1]).any()
+        assert far(taken[0], taken[1])[0] < 1, "the same label in a file of another order of axes"
         page.keyboard.press("x")  # and back to the planes, whose canvas is as it was
         assert colourful(picture(page, "axial", *slice_of("axial"))).any()
 
