@@ -65,6 +65,10 @@ function up(event: KeyboardEvent): void {
 export function listen(): void {
   window.addEventListener("keydown", down, true);
   window.addEventListener("keyup", up, true);
+  // A button that was clicked does not keep the focus, or the next Space or Enter would press it again: on another case.
+  window.addEventListener("click", (event) => {
+    if (event.detail > 0 && event.target instanceof Element) event.target.closest<HTMLElement>("button")?.blur();
+  });
   window.addEventListener("blur", () => {
     for (const binding of held.values()) binding.release?.();
     held.clear();

@@ -220,7 +220,12 @@ def test_a_review_by_keyboard_alone(
         page.keyboard.press("s")
         shown(seen[4])
         page.keyboard.press("n")
-        shown(seen[-1])
+        last = shown(seen[-1])
+        page.click(".buttons.big .unsure")
+        shown(last)
+        for key in ("Space", "Enter"):  # which press no button that was clicked
+            page.keyboard.press(key)
+        page.wait_for_selector("[data-ready]")  # Enter opened the case
         page.wait_for_timeout(300)
         page.keyboard.press("?")
         assert page.is_visible("dialog.help")
@@ -228,7 +233,7 @@ def test_a_review_by_keyboard_alone(
         lines = read_decisions(tmp_path / "decisions.jsonl")
         made = [(line["case"], line["decision"]) for line in lines]
         assert made == [*zip(seen[:5], ("accept", "set_aside", "label", "unsure", "accept"), strict=True),
-                        (seen[4], "undo"), (seen[4], "set_aside")]  # fmt: skip
+                        (seen[4], "undo"), (seen[4], "set_aside"), (last, "unsure")]  # fmt: skip
         assert {line["reviewer"] for line in lines} == {"ann"}
 
 
