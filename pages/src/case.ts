@@ -1,5 +1,5 @@
 // One case: its layers in three planes and in 3D, what is known of its organs, and the decision.
-import { bytes, getCase, ofCase, post, type Case, type Decision, type Layer } from "./api";
+import { bytes, getCase, ofCase, post, Refused, type Case, type Decision, type Layer } from "./api";
 import { list, loadMore, showFolder } from "./cases";
 import { el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
@@ -437,7 +437,21 @@ export function casePage(where: Where): Page {
     if (range) range.value = String(choice.opacity);
   };
 
-  async function decide(decision: Decision): Promise<void> {
+  let busy = false;
+  /** What changes something waits for nothing: it is done alone, until its outcome is shown, or not at all. */
+  async function alone(work: () => Promise<unknown>): Promise<void> {
+    if (busy) return;
+    busy = true;
+    try {
+      await work();
+    } catch (error) {
+      complain(error);
+    } finally {
+      busy = false;
+    }
+  }
+
+  const decide = (decision: Decision): Promise<void> => alone(async () => {
     if (!found?.label_sha256) return toast("This case has no label to be judged.");
     const seconds = Math.round((performance.now() - began) / 100) / 10;
     try {
@@ -447,17 +461,18 @@ export function casePage(where: Where): Page {
       complain(error);
     }
     await renew();
-  }
+  });
 
-  async function undo(): Promise<void> {
-    try {
-      const line = await post<{ case: string; organ: string | null }>("/api/decisions/undo");
-      toast(`Undone: ${line.organ ? `${words(line.organ)} of ` : ""}${line.case}`);
-      await renew();
-    } catch (error) {
-      complain(error);
-    }
-  }
+  const undo = (): Promise<void> => alone(async () => {
+    const line = await taken({ case: id }).catch((error: unknown) => {
+      if (!(error instanceof Refused && error.status === 412)) throw error;
+      return confirm(`${error.message} Take it back?`) ? taken({}) : null; // of a case that is not in sight
+    });
+    if (!line) return;
+    toast(`Undone: ${line.organ ? `${words(line.organ)} of ` : ""}${line.case}`);
+    await renew();
+  });
+  const taken = (wish: object) => post<{ case: string; organ: string | null }>("/api/decisions/undo", wish);
 
   /** What is known of the case now, and layers whose files have changed since they were drawn. */
   async function renew(): Promise<void> {
@@ -479,13 +494,7 @@ export function casePage(where: Where): Page {
     }
   }
 
-  async function exportIt(): Promise<void> {
-    try {
-      showFolder((await post<{ folder: string }>("/api/export", { cases: [id] })).folder, 1);
-    } catch (error) {
-      complain(error);
-    }
-  }
+  const exportIt = (): Promise<void> => alone(async () => showFolder((await post<{ folder: string }>("/api/export", { cases: [id] })).folder, 1));
 
   function bringBack(): void {
     const file = el("input", { type: "file", accept: ".nii,.gz", required: true });
@@ -560,13 +569,13 @@ export function casePage(where: Where): Page {
     { keys: ["+", "="], shown: "+ or -", says: "Zoom about the cross-hair (Ctrl and wheel)", press: moved((it) => (it.zoomBy(1.25), tellPosition())) },
     { keys: ["-"], shown: "", says: "", press: moved((it) => (it.zoomBy(0.8), tellPosition())) },
     { keys: ["arrowleft", "arrowright"], shown: "← or →", says: "Turn in 3D", press: (event) => turning?.turn(event.key === "ArrowLeft" ? -15 : 15, 0) },
-    ...VERDICTS.map((one): Binding => ({ keys: [one.key], shown: one.key.toUpperCase(), says: one.says, press: () => void decide(one.decision) })),
-    { keys: ["z"], shown: "Z", says: "Undo the last decision", press: () => void undo() },
-    { keys: ["n"], shown: "N", says: "Next case of the list", press: () => void toCase(1) },
-    { keys: ["b"], shown: "B", says: "Case before", press: () => void toCase(-1) },
+    ...VERDICTS.map((one): Binding => ({ keys: [one.key], shown: one.key.toUpperCase(), says: one.says, once: true, press: () => void decide(one.decision) })),
+    { keys: ["z"], shown: "Z", says: "Undo the last decision", once: true, press: () => void undo() },
+    { keys: ["n"], shown: "N", says: "Next case of the list", once: true, press: () => void toCase(1) },
+    { keys: ["b"], shown: "B", says: "Case before", once: true, press: () => void toCase(-1) },
     ...(info.corrections ? [
-      { keys: ["e"], shown: "E", says: "Export for correction", press: () => void exportIt() },
-      { keys: ["i"], shown: "I", says: "Bring back a correction", press: () => found && bringBack() },
+      { keys: ["e"], shown: "E", says: "Export for correction", once: true, press: () => void exportIt() },
+      { keys: ["i"], shown: "I", says: "Bring back a correction", once: true, press: () => found && bringBack() },
     ] : []),
     { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list, or to the review", press: () => go(origin) },
   ]);

@@ -5,6 +5,8 @@ export interface Binding {
   /** How the help names it; the first of `keys` if absent. */
   shown?: string;
   says: string;
+  /** Not again while the key is held down. */
+  once?: boolean;
   press: (event: KeyboardEvent) => void;
   release?: () => void;
 }
@@ -47,6 +49,7 @@ function down(event: KeyboardEvent): void {
   if (onControl && event.target instanceof HTMLInputElement && event.target.type === "range" && name.startsWith("arrow")) return;
   event.preventDefault();
   event.stopImmediatePropagation();
+  if (found.once && event.repeat) return;
   if (found.release) {
     if (event.repeat || held.has(event.code)) return;
     held.set(event.code, found);

@@ -318,8 +318,8 @@ export function reviewPage(where: Where): Page {
   };
   document.addEventListener("visibilitychange", looked);
   setBindings([
-    ...VERDICTS.map((one): Binding => ({ keys: [one.key], shown: one.key.toUpperCase(), says: one.says, press: (event) => !event.repeat && decide(one.decision) })),
-    { keys: ["z"], shown: "Z", says: "Undo, and see it again", press: (event) => !event.repeat && undo() },
+    ...VERDICTS.map((one): Binding => ({ keys: [one.key], shown: one.key.toUpperCase(), says: one.says, once: true, press: () => decide(one.decision) })),
+    { keys: ["z"], shown: "Z", says: "Undo, and see it again", once: true, press: undo },
     { keys: ["n", "arrowright"], shown: "N", says: "Next; this one comes again at the end", press: skip },
     { keys: ["h", "space"], shown: "H", says: "Hide the label while held", press: () => hide(true), release: () => hide(false) },
     { keys: ["o"], shown: "O", says: "Outline or fill", press: changeStyle },

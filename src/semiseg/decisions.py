@@ -140,15 +140,17 @@ class DecisionLog:
                 )
             )
 
+    def last(self, reviewer: str) -> Decision | None:
+        """The last decision of a reviewer that stands."""
+        return next((line for line in reversed(not_undone(self.lines)) if line["reviewer"] == reviewer), None)
+
     def undo(self, reviewer: str) -> Decision | None:
         """Take back the last decision of a reviewer that stands: the line that was undone, or None where there is
         none."""
         with self._lock:
             self.refresh()
-            own = [line for line in not_undone(self.lines) if line["reviewer"] == reviewer]
-            if not own:
+            if (undone := self.last(reviewer)) is None:
                 return None
-            undone = own[-1]
             self._append(
                 undone
                 | {

@@ -100,6 +100,11 @@ def test_undo_goes_back_step_by_step(served: Served) -> None:
     for before in reversed(shown[:-1]):
         assert served.post("/api/decisions/undo").status_code == 200
         assert served.json("/api/cases")["rows"] == before
+    served.decide("case_2", "set_aside", organ="liver")
+    answer = served.post("/api/decisions/undo", case="case_1")
+    assert answer.status_code == 412, "not in sight of case_1"
+    assert answer.json()["error"] == "Your last decision is on liver of case_2: set aside."
+    assert served.post("/api/decisions/undo", case="case_2").status_code == 200
     assert served.post("/api/decisions/undo").status_code == 409
 
 

@@ -59,8 +59,14 @@ def decide(pages: Pages, body: dict[str, Any]) -> Response:
     return JSONResponse(line)
 
 
-def undo(pages: Pages, _: dict[str, Any]) -> Response:
+def undo(pages: Pages, body: dict[str, Any]) -> Response:
+    """case: where it is given, a last decision of another case is named and not taken back (412)."""
     with pages.deciding:
+        pages.log.refresh()
+        last = pages.log.last(pages.reviewer)
+        if last and body.get("case") not in (None, last["case"]):
+            of = f"{last['organ']} of {last['case']}" if last["organ"] else last["case"]
+            raise HTTPException(412, f"Your last decision is on {of}: {last['decision'].replace('_', ' ')}.")
         undone = pages.log.undo(pages.reviewer)
     if undone is None:
         raise HTTPException(409, "There is no decision of yours to take back.")
