@@ -1,6 +1,6 @@
 // One case: its layers in three planes and in 3D, what is known of its organs, and the decision.
 import { bytes, getCase, ofCase, post, Refused, type Case, type Decision, type Layer } from "./api";
-import { list, loadMore, showFolder } from "./cases";
+import { list, listed, showFolder } from "./cases";
 import { el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
 import { frameOf, parseNifti, type Frame, type Triple, type Volume } from "./nifti";
@@ -266,13 +266,9 @@ export function casePage(where: Where): Page {
 
   async function toCase(by: number): Promise<void> {
     try {
-      let at = list.ids.indexOf(id);
-      while (at < 0 || (by > 0 && at + by >= list.ids.length)) {
-        const before = list.ids.length;
-        await loadMore();
-        if (list.ids.length === before) break;
-        at = list.ids.indexOf(id);
-      }
+      await listed();
+      if (stopped) return;
+      const at = list.ids.indexOf(id);
       const next = list.ids[at + by];
       if (at >= 0 && next !== undefined) go(hashOfCase(next));
       else toast(by > 0 ? "This was the last case of the list." : "This is the first case of the list.");
@@ -283,6 +279,8 @@ export function casePage(where: Where): Page {
 
   /** The next case of the list is fetched while this one is looked at. */
   async function ahead(): Promise<void> {
+    await listed().catch(() => {}); // said where it is asked for
+    if (stopped) return;
     const at = list.ids.indexOf(id);
     const next = list.ids[at + 1];
     forgetOthers([...recent, ...(next === undefined ? [] : [next])]);
@@ -579,7 +577,7 @@ export function casePage(where: Where): Page {
     ] : []),
     { keys: ["backspace", "escape"], shown: "Backspace", says: "Back to the list, or to the review", press: () => go(origin) },
   ]);
-  if (!list.ids.length) void loadMore().then(() => found && void ahead(), () => {});
+  listed().catch(() => {}); // before anything is decided here
   return {
     root,
     whole: true,

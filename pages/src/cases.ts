@@ -21,15 +21,21 @@ const FILTERS: Record<string, string> = {
   stale: "label changed since",
 };
 
-/** The list that a case was opened from, so that the case's page can go to the next one. */
-export const list: { query: string; ids: string[]; total: number } = { query: "", ids: [], total: Number.POSITIVE_INFINITY };
+/** The list that a case was opened from, or of all cases, so that the case's page can go to the next one. */
+export let list: { query: string; ids: string[]; asked: Promise<void> | null } = { query: "", ids: [], asked: null };
 
-/** More of the list that was shown last, or of all cases. */
-export async function loadMore(): Promise<void> {
-  if (list.ids.length >= list.total) return;
-  const found = await get<CaseList>(`/api/cases?${list.query}&offset=${list.ids.length}&limit=${PIECE}`);
-  list.total = found.rows.length ? found.total : list.ids.length;
-  list.ids.push(...found.rows.map((row) => row.id));
+/** Has all ids of the list. They stay as they were when a case was opened: a decision may take its case out of the list,
+ * and the next one would be skipped. */
+export function listed(): Promise<void> {
+  const of = list;
+  of.asked ??= get<{ ids: string[] }>(`/api/cases?${of.query}&ids=1`).then(
+    (found) => void (of.ids = found.ids),
+    (error: unknown) => {
+      of.asked = null;
+      throw error;
+    },
+  );
+  return of.asked;
 }
 
 const chosen = new Set<string>();
@@ -103,7 +109,7 @@ export function casesPage(where: Where): Page {
     rows.clear();
     const place = list.query === address() ? list.ids.indexOf(opened) : -1;
     back = place < 0 ? PIECE : PIECE * Math.ceil((place + 1) / PIECE);
-    Object.assign(list, { query: address(), ids: [], total });
+    list = { query: address(), ids: [], asked: null };
     direction.textContent = wanted.descending === "1" ? "↓" : "↑";
     direction.title = `${wanted.descending === "1" ? "Largest" : "Smallest"} first (D)`;
     layout.textContent = wanted.as === "grid" ? "List" : "Grid";
@@ -124,8 +130,6 @@ export function casesPage(where: Where): Page {
       total = found.rows.length ? found.total : offset;
       offset += found.rows.length;
       for (const row of found.rows) rows.set(row.id, row);
-      list.ids.push(...found.rows.map((row) => row.id));
-      list.total = total;
       body.querySelector(".items")?.append(...found.rows.map(wanted.as === "grid" ? card : line));
       tell(found);
       if (first && rows.has(opened)) {

@@ -33,6 +33,7 @@ def test_the_list_is_sorted_and_paged(served: Served) -> None:
     everything = ids(served)
     assert everything == sorted(f"case_{number}" for number in range(12))
     assert ids(served, offset=3, limit=4) == everything[3:7]
+    assert served.json("/api/cases", ids=1, descending=1, limit=2) == {"ids": everything[::-1]}
     assert served.json("/api/cases", limit=1)["total"] == 12
     assert ids(served, descending=1, sort="id") == everything[::-1]
     volumes = [row["volume_ml"] for row in served.json("/api/cases", sort="volume", descending=1)["rows"]]

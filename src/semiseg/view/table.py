@@ -136,7 +136,7 @@ class Table:
         return kept[2]
 
     def chosen(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """The part of the list that a page asks for."""
+        """The part of the list that a page asks for; with `ids=1` the ids of all of it."""
         organ = query.get("organ", "")
         rows = self.rows(organ)
         if role := query.get("role"):
@@ -151,6 +151,8 @@ class Table:
         with_value = [row for row in rows if row.get(key) is not None]
         with_value.sort(key=itemgetter(key), reverse=query.get("descending", "0") == "1")
         rows = with_value + [row for row in rows if row.get(key) is None]
+        if query.get("ids", "0") == "1":
+            return {"ids": [row["id"] for row in rows]}
         offset, limit = (max(0, int(query.get(name, usual))) for name, usual in (("offset", "0"), ("limit", "60")))
         return {"total": len(rows), "measured": self._measurer.share, "rows": rows[offset : offset + limit]}
 
