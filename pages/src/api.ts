@@ -45,6 +45,8 @@ export interface CaseRow {
   missing: string[];
   outliers: string[];
   torn: string[];
+  /** Why the label does not lie on its scan, or nothing. */
+  misfit: string;
   decision: Decision | "mixed" | null;
   stale: boolean;
   corrected: boolean;

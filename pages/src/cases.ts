@@ -210,11 +210,13 @@ export function casesPage(where: Where): Page {
 
   function remarks(row: CaseRow): (Node | string)[] {
     const tags: [string[], string, string][] = [[row.missing, "no", "bad"], [row.outliers, "unusual volume:", "odd"], [row.torn, "in pieces:", "odd"]];
-    return tags.flatMap(([organs, text, kind]) => {
+    const misfit = row.misfit ? [el("span", { class: "tag bad", title: row.misfit }, "not on its scan")] : [];
+    const odd = tags.flatMap(([organs, text, kind]) => {
       if (!organs.length) return [];
       const names = organs.slice(0, 2).map(words).join(", ") + (organs.length > 2 ? ` and ${organs.length - 2} more` : "");
       return [el("span", { class: `tag ${kind}`, title: organs.map(words).join(", ") }, `${text} ${names}`)];
     });
+    return [...misfit, ...odd];
   }
 
   function factsLine(row: CaseRow): HTMLElement {

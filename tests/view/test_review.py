@@ -26,6 +26,7 @@ def row(id: str, doubt: float | None = None, missing: int = 0) -> Row:
         missing=["x"] * missing,
         outliers=[],
         torn=[],
+        misfit="",
         decision=None,
         stale=False,
         corrected=False,

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from view_server import Served, save_scan, serving
+from view_server import Served, save_scan, serving, wait_until_measured
 
 from semiseg.io.scans import read_grid, read_volume
 from semiseg.io.store import open_case, write_labels
@@ -54,6 +54,25 @@ def test_a_scaled_scan_is_sent_as_it_is_stored(tmp_path: Path) -> None:
         found = fetched(served, "one", "scan", tmp_path)
     assert found.get_data_dtype() == np.int16
     np.testing.assert_array_equal(found.get_fdata(), nib.load(folder / "images" / "one.nii.gz").get_fdata())
+
+
+def test_a_label_that_does_not_lie_on_its_scan_is_not_drawn_on_it(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "data", np.zeros((6, 7, 8), dtype=np.int16), np.eye(4))
+    moved = np.eye(4)
+    moved[0, 3] = 3
+    save_scan(folder / "labels" / "one.nii.gz", np.ones((6, 7, 8), dtype=np.uint8), moved)
+    with serving(folder) as served:
+        wait_until_measured(served)
+        name = served.json("/api/cases/one")["layers"][1]["name"]
+        for picture in (f"layers/{name}.nii", f"slice.png?layers={name}", "strip.png", "thumbnail.png"):
+            answer = served.client.get(f"/api/cases/one/{picture}")
+            assert answer.status_code == 422, picture
+            assert "not on the grid of its scan: the geometries differ" in answer.json()["error"]
+        assert "up to 3 mm apart" in served.json("/api/cases")["rows"][0]["misfit"]
+        refused = served.decide("one", "accept")
+        assert refused.status_code == 409
+        assert "does not lie on its scan" in refused.json()["error"]
+        assert served.decide("one", "set_aside").status_code == 200
 
 
 def fetched(served: Served, case: str, name: str, folder: Path) -> nib.Nifti1Image:

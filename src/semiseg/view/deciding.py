@@ -46,6 +46,8 @@ def decide(pages: Pages, body: dict[str, Any]) -> Response:
         raise HTTPException(409, "This case has no label to judge.")
     if pages.measurer.hash_of(reviewed[0]) != digest:
         raise HTTPException(409, "The label has changed since it was shown. Look at it again.")
+    if decision == "accept" and (misfit := pages.measurer.misfit(case)):
+        raise HTTPException(409, f"This label does not lie on its scan: {misfit}. Mend the file, or set it aside.")
     with pages.deciding:
         line = pages.log.add(
             case.id,

@@ -20,7 +20,7 @@ from semiseg.decisions import label_sha256
 from semiseg.errors import DataError
 from semiseg.files import append_jsonl, read_jsonl
 from semiseg.geometry import triple
-from semiseg.io.scans import files_of, read_label
+from semiseg.io.scans import files_of, read_grid, read_label
 from semiseg.scoring.metrics import volume_ml
 from semiseg.types import BoolArray, LabelArray, Shape, Spacing
 from semiseg.view.contents import State, ViewCase, state_of
@@ -160,6 +160,7 @@ class Measurer:
         self._digests: dict[str, str] = {}
         self._failed: dict[Path, State] = {}
         self._by_case: dict[str, Measures] = {}
+        self._misfits: dict[str, tuple[State, str]] = {}
         self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -205,6 +206,28 @@ class Measurer:
             except OSError:  # gone since
                 return None
         return self._digests[id]
+
+    def misfit(self, case: ViewCase) -> str:
+        """What a case's label and its scan differ in, by their headers, which are read again where a file has changed;
+        nothing where the label lies on its scan. Raises `DataError` where one cannot be read."""
+        path = self._source.measured(case)
+        if path is None or not case.images:
+            return ""
+        scan = case.images[0]
+        state = state_of(path, *([scan] if scan.is_file() else []))  # a series of DICOM has thousands of files
+        kept = self._misfits.get(case.id)
+        if kept is None or kept[0] != state:
+            found = (state, read_grid(path).difference(read_grid(scan)) or "")
+            with self._lock:
+                self._misfits[case.id] = found
+                self.version += found[1] != (kept[1] if kept else "")
+            return found[1]
+        return kept[1]
+
+    def last_misfit(self, id: str) -> str:
+        """The same as it was last seen."""
+        kept = self._misfits.get(id)
+        return kept[1] if kept else ""
 
     def now(self, case: ViewCase) -> Measures | None:
         """Of a case's label as it is now, measured where it has not been; None where it has none.
@@ -281,6 +304,7 @@ class Measurer:
         if path is not None and self._failed.get(path) == state_of(path):
             return
         try:
+            self.misfit(case)
             self.now(case)
         except (DataError, OSError):  # which is said where the case is opened
             if path is not None:

@@ -31,7 +31,8 @@ ByCase = dict[str, dict[Key, Decision]]
 
 class Row(TypedDict):
     """A case in the list. score, volume_ml, fragments: of one organ, or their mean, sum and sum. missing: organs that
-    it lacks and most cases have. outliers: organs of an unusual volume. torn: organs in more pieces than usual."""
+    it lacks and most cases have. outliers: organs of an unusual volume. torn: organs in more pieces than usual.
+    misfit: why its label does not lie on its scan, or nothing."""
 
     id: str
     role: str
@@ -42,6 +43,7 @@ class Row(TypedDict):
     missing: list[str]
     outliers: list[str]
     torn: list[str]
+    misfit: str
     decision: str | None
     stale: bool
     corrected: bool
@@ -64,7 +66,7 @@ class Table:
         self._usual: tuple[float, int, Usual, bool] | None = None
         self._stand: tuple[list[Decision], int, ByCase] = ([], 0, {})
         self._rows: dict[str, tuple[tuple[object, ...], list[Row]]] = {}
-        self._undecided: dict[str, tuple[Contents, Usual, dict[str, tuple[Measures | None, bool, Row]]]] = {}
+        self._undecided: dict[str, tuple[Contents, Usual, dict[str, tuple[Measures | None, bool, str, Row]]]] = {}
         self._decided: dict[tuple[str, str], tuple[Row, tuple[object, ...], Row]] = {}
 
     def stand(self) -> ByCase:
@@ -98,12 +100,12 @@ class Table:
             of_all = self._undecided[organ] = (contents, usual, {})
         undecided, rows = of_all[2], []
         for id in sorted(contents.cases):
-            known, is_corrected = measured.get(id), id in corrected
+            known, is_corrected, misfit = measured.get(id), id in corrected, self._measurer.last_misfit(id)
             kept = undecided.get(id)
-            if kept is None or kept[0] is not known or kept[1] is not is_corrected:
-                row = _row(contents, usual, id, names, known, is_corrected)
-                kept = undecided[id] = (known, is_corrected, row)
-            row = kept[2]
+            if kept is None or kept[0] is not known or kept[1:3] != (is_corrected, misfit):
+                row = _row(contents, usual, id, names, known, is_corrected, misfit)
+                kept = undecided[id] = (known, is_corrected, misfit, row)
+            row = kept[3]
             if lines := stand.get(id):
                 digest = self._measurer.last_hash(id, reviewed[id]) if id in reviewed else None
                 row = self._with_decision(organ, row, lines, names, digest)
@@ -165,7 +167,13 @@ def _same(before: tuple[object, ...], now: tuple[object, ...]) -> bool:
 
 
 def _row(
-    contents: Contents, usual: Usual, id: str, names: Sequence[str], known: Measures | None, corrected: bool
+    contents: Contents,
+    usual: Usual,
+    id: str,
+    names: Sequence[str],
+    known: Measures | None,
+    corrected: bool,
+    misfit: str,
 ) -> Row:
     found, scores = _odd(known, usual, contents), contents.scores.get(id, {})
     defined = [score for name in names if (score := scores.get(name)) is not None]
@@ -181,6 +189,7 @@ def _row(
         missing=[name for name in found["missing"] if name in names],
         outliers=[name for name in found["outliers"] if name in names],
         torn=[name for name in found["torn"] if name in names],
+        misfit=misfit,
         decision=None,
         stale=False,
         corrected=corrected,

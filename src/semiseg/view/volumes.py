@@ -128,6 +128,8 @@ class Volumes:
 
     def _read(self, case: ViewCase, layer: Layer) -> Volume:
         if layer.form == "label":
+            if case.images and (difference := read_grid(layer.paths[0]).difference(read_grid(case.images[0]))):
+                raise DataError(f"{layer.paths[0]}: not on the grid of its scan: {difference}.")
             label, grid = read_label(layer.paths[0])
             return Volume(RawChannel(label), grid)
         if layer.form == "difference":
