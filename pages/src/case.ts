@@ -59,11 +59,14 @@ function forgetOthers(ids: string[]): void {
   for (const id of details.keys()) if (!ids.includes(id)) details.delete(id);
 }
 
-// What one chose for a case holds for the next; windows: by the layer.
-const choice: { visible: Set<string> | null; style: Look["style"]; opacity: number; windows: Map<string, [number, number]>; organ: string | null; arranged: Arrangement } = {
-  visible: null, style: "outline", opacity: 0.5, windows: new Map(), organ: null, arranged: "all",
+// What one chose for a case holds for the next; shown: what was switched on or off, by the layer; windows: by the layer.
+const choice: { shown: Map<string, boolean>; style: Look["style"]; opacity: number; windows: Map<string, [number, number]>; organ: string | null; arranged: Arrangement } = {
+  shown: new Map(), style: "outline", opacity: 0.5, windows: new Map(), organ: null, arranged: "all",
 };
 const recent: string[] = [];
+
+/** Of a case: as one chose, else the label that is judged, and the prediction. */
+const isShownIn = (of: Case, { name }: Layer): boolean => choice.shown.get(name) ?? [of.reviewed_layer, "prediction"].includes(name);
 
 export function casePage(where: Where): Page {
   const id = where.parts[0]!;
@@ -94,7 +97,7 @@ export function casePage(where: Where): Page {
     if (stopped) return;
     forgetChanged(found);
     recent.splice(0, recent.length, ...[id, ...recent.filter((one) => one !== id)].slice(0, KEPT));
-    choice.visible ??= new Set([found.reviewed_layer ?? "prediction", "prediction", ...(found.reviewed_layer === "reference" ? ["reference"] : [])]);
+    if (found.reviewed_layer) choice.shown.delete(found.reviewed_layer); // what is judged is seen first, whatever one hid before
     for (const layer of found.layers) if (!layer.is_ct) choice.windows.delete(layer.name); // each scan has intensities of its own
     panel();
     const frame = await prepare(found);
@@ -158,7 +161,7 @@ export function casePage(where: Where): Page {
   }
 
   const layersToShow = (): Layer[] => found!.layers.filter((layer) => layer.kind !== "image" || layer.name !== "scan");
-  const isShown = (layer: Layer): boolean => choice.visible!.has(layer.name);
+  const isShown = (layer: Layer): boolean => isShownIn(found!, layer);
   const scanLayer = (): Layer | undefined => {
     const images = found!.layers.filter((layer) => layer.kind === "image");
     return images.find((layer) => layer.name !== "scan" && isShown(layer)) ?? images[0];
@@ -175,7 +178,7 @@ export function casePage(where: Where): Page {
   function setLook(): void {
     if (!stage || !found) return;
     const layers = shownLayers().filter((layer) => layer.kind !== "image");
-    const order = (layer: Layer) => (layer.kind === "map" ? 0 : layer.name === "difference" ? 1 : layer.name === "reference" ? 2 : 3);
+    const order = (layer: Layer) => (layer.kind === "map" ? 0 : layer.name === "difference" ? 1 : layer.name === "reference" ? 2 : layer.name === found!.reviewed_layer ? 4 : 3);
     const several = layers.filter((layer) => layer.kind === "label" && layer.name !== "difference").length > 1;
     const shown: Shown[] = [...layers].sort((a, b) => order(a) - order(b)).map((layer) => ({
       name: layer.name,
@@ -191,11 +194,10 @@ export function casePage(where: Where): Page {
   }
 
   function toggle(layer: Layer): void {
-    const visible = choice.visible!;
-    if (visible.has(layer.name)) visible.delete(layer.name);
+    if (isShown(layer)) choice.shown.set(layer.name, false);
     else {
-      if (layer.kind !== "label") for (const other of found!.layers) if (other.kind === layer.kind && other.name !== "scan") visible.delete(other.name);
-      visible.add(layer.name);
+      if (layer.kind !== "label") for (const other of found!.layers) if (other.kind === layer.kind) choice.shown.delete(other.name);
+      choice.shown.set(layer.name, true);
       void upload(layer);
     }
     setLook();
@@ -288,7 +290,7 @@ export function casePage(where: Where): Page {
     try {
       const of = await detailsOf(next);
       if (!webgl || stopped) return;
-      for (const layer of of.layers) if (layer.name === "scan" || (layer.kind !== "image" && choice.visible!.has(layer.name))) await volumeOf(layer);
+      for (const layer of of.layers) if (layer.name === "scan" || (layer.kind !== "image" && isShownIn(of, layer))) await volumeOf(layer);
       root.dataset.ahead = next;
     } catch {
       // it will be said when the case is opened
@@ -351,7 +353,7 @@ export function casePage(where: Where): Page {
       isShownName("difference") ? el("div", { class: "legend" }, ...DIFFERENCE.map(([, text, rgb]) => el("span", {}, swatch(`rgb(${rgb.join()})`), text))) : null,
     );
   }
-  const isShownName = (name: string): boolean => choice.visible!.has(name) && found!.layers.some((layer) => layer.name === name);
+  const isShownName = (name: string): boolean => found!.layers.some((layer) => layer.name === name && isShown(layer));
 
   function panelWindow(): void {
     const scan = scanLayer();

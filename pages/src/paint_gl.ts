@@ -100,7 +100,7 @@ export class GlPainter implements Painter {
     gl.clearColor(0, 0, 0, 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
     const scan = look.scan === null ? undefined : this.textures.get(look.scan);
-    const labels = look.shown.filter((one) => one.kind === "label" && this.textures.has(one.name)).slice(0, MOST_LABELS);
+    const labels = look.shown.filter((one) => one.kind === "label" && this.textures.has(one.name)).slice(-MOST_LABELS);
     const map = look.shown.find((one) => one.kind === "map" && this.textures.has(one.name));
     const used = this.program(scan ? (scan.float ? "float" : "int") : "none", labels.length, map !== undefined);
     gl.useProgram(used.program);
