@@ -89,6 +89,8 @@ export interface Case {
   centroids: Record<string, [number, number, number]>;
   doubt: number | null;
   label_sha256: string | null;
+  /** The number of the last decision on any case: later ones are not known of. */
+  decisions: number;
   decision: Decision | "mixed" | null;
   stale: boolean;
   corrected: boolean;
@@ -112,6 +114,7 @@ export interface Judged {
   organ: string | null;
   decision: Decision;
   label_sha256: string | null;
+  decisions: number;
   seconds: number;
   audit: boolean;
 }

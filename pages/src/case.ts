@@ -455,7 +455,7 @@ export function casePage(where: Where): Page {
     if (!found?.label_sha256) return toast("This case has no label to be judged.");
     const seconds = Math.round((performance.now() - began) / 100) / 10;
     try {
-      await post("/api/decisions", { case: id, organ: choice.organ, decision, label_sha256: found.label_sha256, seconds, audit: false });
+      await post("/api/decisions", { case: id, organ: choice.organ, decision, label_sha256: found.label_sha256, decisions: found.decisions, seconds, audit: false });
       toast(`${choice.organ ? words(choice.organ) : id}: ${VERDICTS.find((one) => one.decision === decision)!.short}`);
     } catch (error) {
       complain(error);

@@ -1,6 +1,6 @@
 // The queue: a strip of each label, one key for each decision. The next strips are decoded before they are wanted, and a
 // decision is sent while the next one is looked at already.
-import { get, getCase, ofCase, post, query, type Case, type CaseList, type Decision, type Judged, type Queue } from "./api";
+import { get, getCase, ofCase, post, query, Refused, type Case, type CaseList, type Decision, type Judged, type Queue } from "./api";
 import { showFolder } from "./cases";
 import { count, duration, el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
@@ -236,15 +236,17 @@ export function reviewPage(where: Where): Page {
     }
     const send = async () => {
       const of = known ?? (await judged.details);
-      const body: Judged = { case: judged.id, organ: organ || null, decision, label_sha256: of.label_sha256, seconds, audit: judged.audit };
+      const body: Judged = { case: judged.id, organ: organ || null, decision, label_sha256: of.label_sha256, decisions: of.decisions, seconds, audit: judged.audit };
       await post("/api/decisions", body);
     };
-    sending = sending.catch(() => {}).then(send).catch((error: unknown) => {
-      // it was not written: the case comes again, now
+    sending = sending.catch(() => {}).then(send).catch(async (error: unknown) => {
+      // it was not written: the case comes again, now, unless another has decided on it
       complain(error);
       items.delete(judged.id);
       past.firstElementChild?.remove();
-      if (!stopped) {
+      const now = error instanceof Refused && error.status === 409 ? await getCase(judged.id).catch(() => null) : null;
+      const state = organ ? now?.organs.find((one) => one.name === organ) : now;
+      if (!stopped && !(state?.decision && !state.stale && !judged.audit)) {
         queue.unshift(judged.id);
         void show();
       }

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from view_server import Served, serving, wait_until_measured
 
-from semiseg.decisions import Decision
+from semiseg.decisions import Decision, DecisionLog
 from semiseg.files import write_text
 from semiseg.view.review import AUDIT_AFTER, audit, ordered, pace, wilson
 from semiseg.view.table import Row
@@ -56,6 +56,7 @@ def test_random_stays_as_it_was_drawn() -> None:
     assert sorted(drawn) == sorted(one["id"] for one in rows)
     assert drawn == ordered(rows[::-1], "random")
     assert drawn != ordered(rows, "doubt")
+    assert drawn != ordered(rows, "random", "bob") == ordered(rows[::-1], "random", "bob")
     less = [one for one in rows if one["id"] != drawn[0]]
     assert ordered(less, "random") == drawn[1:]
 
@@ -114,6 +115,20 @@ def test_the_queue_empties_as_one_decides(served: Served) -> None:
         assert (now["done"], now["left"]) == (done, 12 - done)
         assert now["queue"] == first["queue"][done:]
         assert now["minutes_left"] == pytest.approx((12 - done) * 3 / 60, abs=0.06)
+
+
+def test_what_another_decided_meanwhile_is_not_overruled_unseen(served: Served) -> None:
+    log, shown = DecisionLog(served.pages.source.decisions), served.json("/api/cases/case_1")
+    given = {"case": "case_1", "decision": "accept", "label_sha256": shown["label_sha256"]}
+    log.add("case_1", "set_aside", reviewer="bob", label_sha256=shown["label_sha256"])
+    for organ in (None, "liver"):
+        refused = served.post("/api/decisions", **given, organ=organ, decisions=shown["decisions"])
+        assert refused.status_code == 409
+        assert refused.json()["error"].startswith("bob set it aside")
+    seen = served.json("/api/cases/case_1")["decisions"]
+    log.add("case_1", "unsure", organ="spleen", reviewer="bob", label_sha256=shown["label_sha256"])
+    assert served.post("/api/decisions", **given, organ="liver", decisions=seen).status_code == 200
+    assert served.post("/api/decisions", **given, decisions=seen).status_code == 409
 
 
 def test_an_organ_has_a_queue_of_its_own(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from semiseg.corrections import AskedSlices, Taken, export_cases, import_correction
-from semiseg.decisions import Verdict
+from semiseg.decisions import Verdict, not_undone
 from semiseg.errors import DataError
 from semiseg.io.file_kinds import ending
 from semiseg.io.scans import read_grid
@@ -49,6 +50,9 @@ def decide(pages: Pages, body: dict[str, Any]) -> Response:
     if decision == "accept" and (misfit := pages.measurer.misfit(case)):
         raise HTTPException(409, f"This label does not lie on its scan: {misfit}. Mend the file, or set it aside.")
     with pages.deciding:
+        pages.log.refresh()
+        if (other := _of_another(pages, case.id, organ or None, digest, body.get("decisions"))) is not None:
+            raise HTTPException(409, other)
         line = pages.log.add(
             case.id,
             decision,
@@ -59,6 +63,32 @@ def decide(pages: Pages, body: dict[str, Any]) -> Response:
             audit=audit,
         )
     return JSONResponse(line)
+
+
+_DID = {
+    "accept": "accepted it",
+    "set_aside": "set it aside",
+    "label": "wants it labelled",
+    "unsure": "was unsure of it",
+}
+
+
+def _of_another(pages: Pages, case: str, organ: str | None, digest: str, seen: object) -> str | None:
+    """What another reviewer decided on this label meanwhile. seen: the number of the last decision when the label was
+    looked up; where it is not given, nothing counts as meanwhile."""
+    if not isinstance(seen, int):
+        return None
+    for line in reversed(not_undone(pages.log.lines)):
+        if line["number"] <= seen:
+            return None
+        same = (line["case"], line["label_sha256"]) == (case, digest)
+        if same and (organ is None or line["organ"] in (None, organ)) and line["reviewer"] != pages.reviewer:
+            ago = datetime.now(UTC) - datetime.fromisoformat(line["time"])
+            of = f" ({line['organ']})" if line["organ"] else ""
+            return (
+                f"{line['reviewer']} {_DID[line['decision']]}{of} {max(0, round(ago.total_seconds()))} s ago: {case}."
+            )
+    return None
 
 
 def undo(pages: Pages, body: dict[str, Any]) -> Response:

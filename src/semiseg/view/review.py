@@ -32,7 +32,7 @@ def review(source: Source, table: Table, log: DecisionLog, reviewer: str, order:
     reviewed = source.all_reviewed()
     rows = [row for row in table.rows(organ) if row["id"] in reviewed]
     waiting = [row for row in rows if (row["decision"] is None or row["stale"]) and not row["corrected"]]
-    queue = ordered(waiting, order)
+    queue = ordered(waiting, order, reviewer)
     audits = _due(lines, rows, organ, nothing_else=not queue)
     for place, case in enumerate(audits):
         queue.insert(min(len(queue), 3 * place + int(_draw(case, "place") * 8)), case)
@@ -48,17 +48,18 @@ def review(source: Source, table: Table, log: DecisionLog, reviewer: str, order:
     }
 
 
-def ordered(rows: Sequence[Row], order: Order) -> list[str]:
+def ordered(rows: Sequence[Row], order: Order, reviewer: str = "") -> list[str]:
     """Ids: the most doubtful first (those of unknown doubt last, the odd ones before others), at random, or of each
-    fifth by doubt in turn. What is drawn is drawn by the id, so that the order stays."""
+    fifth by doubt in turn. What is drawn is drawn by the id, so that the order stays, and by the reviewer, so that two
+    do not look at the same."""
     if order == "random":
-        return [row["id"] for row in sorted(rows, key=lambda row: _draw(row["id"], "order"))]
+        return [row["id"] for row in sorted(rows, key=lambda row: _draw(row["id"], reviewer, "order"))]
     by_doubt = sorted(rows, key=_doubt)
     if order == "doubt":
         return [row["id"] for row in by_doubt]
     size = math.ceil(len(by_doubt) / _STRATA) or 1
     strata = [
-        sorted(by_doubt[first : first + size], key=lambda row: _draw(row["id"], "order"))
+        sorted(by_doubt[first : first + size], key=lambda row: _draw(row["id"], reviewer, "order"))
         for first in range(0, len(by_doubt), size)
     ]
     return [stratum[place]["id"] for place in range(size) for stratum in strata if place < len(stratum)]

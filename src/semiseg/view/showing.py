@@ -130,6 +130,7 @@ def case(pages: Pages, request: Request) -> Response:
             "centroids": _centroids(contents.organs, measured),
             "doubt": doubt_of(contents.doubts.get(case.id)),
             "label_sha256": digest,
+            "decisions": pages.log.lines[-1]["number"] if pages.log.lines else 0,
             "decision": decision_of(stand, case.id, names),
             "stale": is_stale(stand, case.id, names, digest),
             "corrected": source.correction(case) is not None,
