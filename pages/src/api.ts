@@ -155,8 +155,23 @@ export async function bytes(url: string, signal?: AbortSignal): Promise<ArrayBuf
 
 export async function post<T>(url: string, body: unknown = {}): Promise<T> {
   const headers = { "Content-Type": "application/json" };
-  return (await (await ask(url, { method: "POST", headers, body: JSON.stringify(body) })).json()) as T;
+  const keepalive = url.startsWith("/api/decisions"); // sent though the tab is closed
+  return (await (await ask(url, { method: "POST", headers, keepalive, body: JSON.stringify(body) })).json()) as T;
 }
+
+let unsent = 0;
+
+/** Who closes the tab before this is done is asked first. */
+export async function unlost<T>(work: Promise<T>): Promise<T> {
+  unsent++;
+  try {
+    return await work;
+  } finally {
+    unsent--;
+  }
+}
+
+window.addEventListener("beforeunload", (event) => unsent && event.preventDefault());
 
 export function query(values: Record<string, string | number | boolean | null | undefined>): string {
   const found = new URLSearchParams();

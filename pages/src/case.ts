@@ -1,5 +1,5 @@
 // One case: its layers in three planes and in 3D, what is known of its organs, and the decision.
-import { bytes, getCase, ofCase, post, Refused, type Case, type Decision, type Layer } from "./api";
+import { bytes, getCase, ofCase, post, Refused, unlost, type Case, type Decision, type Layer } from "./api";
 import { list, listed, showFolder } from "./cases";
 import { el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
@@ -455,7 +455,7 @@ export function casePage(where: Where): Page {
     if (!found?.label_sha256) return toast("This case has no label to be judged.");
     const seconds = Math.round((performance.now() - began) / 100) / 10;
     try {
-      await post("/api/decisions", { case: id, organ: choice.organ, decision, label_sha256: found.label_sha256, decisions: found.decisions, seconds, audit: false });
+      await unlost(post("/api/decisions", { case: id, organ: choice.organ, decision, label_sha256: found.label_sha256, decisions: found.decisions, seconds, audit: false }));
       toast(`${choice.organ ? words(choice.organ) : id}: ${VERDICTS.find((one) => one.decision === decision)!.short}`);
     } catch (error) {
       complain(error);
@@ -472,7 +472,7 @@ export function casePage(where: Where): Page {
     toast(`Undone: ${line.organ ? `${words(line.organ)} of ` : ""}${line.case}`);
     await renew();
   });
-  const taken = (wish: object) => post<{ case: string; organ: string | null }>("/api/decisions/undo", wish);
+  const taken = (wish: object) => unlost(post<{ case: string; organ: string | null }>("/api/decisions/undo", wish));
 
   /** What is known of the case now, and layers whose files have changed since they were drawn. */
   async function renew(): Promise<void> {

@@ -1,6 +1,6 @@
 // The queue: a strip of each label, one key for each decision. The next strips are decoded before they are wanted, and a
 // decision is sent while the next one is looked at already.
-import { get, getCase, ofCase, post, query, Refused, type Case, type CaseList, type Decision, type Judged, type Queue } from "./api";
+import { get, getCase, ofCase, post, query, Refused, unlost, type Case, type CaseList, type Decision, type Judged, type Queue } from "./api";
 import { showFolder } from "./cases";
 import { count, duration, el, fill, fixed, key, swatch, volume, words } from "./dom";
 import { setBindings, type Binding } from "./keys";
@@ -239,7 +239,7 @@ export function reviewPage(where: Where): Page {
       const body: Judged = { case: judged.id, organ: organ || null, decision, label_sha256: of.label_sha256, decisions: of.decisions, seconds, audit: judged.audit };
       await post("/api/decisions", body);
     };
-    sending = sending.catch(() => {}).then(send).catch(async (error: unknown) => {
+    sending = unlost(sending.catch(() => {}).then(send)).catch(async (error: unknown) => {
       // it was not written: the case comes again, now, unless another has decided on it
       complain(error);
       items.delete(judged.id);
@@ -262,7 +262,7 @@ export function reviewPage(where: Where): Page {
   }
 
   function undo(): void {
-    sending = sending.catch(() => {}).then(async () => {
+    sending = unlost(sending.catch(() => {}).then(async () => {
       const line = await post<{ case: string; organ: string | null }>("/api/decisions/undo");
       if (stopped) return;
       past.firstElementChild?.remove();
@@ -272,7 +272,7 @@ export function reviewPage(where: Where): Page {
       queue = [line.case, ...queue.filter((id) => id !== line.case)];
       await show();
       void ask(false);
-    }).catch(complain);
+    })).catch(complain);
   }
 
   function skip(): void {
