@@ -72,8 +72,9 @@ export interface Layer {
   title: string;
   /** With the version of its files: a file that changes has another address. */
   url: string;
-  /** Of images: what is black and white as it opens, and whether its values are HU. */
+  /** Of images: what is black and white as it opens, windows of its own, and whether its values are HU. */
   window?: [number, number];
+  windows?: Window[];
   is_ct?: boolean;
 }
 

@@ -167,7 +167,7 @@ export function casePage(where: Where): Page {
     return images.find((layer) => layer.name !== "scan" && isShown(layer)) ?? images[0];
   };
   const windowOf = (layer: Layer | undefined): [number, number] => (layer && (choice.windows.get(layer.name) ?? layer.window)) ?? [0, 1];
-  const presetsOf = (layer: Layer | undefined) => (layer?.is_ct ? info.windows : []);
+  const presetsOf = (layer: Layer | undefined) => (layer?.is_ct ? info.windows : (layer?.windows ?? []));
   const shownLayers = (): Layer[] => [...(scanLayer() ? [scanLayer()!] : []), ...found!.layers.filter((layer) => layer.kind !== "image" && isShown(layer))];
 
   function coloursOf(layer: Layer): Map<number, Rgb> {
@@ -360,12 +360,12 @@ export function casePage(where: Where): Page {
     const [low, high] = windowOf(scan);
     const digits = high - low < 10 ? Math.min(12, Math.max(2, 1 - Math.floor(Math.log10(high - low)))) : 0;
     const presets = presetsOf(scan).map((one) =>
-      el("button", { class: "chip", "aria-pressed": one.low === low && one.high === high ? "true" : "false", title: `${one.low} to ${one.high} HU`, onclick: () => setWindow([one.low, one.high]) }, one.name),
+      el("button", { class: "chip", "aria-pressed": one.low === low && one.high === high ? "true" : "false", title: scan?.is_ct ? `${one.low} to ${one.high} HU` : one.name, onclick: () => setWindow([one.low, one.high]) }, one.name),
     );
     fill(
       windowBox,
       el("h2", {}, "Window ", el("small", {}, `${low.toFixed(digits)} to ${high.toFixed(digits)}${scan?.is_ct ? " HU" : ""} `, key("W"))),
-      presets.length ? el("div", { class: "chips" }, ...presets) : el("div", { class: "chips" }, el("button", { class: "chip", onclick: () => setWindow(null) }, "as it opens")),
+      el("div", { class: "chips" }, ...presets),
     );
   }
 
@@ -413,17 +413,16 @@ export function casePage(where: Where): Page {
 
   // ---- changes
 
-  function setWindow(window: [number, number] | null): void {
+  function setWindow(window: [number, number]): void {
     const scan = scanLayer();
-    if (scan && window) choice.windows.set(scan.name, window);
-    else if (scan) choice.windows.delete(scan.name);
+    if (scan) choice.windows.set(scan.name, window);
     setLook();
     panelWindow();
   }
 
   function nextWindow(): void {
     const presets = presetsOf(scanLayer());
-    if (!presets.length) return setWindow(null);
+    if (!presets.length) return;
     const at = presets.findIndex((one) => one.low === stage?.look.low && one.high === stage.look.high);
     const next = presets[(at + 1) % presets.length]!;
     setWindow([next.low, next.high]);

@@ -151,6 +151,8 @@ def test_each_channel_is_shown_in_a_window_of_its_own(chromium: Browser, tmp_pat
         assert shown() == dragged
         page.click("button.chip:has-text('as it opens')")
         assert texts[1] in shown()
+        page.keyboard.press("w")
+        assert f" to {20 * scan.max():.0f}" in shown(), "bright"
 
 
 def test_organs_turn_in_3d(chromium: Browser, served: Served) -> None:

@@ -32,6 +32,11 @@ def test_each_channel_has_a_window_of_its_own(tmp_path: Path) -> None:
         found = opens(served)
         for name, scan in scans.items():
             assert found[name] == (pytest.approx(np.percentile(scan, (1, 99.5)), rel=1e-5), False)
+        for layer, scan in zip(served.json("/api/cases/one")["layers"], scans.values(), strict=False):
+            names, lows, highs = zip(*(one.values() for one in layer["windows"]), strict=True)
+            assert names == ("as it opens", "bright", "everything")
+            assert lows == pytest.approx((*np.percentile(scan, (1, 99)), scan.min()), rel=1e-5)
+            assert highs == pytest.approx((np.percentile(scan, 99.5), scan.max(), scan.max()), rel=1e-5)
         first, *others = (pixels(served, layers=name).astype(int) for name in ("scan", "scan_1", "scan_2"))
         assert np.ptp(first) > 10  # of a slice
         for other in others:  # the same ramp, as dark as the first
@@ -53,7 +58,7 @@ def test_strips_are_shown_in_each_channel_and_window(tmp_path: Path) -> None:
     with serving(channels(tmp_path / "data", **scans), decisions=tmp_path / "decisions.jsonl") as served:
         looks = served.json("/api/info")["looks"]
         assert looks[:4] == ["CT, soft tissue", "CT, liver", "CT, mediastinum", "CT, lung"]
-        assert looks[-1] == "PET"
+        assert looks[-3:] == ["PET, as it opens", "PET, bright", "PET, everything"]
         strips = [served.get("/api/cases/one/strip.png", look=look).content for look in range(len(looks))]
         assert len(set(strips)) == len(looks)
         assert served.get("/api/cases/one/strip.png").content == strips[0]

@@ -18,7 +18,7 @@ from semiseg.io.store import open_case
 from semiseg.reporting.overlays import PLANES, SOFT_TISSUE_HU, Plane
 from semiseg.types import Shape
 from semiseg.view.contents import Fresh, ViewCase, state_of
-from semiseg.view.looks import looks_of
+from semiseg.view.looks import OWN_WINDOWS, looks_of
 from semiseg.view.measures import Measurer, Measures, OrganMeasures, centre
 from semiseg.view.pictures import (
     DIFFERENCE_RGB,
@@ -47,7 +47,7 @@ class Drawing:
     def __init__(self, source: Source, volumes: Volumes, measurer: Measurer) -> None:
         self._source, self._volumes, self._measurer = source, volumes, measurer
         self._pictures: ByteCache[bytes] = ByteCache(_PICTURE_BYTES, len)
-        self._windows: dict[tuple[str, int], tuple[float, float]] = {}
+        self._windows: dict[tuple[str, int], list[tuple[float, float]]] = {}
         plan = source.folder / "plan.toml"
         self._normalisation: Fresh[ChannelNormalisation] = Fresh(lambda: read_plan(plan).normalisation[0], plan)
 
@@ -59,15 +59,16 @@ class Drawing:
         return read_grid(path)
 
     def window(self, case: ViewCase, channel: int = 0) -> tuple[float, float]:
-        """What of a channel is black and white where nobody says: soft tissue for CT, else its own percentiles 1 and
-        99.5."""
-        if self._source.contents().is_ct(channel):
-            return SOFT_TISSUE_HU
+        """What of a channel is black and white where nobody says: soft tissue for CT, else the first of its own."""
+        return SOFT_TISSUE_HU if self._source.contents().is_ct(channel) else self.own_windows(case, channel)[0]
+
+    def own_windows(self, case: ViewCase, channel: int) -> list[tuple[float, float]]:
+        """The windows `OWN_WINDOWS` of a channel."""
         if (case.id, channel) not in self._windows:  # of all channels: large scans are read anew each time
             layer = next((layer for layer in self._source.layers(case) if layer.kind == "image"), None)
             scans = self._volumes.channels(case, layer) if layer else ()
-            self._windows |= {(case.id, n): _percentiles(scan) for n, scan in enumerate(scans)}
-        return self._windows.get((case.id, channel), (0.0, 1.0))
+            self._windows |= {(case.id, n): _own_windows(scan) for n, scan in enumerate(scans)}
+        return self._windows.get((case.id, channel), [(0.0, 1.0)] * len(OWN_WINDOWS))
 
     def doubtful(self, case: ViewCase, measured: Measures | None, organ: str) -> Shape:
         """For each plane the slice to look at first: the most doubtful by the network, else the one on which outlines
@@ -160,7 +161,7 @@ class Drawing:
             return Volume(
                 RawChannel(values, units.deviation, units.mean), volume.grid, volume.start, volume.step
             ), SOFT_TISSUE_HU
-        return volume, _percentiles(volume)
+        return volume, _own_windows(volume)[0]
 
     def strip(self, case: ViewCase, *, organ: str, style: Style, overlay: bool, look: int = 0) -> bytes:
         """Three planes through the centroid of an organ, or of all, and the most doubtful axial slice. look: the number
@@ -173,7 +174,9 @@ class Drawing:
 
         def make() -> bytes:
             grid, measured, layer = self.grid(case), self._measurer.now(case), self._judged_layer(case)
-            scan, window = self._scan(case, grey.channel), grey.window or self.window(case, grey.channel)
+            scan, window = self._scan(case, grey.channel), grey.window
+            if isinstance(window, int):
+                window = self.own_windows(case, grey.channel)[window]
             drawn = [self._drawn(case, layer, style, 0.5, organ)] if layer and overlay else []
             at, doubtful = self._middle(grid, measured, organ), self.doubtful(case, measured, organ)
             places: list[tuple[Plane, int]] = [*zip(PLANES, at, strict=True), ("axial", doubtful[0])]
@@ -245,7 +248,9 @@ class Drawing:
         return Drawn(volume=volume, colours=colours, style=style, opacity=opacity)
 
 
-def _percentiles(scan: Volume) -> tuple[float, float]:
+def _own_windows(scan: Volume) -> list[tuple[float, float]]:
     some = scan.array.reshape(-1)[:: max(1, scan.array.size // 1_000_000)]
-    low, high = (float(v) * scan.raw.slope + scan.raw.inter for v in np.percentile(some, (1.0, 99.5)))
-    return (low, high) if high > low else (low, low + 1.0)
+    values = (*np.percentile(some, (1.0, 99.5, 99.0)), scan.array.min(), scan.array.max())
+    low, high, bright, least, most = (float(v) * scan.raw.slope + scan.raw.inter for v in values)
+    pairs = ((low, high), (bright, most), (least, most))
+    return [(first, last) if last > first else (first, first + 1.0) for first, last in pairs]

@@ -14,7 +14,7 @@ from semiseg.io.colours import organ_colours
 from semiseg.reporting.overlays import PLANES
 from semiseg.view.asking import number, one_of, organ_name, whole_number
 from semiseg.view.contents import ViewCase, doubt_of, state_of
-from semiseg.view.looks import WINDOWS, looks_of
+from semiseg.view.looks import OWN_WINDOWS, WINDOWS, looks_of
 from semiseg.view.measures import Measures
 from semiseg.view.review import ORDERS, review
 from semiseg.view.sending import nifti_response, png_response
@@ -144,9 +144,14 @@ def _version(layer: Layer) -> str:
 
 
 def _grey(pages: Pages, case: ViewCase, layer: Layer) -> dict[str, Any]:
-    """The window in which a channel opens, and whether those of CT are for it."""
+    """The window in which a channel opens, and those that it has of its own, or that those of CT are for it."""
     is_ct = pages.source.contents().is_ct(layer.channel)
-    return {"window": pages.drawing.window(case, layer.channel), "is_ct": is_ct}
+    own = [] if is_ct else zip(OWN_WINDOWS, pages.drawing.own_windows(case, layer.channel), strict=True)
+    return {
+        "window": pages.drawing.window(case, layer.channel),
+        "windows": [{"name": name, "low": low, "high": high} for name, (low, high) in own],
+        "is_ct": is_ct,
+    }
 
 
 def _centroids(organs: dict[int, str], measured: Measures | None) -> dict[str, tuple[float, float, float]]:
