@@ -79,6 +79,8 @@ export class Stage {
   private panes = new Map<Plane, Pane>();
   private views: View[] = [];
   private waiting = 0;
+  /** The view that was pointed in: it stays where it is until a key or the wheel moves it, lest it runs away under the mouse. */
+  private held: View | null = null;
   private observer: ResizeObserver;
 
   constructor(readonly frame: Frame, private painter: Painter, look: Look) {
@@ -126,7 +128,9 @@ export class Stage {
       root.setPointerCapture(event.pointerId);
       dragging = { x: event.clientX, y: event.clientY, low: this.look.low, high: this.look.high };
       this.active = plane;
-      if (event.button === 0) this.point(plane, event);
+      if (event.button !== 0) return;
+      this.held = this.viewOf(plane) ?? null;
+      this.point(plane, event);
     });
     root.addEventListener("pointermove", (event) => {
       if (!dragging) return;
@@ -161,7 +165,7 @@ export class Stage {
     const position = [...this.position] as Triple;
     position[across] = Math.floor(x);
     position[down] = Math.floor(y);
-    this.moveTo(position);
+    this.moveTo(position, true);
   }
 
   /** Brightness up and down, contrast left and right. */
@@ -174,7 +178,8 @@ export class Stage {
     this.refresh();
   }
 
-  moveTo(position: Triple): void {
+  moveTo(position: Triple, pointed = false): void {
+    if (!pointed) this.held = null;
     this.position = position.map((value, axis) => Math.min(Math.max(Math.round(value), 0), this.frame.dims[axis]! - 1)) as Triple;
     this.refresh();
     this.onmove();
@@ -189,6 +194,7 @@ export class Stage {
   zoomBy(factor: number): void {
     this.zoom = Math.min(Math.max(this.zoom * factor, 1), 12);
     if (this.zoom < 1.02) this.zoom = 1;
+    this.held = null;
     this.refresh();
   }
 
@@ -232,12 +238,14 @@ export class Stage {
       const hair = (dims[axis]! - this.position[axis]! - 0.5) * spacing[axis]! * scale;
       return Math.min(0, Math.max(length - whole * scale, length / 2 - hair));
     };
+    const same = (one: View["pane"]) => one.width === box.width && one.height === box.height;
+    const held = this.held?.plane === plane && same(this.held.pane) ? this.held : null;
     const view: View = {
       plane,
       index: this.position[through]!,
       pane: box,
-      left: box.left + at(box.width, wide, across),
-      top: box.top + at(box.height, high, down),
+      left: box.left + (held ? held.left - held.pane.left : at(box.width, wide, across)),
+      top: box.top + (held ? held.top - held.pane.top : at(box.height, high, down)),
       across: spacing[across]! * scale,
       down: spacing[down]! * scale,
     };

@@ -116,6 +116,21 @@ def test_window_overlay_and_slices_change_what_is_shown(chromium: Browser, serve
         page.mouse.click(box["x"] + box["width"] / 2 - 2, box["y"] + box["height"] / 2 - 2)  # half a voxel
         page.wait_for_selector(f".pane[data-plane=coronal] .caption:has-text('Coronal {SHAPE[1] // 2 + 1} /')")
         page.wait_for_selector(f".pane[data-plane=sagittal] .caption:has-text('Sagittal {SHAPE[2] // 2 + 1} /')")
+        # Zoomed in, the slice does not move under a mouse that is held: what is pointed at stays so.
+        for _ in range(4):
+            page.keyboard.press("+")
+        place = (box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+        page.mouse.move(*place)
+        page.mouse.down()
+        captions = []
+        for step in (0, 1, 0):
+            page.mouse.move(place[0] + step, place[1])
+            page.wait_for_timeout(200)
+            captions.append(page.inner_text(".pane[data-plane=sagittal] .caption"))
+        page.mouse.up()
+        assert captions[0] == captions[2]
+        hair = page.locator(".pane[data-plane=axial] .hair.vertical").bounding_box()
+        assert abs(hair["x"] - place[0]) < box["width"] / 20
 
 
 def test_each_channel_is_shown_in_a_window_of_its_own(chromium: Browser, tmp_path: Path) -> None:
