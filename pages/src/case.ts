@@ -136,6 +136,8 @@ export function casePage(where: Where): Page {
       if (stopped) return frame;
       try {
         painter = new GlPainter(frame);
+        painter.onlost = () => void fill(holder, el("p", { class: "wait" }, "The graphics card was taken away. Slices are drawn again as soon as it is back; or load the page again."));
+        painter.onrestored = () => void (stopped || window.dispatchEvent(new Event("hashchange")));
         await upload(first);
         return frame;
       } catch (error) {

@@ -37,6 +37,10 @@ export class GlPainter implements Painter {
   private programs = new Map<string, { program: WebGLProgram; at: (name: string) => WebGLUniformLocation | null }>();
   private textures = new Map<string, Texture>();
   private palette: WebGLTexture;
+  private disposed = false;
+  /** The graphics card was taken away, as some do after sleep, and given back: all that it held is gone. */
+  onlost: () => void = () => {};
+  onrestored: () => void = () => {};
 
   constructor(private frame: Frame) {
     this.element = el("canvas", { class: "painted" });
@@ -46,7 +50,12 @@ export class GlPainter implements Painter {
     this.gl = gl;
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     this.palette = gl.createTexture()!;
-    this.element.addEventListener("webglcontextrestored", () => location.reload());
+    this.element.addEventListener("webglcontextlost", (event) => {
+      if (this.disposed) return;
+      event.preventDefault(); // or it would not come back
+      this.onlost();
+    });
+    this.element.addEventListener("webglcontextrestored", () => !this.disposed && this.onrestored());
   }
 
   has({ name, url }: Pick<Layer, "name" | "url">): boolean {
@@ -178,6 +187,7 @@ export class GlPainter implements Painter {
   }
 
   dispose(): void {
+    this.disposed = true;
     for (const { texture } of this.textures.values()) this.gl.deleteTexture(texture);
     this.textures.clear();
     this.gl.getExtension("WEBGL_lose_context")?.loseContext();

@@ -1,13 +1,14 @@
 // Slices that the server draws, for browsers without WebGL2. At most one request a plane is under way; the newest wish
 // follows it, and the old picture stays until the new one is decoded.
-import { ofCase, query, type Layer } from "./api";
+import { bytes, ofCase, query, type Layer } from "./api";
 import { el } from "./dom";
+import { complain } from "./shell";
 import { AXES, type Look, type Painter, type Plane, type View } from "./stage";
 import type { Triple } from "./nifti";
 
 const LARGEST = 1024;
 
-interface Picture { frame: HTMLElement; image: HTMLImageElement | null; place: Record<string, string>; wanted: string; loading: Promise<void> | null }
+interface Picture { frame: HTMLElement; image: HTMLImageElement | null; tried: string; place: Record<string, string>; wanted: string; loading: Promise<void> | null }
 
 export class PngPainter implements Painter {
   readonly element = el("div", { class: "painted" });
@@ -30,7 +31,7 @@ export class PngPainter implements Painter {
   private show(view: View, look: Look): void {
     let picture = this.pictures.get(view.plane);
     if (!picture) {
-      picture = { frame: el("div", { class: "clip" }), image: null, place: {}, wanted: "", loading: null };
+      picture = { frame: el("div", { class: "clip" }), image: null, tried: "", place: {}, wanted: "", loading: null };
       this.element.append(picture.frame);
       this.pictures.set(view.plane, picture);
     }
@@ -64,14 +65,24 @@ export class PngPainter implements Painter {
   }
 
   private async load(picture: Picture): Promise<void> {
-    while (!this.disposed && picture.image?.dataset.address !== picture.wanted) {
+    while (!this.disposed && picture.tried !== picture.wanted) {
       picture.frame.classList.add("loading");
-      const image = el("img", { alt: "", draggable: "false", "data-address": picture.wanted });
-      image.src = picture.wanted;
-      await image.decode().catch(() => image.classList.add("failed"));
-      Object.assign(image.style, picture.place);
-      picture.frame.replaceChildren(image);
-      picture.image = image;
+      picture.tried = picture.wanted;
+      const image = el("img", { alt: "", draggable: "false" });
+      try {
+        image.src = URL.createObjectURL(new Blob([await bytes(picture.wanted)], { type: "image/png" }));
+        await image.decode();
+        Object.assign(image.style, picture.place);
+        picture.frame.replaceChildren(image);
+        picture.image = image;
+      } catch (error) {
+        if (this.disposed) return;
+        complain(error);
+        picture.frame.replaceChildren(el("p", { class: "wait" }, "This slice could not be drawn."));
+        picture.image = null;
+      } finally {
+        URL.revokeObjectURL(image.src);
+      }
     }
   }
 

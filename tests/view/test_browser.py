@@ -111,6 +111,13 @@ def test_window_overlay_and_slices_change_what_is_shown(chromium: Browser, serve
         above = picture(page, "axial", *slice_of("axial"))
         assert far(above, drawn(served, "LAS", above, index=index + 1, **liver))[0] <= 2
         assert far(above, other)[0] > 0.5
+        # The graphics card goes, and comes back.
+        lost = "window.lost = it.getContext('webgl2').getExtension('WEBGL_lose_context')"
+        page.locator("canvas.painted").evaluate(f"it => {{ {lost}; window.lost.loseContext() }}")
+        page.wait_for_selector(".holder:has-text('The graphics card was taken away')")
+        page.evaluate("() => window.lost.restoreContext()")
+        page.wait_for_selector("[data-ready]")
+        page.wait_for_selector("canvas.painted")
         # A click in one plane moves the others.
         box = page.locator(".pane[data-plane=axial]").bounding_box()
         page.mouse.click(box["x"] + box["width"] / 2 - 2, box["y"] + box["height"] / 2 - 2)  # half a voxel

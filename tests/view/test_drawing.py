@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from view_server import Served, channels, save_scan, serving
+
+from semiseg.io.grid import Grid
+from semiseg.io.scans import RawChannel
+from semiseg.view.pictures import Drawn, draw_slice
+from semiseg.view.volumes import Volume
 
 RAMP = np.linspace(0, 1, 16 * 18 * 20).reshape(16, 18, 20)
 
@@ -78,3 +84,16 @@ def test_a_strip_does_not_go_between_two_organs(tmp_path: Path) -> None:
         strip = np.asarray(Image.open(io.BytesIO(served.get("/api/cases/one/strip.png", style="fill").content)))
         sagittal = strip[:, strip.shape[1] // 2 : 3 * strip.shape[1] // 4]
         assert np.ptp(sagittal.astype(int), axis=-1).max() > 10  # a colour, not grey alone
+
+
+def test_a_reference_beside_another_label_is_a_line_of_its_own() -> None:
+    label = np.zeros((4, 40, 40), dtype=np.uint8)
+    label[:, 10:30, 10:30] = 1
+    grid = Grid((4, 40, 40), (1.0, 1.0, 1.0), np.eye(4), (1.0, 1.0, 1.0))
+    one = Drawn(volume=Volume(RawChannel(label), grid), colours={1: (200, 0, 0)})
+    thin, wide = (
+        draw_slice(None, [drawn], "axial", 0, (0, 1), grid=grid, fit=(320, 320))[..., 0]
+        for drawn in (one, replace(one, wide=True))
+    )
+    assert (thin.max(), wide.max()) == (200, 100)
+    assert (wide > 0).sum() > 2 * (thin > 0).sum()

@@ -157,8 +157,10 @@ def test_the_cache_keeps_to_its_limit() -> None:
         cache.get(number, lambda number=number: make(number))
     assert made == [1, 2, 3, 2]
     assert cache.bytes == 80
-    assert cache.get("large", lambda: bytes(101)) == bytes(101)
-    assert cache.bytes == 80
+    assert cache.get("large", lambda: make(101) + bytes(61)) == bytes(101)
+    assert cache.get("large", lambda: make(101)) == bytes(101)
+    assert cache.bytes == 101, "the newest one alone"
+    assert made == [1, 2, 3, 2, 101]
 
 
 def test_a_value_is_made_once_by_many_threads() -> None:

@@ -104,10 +104,15 @@ class Drawing:
         known = {layer.name: layer for layer in self._source.layers(case)}
         asked = [known[name] for name in layers if name in known]
         shown = next((layer for layer in asked if layer.kind == "image"), None)
+        several = sum(layer.kind == "label" and layer.form != "difference" for layer in asked) > 1
         grid = self.grid(case)
         picture = draw_slice(
             self._volumes.get(case, shown) if shown else self._scan(case),
-            [self._drawn(case, layer, style, opacity, organ) for layer in asked if layer.kind != "image"],
+            [
+                self._drawn(case, layer, style, opacity, organ, wide=several and layer.name == "reference")
+                for layer in asked
+                if layer.kind != "image"
+            ],
             plane,
             index if index >= 0 else grid.shape_zyx[PLANES.index(plane)] // 2,
             window or self.window(case, shown.channel if shown else 0),
@@ -235,7 +240,9 @@ class Drawing:
         name = self._source.reviewed_layer(case)
         return layers.get(name or "") or layers.get("prediction") or layers.get("reference")
 
-    def _drawn(self, case: ViewCase, layer: Layer, style: Style, opacity: float, organ: str) -> Drawn:
+    def _drawn(
+        self, case: ViewCase, layer: Layer, style: Style, opacity: float, organ: str, *, wide: bool = False
+    ) -> Drawn:
         volume = self._volumes.get(case, layer)
         if layer.kind == "map":
             return Drawn(volume=volume, colours={}, limit=map_limit(volume))
@@ -245,7 +252,7 @@ class Drawing:
         colours = colours_of(organs, organ_colours(organs.values()))
         if organ:
             colours = {value: colours[value] for value, name in organs.items() if name == organ}
-        return Drawn(volume=volume, colours=colours, style=style, opacity=opacity)
+        return Drawn(volume=volume, colours=colours, style=style, opacity=opacity, wide=wide)
 
 
 def _own_windows(scan: Volume) -> list[tuple[float, float]]:

@@ -40,13 +40,15 @@ _OPAQUE = 0.85
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
     """A label map or a map to draw. colours: of the values that are shown; none for a map. limit: the end of a map's
-    scale. style, opacity: of a label map."""
+    scale. style, opacity: of a label map. wide: a thick pale line whatever the style, as references have beside another
+    label."""
 
     volume: Volume
     colours: Mapping[int, tuple[int, int, int]]
     limit: float = 1.0
     style: Style = "outline"
     opacity: float = 0.6
+    wide: bool = False
 
 
 def colours_of(organs: Mapping[int, str], by_name: Mapping[str, str]) -> dict[int, tuple[int, int, int]]:
@@ -122,9 +124,10 @@ def _draw(picture: Rgb, one: Drawn, found: AnyArray) -> None:
     for value, colour in one.colours.items():
         table[value], shown[value] = colour, True
     seen = shown[values]
-    if one.style == "outline":
-        seen &= _edges(np.where(seen, values, 0), thick=max(1, round(max(height, width) / 320)))
-        _blend(picture, seen.astype(np.float32), table[values])
+    if one.style == "outline" or one.wide:
+        thick = max(1, round(max(height, width) / 320)) * (3 if one.wide else 1)
+        seen &= _edges(np.where(seen, values, 0), thick=thick)
+        _blend(picture, seen * np.float32(0.5 if one.wide else 1.0), table[values])
     else:
         _blend(picture, seen * np.float32(one.opacity), table[values])
 

@@ -28,7 +28,8 @@ MISSED, ADDED, OTHER = 1, 2, 3
 
 
 class ByteCache(Generic[V]):
-    """The values that were used last, up to so many bytes in all. Each is made once, by the thread that comes first."""
+    """The values that were used last, up to so many bytes in all, and the newest one whatever its size: each slice of a
+    large scan would read its file again. Each is made once, by the thread that comes first."""
 
     def __init__(self, limit: int, size: Callable[[V], int]) -> None:
         self._limit, self._size = limit, size
@@ -57,13 +58,10 @@ class ByteCache(Generic[V]):
         return value
 
     def _keep(self, key: Hashable, value: V) -> None:
-        size = self._size(value)
-        if size > self._limit:
-            return
         with self._lock:
             self._kept[key] = value
-            self._bytes += size
-            while self._bytes > self._limit:
+            self._bytes += self._size(value)
+            while self._bytes > self._limit and len(self._kept) > 1:
                 _, dropped = self._kept.popitem(last=False)
                 self._bytes -= self._size(dropped)
 
