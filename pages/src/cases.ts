@@ -7,6 +7,7 @@ import { thumbnail } from "./thumbs";
 import { badge } from "./verdicts";
 
 const PIECE = 60;
+const RETRY_MS = 5000;
 const SORTS = { id: "name", score: "score", doubt: "doubt", volume: "volume", fragments: "fragments", decision: "decision" } as const;
 const FILTERS: Record<string, string> = {
   "": "all cases",
@@ -138,7 +139,11 @@ export function casesPage(where: Where): Page {
         card?.scrollIntoView({ block: "center" });
       }
     } catch (error) {
-      if (mine === turn) complain(error);
+      if (mine !== turn || stopped) return;
+      complain(error);
+      clearTimeout(poller);
+      poller = window.setTimeout(() => void next(first), RETRY_MS);
+      return;
     } finally {
       if (mine === turn) loading = false;
     }
@@ -177,7 +182,9 @@ export function casesPage(where: Where): Page {
       }
       tell(found);
     } catch (error) {
+      if (mine !== turn || stopped) return;
       complain(error);
+      poller = window.setTimeout(refresh, RETRY_MS);
     }
   }
 

@@ -112,6 +112,7 @@ export function note(path: string): void {
 export const hashOfCase = (id: string): string => `cases/${encodeURIComponent(id)}`;
 
 export function toast(text: string, kind: "plain" | "bad" = "plain"): void {
+  if (kind === "bad" && [...passing.children].some((one) => one.textContent === text)) return; // it is said
   const shown = el("div", { class: `toast ${kind}` }, text);
   passing.append(shown);
   setTimeout(() => shown.remove(), kind === "bad" ? 8000 : 3000);

@@ -80,8 +80,6 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
         self._app, self._token = app, token
-        self._authorities = {f"{host}:{port}" for host in HOSTS}
-        self._origins = {f"http://{authority}" for authority in self._authorities}
         self._cookie = f"semiseg-{port}"  # cookies know no ports
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +101,9 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is None and self._is_entrance(scope):
             response = RedirectResponse("/", status_code=303)
-            response.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
+            # Not "strict": the address may be clicked in a page, and its redirect would come without the cookie. What
+            # changes something is kept from other sites by `_refusal`.
+            response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax", path="/")
             await response(scope, receive, guarded)
         elif refusal is None and not self._has_cookie(scope):
             sentence = "Open the address that was printed at the start: it holds the token."
@@ -115,11 +115,13 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
-        if headers.get("host", "") not in self._authorities or len(headers.getlist("host")) != 1:
+        host = headers.get("host", "")
+        name, _, port = host.partition(":")  # of any port: it may come through a tunnel
+        if name not in HOSTS or not (port or "80").isdecimal() or len(headers.getlist("host")) != 1:
             return 421, "This server answers for 127.0.0.1 and localhost alone."
         if scope["method"] not in _SAFE:
             origin = headers.get("origin")
-            if origin is not None and origin not in self._origins:
+            if origin is not None and origin != f"http://{host}":
                 return 403, "A page of another site may not do this."
             if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 return 403, "A page of another site may not do this."
