@@ -122,7 +122,8 @@ def test_what_is_marked_in_the_pages_is_the_next_in_slicer(run: Path) -> None:
         assert browser.get(f"{address}/t/{TOKEN}/api/cases").status_code == 404
         assert browser.get(address, params={"token": TOKEN}).status_code == 303
         label = browser.get(f"{address}/api/cases/phantom_002").json()["label_sha256"]
-        marked = {"case": "phantom_002", "decision": "label", "label_sha256": label}
+        organ = next(iter(work.scheme.organs.values()))  # one organ's mark is enough
+        marked = {"case": "phantom_002", "organ": organ, "decision": "label", "label_sha256": label}
         assert browser.post(f"{address}/api/decisions", json=marked).status_code == 200
         assert next_id(served) == "phantom_002"
 
