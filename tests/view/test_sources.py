@@ -88,7 +88,7 @@ def test_a_dataset_is_read_again_where_scans_come_and_not_where_decisions_do(tmp
     data = tmp_path / "data"
     for number in range(2):
         save_scan(data / "images" / f"case_{number}.nii.gz", np.ones((4, 5, 6), dtype=np.int16), np.eye(4))
-        save_label(data / "labels" / f"case_{number}.nii.gz", np.ones((4, 5, 6), dtype=np.uint8))
+        save_label(data / "labels" / f"case_{number}.nii.gz", np.ones((4, 5, 6), dtype=np.uint8), (1.0, 1.0, 1.0))
     with serving(data) as served:
         before = served.pages.source.contents()
         assert served.decide("case_0", "accept").status_code == 200
