@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parent
 PICTURE = DOCS / "assets" / "contrasts.svg"
 STUDIES = {
     "hippocampus_converged": "hippocampus",
-    "head_neck_by_minutes": "head and neck, 8 minutes",
+    "head_neck_converged": "head and neck",
     "left_atrium_by_minutes": "left atrium, 8 minutes",
     "acdc_mixed_converged": "ACDC, all groups",
     "acdc_one_disease_converged": "ACDC, one disease",
