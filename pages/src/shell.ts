@@ -1,5 +1,5 @@
 // What every page shares: the header, light and dark, help, notices that pass, and where one is.
-import type { Info } from "./api";
+import { get, type Info } from "./api";
 import { el, fill, key } from "./dom";
 import { allBindings, setBindings, setCommon, type Binding } from "./keys";
 
@@ -12,6 +12,7 @@ export interface Page {
 export type MakePage = (where: Where) => Page;
 export interface Where { parts: string[]; query: URLSearchParams }
 
+const RENEW_MS = 15_000;
 const PAGES = [
   { name: "run", title: "Run", key: "shift+r", shown: "Shift R" },
   { name: "cases", title: "Cases", key: "shift+c", shown: "Shift C" },
@@ -33,6 +34,16 @@ export let origin = "cases";
 /** Shows the pages that there are: a report may come while one looks. */
 export function offer(): void {
   for (const link of links) link.hidden = !info.pages[link.dataset.page as PageName];
+}
+
+/** A run that goes on has organs, doubts and labels that it had not when the page was opened. */
+async function renew(): Promise<void> {
+  try {
+    info = await get<Info>("/api/info");
+    offer();
+  } catch {
+    // who needs the server says so
+  }
 }
 
 export function start(given: Info, makers: Record<PageName, MakePage>): void {
@@ -77,6 +88,8 @@ export function start(given: Info, makers: Record<PageName, MakePage>): void {
     window.scrollTo(0, 0);
   };
   window.addEventListener("hashchange", route);
+  window.addEventListener("hashchange", () => void renew());
+  setInterval(() => document.hidden || void renew(), RENEW_MS);
   route();
 }
 

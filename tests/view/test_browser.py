@@ -283,6 +283,7 @@ def test_a_review_says_most_doubtful_only_where_doubts_are_known(
     ranked = f"id,entropy,disagreement,organs,organ_voxels\n{ids[1]},0.1,0.2,2,9\n"
     (run / "ranking.csv").write_text(ranked, encoding="utf-8")
     (run / "doubt").mkdir()
+    (run / "report.html").unlink(missing_ok=True)
     means = {plane: [0.0, 1.0] for plane in PLANES}
     (run / "doubt" / f"{ids[1]}.json").write_text(json.dumps(means), encoding="utf-8")
     with serving(run) as served, chromium.page(served, "review") as page:
@@ -297,6 +298,11 @@ def test_a_review_says_most_doubtful_only_where_doubts_are_known(
             page.wait_for_selector(f".review[data-shown='{id}'] .letters .caption:text-is('{caption}')")
         page.keyboard.press("?")
         page.wait_for_selector("dialog.help:has-text('Most doubtful first, at random, each fifth by doubt in turn')")
+        # What a run that goes on has made meanwhile is there without loading the page again.
+        assert page.is_hidden("nav a[data-page=report]")
+        (run / "report.html").write_text("<p>made meanwhile", encoding="utf-8")
+        page.evaluate("location.hash = '#/cases'")
+        page.wait_for_selector("nav a[data-page=report]")
     with serving(maps, decisions=tmp_path / "decisions.jsonl") as served, chromium.page(served, "review") as page:
         page.wait_for_selector(".letters .caption:text-is('longest outlines')")
         page.keyboard.press("?")
