@@ -65,8 +65,11 @@ const choice: { shown: Map<string, boolean>; style: Look["style"]; opacity: numb
 };
 const recent: string[] = [];
 
-/** Of a case: as one chose, else the label that is judged, and the prediction. */
-const isShownIn = (of: Case, { name }: Layer): boolean => choice.shown.get(name) ?? [of.reviewed_layer, "prediction"].includes(name);
+/** Of a case: as one chose, else the label that is judged and the prediction; the reference where there is neither. */
+const isShownIn = (of: Case, { name }: Layer): boolean => {
+  const first = of.layers.some((layer) => layer.name === "prediction") ? "prediction" : "reference";
+  return choice.shown.get(name) ?? [of.reviewed_layer ?? first, "prediction"].includes(name);
+};
 
 export function casePage(where: Where): Page {
   const id = where.parts[0]!;
