@@ -83,7 +83,7 @@ def test_fewer_than_six_cases_are_shown_with_their_range_and_without_p() -> None
     assert re.search(r"organ +Baseline +Baseline \+ MPL +difference \(range\)\n", text.getvalue())
     values = ("0.8000 (0.7000 to 0.9000)", "0.8500 (0.7500 to 0.9500)", "+0.0500 (+0.0500 to +0.0500)")
     assert re.search(r"liver +" + " +".join(map(re.escape, values)) + "\n", text.getvalue())
-    assert "fewer than 6 cases, which are too few" in text.getvalue()
+    assert "fewer than 6 cases or patients: too few for" in text.getvalue()
     assert "95 %" not in text.getvalue()
     assert "Wilcoxon" not in text.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tracemalloc
+import unicodedata
 from pathlib import Path
 
 import nibabel as nib
@@ -99,6 +100,14 @@ def test_every_missing_prediction_is_named_before_anything_is_scored(folders: tu
     with pytest.raises(DataError, match="2 of 5 predictions are missing: case-1, case-4"):
         evaluate_folder(predictions, references, LABELS)
     assert not (predictions / "summary.json").exists()
+
+
+def test_an_accent_may_be_written_in_two_ways(folders: tuple[Path, Path]) -> None:
+    """As one character, or as a letter and its accent, which macOS prefers."""
+    for folder, form in zip(folders, ("NFC", "NFD"), strict=True):
+        (folder / "case-0.nii.gz").rename(folder / unicodedata.normalize(form, "Müller.nii.gz"))
+    summary = evaluate_folder(folders[1], folders[0], LABELS)
+    assert unicodedata.normalize("NFC", "Müller") in {case["id"] for case in summary["cases"]}
 
 
 def test_another_geometry_is_refused(folders: tuple[Path, Path]) -> None:

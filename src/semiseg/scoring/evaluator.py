@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import get_args
+from unicodedata import normalize
 
 from semiseg.cases import WAS_KILLED, map_cases
 from semiseg.data.labels import count_values
@@ -167,8 +168,9 @@ def _pair(predictions: Path, references: Path | Sequence[Reference]) -> list[_Pa
         cases, origin = references, "the case list"
     if not cases:
         raise DataError(f"{origin}: no reference label maps to score against. Give a folder of label maps.")
-    there = scans_by_stem(predictions)
-    found = [(case, reference, there.get(case), image) for case, reference, image in cases]
+    # Accents may be written in two ways, and macOS has its own.
+    there = {normalize("NFC", case): file for case, file in scans_by_stem(predictions).items()}
+    found = [(case, reference, there.get(normalize("NFC", case)), image) for case, reference, image in cases]
     missing = [case for case, _, prediction, _ in found if prediction is None]
     if missing:
         are = "is" if len(missing) == 1 else "are"
@@ -237,5 +239,5 @@ def _check_values(path: Path, label: LabelArray, labels: LabelScheme) -> None:
         have = counted(counts[unknown[0]], "voxel has", "voxels have")
         raise DataError(
             f"{path}: {have} value {unknown[0]}, but the labels are "
-            f"{', '.join(map(str, sorted(labels.names)))}. Correct the file, or add the label."
+            f"{', '.join(map(str, sorted(labels.names)))}. Correct the file. Of two folders, --labels FILE names them."
         )

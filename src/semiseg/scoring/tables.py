@@ -16,7 +16,7 @@ from semiseg.words import counted
 TITLES: dict[Metric, str] = {"dice": "DSC", "nsd": "NSD", "hd95_mm": "HD95 (mm)"}
 DECIMALS: dict[Metric, int] = {"dice": 4, "nsd": 4, "hd95_mm": 2}
 UNDEFINED = "–"
-RANGE_NOTE = f"(a to b) is the range of fewer than {FEWEST_CASES} cases, which are too few for an interval and a p."
+RANGE_NOTE = f"(a to b) is the range of fewer than {FEWEST_CASES} cases or patients: too few for an interval and a p."
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
@@ -109,7 +109,8 @@ def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table in Markdown."""
-    lines = ["| " + " | ".join(line) + " |" for line in [header, *rows]]
+    """The same table in Markdown; a line break in a cell is a space."""
+    cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in [header, *rows]]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
     rule = "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
