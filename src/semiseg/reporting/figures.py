@@ -9,18 +9,19 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from semiseg.scoring.summary import CaseScores, Metric, organ_values
 from semiseg.types import DoubleArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, LINE, SHADE, PAGE = "#010101", "#020202", "#030303", "#040404", "#050505"
 SERIES = tuple(f"#0600{n:02x}" for n in range(1, 8))
@@ -99,8 +100,7 @@ def organ_plot(cases: Sequence[CaseScores], organs: Sequence[str], metric: Metri
     name_organs: whether the organs are written at the left (in a row of plots only the first needs them).
     """
     values = [[v for v in organ_values(cases, organ, metric) if v is not None] for organ in organs]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.2 + 0.9 * name_organs, 0.55 + 0.42 * len(organs)), layout="constrained")
+    with _figure(3.2 + 0.9 * name_organs, 0.55 + 0.42 * len(organs)) as figure:
         axes = figure.add_subplot()
         for row, found in enumerate(values):
             _strip(axes, row, np.array(found, dtype=np.float64))
@@ -110,7 +110,7 @@ def organ_plot(cases: Sequence[CaseScores], organs: Sequence[str], metric: Metri
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.set_xlim(*_limits([v for found in values for v in found], metric))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.locator_params("x", nbins=5)
         return _svg(figure, f"{metric} of every case, by organ")
 
 
@@ -125,8 +125,7 @@ def efficiency_plot(lines: Sequence[EfficiencyLine], ceiling: float | None, *, n
     that their intervals can be read.
     """
     amounts = sorted({amount for _, found in lines for amount, *_ in found})
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    with _figure(5.4, 3.6) as figure:
         axes = figure.add_subplot()
         for n, (_, found) in enumerate(lines):
             colour, (marker, _) = SERIES[n % len(SERIES)], _marker(n)
@@ -149,8 +148,7 @@ def efficiency_plot(lines: Sequence[EfficiencyLine], ceiling: float | None, *, n
 def forest_plot(rows: Sequence[tuple[str, float, float, float]], margin: float) -> str:
     """SVG of differences in Dice with their intervals: (what, mean, low, high) a row, zero, and the margin within which
     methods are level."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(11.2, 0.9 + 0.34 * len(rows)), layout="constrained")
+    with _figure(11.2, 0.9 + 0.34 * len(rows)) as figure:
         axes = figure.add_subplot()
         axes.axvspan(-margin, margin, color=SHADE, linewidth=0, zorder=0)
         axes.axvline(0, color=MUTED, linewidth=1)
@@ -226,8 +224,7 @@ def _curve(
     wide: bool,
 ) -> Curve:
     smooth = title != "Validation Dice"
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(11.2 if wide else 5.4, 3.0), layout="constrained")
+    with _figure(11.2 if wide else 5.4, 3.0) as figure:
         axes = figure.add_subplot()
         for colour, (_, steps, values) in zip(SERIES, lines, strict=False):
             width = max(1, len(values) // 25) if smooth else 1
@@ -239,8 +236,8 @@ def _curve(
         _shade_phases(axes, metrics)
         axes.grid(axis="y")
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.locator_params("x", nbins=6, integer=True)
+        axes.locator_params("y", nbins=5)
         axes.margins(x=0.01)
         svg = _svg(figure, f"{title} over steps")
     legend = tuple((_VARIABLES[colour], label) for colour, (label, _, _) in zip(SERIES, lines, strict=False))
@@ -271,8 +268,20 @@ def _thin(steps: DoubleArray, values: DoubleArray) -> tuple[DoubleArray, DoubleA
     return steps[::every], values[::every]
 
 
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of so many inches, in the page's style. Matplotlib is loaded here: most commands draw nothing."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
 def _svg(figure: Figure, description: str) -> str:
     """The figure as an SVG element for HTML: no XML prologue, no addresses, colours as CSS variables."""
+    import matplotlib as mpl
+
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with mpl.rc_context({"svg.hashsalt": description}), warnings.catch_warnings():
