@@ -122,6 +122,8 @@ def test_settings_that_cannot_be(semiseg_command: Command, phantoms: Path, tmp_p
     run = tmp_path / "run"
     answer = semiseg_command("run", run, "--data", phantoms, "--set", "train.stepz=1")
     refused(answer, "unknown key train.stepz")
+    answer = semiseg_command("run", run, "--data", phantoms, "--set", "train.steps", "1")
+    refused(answer, "--set train.steps 1: write it as one word, --set train.steps=1.")
     refused(semiseg_command("run", run), "data.root", "--data")
     refused(semiseg_command("run", run, "--recipe", tmp_path / "no.toml"), "no.toml: there is no such file")
     refused(semiseg_command("run", run, "--data", phantoms, "--labelled", 9), "data.labelled = 9")

@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _execute(arguments: Sequence[str]) -> int:
+    for flag, key, value in zip(arguments, arguments[1:], arguments[2:], strict=False):
+        if flag == "--set" and "=" not in key and not value.startswith("-"):
+            raise ConfigError(f"--set {key} {value}: write it as one word, --set {key}={value}.")
     command: Any = tyro.extras.subcommand_cli_from_dict(
         dict(_COMMANDS),
         prog="semiseg",

@@ -299,6 +299,13 @@ def test_labels_that_are_all_empty_are_an_error(tmp_path: Path) -> None:
     assert "every training label is empty" in error.text.lower()
 
 
+def test_where_labels_are_looked_for_is_said_if_it_is_not_there(tmp_path: Path) -> None:
+    root = dataset_folder(tmp_path)
+    (root / "labelsTr").rename(root / "labels_of_training")
+    (error,) = [problem for problem in check(root).problems if problem.severity == "error"]
+    assert "Labels of imagesTr are looked for in labelsTr, which is not there." in error.text
+
+
 def test_scans_that_no_network_fits_are_an_error(tmp_path: Path) -> None:
     root = dataset_folder(tmp_path)
     for file in (*root.glob("images*/*"), *root.glob("labels*/*")):

@@ -29,6 +29,7 @@ from semiseg.data.patients import BIDS
 from semiseg.data.remarks import patient_remarks
 from semiseg.geometry import LEFT_RIGHT_AXIS, triple
 from semiseg.io.dataset import Case, Dataset, LabelScheme
+from semiseg.io.layouts.folders import TRAINING, TRAINING_LABELS
 from semiseg.types import Spacing
 
 Progress = Callable[[int, int], None]
@@ -156,6 +157,8 @@ def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark
     maps = [fact.label_voxels for fact in facts if fact.role == "labelled" and fact.label_voxels is not None]
     if not maps:
         text = "no training case has a readable label: nothing can be learned. Label a few scans."
+        if (dataset.root / TRAINING).is_dir() and not (dataset.root / TRAINING_LABELS).exists():
+            text += f" Labels of {TRAINING} are looked for in {TRAINING_LABELS}, which is not there."
         return [("error", dataset.root, text)]
     if not any(value in m for m in maps for value in dataset.labels.organs):
         text = "every training label is empty: no voxel has a class, so nothing can be learned. Restore the labels."
