@@ -2,14 +2,17 @@
 # whose client the tests of `semiseg serve` use, comes without what it needs otherwise, which is gigabytes.
 PYTHON ?= python3
 BIN := .venv/bin
+# Modules are compiled when they are first loaded, and kept, whatever the shell says: tests start some hundred processes.
+export PYTHONDONTWRITEBYTECODE :=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test thorough check docs pages browser bench fuzz clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "semiseg needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps monailabel==0.8.5 || \
+	$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
+	$(PIP) --no-deps monailabel==0.8.5 || \
 		echo "The client of 3D Slicer's module could not be installed; its tests are skipped."
 	touch $@
 
@@ -39,21 +42,19 @@ browser:
 		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 		echo "No Chromium here, and none could be installed."
 
-# The site is built without warnings, then two files of tests at a time, by one thread each. Compiled modules are kept:
-# tests start some hundred processes. `make thorough` has besides what takes long and differs little from what `test` has.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-test: check docs browser
+# Types, the site and the pages side by side, then two files of tests at a time, by one thread each. `make thorough` has
+# besides what takes long and differs little from what `test` has.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: .venv/installed
+	$(MAKE) --no-print-directory -j3 check docs browser
 	$(PYTEST) -m 'not thorough'
 
-thorough: check docs browser
+thorough: .venv/installed
+	$(MAKE) --no-print-directory -j3 check docs browser
 	$(PYTEST)
 
-.venv/docs-installed: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	touch $@
-
 # The pages of docs/ as a site that needs no network: open site/index.html. The variable keeps the theme's news quiet.
-docs: .venv/docs-installed
+docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Ten thousand damaged files, and three hundred kills: an hour or two. docs/security.md says what for.
