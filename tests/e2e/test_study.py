@@ -23,7 +23,8 @@ from semiseg.files import read_toml, write_toml
 from semiseg.run_folder import alone_in, wait_for
 from semiseg.scoring.label_efficiency import name_of, read_study
 from semiseg.settings import read_settings, write_settings
-from semiseg.study import runner
+from semiseg.study import run_process
+from semiseg.study.known_results import KnownResults, row_of_run
 from semiseg.study.settings import load_study, planned_runs
 from semiseg.training.settled import read_settled
 
@@ -228,7 +229,7 @@ def test_a_study_that_could_not_score_is_refused_before_anything_is_made(
     ],
 )
 def test_why_a_run_failed_is_told_whole(log: str, code: int, reason: str) -> None:
-    assert runner._reason(log, code).startswith(reason)
+    assert run_process._reason(log, code).startswith(reason)
 
 
 def test_results_of_other_scans_are_refused(
@@ -249,17 +250,17 @@ def test_results_of_other_scans_are_refused(
 def test_two_processes_add_to_one_file(compared: Any, study: Path, tmp_path: Path) -> None:
     """Each begins with what was there, and adds one run."""
     file, planned = load_study(study), list(planned_runs(load_study(study)))[:2]
-    both = [runner._Known(tmp_path / "results.json", file, study) for _ in planned]
+    both = [KnownResults(tmp_path / "results.json", file, study) for _ in planned]
     for known, run in zip(both, planned, strict=True):
         folder = made(study, run.method)
-        known.add(runner._row(file.asked(run), run, folder, run.method), folder)
+        known.add(row_of_run(file.asked(run), run, folder, run.method), folder)
     assert [run["method"] for run in read_study(tmp_path / "results.json")["runs"]] == METHODS[:2]
     # A row of another program that lacks an organ is named.
     broken = json.loads((tmp_path / "results.json").read_text("utf-8"))
     del next(iter(broken["runs"][1]["cases"].values()))[broken["organs"][0]]
     (tmp_path / "results.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match=r"results.json: mpl-2-first-seed0: phantom_004 has not dice and nsd"):
-        runner._Known(tmp_path / "results.json", file, study).study(METHODS[:2])
+        KnownResults(tmp_path / "results.json", file, study).study(METHODS[:2])
 
 
 def test_one_run_alone_is_no_comparison(semiseg_command: Command, tmp_path: Path) -> None:

@@ -1,52 +1,29 @@
-"""Running a study: run by run, each in a process of its own."""
+"""Running a study: which runs are missing, in which order they are made, and what is known of them."""
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import shlex
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from semiseg.data.patients import BIDS
-from semiseg.data.plan import read_plan
 from semiseg.data.roles import DataSettings
 from semiseg.errors import ConfigError, DataError, SemisegError
-from semiseg.files import file_lock
 from semiseg.io.dataset import Dataset
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.series import SeriesChoice
-from semiseg.notices import notices_by_topic
-from semiseg.processes import ending_with_this, processor_name, usable_cores
-from semiseg.rows import read_metrics
-from semiseg.run_folder import wait_for
-from semiseg.scoring.evaluator import TOLERANCE
-from semiseg.scoring.label_efficiency import (
-    Reference,
-    Study,
-    StudyRun,
-    case_mean,
-    folder_name,
-    name_of,
-    read_study,
-    reference_runs,
-    scores_of,
-    write_study,
-)
-from semiseg.scoring.summary import PAPER_METRICS, read_summary
-from semiseg.settings import RunSettings, read_settings, write_settings
+from semiseg.processes import usable_cores
+from semiseg.scoring.label_efficiency import Study, case_mean, folder_name, name_of, reference_runs
+from semiseg.settings import RunSettings, write_settings
 from semiseg.study.keys import run_key
+from semiseg.study.known_results import KnownResults, row_of_run
+from semiseg.study.run_process import as_begun, make_run, with_threads
 from semiseg.study.settings import PlannedRun, StudySettings, load_study, planned_runs, run_settings
 from semiseg.words import counted
 
@@ -67,10 +44,10 @@ def made_runs(
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: give 1 or more.")
     study = load_study(file)
-    known = _Known(results / "results.json", study, file)
+    known = KnownResults(results / "results.json", study, file)
     stopped = threading.Event()
     threads = max(1, usable_cores() // jobs)
-    wanted = [(run, _with_threads(settings, threads), key) for run, settings, key in _wanted(study, file, data)]
+    wanted = [(run, with_threads(settings, threads), key) for run, settings, key in _wanted(study, file, data)]
     keys = [key for *_, key in wanted]
     missing = [job for job in wanted if not known.has(job[2])]
     say(f"{counted(len(wanted), 'run')}, {len(wanted) - len(missing)} of them finished before.")
@@ -87,7 +64,7 @@ def made_runs(
     failed: list[Exception] = []
     running: set[subprocess.Popen[bytes]] = set()
     with ThreadPoolExecutor(jobs) as pool:
-        begin = partial(_result, output=output, running=running, stopped=stopped)
+        begin = partial(make_run, output=output, running=running, stopped=stopped)
         waiting = {pool.submit(begin, study.asked(job[0]), *job): job[0] for job in missing}
         try:
             for made, future in enumerate(as_completed(waiting), start=1):
@@ -122,7 +99,7 @@ def listed_runs(file: Path, output: Path, results: Path, *, data: Path | None = 
     Raises `ConfigError` for a wrong study file.
     """
     study = load_study(file)
-    known = _Known(results / "results.json", study, file)
+    known = KnownResults(results / "results.json", study, file)
     commands = []
     wanted = _wanted(study, file, data)
     _refuse_unscored([settings.data for _, settings, key in wanted if not known.has(key)])
@@ -130,7 +107,7 @@ def listed_runs(file: Path, output: Path, results: Path, *, data: Path | None = 
         folder = (output / folder_name(run.name, key)).resolve()
         if not known.has(key) and not (folder / "summary.json").exists():
             recipe = folder.with_name(f"{folder.name}.toml")
-            settings = _as_begun(folder, settings)
+            settings = as_begun(folder, settings)
             write_settings(recipe, settings)
             commands.append(shlex.join(["semiseg", "run", str(folder), "--recipe", str(recipe)]))
     return commands
@@ -143,12 +120,12 @@ def collected_runs(file: Path, output: Path, results: Path, *, data: Path | None
     Raises `ConfigError` for a wrong study file, and `DataError` where no run has scores.
     """
     study = load_study(file)
-    known = _Known(results / "results.json", study, file)
+    known = KnownResults(results / "results.json", study, file)
     wanted = _wanted(study, file, data)
     for run, _, key in wanted:
         folder = output / folder_name(run.name, key)
         if not known.has(key) and (folder / "summary.json").exists():
-            known.add(_row(study.asked(run), run, folder, key), folder)
+            known.add(row_of_run(study.asked(run), run, folder, key), folder)
     keys = [key for *_, key in wanted]
     _refuse_other_scans(known.study(keys), wanted[0][1].data, results)
     there = sum(known.has(key) for key in keys)
@@ -177,7 +154,7 @@ def known_runs(file: Path, results: Path, *, baseline: str | None = None, say: S
     """
     study = load_study(file)
     study = replace(study, baseline=baseline or study.baseline)
-    known = _Known(results / "results.json", study, file)
+    known = KnownResults(results / "results.json", study, file)
     planned = list(planned_runs(study))
     keys, others = known.keys({run.name: study.asked(run) for run in planned})
     if others:
@@ -218,184 +195,3 @@ def _refuse_unscored(runs: Sequence[DataSettings]) -> None:
             f"{data.root}: no test case has a label, so no run would have scores. Put labels into labelsTs; or let "
             'labelled cases be held back, ten for example: in the study file, under [common], "data.development" = 10.'
         )
-
-
-def _with_threads(settings: RunSettings, threads: int) -> RunSettings:
-    return replace(settings, train=replace(settings.train, threads=threads))
-
-
-def _as_begun(folder: Path, settings: RunSettings) -> RunSettings:
-    """With the threads that a run was begun with, which an exact resume needs."""
-    begun = folder / "run.toml"
-    return _with_threads(settings, read_settings(begun).train.threads) if begun.exists() else settings
-
-
-def _result(
-    asked: str,
-    run: PlannedRun,
-    settings: RunSettings,
-    key: str,
-    *,
-    output: Path,
-    running: set[subprocess.Popen[bytes]],
-    stopped: threading.Event,
-) -> StudyRun:
-    """Make the run, or go on with it, and read its scores. asked: its steps or minutes, as text. running: holds the
-    process while it runs. stopped: nothing is begun any more."""
-    folder = output / folder_name(run.name, key)
-    settings = _as_begun(folder, settings)
-    recipe, log = output / f"{folder.name}.toml", output / f"{folder.name}.log"
-    write_settings(recipe, settings)
-    command = [sys.executable, "-m", "semiseg", "run", str(folder), "--recipe", str(recipe)]
-    threads = {"OMP_NUM_THREADS": str(settings.train.threads)} if settings.train.threads else {}
-    environment = os.environ | threads | ending_with_this()
-    wait_for(folder)  # whose process may still be stopping, after a study that was killed
-    with log.open("a") as stream:
-        before = stream.tell()
-        if stopped.is_set():
-            raise DataError(f"{folder}: not begun, since the study was stopped.")
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
-        running.add(process)
-        if stopped.is_set():  # in between
-            process.terminate()
-        code, peak_bytes = _wait(process)
-        running.discard(process)
-    if code:
-        reason = _reason(log.read_bytes()[before:].decode(errors="replace"), code)
-        raise DataError(f"{folder}: the run failed: {reason} All of it is in {log}.")
-    if not (folder / "summary.json").exists():
-        raise DataError(f"{folder}: has no scores, since no test case has a label. Use data with labelled test cases.")
-    return _row(asked, run, folder, key) | {"peak_memory_mb": round(peak_bytes / 1e6, 1)}
-
-
-def _row(asked: str, run: PlannedRun, folder: Path, key: str) -> StudyRun:
-    """What is kept of a run that has scores. Its memory is not known to who has not started it."""
-    summary = read_summary(folder / "summary.json")
-    metrics = read_metrics(folder)
-    if not metrics:
-        raise DataError(f"{folder}: has scores and no metrics.jsonl. Delete this folder, and give the command again.")
-    seconds = [float(row["seconds"]) for row in metrics if "seconds" in row]
-    made = StudyRun(
-        method=run.method,
-        labelled=run.labelled,
-        label_seed=run.subset_name,
-        seed=run.seed,
-        compute=run.compute,
-        asked=asked,
-        key=key,
-        steps=int(metrics[-1]["step"]),
-        minutes=round(seconds[-1] / 60, 2) if seconds else 0.0,
-        peak_memory_mb=0.0,
-        # A study's runs are not scored again one by one.
-        notices={topic: text for topic, text in notices_by_topic(folder).items() if topic != TOLERANCE},
-        cases=scores_of(summary),
-    )
-    if on_gpu := [float(line["gpu_peak_mb"]) for line in metrics if "gpu_peak_mb" in line]:
-        made["gpu_peak_mb"] = max(on_gpu)
-    return made
-
-
-def _reason(log: str, code: int) -> str:
-    """Why a process failed: its whole message, or the signal that ended it, or its last line."""
-    if code < 0:
-        memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
-        return f"it was ended by {signal.Signals(-code).name}{memory}."
-    *_, said = re.split(r"^semiseg: (?:settings|error): ", log.strip(), flags=re.MULTILINE)
-    return said if said != log.strip() else (said.splitlines() or ["no output"])[-1]
-
-
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Exit code and peak memory in bytes of a process (0 where the system does not tell)."""
-    if not hasattr(os, "wait4"):
-        return process.wait(), 0
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class _Known:
-    """results.json as it grows."""
-
-    def __init__(self, path: Path, study: StudySettings, file: Path) -> None:
-        self._path, self._methods, named = path, set(study.methods), study.reference
-        self._study: Study = Study(
-            name=file.stem,
-            dataset="",
-            machine={},
-            minutes=study.minutes,
-            baseline=study.baseline,
-            ceiling=study.ceiling or None,
-            reference=Reference(method=named.method, labelled=named.labelled) if named else None,
-            organs=[],
-            tolerance_mm={},
-            test_cases=0,
-            runs=[],
-        )
-        if path.exists():
-            before = read_study(path)
-            for name in ("dataset", "machine", "organs", "tolerance_mm", "test_cases", "runs"):
-                self._study[name] = before[name]
-            if study.recipe or before.get("patients") == BIDS:  # named by the recipe, or by nobody
-                self._set_patients(before.get("patients"))
-        self._set_patients(study.common.get("data.patients", self._study.get("patients")))
-
-    def has(self, key: str) -> bool:
-        """Whether a run is known."""
-        return any(run["key"] == key for run in self._study["runs"])
-
-    def keys(self, asked: dict[str, str]) -> tuple[list[str], list[str]]:
-        """Of the runs that are known by one of these names, in their order; and the names of those that were made with
-        other steps or minutes. asked: what each name has, as `StudyRun.asked`."""
-        by_name = {name_of(run): run for run in self._study["runs"]}
-        found = {name: by_name[name] for name in asked if name in by_name}
-        others = [name for name, run in found.items() if run.get("asked", asked[name]) != asked[name]]
-        return [run["key"] for name, run in found.items() if name not in others], others
-
-    def add(self, row: StudyRun, folder: Path) -> None:
-        """Add a run, in place of one with other settings; the file is written. What another process has added to it
-        since is kept."""
-        with file_lock(self._path.with_name(f".{self._path.name}.lock")):
-            if self._path.exists():
-                self._study["runs"] = read_study(self._path)["runs"]
-            self._add(row, folder)
-
-    def _add(self, row: StudyRun, folder: Path) -> None:
-        summary = read_summary(folder / "summary.json")
-        study = self._study
-        study["dataset"] = read_plan(folder / "plan.toml").dataset
-        study["machine"] = {"processor": processor_name(), "cores": str(usable_cores())}
-        study["machine"] |= {name: version(name) for name in ("semiseg", "torch")}
-        study["machine"]["python"] = platform.python_version()
-        study["organs"] = list(summary["organs"].values())
-        study["tolerance_mm"] = summary["tolerance_mm"]
-        study["test_cases"] = len(summary["cases"])
-        self._set_patients(summary.get("patients", study.get("patients")))
-        study["runs"] = [run for run in study["runs"] if name_of(run) != name_of(row)]
-        study["runs"].append(row)
-        write_study(self._path, study)
-
-    def _set_patients(self, pattern: str | None) -> None:
-        if pattern:
-            self._study["patients"] = pattern
-        else:
-            self._study.pop("patients", None)
-
-    def study(self, keys: list[str]) -> Study:
-        """What is known of these runs, in their order, and then another program's. Runs that are not made yet are left
-        out, and those of methods that the study file had once."""
-        by_key = {run["key"]: run for run in self._study["runs"]}
-        study = self._study.copy()
-        others = [run for run in self._study["runs"] if run["method"] not in self._methods and "asked" not in run]
-        study["runs"] = [*(by_key[key] for key in keys if key in by_key), *others]
-        for run in study["runs"]:
-            self._check(run)
-        return study
-
-    def _check(self, run: StudyRun) -> None:
-        organs = self._study["organs"]
-        for case, found in run["cases"].items():
-            if found.keys() != set(organs) or any(one.keys() != set(PAPER_METRICS) for one in found.values()):
-                raise DataError(
-                    f"{self._path}: {name_of(run)}: {case} has not {' and '.join(PAPER_METRICS)} of each organ "
-                    f"({', '.join(organs)}). Mend this run's rows, or delete them to have it made anew."
-                )
