@@ -16,7 +16,7 @@ from semiseg.files import read_json
 from semiseg.io.dataset import Dataset
 from semiseg.io.layouts import read_dataset
 from semiseg.scoring import EvaluateSettings, evaluate_folder
-from semiseg.scoring.label_efficiency import StudyRun, name_of, read_study, run_name, scores_of, write_study
+from semiseg.scoring.study_results import StudyRun, name_of, read_study, run_name, scores_of, write_study
 
 
 @dataclass(frozen=True)

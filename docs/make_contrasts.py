@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from semiseg.reporting.figures import forest_plot
-from semiseg.scoring.label_efficiency import MARGIN, points, read_study, verdict
+from semiseg.scoring.label_efficiency import MARGIN, points, verdict
+from semiseg.scoring.study_results import read_study
 
 DOCS = Path(__file__).resolve().parent
 PICTURE = DOCS / "assets" / "contrasts.svg"

@@ -21,7 +21,7 @@ from semiseg.config import load_settings
 from semiseg.errors import DataError
 from semiseg.files import read_toml, write_toml
 from semiseg.run_folder import alone_in, wait_for
-from semiseg.scoring.label_efficiency import name_of, read_study
+from semiseg.scoring.study_results import name_of, read_study
 from semiseg.settings import read_settings, write_settings
 from semiseg.study import run_process
 from semiseg.study.known_results import KnownResults, row_of_run

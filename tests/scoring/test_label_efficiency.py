@@ -22,18 +22,9 @@ from semiseg.reporting.study import (
     study_tables,
     write_study_page,
 )
-from semiseg.scoring.label_efficiency import (
-    Study,
-    StudyRun,
-    against_reference,
-    name_of,
-    organ_scores,
-    points,
-    read_study,
-    verdict,
-    write_study,
-)
+from semiseg.scoring.label_efficiency import against_reference, organ_scores, points, verdict
 from semiseg.scoring.statistics import Interval, crossed_interval, holm, signed_rank_p
+from semiseg.scoring.study_results import Study, StudyRun, name_of, read_study, write_study
 
 
 def a_run(

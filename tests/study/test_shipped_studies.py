@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.scoring.label_efficiency import name_of
+from semiseg.scoring.study_results import name_of
 from semiseg.study.runner import known_runs
 from semiseg.study.settings import load_study, planned_runs, run_settings
 

@@ -13,7 +13,7 @@ from semiseg.commands.arguments import Computes, Quiet, say
 from semiseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from semiseg.scoring.label_efficiency import Study as Known
+    from semiseg.scoring.study_results import Study as Known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,20 +18,16 @@ from semiseg.reporting.pictures import DrawnCase, one_slice
 from semiseg.scoring.label_efficiency import (
     MARGIN,
     Point,
-    Study,
-    StudyRun,
     against_reference,
-    case_mean,
     ceiling_runs,
-    folder_name,
     groups_of,
-    name_of,
     organ_scores,
     patient_count,
     points,
     verdict,
 )
 from semiseg.scoring.statistics import FEWEST_CASES, Interval
+from semiseg.scoring.study_results import Study, StudyRun, case_mean, folder_name, name_of
 from semiseg.scoring.summary import PAPER_METRICS, Metric, read_summary
 from semiseg.scoring.tables import TITLES, cases_text, markdown_table, p_text
 from semiseg.words import counted

@@ -14,7 +14,7 @@ from semiseg.notices import notices_by_topic
 from semiseg.processes import processor_name, usable_cores
 from semiseg.rows import read_metrics
 from semiseg.scoring.evaluator import TOLERANCE
-from semiseg.scoring.label_efficiency import Reference, Study, StudyRun, name_of, read_study, scores_of, write_study
+from semiseg.scoring.study_results import Reference, Study, StudyRun, name_of, read_study, scores_of, write_study
 from semiseg.scoring.summary import PAPER_METRICS, read_summary
 from semiseg.study.settings import PlannedRun, StudySettings
 

@@ -13,7 +13,7 @@ from semiseg.reporting.study import (
     too_few_cases,
     write_study_page,
 )
-from semiseg.scoring.label_efficiency import Study
+from semiseg.scoring.study_results import Study
 from semiseg.scoring.tables import print_table
 from semiseg.words import counted
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from semiseg.errors import DataError
 from semiseg.processes import ending_with_this
 from semiseg.run_folder import wait_for
-from semiseg.scoring.label_efficiency import StudyRun, folder_name
+from semiseg.scoring.study_results import StudyRun, folder_name
 from semiseg.settings import RunSettings, read_settings, write_settings
 from semiseg.study.known_results import row_of_run
 from semiseg.study.settings import PlannedRun

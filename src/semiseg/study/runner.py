@@ -19,7 +19,8 @@ from semiseg.io.dataset import Dataset
 from semiseg.io.layouts import read_dataset
 from semiseg.io.layouts.series import SeriesChoice
 from semiseg.processes import usable_cores
-from semiseg.scoring.label_efficiency import Study, case_mean, folder_name, name_of, reference_runs
+from semiseg.scoring.label_efficiency import reference_runs
+from semiseg.scoring.study_results import Study, case_mean, folder_name, name_of
 from semiseg.settings import RunSettings, write_settings
 from semiseg.study.keys import run_key
 from semiseg.study.known_results import KnownResults, row_of_run

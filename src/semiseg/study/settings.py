@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from semiseg.config import PATHS, load_settings
 from semiseg.errors import ConfigError
 from semiseg.files import read_toml
-from semiseg.scoring.label_efficiency import run_name
+from semiseg.scoring.study_results import run_name
 from semiseg.settings import RunSettings
 from semiseg.tables import first_problem, refuse_unknown_keys
 from semiseg.words import counted
