@@ -237,6 +237,12 @@ def why_not_written(error: OSError) -> str:
     )
 
 
+def refuse_foreign(path: Path, sign: str) -> None:
+    """Raise `ConfigError` where a file is there whose text has not what all of ours have."""
+    if path.is_file() and sign not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{path}: is not ours, and would be written over. Move it away, or name another place.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically. Raises `DataError` for what is none, as the name of a file in another coding."""
     with atomic_file(path) as temporary:

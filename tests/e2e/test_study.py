@@ -206,6 +206,15 @@ def test_a_study_without_a_dataset_is_refused_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_table_of_somebody_else_is_not_written_over(
+    study: Path, phantoms: Path, semiseg_command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "table.md").write_text("# Scores of my thesis\n")
+    answer = semiseg_command("study", study, "--data", phantoms, "--output", tmp_path / "runs", "--results", tmp_path)
+    assert (answer.code, "table.md: is not ours, and would be written over" in answer.err) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_study_that_could_not_score_is_refused_before_anything_is_made(
     study: Path, semiseg_command: Command, phantoms: Path, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def test_two_runs_stand_side_by_side(run_folder: Path, baseline: Path, tmp_path:
     page = path.read_text()
     assert write_comparison_report([baseline, run_folder], path) == path  # our own is written anew
     (thesis := tmp_path / "thesis.html").write_text("<p>mine")
-    with pytest.raises(ConfigError, match=r"thesis.html: is no page of ours, and would be written over"):
+    with pytest.raises(ConfigError, match=r"thesis.html: is not ours, and would be written over"):
         write_comparison_report([baseline, run_folder], thesis)
     assert page.count('<section id="') == 5
     assert "Meta Pseudo Labels, dense feedback. Trained on 4 labelled and 24 unlabelled scans" in page

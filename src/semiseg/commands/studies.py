@@ -42,7 +42,7 @@ class Study(Computes):
     """Print results and errors only."""
 
     def execute(self) -> int:
-        from semiseg.study.outputs import print_study, write_pages, write_table
+        from semiseg.study.outputs import print_study, refuse_other_files, write_pages, write_table
         from semiseg.study.runner import collected_runs, known_runs, listed_runs, made_runs
 
         if self.file.suffix != ".toml":
@@ -53,6 +53,7 @@ class Study(Computes):
             )
         output = self.output or Path("runs") / self.file.stem
         results = self.results or output
+        refuse_other_files(output, results)
 
         def show(study: Known) -> None:
             print_study(study)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from semiseg.errors import ConfigError, DataError
-from semiseg.files import write_text
+from semiseg.errors import DataError
+from semiseg.files import refuse_foreign, write_text
 from semiseg.io.colours import organ_colours
 from semiseg.reporting.numbers import NOTHING, distance, value
 from semiseg.reporting.page import METRIC_NAMES, facts, load_template, method_name, trained_on
@@ -30,8 +30,7 @@ def write_comparison_report(runs: Sequence[Path], path: Path, *, names: Sequence
     Raises `ConfigError` where a file is there that is no such page, and `DataError` for a run without summary.json and
     for runs that were not scored on the same cases, organs, rules and tolerances.
     """
-    if path.is_file() and _OURS not in path.read_text(encoding="utf-8", errors="replace"):
-        raise ConfigError(f"{path}: is no page of ours, and would be written over. Move it away, or name another file.")
+    refuse_foreign(path, _OURS)
     data = [read_run(run) for run in runs]
     summaries: list[Summary] = []
     for run in data:

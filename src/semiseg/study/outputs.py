@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semiseg.files import write_text
+from semiseg.files import refuse_foreign, write_text
 from semiseg.reporting.study import (
     noticed_table,
     scored_text,
@@ -16,6 +16,17 @@ from semiseg.reporting.study import (
 from semiseg.scoring.study_results import Study
 from semiseg.scoring.tables import print_table
 from semiseg.words import counted
+
+
+_TABLE, _FIGURES, _COMPARED = "table.md", "figures.html", "compare.html"
+_SIGN = "semiseg"
+"""All three name the program."""
+
+
+def refuse_other_files(output: Path, results: Path) -> None:
+    """Raise `ConfigError` where the tables and pages of a study would replace a file that is not ours."""
+    for path in (results / _TABLE, results / _FIGURES, output / _COMPARED):
+        refuse_foreign(path, _SIGN)
 
 
 def print_study(study: Study) -> None:
@@ -35,7 +46,7 @@ def print_study(study: Study) -> None:
 
 def write_table(study: Study, results: Path) -> None:
     """Write `table.md`: quick and small, so that it can be done after every run."""
-    write_text(results / "table.md", study_markdown(study))
+    write_text(results / _TABLE, study_markdown(study))
 
 
 def write_pages(study: Study, output: Path, results: Path) -> Path:
@@ -43,5 +54,5 @@ def write_pages(study: Study, output: Path, results: Path) -> Path:
 
     What is in `results` holds no picture of a scan, so that it can be published with the numbers.
     """
-    write_study_page(study, results / "figures.html")
-    return write_study_page(study, output / "compare.html", runs=output)
+    write_study_page(study, results / _FIGURES)
+    return write_study_page(study, output / _COMPARED, runs=output)
