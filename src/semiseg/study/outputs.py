@@ -17,7 +17,6 @@ from semiseg.scoring.study_results import Study
 from semiseg.scoring.tables import print_table
 from semiseg.words import counted
 
-
 _TABLE, _FIGURES, _COMPARED = "table.md", "figures.html", "compare.html"
 _SIGN = "semiseg"
 """All three name the program."""
