@@ -23,6 +23,7 @@ from semiseg.data.sampling import (
 from semiseg.errors import ConfigError
 from semiseg.geometry import Box
 from semiseg.io.store import StoredCase
+from semiseg.methods.pseudo_rounds import first_true
 from semiseg.randomness import Draw
 from semiseg.types import Shape
 
@@ -203,14 +204,33 @@ def test_accepted_cases_have_a_share_of_their_own() -> None:
     assert all(
         (one.case >= 2) + (two.case >= 2) == 1 for one, two in zip(patches[::2], patches[1::2], strict=True)
     )  # one in each batch
-    # Forced ones, the second of each batch, are as often own as accepted.
-    assert Counter(patch.case >= 2 for patch in patches[1::2])[True] == 250
+    # Forced ones, the second of each batch, are as often own as accepted, but for chance: five standard deviations.
+    assert Counter(patch.case >= 2 for patch in patches[1::2])[True] == pytest.approx(250, abs=56)
     # Fewer than their share are drawn as often as others: one of three is a third.
     few = Counter(patch.case for patch in drawn(0.5, cases[:3]))
     assert [few[i] for i in range(3)] == pytest.approx([333] * 3, abs=60)
     assert all(patch.case < 2 for patch in drawn(0.0, cases))
     # Organs that only accepted cases hold are still drawn from them.
     assert sum(_holds(patch.box, (10, 20, 3)) for patch in drawn(0.5, cases) if patch.case >= 2) > 100
+
+
+@pytest.mark.parametrize("batch", range(2, 9))
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.1])
+def test_rounds_learn_from_their_share_of_accepted_cases_and_of_organs(batch: int, share: float) -> None:
+    """Of the samples whose true labels a round keeps. Both shares are drawn for every so many samples, so they must not
+    fall on the others."""
+    own, accepted = [[_case(f"{name}{i}", classes={1: ((5, 5, 5),)}) for i in range(9)] for name in ("own", "accepted")]
+    cases, chosen = [*own, *accepted], SamplingSettings(accepted_share=share)
+    reviewed = reviewed_cases(cases, {case.id for case in accepted}, chosen)
+    holders, kept = cases_by_class(cases), []
+    for step in range(400):
+        for sample in range(first_true(step, batch), batch, 2):
+            patch = labelled_patch(cases, holders, PATCH, Draw(0, step, sample), batch, chosen, reviewed)
+            kept.append((patch.case >= 9, is_forced(step * batch + sample, chosen.foreground_fraction)))
+    accepted_on_organ = np.mean([one for one, on_organ in kept if on_organ])
+    # By lot: five standard deviations of 400 samples, and of 200 with an organ.
+    assert np.mean(kept, axis=0) == pytest.approx([share, 0.5], abs=0.125)
+    assert accepted_on_organ == pytest.approx(share, abs=0.18)
 
 
 def test_patches_of_labels_that_are_mostly_ignored_lie_on_a_class() -> None:

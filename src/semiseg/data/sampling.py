@@ -131,7 +131,9 @@ def labelled_patch(
     among: Sequence[int] = range(len(cases))
     if reviewed is not None:
         part = reviewed.others
-        turned = draw.step * batch + (draw.sample + draw.step) % batch  # or it would be those with foreground
+        # By lot which of a batch they are: they would fall on those with foreground, or on those without.
+        turn = int(draw.at(sample=0).generator("which are accepted").integers(batch))
+        turned = draw.step * batch + (draw.sample + turn) % batch
         if reviewed.accepted.cases and is_forced(turned, reviewed.share):
             part = reviewed.accepted
         among, holders = part.cases, part.holders

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from semiseg.losses import marginal_loss
-from semiseg.methods.base import HIDDEN, Batch, UnlabelledBatch
+from semiseg.methods.base import HIDDEN, Batch, Judged, UnlabelledBatch
 from semiseg.methods.phases import Phases
 from semiseg.methods.pretraining import PretrainedMethod
 from semiseg.methods.settings import PseudoRoundsSettings
@@ -51,6 +51,12 @@ def round_starts(phases: Phases, rounds: int, shortest: float) -> tuple[tuple[in
     starts = starts or possible[-1:]
     snapshots = [phases.timeline.step_at(phases.pretrain + SNAPSHOT * (begin - phases.pretrain)), *possible]
     return tuple(starts), tuple(step for step in snapshots if step not in starts)
+
+
+def first_true(step: int, batch: int) -> int:
+    """Every second patch of a batch, that of all ranks, has its true label: which is the first. It changes every other
+    step, not every step: organs and accepted labels are drawn for every so many samples, and would fall on others."""
+    return step // 2 % 2 if batch > 1 else 0
 
 
 def _end(phases: Phases) -> float:
@@ -88,6 +94,11 @@ class PseudoRounds(PretrainedMethod[PseudoRoundsSettings]):
         """As `PretrainedMethod.learns_from_unlabelled`."""
         return super().learns_from_unlabelled(step) and self._starts[0] <= step < self.turns[1]
 
+    def judged(self, step: int) -> Judged:
+        """As `PretrainedMethod.judged`; by the loss that rounds have, trusted or not."""
+        judged = super().judged(step)
+        return judged if self.is_pretraining(step) else Judged(judged.network, "labelled_loss")
+
     @property
     def turns(self) -> Sequence[int]:
         """As `Method.turns`."""
@@ -114,9 +125,7 @@ class PseudoRounds(PretrainedMethod[PseudoRoundsSettings]):
             self._remember()
         if unlabelled is None or unlabelled.labels is None:
             return self.labelled_step(labelled)
-        # Every second patch of the whole batch, whichever is first: patches on organs and anywhere come in turn.
-        first = draw.step % 2 if len(labelled.images) * size() > 1 else 0
-        first = (first - draw.sample) % 2
+        first = (first_true(draw.step, len(labelled.images) * size()) - draw.sample) % 2
         true, strong = Batch(labelled.images[first::2], labelled.labels[first::2]), unlabelled.strong[first::2]
         count, labels = len(true.images), unlabelled.labels[first::2]
         logits = self.student.logits(torch.cat([true.images, strong]))
