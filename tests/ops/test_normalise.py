@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from semiseg.ops.normalise import dark_limit, mean_and_deviation, normalise_ct, normalise_zscore
 
@@ -51,3 +52,12 @@ def test_the_mean_of_what_is_not_dark_does_not_see_a_margin() -> None:
     np.testing.assert_allclose((mean, deviation), (tissue.mean(), tissue.std()), rtol=1e-6)
     constant = np.full((2, 3, 4), 5.0, dtype=np.float32)
     assert mean_and_deviation(lambda: [constant], above=dark_limit(constant)) == (5.0, 0.0)
+
+
+@pytest.mark.parametrize("bright", [1.0, 0.7, 3e5])
+def test_a_mask_is_normalised_by_all_of_its_voxels(bright: float) -> None:
+    """What is not dark has one value there, and no deviation."""
+    mask = np.zeros((4, 10, 10), dtype=np.float32)
+    mask[1:3, 2:8, 2:8] = bright
+    mean, deviation = mean_and_deviation(lambda: [mask], above=dark_limit(mask))
+    np.testing.assert_allclose((mean, deviation), (mask.mean(dtype=float), mask.std(dtype=float)), rtol=1e-6)

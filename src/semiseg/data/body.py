@@ -14,12 +14,14 @@ from semiseg.types import AnyArray, BoolArray, FloatArray, Shape
 _COARSE_AXIS_VOXELS = 96
 _SMALLEST_PART = 0.01
 _AIR_HU, _DENSE_HU = -1024.0, 500.0
+_TISSUE_HU = -200.0
+"""What is denser is body in any CT: fat begins at some -150."""
 
 
 def body_locations(
     channel: RawChannel, shape_out: Shape, *, ct: bool, count: int, generator: np.random.Generator
 ) -> tuple[Shape, ...]:
-    """Up to `count` voxels `(z, y, x)` of a grid of `shape_out` that lie in the body.
+    """Up to `count` voxels `(z, y, x)` of a grid of `shape_out` that lie in the body, with its ends along each axis.
 
     The mask is made on every n-th voxel, at most 96 an axis, since places need no fine outline. channel:
     `(Z, Y, X)` on the scan's own grid. ct: intensities are Hounsfield units.
@@ -28,6 +30,8 @@ def body_locations(
     mask = body_mask(coarse, ct=ct)
     occupied = np.argwhere(mask if mask.any() else np.ones_like(mask))
     chosen = generator.choice(len(occupied), min(count, len(occupied)), replace=False)
+    ends = np.concatenate([occupied.argmin(0), occupied.argmax(0)])[: len(chosen)]
+    chosen[: len(ends)] = ends  # a thin end would be met by chance, and is labelled only if it is known
     source = occupied[chosen] * steps + [step // 2 for step in steps]
     # The voxel of the output grid that holds the centre of the source voxel.
     place = ((source + 0.5) * np.divide(shape_out, channel.stored.shape)).astype(int)
@@ -79,12 +83,12 @@ def body_parts(channel: FloatArray) -> BoolArray:
 
 def body_mask(channel: FloatArray, *, ct: bool) -> BoolArray:
     """The body `(Z, Y, X)`: in CT the components above Otsu's threshold that are at least 1 % of the largest, so also a
-    second leg; otherwise all above the mean."""
+    second leg; otherwise all above the mean. In a crop without air Otsu's threshold would tell bone from tissue."""
     if not ct:
         return np.asarray(channel > channel.mean(dtype=np.float64))
     # Padding far below air would be a third mode that draws the threshold to itself.
     bounded = np.clip(channel, _AIR_HU, _DENSE_HU)
-    components, count = ndimage.label(bounded > otsu_threshold(bounded))
+    components, count = ndimage.label(bounded > min(otsu_threshold(bounded), _TISSUE_HU))
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
     parts = (sizes >= _SMALLEST_PART * sizes.max()) & (sizes > 0)

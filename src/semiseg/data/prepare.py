@@ -40,7 +40,7 @@ from semiseg.ops.resample import keep_known, resample_label
 from semiseg.randomness import Draw
 from semiseg.types import BoolArray, FloatArray, LabelArray, Shape
 
-PREPARATION_VERSION = 7
+PREPARATION_VERSION = 8
 """Raised whenever the same scan and plan would be stored differently, so that old stores are made anew."""
 MAX_LOCATIONS = 512
 Progress = Callable[[int, int, str], None]

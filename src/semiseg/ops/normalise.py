@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from semiseg.types import FloatArray
 
 SMALLEST_DEVIATION = 1e-8
 DARK_SHARE = 0.1
+_ONE_VALUE = 1e-6
+"""Of what voxels lie above the dark by: they vary by less than this share if all have one value."""
 
 
 def normalise_ct(image: FloatArray, *, low: float, high: float, mean: float, deviation: float) -> FloatArray:
@@ -31,7 +33,7 @@ def normalise_zscore(image: FloatArray, *, mean: float, deviation: float) -> Flo
 
 def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]], above: float = -inf) -> tuple[float, float]:
     """The mean and the deviation of a scan that comes in pieces, once for each of the two; of its voxels above a value,
-    or of all where none is.
+    or of all where none is, or where those have one value: a mask as a second channel, say.
 
     Both are summed in float64: intensities of MRI reach 1e6, where float32 sums of millions of voxels lose digits.
     """
@@ -44,7 +46,10 @@ def mean_and_deviation(pieces: Callable[[], Iterable[FloatArray]], above: float 
         return mean_and_deviation(pieces)
     mean = total / count
     squares = sum(float(np.square(piece[piece > above] - mean, dtype=np.float64).sum()) for piece in pieces())
-    return mean, sqrt(squares / count)
+    deviation = sqrt(squares / count)
+    if isfinite(above) and deviation <= _ONE_VALUE * (mean - above):
+        return mean_and_deviation(pieces)
+    return mean, deviation
 
 
 def dark_limit(values: FloatArray) -> float:
