@@ -261,7 +261,8 @@ def _predicted_and_reported(run: Path, *, quiet: bool) -> Path:
             raise DataError(
                 f"{counted(len(failed), 'test case')} could not be predicted (the others are kept):\n  "
                 + "\n  ".join(failed)
-                + "\nMend these files and run the same command again, which goes on from here."
+                + "\nMend these files, or move them out of the data folder. Then give the same command again: it goes "
+                "on from here."
             )
         if any(case.label for case in cases):
             evaluate_run(run, quiet=quiet)

@@ -404,7 +404,12 @@ def test_empty_labels_and_classes_that_nobody_labelled(tmp_path: Path) -> None:
     assert (problem.severity, problem.file) == ("warning", "labelsTr/a.nii.gz")
     for name in "abc":
         save(root / "labelsTr" / f"{name}.nii.gz", label(1))
-    assert "No training label contains spleen (2)" in only_problem(check(root)).text
+    text = "No training label contains spleen (2): it cannot be learned. Label it, or take it off the list."
+    assert only_problem(check(root)).text == text
+    for name in "abc":
+        save(root / "labelsTr" / f"{name}.nii.gz", label(2))
+    text = "Label it, or take it off the list, and renumber the classes above without a gap."
+    assert only_problem(check(root)).text.endswith(text)
     for name in "abc":
         (root / "labelsTr" / f"{name}.nii.gz").unlink()
     problem = only_problem(check(root))

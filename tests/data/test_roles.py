@@ -147,6 +147,9 @@ def test_excluded_cases_are_not_learnt_from(tmp_path: Path) -> None:
     file.write_text("nobody\n")
     with pytest.raises(ConfigError, match=r"data\.exclude = .*exclude\.txt: nobody is no training case of data"):
         roles_of(dataset(), DataSettings(exclude=str(file)))
+    file.write_text("t0\n")
+    with pytest.raises(ConfigError, match=r"t0 is a test case\. .* move its scan out of the data folder"):
+        roles_of(dataset(), DataSettings(exclude=str(file)))
     with pytest.raises(ConfigError, match=r"data\.exclude = /no/where: cannot be read .* an id a line"):
         roles_of(dataset(), DataSettings(exclude="/no/where"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -571,6 +572,18 @@ def test_plain_counts_the_classes(tmp_path: Path) -> None:
     assert ids(dataset, labelled=True) == ["a", "b"]
     assert ids(dataset, labelled=False) == ["c"]
     assert ids(dataset, "test") == ["d"]
+
+
+def test_plain_labels_of_other_names_are_named(tmp_path: Path) -> None:
+    scans(tmp_path, "images/a_ct", "labels/a_seg")
+    with pytest.raises(DataError, match=r"a_seg.nii.gz: no label has the name of a scan.* called a_ct.nii.gz"):
+        read_dataset(tmp_path)
+
+
+def test_a_name_is_the_same_as_linux_and_as_a_mac_write_it(tmp_path: Path) -> None:
+    scans(tmp_path, "images/" + unicodedata.normalize("NFC", "Müller"))
+    scan(tmp_path / "labels" / (unicodedata.normalize("NFD", "Müller") + ".nii.gz"), np.ones((3, 4, 5), np.uint8))
+    assert ids(read_dataset(tmp_path), labelled=True) == ["Müller"]
 
 
 def test_plain_names_that_end_in_numbers_are_read_alike_in_all_folders(tmp_path: Path) -> None:

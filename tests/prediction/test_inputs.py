@@ -74,10 +74,20 @@ def test_names_that_sub_folders_share_get_the_folder_in_front(tmp_path: Path) ->
     touch(tmp_path / "in", "ct.nii.gz")
     touch(tmp_path / "in" / "ann", "ct.nii.gz", "other.nii.gz")
     touch(tmp_path / "in" / "bob" / "day2", "ct.nii")
-    assert list(found(tmp_path / "in")) == ["ann_ct", "bob_day2_ct", "ct", "other"]
+    assert list(found(tmp_path / "in")) == ["ann_ct", "bob_day2", "ct", "other"]
     touch(tmp_path / "in", "ann_ct.nii.gz")
     with pytest.raises(DataError, match=r"ann_ct\.nii\.gz: .*ann/ct\.nii\.gz has the id ann_ct too"):
         find_scans([tmp_path / "in"])
+
+
+def test_scans_of_a_set_of_masks_are_called_as_its_cases(tmp_path: Path) -> None:
+    """By their folders, as the data set calls them."""
+    touch(tmp_path / "s1", "ct.nii.gz")
+    touch(tmp_path / "s1" / "segmentations", "liver.nii.gz")
+    touch(tmp_path / "s2", "ct.nii.gz", "mri.nii.gz")
+    touch(tmp_path / "s3", "mri.nii.gz")
+    touch(tmp_path / "s4", "t1.nii.gz")
+    assert list(found(tmp_path)) == ["s1", "s2_ct", "s2_mri", "s3", "t1"]
 
 
 def test_label_maps_and_predictions_in_sub_folders_are_no_scans(tmp_path: Path) -> None:

@@ -163,9 +163,16 @@ def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark
     if not any(value in m for m in maps for value in dataset.labels.organs):
         text = "every training label is empty: no voxel has a class, so nothing can be learned. Restore the labels."
         return [("error", dataset.root, text)]
-    unseen = [f"{name} ({value})" for value, name in dataset.labels.organs.items() if not any(value in m for m in maps)]
-    text = f"no training label contains {', '.join(unseen)}: it cannot be learned. Label it, or take it off the list."
-    return [("warning", dataset.root, text)] if unseen else []
+    unseen = [value for value in dataset.labels.organs if not any(value in m for m in maps)]
+    if not unseen:
+        return []
+    it = "it" if len(unseen) == 1 else "they"
+    them = "it" if len(unseen) == 1 else "them"
+    gap = any(value > unseen[0] for value in dataset.labels.organs if value not in unseen)
+    remedy = f"take {them} off the list" + (", and renumber the classes above without a gap" if gap else "")
+    named = ", ".join(f"{dataset.labels.organs[value]} ({value})" for value in unseen)
+    text = f"no training label contains {named}: {it} cannot be learned. Label {them}, or {remedy}."
+    return [("warning", dataset.root, text)]
 
 
 def _unlabelled(facts: Sequence[CaseFacts], root: Path) -> list[Remark]:

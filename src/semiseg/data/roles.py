@@ -62,7 +62,8 @@ class DataSettings:
     patients: str = BIDS
     """Which scans are of one patient: a regular expression for the beginning of an id that names the patient, such as
     `.+(?=_)` for P01_1 and P01_2. Then folds and held-back scans part no patient, nothing is learnt from any scan of a
-    patient who scores the run, and intervals are over patients."""
+    patient who is held back, and intervals are over patients. That a patient of the test scans is trained on is said
+    by `check`."""
     development: int = 0
     """For choosing settings: the last so many labelled training cases of `splits.json` (or by name) are scored in the
     place of the test cases, which are then left alone, and neither their labels nor their images are trained on."""
@@ -305,6 +306,11 @@ def _known_ids(file: str, key: str, dataset: Dataset) -> list[str]:
     """The same; raises `ConfigError` for one that is no training case."""
     ids = read_ids(file, key)
     known = {case.id for case in dataset.cases if case.split == "train"}
+    if tests := [case.id for case in dataset.cases if case.split == "test" and case.id in ids and case.id not in known]:
+        raise ConfigError(
+            f"data.{key} = {file}: {tests[0]} is a test case. A list is of training cases: to leave a test case out, "
+            "move its scan out of the data folder."
+        )
     if unknown := [case for case in ids if case not in known]:
         raise ConfigError(f"data.{key} = {file}: {unknown[0]} is no training case of {dataset.root}. Mend the list.")
     return ids

@@ -4,6 +4,7 @@ the names of the files that are written."""
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -62,8 +63,9 @@ def is_written(path: str | Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """The file's name without the ending of its format, in any letter case; the name itself where it has another."""
-    return path.name[: len(path.name) - len(ending(path))]
+    """The file's name without the ending of its format, in any letter case; the name itself where it has another.
+    Letters with accents are one sign each, as Linux writes them: a Mac writes two, and the name is the same."""
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(ending(path))])
 
 
 def label_map(folder: Path, case: str) -> Path:

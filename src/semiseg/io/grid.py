@@ -122,7 +122,7 @@ def checked_grid(
     """
     shape = tuple(shape)
     if len(shape) not in (3, 4):
-        raise DataError(f"{path}: {len(shape)}D {shape}, but a 3D scan is expected.")
+        raise DataError(f"{path}: {len(shape)}D {shape}, but a 3D scan is expected. Remove it.")
     if min(shape) < 1:
         raise DataError(f"{path}: the header gives the shape {shape}, which holds no voxels. Restore the file.")
     if not _invertible(affine):

@@ -208,7 +208,7 @@ def why_damaged(error: BaseException) -> str:
     """What to say of voxels that cannot be read."""
     is_checksum = isinstance(error, gzip.BadGzipFile) and any(word in str(error) for word in ("CRC", "length"))
     told = f"they do not fit the checksum at the end of the file: {error}" if is_checksum else first_line(error)
-    return f"the voxels cannot be read ({told}); the file is damaged or truncated."
+    return f"the voxels cannot be read ({told}); the file is damaged or truncated. Restore it or remove it."
 
 
 def first_line(error: BaseException) -> str:

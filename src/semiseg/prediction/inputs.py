@@ -24,6 +24,7 @@ from semiseg.io.file_kinds import (
     what_it_holds,
     why_unread,
 )
+from semiseg.io.layouts.masks import SCANS
 from semiseg.io.layouts.series import labelled_name
 
 _CHANNEL = re.compile(r"(?P<id>.+)_(?P<channel>\d{4})$")
@@ -65,7 +66,8 @@ def find_scans(
     """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
 
     Of folders also the sub-folders are read, but for those of label maps and of predictions. Where scans of several
-    sub-folders share a name, that of the sub-folder stands in front of the id. Numbers that do not run from 0000 on
+    sub-folders share a name, that of the sub-folder stands in front of the id; where each is `ct` or `mri` alone in its
+    sub-folder, it is the id. Numbers that do not run from 0000 on
     without a gap belong to the names: they are no channels. output: a folder that is not looked into. say: told of each
     file that is not read, the first five.
 
@@ -260,9 +262,12 @@ def _by_id(scans: Sequence[tuple[str, Scan]]) -> list[Scan]:
     """Scans sorted by their ids, which are made unique by the names of sub-folders. Raises `DataError` where they
     cannot be."""
     uses = Counter(scan.id for _, scan in scans)
+    in_folder = Counter(sub_folder for sub_folder, _ in scans)
     by_id: dict[str, Scan] = {}
     for sub_folder, found in scans:
         scan = replace(found, id=f"{sub_folder}_{found.id}") if sub_folder and uses[found.id] > 1 else found
+        if sub_folder and found.id in SCANS and in_folder[sub_folder] == 1:  # a set of masks calls cases by folders
+            scan = replace(found, id=sub_folder)
         if scan.id in by_id:
             raise DataError(_same_id(scan, by_id[scan.id].images[0]))
         by_id[scan.id] = scan

@@ -127,9 +127,10 @@ def _grouped(files: list[Path], text: str) -> tuple[Path, str]:
 def note_other_folders(root: Path, read: Collection[str], remarks: list[Remark]) -> None:
     """Add the sub-folders of a dataset's root that hold scans and are not read, and scans in the root itself.
 
-    read: names of the sub-folders that are.
+    read: names of the sub-folders, and of files in the root, that are.
     """
-    loose = [entry for entry in visible(root) if entry.is_file() and kind_of(entry) in ("scan", "dicom", "volume")]
+    files = [entry for entry in visible(root) if entry.is_file() and entry.name not in read]
+    loose = [file for file in files if kind_of(file) in ("scan", "dicom", "volume")]
     if loose:
         names = shortened([file.name for file in loose])
         text = f"{counted(len(loose), 'scan')} beside the folders, not read: {names}. Move what is meant into a folder."

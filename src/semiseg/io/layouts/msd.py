@@ -43,7 +43,7 @@ def read_msd(root: Path, choice: SeriesChoice) -> Found:
     cases += _unlisted(root, cases, problems)
     cases += unlabelled_series(root, choice, problems, remarks)
     used = [path for case in cases for path in (*case.images, case.label) if path is not None]
-    note_other_folders(root, folders + [path.relative_to(root).parts[0] for path in used], remarks)
+    note_other_folders(root, {*folders, *(path.relative_to(root).parts[0] for path in used)}, remarks)
     note_training_count(description, file, cases, remarks)
     return Found(
         name=str(description.get("name", root.name)),

@@ -119,7 +119,14 @@ def _labels(root: Path, description: dict[str, Any], cases: list[Case]) -> Label
     file = root / "labels.json"
     if file.is_file():
         return parse_labels(read_object(file), file)
-    return labels_found(root / LABELS, [case.label for case in cases if case.label is not None])
+    named = [case.label for case in cases if case.label is not None]
+    if not named and cases and (files := scan_files(root / LABELS)):
+        of_slicer = " 3D Slicer's ending .seg.nrrd is no name: save them as .nrrd." if ".seg." in files[0].name else ""
+        raise DataError(
+            f"{files[0]}: no label has the name of a scan, and a scan is called {cases[0].images[0].name}. Give a scan "
+            f"and its label the same name.{of_slicer}"
+        )
+    return labels_found(root / LABELS, named)
 
 
 def labels_found(folder: Path, files: list[Path], *, remedy: str = "") -> LabelScheme:
