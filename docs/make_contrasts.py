@@ -18,7 +18,7 @@ PICTURE = DOCS / "assets" / "contrasts.svg"
 STUDIES = {
     "hippocampus_converged": "hippocampus",
     "head_neck_converged": "head and neck",
-    "left_atrium_by_minutes": "left atrium, 8 minutes",
+    "left_atrium_converged": "left atrium",
     "acdc_mixed_converged": "ACDC, all groups",
     "acdc_one_disease_converged": "ACDC, one disease",
 }
