@@ -90,6 +90,17 @@ def test_scans_of_a_set_of_masks_are_called_as_its_cases(tmp_path: Path) -> None
     assert list(found(tmp_path)) == ["s1", "s2_ct", "s2_mri", "s3", "t1"]
 
 
+def test_a_label_map_beside_its_scan_is_no_scan(tmp_path: Path) -> None:
+    for patient in ("p1", "p2"):
+        touch(tmp_path / patient, "image.nii.gz", "Label.nii.gz")
+    touch(tmp_path / "p3", "mask.nii.gz")
+    said: list[str] = []
+    scans = find_scans([tmp_path], say=said.append)
+    assert [scan.id for scan in scans] == ["mask", "p1_image", "p2_image"]
+    why = "not read: a label map, by its name. If it is a scan, name this file."
+    assert said == [f"{tmp_path / patient / 'Label.nii.gz'}: {why}" for patient in ("p1", "p2")]
+
+
 def test_label_maps_and_predictions_in_sub_folders_are_no_scans(tmp_path: Path) -> None:
     touch(tmp_path / "imagesTs", "a_0000.nii.gz")
     touch(tmp_path / "labelsTs", "a.nii.gz")

@@ -510,10 +510,12 @@ def test_what_is_doubtful_of_a_header_is_told(model: Model, tmp_path: Path) -> N
     save(tmp_path / "in" / "good.nii.gz", affine)
     save(tmp_path / "in" / "guess.nii.gz", affine, codes=(0, 0))
     save(tmp_path / "in" / "metres.nii.gz", affine * np.array([[1e-3], [1e-3], [1e-3], [1]]))
-    slab = nib.Nifti1Image(np.zeros((60, 60, 1), np.int16), affine)  # thin, not small
-    nib.save(slab, tmp_path / "in" / "slab.nii.gz")
+    for name, slices in (("slab", 2), ("slice", 1)):  # thin, not small
+        image = nib.Nifti1Image(np.zeros((60, 60, slices), np.int16), affine)
+        nib.save(image, tmp_path / "in" / f"{name}.nii.gz")
     doubts = {outcome.id: outcome.doubts for outcome in predict(model, tmp_path / "in", tmp_path / "out")}
     assert (doubts["good"], doubts["slab"]) == ((), ())
+    assert doubts["slice"] == ("the scan is one slice, and the model learnt volumes: do not trust its labels unseen.",)
     assert "left and right are a guess" in doubts["guess"][0]
     assert "Look whether the voxels of (0.002, 0.0015, 0.001) mm" in doubts["metres"][0]
 

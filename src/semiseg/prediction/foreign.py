@@ -16,7 +16,10 @@ _SMALL = 3.0
 
 
 def size_doubt(grid: Grid, plan: Plan) -> str:
-    """A sentence where the header of a scan makes it much smaller than a patch of the plan; else empty."""
+    """A sentence where the header of a scan makes it much smaller than a patch of the plan, or a single slice; else
+    empty."""
+    if min(grid.shape_zyx) == 1 < min(plan.patch):
+        return "the scan is one slice, and the model learnt volumes: do not trust its labels unseen."
     extent_mm = [n * mm for n, mm in zip(grid.shape_zyx, grid.spacing_mm, strict=True)]
     patch_mm = [n * mm for n, mm in zip(plan.patch, plan.spacing_mm, strict=True)]
     if any(_SMALL * mine >= patch for mine, patch in zip(extent_mm, patch_mm, strict=True)):

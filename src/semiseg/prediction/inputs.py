@@ -32,6 +32,7 @@ _LABEL_FOLDER = re.compile(
     r"(labels|masks|segmentations).*|(label|mask|segmentation)(Tr|Ts|Un)?([^a-z].*)?", re.IGNORECASE
 )
 """Not `labelled` and `masked`, which scans are."""
+_LABEL_FILE = re.compile(r"labels?|seg|segmentation|mask", re.IGNORECASE)
 _SHOWN = 5
 """So many files that are not read are named, and then how many more there are."""
 
@@ -218,7 +219,10 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
             zips.append(file)
         elif why := why_unread(file):
             unread.append(f"{file}: {why}")
-    return files, slices, zips, skipped + unread
+    scans = Counter(file.parent for file, _ in files if not _LABEL_FILE.fullmatch(stem(file)))
+    labels = [file for file, _ in files if _LABEL_FILE.fullmatch(stem(file)) and scans[file.parent]]
+    skipped += [f"{file}: not read: a label map, by its name. If it is a scan, name this file." for file in labels]
+    return [(file, name) for file, name in files if file not in labels], slices, zips, skipped + unread
 
 
 def _why_closed(folder: Path) -> str:
