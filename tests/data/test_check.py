@@ -374,7 +374,11 @@ def test_channels(tmp_path: Path) -> None:
     shifted = AFFINE.copy()
     shifted[1, 3] = 2.0
     save(root / "imagesUn" / "d_0001.nii.gz", image(31), shifted)
-    found = [(problem.severity, problem.file) for problem in check(root).problems]
+    problems = check(root).problems
+    assert problems[0].text.endswith(
+        "1 channel, but the dataset names 2 (T1, T2). Add b_0001 (T2), or remove the case."
+    )
+    found = [(problem.severity, problem.file) for problem in problems]
     assert found == [
         ("error", "imagesTr/b_0000.nii.gz"),
         ("error", "imagesUn/d_0001.nii.gz"),

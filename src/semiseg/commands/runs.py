@@ -165,11 +165,12 @@ class Rank(WorksOnCases):
                 f"{counted(doubt['organs'], 'organ')}"
             )
         print(f"All {len(order)} are in {self.run}/ranking.csv.")
+        shows = "which shows them" + (", the most doubtful first" if self.by != "random" else "")
         if not (self.run / PSEUDO_LABELS).is_dir():
             say(f"Next: semiseg predict {self.run} --unlabelled, which writes the labels to be judged,", self.quiet)
-            say(f"then semiseg view {self.run}, which shows them, the most doubtful first.", self.quiet)
+            say(f"then semiseg view {self.run}, {shows}.", self.quiet)
         else:
-            say(f"Next: semiseg view {self.run}, which shows them, the most doubtful first.", self.quiet)
+            say(f"Next: semiseg view {self.run}, {shows}.", self.quiet)
         return 0
 
 

@@ -145,7 +145,11 @@ def _form_fits(grids: list[Grid], case: Case, dataset: Dataset, remarks: list[Re
         text = f"4D with {channels} volumes, but a 3D scan is expected. Keep one volume, or name all channels."
     else:
         names = ", ".join(dataset.channels)
-        text = f"{counted(channels, 'channel')}, but the dataset names {wanted} ({names}). Add or remove channels."
+        remedy = "Add or remove channels."
+        if len(case.images) == channels < wanted:
+            missing = [f"{case.id}_{n:04d} ({dataset.channels[n]})" for n in range(channels, wanted)]
+            remedy = f"Add {', '.join(missing)}, or remove the case."
+        text = f"{counted(channels, 'channel')}, but the dataset names {wanted} ({names}). {remedy}"
     remarks.append(("error", file, text))
     return False
 
