@@ -574,6 +574,23 @@ def test_plain_counts_the_classes(tmp_path: Path) -> None:
     assert ids(dataset, "test") == ["d"]
 
 
+def test_listed_files_in_the_root_are_not_called_unread(tmp_path: Path) -> None:
+    scans(tmp_path, "p0", "p1", "loose")
+    scan(tmp_path / "p0_label.nii.gz", np.ones((3, 4, 5), np.uint8))
+    pair = {"image": "./p0.nii.gz", "label": "./p0_label.nii.gz"}
+    lists = {
+        "training": [pair],
+        "test": ["./p1.nii.gz"],
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "a"},
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    dataset = read_dataset(tmp_path, layout="msd")
+    assert (ids(dataset), ids(dataset, "test")) == (["p0"], ["p1"])
+    texts = [text for _, _, text in dataset.remarks if "beside the folders" in text]
+    assert texts == ["1 scan beside the folders, not read: loose.nii.gz. Move what is meant into a folder."]
+
+
 def test_plain_labels_of_other_names_are_named(tmp_path: Path) -> None:
     scans(tmp_path, "images/a_ct", "labels/a_seg")
     with pytest.raises(DataError, match=r"a_seg.nii.gz: no label has the name of a scan.* called a_ct.nii.gz"):
