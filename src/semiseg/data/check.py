@@ -166,8 +166,7 @@ def _unseen_classes(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Remark
     unseen = [value for value in dataset.labels.organs if not any(value in m for m in maps)]
     if not unseen:
         return []
-    it = "it" if len(unseen) == 1 else "they"
-    them = "it" if len(unseen) == 1 else "them"
+    it, them = ("it", "it") if len(unseen) == 1 else ("they", "them")
     gap = any(value > unseen[0] for value in dataset.labels.organs if value not in unseen)
     remedy = f"take {them} off the list" + (", and renumber the classes above without a gap" if gap else "")
     named = ", ".join(f"{dataset.labels.organs[value]} ({value})" for value in unseen)

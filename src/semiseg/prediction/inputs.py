@@ -67,10 +67,9 @@ def find_scans(
     """Group `ID_0000.nii.gz`, `ID_0001.nii.gz` (channels) or `ID.nii.gz` into scans, sorted by id.
 
     Of folders also the sub-folders are read, but for those of label maps and of predictions. Where scans of several
-    sub-folders share a name, that of the sub-folder stands in front of the id; where each is `ct` or `mri` alone in its
-    sub-folder, it is the id. Numbers that do not run from 0000 on
-    without a gap belong to the names: they are no channels. output: a folder that is not looked into. say: told of each
-    file that is not read, the first five.
+    sub-folders share a name, that of the sub-folder stands in front of the id; where a scan is `ct` or `mri` and alone
+    in its sub-folder, it is the id. Numbers that do not run from 0000 on without a gap belong to the names: they are no
+    channels. output: a folder that is not looked into. say: told of each file that is not read, the first five.
 
     A folder, a zip or a file of DICOM gives a scan for each series, whose id is the hash of the SeriesInstanceUID, or
     in a data set's folder of images the name of its label. series: UID, id, part of a description, or `all`, where one
@@ -220,7 +219,7 @@ def _in_folder(folder: Path, output: Path | None) -> tuple[list[tuple[Path, str]
         elif why := why_unread(file):
             unread.append(f"{file}: {why}")
     scans = Counter(file.parent for file, _ in files if not _LABEL_FILE.fullmatch(stem(file)))
-    labels = [file for file, _ in files if _LABEL_FILE.fullmatch(stem(file)) and scans[file.parent]]
+    labels = dict.fromkeys(file for file, _ in files if _LABEL_FILE.fullmatch(stem(file)) and scans[file.parent])
     skipped += [f"{file}: not read: a label map, by its name. If it is a scan, name this file." for file in labels]
     return [(file, name) for file, name in files if file not in labels], slices, zips, skipped + unread
 
